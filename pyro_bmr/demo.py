@@ -1,0 +1,285 @@
+"""The main job from end to end: train a Bayesian network by plain Pyro, reduce it, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from matplotlib.figure import Figure
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal, init_to_sample
+from pyro.nn import PyroModule, PyroSample
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from pyro_bmr.reduction import Reduction
+
+
+class Regression(PyroModule):
+    """A D-H-1 ReLU network with unit Gaussian priors and a Gamma(1, 1) noise precision.
+
+    Parameters
+    ----------
+    inputs : int
+        D.
+    hidden : int
+        H.
+
+    Examples
+    --------
+    >>> Regression(10, 50)(torch.zeros(4, 10)).shape
+    torch.Size([4])
+    """
+
+    def __init__(self, inputs: int, hidden: int = 50) -> None:
+        super().__init__()
+        self.fc1 = PyroModule[nn.Linear](inputs, hidden)
+        self.fc2 = PyroModule[nn.Linear](hidden, 1)
+        for layer in (self.fc1, self.fc2):
+            for name, value in list(layer.named_parameters()):
+                prior = dist.Normal(0.0, 1.0).expand(value.shape).to_event(value.dim())
+                setattr(layer, name, PyroSample(prior))
+        self.precision = PyroSample(dist.Gamma(1.0, 1.0))
+
+    def forward(self, x: Tensor, y: Tensor | None = None, total: int | None = None) -> Tensor:
+        """Predict, and observe targets where there are any.
+
+        Parameters
+        ----------
+        x : Tensor
+            Inputs, of shape ``(rows, D)``.
+        y : Tensor, optional
+            Targets, of shape ``(rows,)``.
+        total : int, optional
+            Rows of the data set of which this is a batch.
+
+        Returns
+        -------
+        Tensor
+            Mean of the targets, of shape ``(rows,)``.
+        """
+        mean = self.fc2(self.fc1(x).relu()).squeeze(-1)
+        scale = self.precision.rsqrt()
+        with pyro.plate("data", len(x)), poutine.scale(scale=(total or len(x)) / len(x)):
+            pyro.sample("obs", dist.Normal(mean, scale), obs=y)
+        return pyro.deterministic("mean", mean)
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Location and scale of columns, to go there and back.
+
+    Parameters
+    ----------
+    loc, scale : Tensor
+        One a column.
+
+    Examples
+    --------
+    >>> Standardization.of(torch.tensor([[1.0], [3.0]])).apply(torch.tensor([[2.0]]))
+    tensor([[0.]])
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Standardization:
+        """Read them from data.
+
+        Parameters
+        ----------
+        values : Tensor
+            Of shape ``(rows, columns)``.
+
+        Returns
+        -------
+        Standardization
+            That makes these columns have mean 0 and standard deviation 1.
+        """
+        scale = values.std(0, correction=0)
+        return cls(values.mean(0), torch.where(scale > 0, scale, 1))
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Standardise.
+
+        Parameters
+        ----------
+        values : Tensor
+            Of shape ``(rows, columns)``.
+
+        Returns
+        -------
+        Tensor
+            Of the same shape.
+        """
+        return (values - self.loc) / self.scale
+
+
+def train(
+    model: Callable[..., Any],
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    progress: Progress,
+    init_loc_fn: Callable[..., Tensor] = init_to_sample,
+    init_scale: float = 0.05,
+) -> AutoNormal:
+    """Train a mean-field guide by Pyro's own SVI.
+
+    Parameters
+    ----------
+    model : callable
+        Takes inputs, targets and the number of rows.
+    x, y : Tensor
+        The data.
+    epochs, batch_size, lr
+        How to train.
+    progress : Progress
+        Where to show how far it is.
+    init_loc_fn, init_scale
+        Where the guide starts, as for ``AutoNormal``.
+
+    Returns
+    -------
+    AutoNormal
+        The trained guide.
+    """
+    guide = AutoNormal(model, init_loc_fn=init_loc_fn, init_scale=init_scale)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), Trace_ELBO())
+    for _ in progress.track(range(epochs), description=f"training, {epochs} epochs"):
+        for batch in torch.randperm(len(x)).split(batch_size):
+            svi.step(x[batch], y[batch], len(x))
+    return guide
+
+
+@torch.no_grad()
+def free_energy(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, draws: int = 500
+) -> tuple[float, float]:
+    """Estimate the free energy by Monte Carlo.
+
+    Parameters
+    ----------
+    model, guide : callable
+        A pair.
+    *args
+        Of both.
+    draws : int
+        How many.
+
+    Returns
+    -------
+    tuple of float
+        Mean and standard error, in nats.
+    """
+    elbo = Trace_ELBO()
+    losses = torch.tensor([elbo.loss(model, guide, *args) for _ in range(draws)])
+    return float(losses.mean()), float(losses.std() / draws**0.5)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over test rows and its standard error.
+
+    Parameters
+    ----------
+    mean, error : float
+        In the units of what is scored.
+
+    Examples
+    --------
+    >>> print(Score(1.0, 0.5))
+    1.000 ± 0.500
+    """
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.error:.3f}"
+
+
+def test_scores(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    y: Tensor,
+    unit: float,
+    draws: int = 500,
+) -> tuple[Score, Score]:
+    """Score predictions of unseen targets.
+
+    Parameters
+    ----------
+    model, guide : callable
+        A pair.
+    x, y : Tensor
+        Test data.
+    unit : float
+        What a target of 1 stands for; scores are in units of the original target.
+    draws : int
+        Posterior draws.
+
+    Returns
+    -------
+    tuple of Score
+        Root mean squared error and log likelihood a row, with standard errors over the rows (for
+        the former by the delta method).
+    """
+    sites = ("mean", "precision")
+    samples = Predictive(model, guide=guide, num_samples=draws, return_sites=sites)(x)
+    mean, precision = samples["mean"], samples["precision"].reshape(-1, 1)
+    square = (unit * (mean.mean(0) - y)).square()
+    rmse = float(square.mean().sqrt())
+    each = dist.Normal(mean, precision.rsqrt()).log_prob(y).logsumexp(0)
+    log_likelihood = each - torch.tensor(float(draws)).log() - torch.tensor(unit).log()
+    rows = len(y) ** 0.5
+    return (
+        Score(rmse, float(square.std() / rows / (2 * rmse))),
+        Score(float(log_likelihood.mean()), float(log_likelihood.std() / rows)),
+    )
+
+
+def plot_weights(full: AutoNormal, result: Reduction, inputs: tuple[str, ...]) -> Figure:
+    """Draw the posterior means of the first layer's weights, before and after.
+
+    Parameters
+    ----------
+    full : AutoNormal
+        The guide before the reduction.
+    result : Reduction
+        The reduction.
+    inputs : tuple of str
+        Names of the inputs.
+
+    Returns
+    -------
+    Figure
+        Of both matrices, hidden units in one order and on one colour scale.
+    """
+    before, after = (guide.median()["fc1.weight"] for guide in (full, result.guide))
+    order = result.masks["fc1.weight"].sum(1).argsort(descending=True, stable=True)
+    limit = float(before.abs().max())
+    figure, axes = plt.subplots(2, 1, figsize=(8, 5.2), sharex=True, layout="constrained")
+    titles = ("Before: all weights", f"After: {result.sparsity:.0%} pruned (blank)")
+    for ax, weights, title in zip(axes, (before, after), titles, strict=True):
+        shown = torch.where(weights == 0, torch.nan, weights)[order].T
+        image = ax.imshow(
+            shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+        )
+        ax.set_yticks(range(len(inputs)), inputs, fontsize=8)
+        ax.set_title(title, loc="left")
+        ax.set_ylabel("input")
+    axes[-1].set_xlabel("hidden unit, sorted by weights kept")
+    figure.colorbar(image, ax=axes, label="posterior mean of the weight")
+    return figure

@@ -1,0 +1,136 @@
+"""Distributions with elements at exactly zero."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class PrunedDistribution(TorchDistribution):
+    r"""Independent elements, of which some are a point mass at zero.
+
+    .. math:: \ln p(\theta) = \sum_{i \in \text{kept}} \ln p_0(\theta_i)
+              + \sum_{i \notin \text{kept}} \ln \delta(\theta_i)
+
+    A pruned element is 0 in every draw and adds exactly 0 to the log density; any other value has
+    the log density ``-inf``.
+
+    Parameters
+    ----------
+    base_dist : TorchDistribution
+        A univariate distribution with a batch shape.
+    mask : Tensor
+        Boolean, broadcasts to the batch shape; True keeps.
+    validate_args : bool, optional
+        As in any distribution.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> mask = torch.tensor([True, False])
+    >>> PrunedDistribution(dist.Normal(torch.ones(2), 1.0), mask).mean
+    tensor([1., 0.])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self, base_dist: TorchDistribution, mask: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.base_dist = base_dist
+        self.mask = mask.expand(base_dist.batch_shape)
+        super().__init__(base_dist.batch_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws carry gradients."""
+        return self.base_dist.has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The support of the kept elements."""
+        return self.base_dist.support
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, 0 where pruned."""
+        return torch.where(self.mask, self.base_dist.mean, 0)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, 0 where pruned."""
+        return torch.where(self.mask, self.base_dist.variance, 0)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008, D102
+        return torch.where(self.mask, self.base_dist.sample(sample_shape), 0)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008, D102
+        return torch.where(self.mask, self.base_dist.rsample(sample_shape), 0)
+
+    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+        spike = torch.where(value == 0, 0.0, -torch.inf)
+        return torch.where(self.mask, self.base_dist.log_prob(value), spike)
+
+    def expand(  # noqa: D102
+        self, batch_shape: torch.Size, _instance: PrunedDistribution | None = None
+    ) -> PrunedDistribution:
+        new = self._get_checked_instance(PrunedDistribution, _instance)
+        new.base_dist = self.base_dist.expand(batch_shape)
+        new.mask = self.mask.expand(batch_shape)
+        super(PrunedDistribution, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+
+def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution:
+    """Put some elements of a distribution at zero, inside whatever wraps it.
+
+    Parameters
+    ----------
+    fn : TorchDistribution
+        Independent univariate elements, in any nesting of ``to_event`` and ``mask``.
+    mask : Tensor
+        Boolean, broadcasts to ``fn.shape()``; True keeps.
+
+    Returns
+    -------
+    TorchDistribution
+        Of the same batch and event shape.
+
+    Raises
+    ------
+    ValueError
+        If the mask does not fit, or the elements of ``fn`` are not independent.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> fn = dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2)
+    >>> prune_distribution(fn, torch.zeros(2, 3, dtype=torch.bool)).sample().abs().sum()
+    tensor(0.)
+    """
+    shape = fn.shape()
+    try:
+        fits = torch.broadcast_shapes(mask.shape, shape) == shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        msg = (
+            f"a mask of shape {tuple(mask.shape)} does not fit a distribution of shape "
+            f"{tuple(shape)}. Expected the shape of the sample site"
+        )
+        raise ValueError(msg)
+    if isinstance(fn, Independent):
+        inner = prune_distribution(fn.base_dist, mask)
+        return Independent(inner, fn.reinterpreted_batch_ndims)
+    if isinstance(fn, MaskedDistribution):
+        return MaskedDistribution(prune_distribution(fn.base_dist, mask), fn._mask)
+    if fn.event_dim:
+        msg = (
+            f"elements of a {type(fn).__name__} cannot be put at zero one by one, because they "
+            "are not independent. Expected univariate elements, such as Normal(...).to_event(n)"
+        )
+        raise ValueError(msg)
+    return PrunedDistribution(fn, mask)

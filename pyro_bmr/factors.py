@@ -1,0 +1,320 @@
+"""Factors: the independent pieces of a posterior, each a Gaussian over named sample sites.
+
+ΔF adds across factors, never inside a correlated one. Both kinds of factor answer the same
+questions: what is the marginal of each element, what does dropping it by itself do, in which
+order should elements go, what did dropping these together do, and what remains.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_bmr.elimination import eliminate
+from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain, total
+from pyro_bmr.gaussian import Dense, Diagonal
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample site of the model, as its guide sees it.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    shape : torch.Size
+        Shape of its unconstrained value, at the full size of every plate.
+    event_dim : int
+        How many dimensions of that shape belong to one event.
+    support : Constraint
+        Support of the value; `torch.distributions.biject_to` leads there.
+    plates : tuple
+        Pyro's frames of the plates that it lies in.
+
+    Examples
+    --------
+    >>> Site("w", torch.Size([3])).support
+    Real()
+    """
+
+    name: str
+    shape: torch.Size
+    event_dim: int = 0
+    support: constraints.Constraint = constraints.real
+    plates: tuple[Any, ...] = ()
+
+    def constrain(self, unconstrained: Tensor) -> Tensor:
+        """Map an unconstrained value to the support.
+
+        Parameters
+        ----------
+        unconstrained : Tensor
+            A value on the real line.
+
+        Returns
+        -------
+        Tensor
+            The value of the sample site.
+        """
+        return biject_to(self.support)(unconstrained)
+
+
+@dataclass(frozen=True)
+class Factor(ABC):
+    """One Gaussian over one or more sample sites, with the prior of those that may be reduced."""
+
+    @property
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that it holds."""
+
+    @property
+    @abstractmethod
+    def log_prior(self) -> Mapping[str, Tensor]:
+        """By site, ln p(θ = 0) in nats; a site that is not here stays whole."""
+
+    @abstractmethod
+    def marginals(self) -> dict[str, Diagonal]:
+        """By site, the marginal of each element in unconstrained coordinates; 0 ± 0 if pruned."""
+
+    @abstractmethod
+    def kept(self) -> dict[str, Tensor]:
+        """By site, True where an element has not been pruned before."""
+
+    @abstractmethod
+    def with_log_prior(self, log_prior: Mapping[str, Tensor]) -> Factor:
+        """Return the factor with the prior of the sites that may be reduced."""
+
+    @abstractmethod
+    def scores(self) -> dict[str, Tensor]:
+        """By reducible site, ΔF in nats of dropping each element by itself; 0 if pruned before."""
+
+    @abstractmethod
+    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+        """By reducible site, the ΔF at which each element falls when the best one goes first.
+
+        Parameters
+        ----------
+        scores : mapping
+            What `scores` returned.
+        stop : float
+            Nats; elements beyond are not searched and get ``inf``.
+        """
+
+    @abstractmethod
+    def delta_f(self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """By site of ``masks``, its part of the joint ΔF in nats of all that is dropped."""
+
+    @abstractmethod
+    def prune(self, masks: Mapping[str, Tensor]) -> Factor:
+        """Return what remains: the posterior given that all dropped elements are 0."""
+
+
+@dataclass(frozen=True)
+class IndependentFactor(Factor):
+    """Independent Gaussians at one site, as in ``AutoNormal``.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    posterior : Diagonal
+        Of the site's shape.
+    scale_parameter : Tensor, optional
+        What the guide optimises in place of the scale: a reduced guide starts from a copy, which
+        is exact where a round trip through the constraint is not.
+    scale_constraint : Constraint
+        Leads from there to the scale.
+    mask : Tensor, optional
+        Boolean, of the site's shape, True keeps; None if nothing was pruned.
+    log_prior_at_zero : Tensor, optional
+        In nats; broadcasts to the site's shape.
+
+    Examples
+    --------
+    >>> site = Site("w", torch.Size([2]))
+    >>> q = Diagonal(torch.tensor([0.0, 3.0]), torch.ones(2))
+    >>> IndependentFactor(site, q).with_log_prior({"w": torch.tensor(-0.9189)}).scores()["w"]
+    tensor([3.8533e-05, 4.5000e+00])
+    """
+
+    site: Site
+    posterior: Diagonal
+    scale_parameter: Tensor | None = None
+    scale_constraint: constraints.Constraint = constraints.softplus_positive
+    mask: Tensor | None = None
+    log_prior_at_zero: Tensor | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The one site."""
+        return (self.site,)
+
+    @property
+    def log_prior(self) -> Mapping[str, Tensor]:
+        """See `Factor.log_prior`."""
+        if self.log_prior_at_zero is None:
+            return {}
+        return {self.site.name: self.log_prior_at_zero}
+
+    def marginals(self) -> dict[str, Diagonal]:  # noqa: D102
+        if self.mask is None:
+            return {self.site.name: self.posterior}
+        loc, scale = (torch.where(self.mask, t, 0) for t in (self.posterior.loc, self.posterior.scale))
+        return {self.site.name: Diagonal(loc, scale)}
+
+    def kept(self) -> dict[str, Tensor]:  # noqa: D102
+        loc = self.posterior.loc
+        everything = torch.ones((), dtype=torch.bool, device=loc.device).expand(loc.shape)
+        return {self.site.name: everything if self.mask is None else self.mask}
+
+    def with_log_prior(self, log_prior: Mapping[str, Tensor]) -> IndependentFactor:  # noqa: D102
+        return replace(self, log_prior_at_zero=log_prior.get(self.site.name))
+
+    def scores(self) -> dict[str, Tensor]:  # noqa: D102
+        if self.log_prior_at_zero is None:
+            return {}
+        scores = delta_f_spike(self.posterior, self.log_prior_at_zero)
+        if self.mask is not None:
+            scores = torch.where(self.mask, scores, 0)
+        return {self.site.name: scores}
+
+    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:  # noqa: ARG002, D102
+        return {name: scores[name] for name in self.log_prior}
+
+    def delta_f(  # noqa: D102
+        self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        name = self.site.name
+        return {name: total(scores[name], ~masks[name])} if name in masks else {}
+
+    def prune(self, masks: Mapping[str, Tensor]) -> IndependentFactor:  # noqa: D102
+        return replace(self, mask=masks.get(self.site.name, self.mask))
+
+
+@dataclass(frozen=True)
+class JointFactor(Factor):
+    """One Gaussian over several sites with its full covariance, as in ``AutoMultivariateNormal``.
+
+    Parameters
+    ----------
+    joint_sites : tuple of Site
+        The sites; their flattened values follow one another in the vector.
+    posterior : Dense
+        Over the elements that have not been pruned before.
+    mask : Tensor
+        Boolean, over all elements of all sites; True for those that ``posterior`` holds.
+    log_prior_at_zero : mapping
+        By site, in nats; broadcasts to the site's shape.
+
+    Examples
+    --------
+    >>> sites = (Site("a", torch.Size([1])), Site("b", torch.Size([1])))
+    >>> q = Dense(torch.zeros(2), torch.eye(2) / 2)
+    >>> JointFactor(sites, q).marginals()["b"].scale
+    tensor([0.5000])
+    """
+
+    joint_sites: tuple[Site, ...]
+    posterior: Dense
+    mask: Tensor | None = None
+    log_prior_at_zero: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in the order of the vector."""
+        return self.joint_sites
+
+    @property
+    def log_prior(self) -> Mapping[str, Tensor]:
+        """See `Factor.log_prior`."""
+        return self.log_prior_at_zero
+
+    def marginals(self) -> dict[str, Diagonal]:  # noqa: D102
+        marginals = self.posterior.marginals()
+        loc, scale = (self._by_site(self._embed(t, 0.0)) for t in (marginals.loc, marginals.scale))
+        return {name: Diagonal(loc[name], scale[name]) for name in loc}
+
+    def kept(self) -> dict[str, Tensor]:  # noqa: D102
+        return self._by_site(self._mask)
+
+    def with_log_prior(self, log_prior: Mapping[str, Tensor]) -> JointFactor:  # noqa: D102
+        mine = {site.name: log_prior[site.name] for site in self.sites if site.name in log_prior}
+        return replace(self, log_prior_at_zero=mine)
+
+    def scores(self) -> dict[str, Tensor]:  # noqa: D102
+        alone = delta_f_spike(self._exact.marginals(), self._log_prior[self._mask])
+        return self._reducible(self._embed(alone.to(self.posterior.loc.dtype), 0.0))
+
+    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:  # noqa: ARG002, D102
+        path = eliminate(self._exact, self._log_prior[self._mask], stop)
+        return self._reducible(self._embed(path.to(self.posterior.loc.dtype), -torch.inf))
+
+    def delta_f(  # noqa: D102
+        self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]  # noqa: ARG002
+    ) -> dict[str, float]:
+        drop = self._drop(masks)
+        gone, _ = self._exact.split(drop)
+        parts = torch.zeros_like(self._log_prior[self._mask])
+        parts[drop] = delta_f_spike_chain(gone, self._log_prior[self._mask][drop])
+        by_site = self._by_site(self._embed(parts, 0.0))
+        return {name: float(part.sum()) for name, part in by_site.items() if name in masks}
+
+    def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:  # noqa: D102
+        drop = self._drop(masks)
+        _, rest = self._exact.split(drop)
+        dtype = self.posterior.loc.dtype
+        rest = Dense(rest.loc.to(dtype), rest.scale_tril.to(dtype))
+        return replace(self, posterior=rest, mask=self._embed(~drop, False))
+
+    @property
+    def _mask(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        return torch.ones_like(self.posterior.loc, dtype=torch.bool)
+
+    @property
+    def _exact(self) -> Dense:
+        return Dense(self.posterior.loc.double(), self.posterior.scale_tril.double())
+
+    @property
+    def _log_prior(self) -> Tensor:
+        """Over all elements; ``inf`` where there is no prior, which keeps them."""
+        like = self.posterior.loc.double()
+        return torch.cat(
+            [
+                self.log_prior.get(site.name, like.new_tensor(torch.inf))
+                .double()
+                .expand(site.shape)
+                .reshape(-1)
+                for site in self.sites
+            ]
+        )
+
+    def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Over the elements that the posterior holds, which go."""
+        kept = self.kept() | dict(masks)
+        return ~torch.cat([kept[site.name].reshape(-1) for site in self.sites])[self._mask]
+
+    def _embed(self, vector: Tensor, fill: float | bool) -> Tensor:
+        """Put the elements that the posterior holds into a vector over all elements."""
+        full = vector.new_full(self._mask.shape, fill)
+        full[self._mask] = vector
+        return full
+
+    def _by_site(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([site.shape.numel() for site in self.sites])
+        return {
+            site.name: part.reshape(site.shape) for site, part in zip(self.sites, parts, strict=True)
+        }
+
+    def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
+        return {name: part for name, part in self._by_site(vector).items() if name in self.log_prior}

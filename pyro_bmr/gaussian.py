@@ -1,0 +1,176 @@
+"""Gaussians over vectors of weights: moments, natural parameters, marginals and conditionals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    r"""Independent Gaussians, one an element: :math:`N(\mu_i, \sigma_i^2)`.
+
+    Parameters
+    ----------
+    loc : Tensor
+        Means, of any shape.
+    scale : Tensor
+        Standard deviations, of the same shape. Zero is a point mass.
+
+    Examples
+    --------
+    >>> Diagonal(torch.zeros(2), torch.ones(2)).natural().log_partition()
+    tensor([0.9189, 0.9189], dtype=torch.float64)
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def natural(self) -> Natural:
+        """Return the natural parameters, in float64.
+
+        Returns
+        -------
+        Natural
+            One pair of natural parameters an element.
+        """
+        precision = self.scale.double().pow(-2)
+        return Natural(precision * self.loc.double(), precision)
+
+
+@dataclass(frozen=True)
+class Dense:
+    r"""A joint Gaussian :math:`N(\mu, L L^\top)` over a vector.
+
+    Parameters
+    ----------
+    loc : Tensor
+        Mean, of shape ``(n,)``.
+    scale_tril : Tensor
+        Lower Cholesky factor of the covariance, of shape ``(n, n)``.
+
+    Examples
+    --------
+    >>> q = Dense(torch.tensor([1.0, 2.0]), torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
+    >>> q.split(torch.tensor([True, False]))[1].loc
+    tensor([1.5000])
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        r""":math:`\Sigma = L L^\top`, of shape ``(n, n)``."""
+        return self.scale_tril @ self.scale_tril.mT
+
+    def marginals(self) -> Diagonal:
+        """Return the marginal of every element by itself.
+
+        Returns
+        -------
+        Diagonal
+            Means and standard deviations, of shape ``(n,)``.
+        """
+        return Diagonal(self.loc, self.scale_tril.square().sum(-1).sqrt())
+
+    def natural(self) -> Natural:
+        """Return the natural parameters, in float64.
+
+        Returns
+        -------
+        Natural
+            A vector and a precision matrix.
+        """
+        precision = torch.cholesky_inverse(self.scale_tril.double())
+        return Natural(precision @ self.loc.double(), precision)
+
+    def split(self, drop: Tensor) -> tuple[Dense, Dense]:
+        r"""Factor the joint into the marginal of a set and the conditional of the rest.
+
+        :math:`q(\theta) = q(\theta_S) \, q(\theta_R \mid \theta_S)`, and the second factor is
+        returned at :math:`\theta_S = 0`: mean
+        :math:`\mu_R - \Sigma_{RS} \Sigma_{SS}^{-1} \mu_S`, covariance
+        :math:`\Sigma_{RR} - \Sigma_{RS} \Sigma_{SS}^{-1} \Sigma_{SR}`.
+
+        Parameters
+        ----------
+        drop : Tensor
+            Boolean, of shape ``(n,)``; True for the elements of :math:`S`.
+
+        Returns
+        -------
+        tuple of Dense
+            The marginal of :math:`S` and the conditional of the rest, each in the order of the
+            joint.
+        """
+        # With S in front, the Cholesky factor of the covariance is [[A, 0], [B, C]]: A belongs to
+        # the marginal of S, and C to the conditional of the rest, for Σ_RR − B Bᵀ = C Cᵀ and
+        # Σ_RS Σ_SS⁻¹ = B A⁻¹. Orthogonalising the rows of L gives that factor without ever
+        # squaring L, which matters when columns are nearly collinear.
+        order = torch.cat([drop.nonzero()[:, 0], (~drop).nonzero()[:, 0]])
+        upper = torch.linalg.qr(self.scale_tril[order].mT, mode="r").R
+        tril = (upper * upper.diagonal().sign()[:, None]).mT
+        size = int(drop.sum())
+        loc = self.loc[order]
+        whitened = torch.linalg.solve_triangular(
+            tril[:size, :size], loc[:size, None], upper=False
+        )[:, 0]
+        return (
+            Dense(loc[:size], tril[:size, :size]),
+            Dense(loc[size:] - tril[size:, :size] @ whitened, tril[size:, size:]),
+        )
+
+
+@dataclass(frozen=True)
+class Natural:
+    r"""Gaussians :math:`\exp(h^\top\theta - \tfrac12 \theta^\top\Lambda\theta)`, not normalised.
+
+    A product of densities adds their natural parameters, a quotient subtracts them.
+
+    Parameters
+    ----------
+    linear : Tensor
+        :math:`h`, precision times mean.
+    precision : Tensor
+        :math:`\Lambda`: of the shape of ``linear`` for independent elements, or a matrix.
+
+    Examples
+    --------
+    >>> q = Diagonal(torch.tensor(1.0), torch.tensor(1.0)).natural()
+    >>> (q + q - q).precision
+    tensor(1., dtype=torch.float64)
+    """
+
+    linear: Tensor
+    precision: Tensor
+
+    def __add__(self, other: Natural) -> Natural:
+        return Natural(self.linear + other.linear, self.precision + other.precision)
+
+    def __sub__(self, other: Natural) -> Natural:
+        return Natural(self.linear - other.linear, self.precision - other.precision)
+
+    def log_partition(self) -> Tensor:
+        r"""Return :math:`A = \tfrac12 h^\top\Lambda^{-1}h - \tfrac12\ln|\Lambda| + \tfrac n2\ln 2\pi`.
+
+        Returns
+        -------
+        Tensor
+            In nats: one an element for independent elements, a scalar for a matrix; NaN where the
+            density cannot be normalised because the precision is not positive.
+        """
+        if self.precision.dim() == self.linear.dim():
+            precision = torch.where(self.precision > 0, self.precision, torch.nan)
+            return 0.5 * (self.linear.square() / precision - precision.log() + LOG_2PI)
+        tril, failed = torch.linalg.cholesky_ex(self.precision)
+        whitened = torch.linalg.solve_triangular(tril, self.linear[:, None], upper=False)
+        log_partition = (
+            0.5 * (whitened.square().sum() + len(tril) * LOG_2PI) - tril.diagonal().log().sum()
+        )
+        return torch.where(failed == 0, log_partition, torch.nan)

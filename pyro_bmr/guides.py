@@ -1,0 +1,301 @@
+"""Guide families, read as factors. The one file that knows the inside of Pyro's autoguides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, singledispatch
+from operator import attrgetter
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.block_messenger import BlockMessenger
+from torch import Tensor
+
+from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.pruned_guide import Origin, PrunedGuide
+
+
+def read_guide(guide: Any) -> tuple[Factor, ...]:
+    """Read the posterior that a guide holds, without touching the guide.
+
+    Parameters
+    ----------
+    guide : callable
+        A trained guide of a registered family.
+
+    Returns
+    -------
+    tuple of Factor
+        Its independent factors. Tensors are shared with the guide where that is possible.
+
+    Raises
+    ------
+    UnregisteredGuideError
+        If the family of the guide is not registered.
+    ValueError
+        If the guide was never called, or holds values that are not finite, or is no longer the
+        owner of its parameters.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
+    >>> _ = guide()
+    >>> read_guide(guide)[0].site.shape
+    torch.Size([3])
+    """
+    with torch.no_grad():
+        factors = read_factors(guide)
+    for factor in factors:
+        kept = factor.kept()
+        for name, marginal in factor.marginals().items():
+            _check_finite(name, "location", marginal.loc)
+            _check_finite(name, "scale", marginal.scale)
+            _check_positive(name, marginal.scale, kept[name])
+    return factors
+
+
+class UnregisteredGuideError(TypeError):
+    """A guide whose family this package does not know how to read."""
+
+
+@singledispatch
+def read_factors(guide: Any) -> tuple[Factor, ...]:
+    """Return the factors of a guide family; register a family of your own here.
+
+    ``@read_factors.register(MyGuide)`` on a function that returns `IndependentFactor` and
+    `JointFactor` objects; `pyro_bmr.testing.check_guide_family` checks it.
+
+    Parameters
+    ----------
+    guide : callable
+        A guide.
+
+    Returns
+    -------
+    tuple of Factor
+        Its independent factors.
+
+    Raises
+    ------
+    UnregisteredGuideError
+        If the type of the guide is not registered.
+
+    Examples
+    --------
+    >>> read_factors(print)
+    Traceback (most recent call last):
+        ...
+    pyro_bmr.guides.UnregisteredGuideError: a builtin_function_or_method is not a guide ...
+    """
+    known = ", ".join(sorted(t.__name__ for t in read_factors.registry if t is not object))
+    msg = (
+        f"a {type(guide).__name__} is not a guide that can be reduced. Expected one of {known}, "
+        "or a family registered with @pyro_bmr.read_factors.register"
+    )
+    raise UnregisteredGuideError(msg)
+
+
+@read_factors.register
+def _(guide: AutoNormal) -> tuple[Factor, ...]:
+    _check_called(guide)
+    factors = []
+    for name, node in guide.prototype_trace.iter_stochastic_nodes():
+        loc = _parameter(guide, f"locs.{name}")
+        scale = _parameter(guide, f"scales.{name}")
+        site = _site(node, loc.shape, guide._event_dims[name])
+        factors.append(
+            IndependentFactor(
+                site,
+                Diagonal(loc, scale),
+                attrgetter(f"scales.{name}_unconstrained")(guide).detach(),
+                guide.scale_constraint,
+            )
+        )
+    return tuple(factors)
+
+
+@read_factors.register
+def _(guide: AutoDiagonalNormal) -> tuple[Factor, ...]:
+    sites = _joint_sites(guide)
+    loc, scale = _parameter(guide, "loc"), _parameter(guide, "scale")
+    raw = guide.scale_unconstrained.detach()
+    sizes = [site.shape.numel() for site in sites]
+    return tuple(
+        IndependentFactor(
+            site,
+            Diagonal(site_loc.view(site.shape), site_scale.view(site.shape)),
+            site_raw.view(site.shape),
+            guide.scale_constraint,
+        )
+        for site, site_loc, site_scale, site_raw in zip(
+            sites, loc.split(sizes), scale.split(sizes), raw.split(sizes), strict=True
+        )
+    )
+
+
+@read_factors.register
+def _(guide: AutoMultivariateNormal) -> tuple[Factor, ...]:
+    sites = _joint_sites(guide)
+    scale = _parameter(guide, "scale")
+    tril = scale[:, None] * _parameter(guide, "scale_tril")
+    return (JointFactor(sites, Dense(_parameter(guide, "loc"), tril)),)
+
+
+@read_factors.register
+def _(guide: AutoGuideList) -> tuple[Factor, ...]:
+    _check_called(guide)
+    return tuple(factor for part in guide for factor in read_factors(part))
+
+
+@read_factors.register
+def _(guide: PrunedGuide) -> tuple[Factor, ...]:
+    return tuple(part.factor() for part in guide.parts)
+
+
+@singledispatch
+def read_origin(guide: Any) -> Origin:
+    """Return the model that a guide was made for, and how it was first called.
+
+    Parameters
+    ----------
+    guide : callable
+        A guide of any family.
+
+    Returns
+    -------
+    Origin
+        With ``model=None`` where the guide does not know it.
+
+    Examples
+    --------
+    >>> read_origin(print).model is None
+    True
+    """
+    return Origin(getattr(guide, "model", None))
+
+
+@read_origin.register
+def _(guide: PrunedGuide) -> Origin:
+    return guide.origin
+
+
+@read_origin.register
+def _(guide: AutoGuide) -> Origin:
+    first_call = guide.prototype_trace.nodes["_INPUT"]
+    # copy.deepcopy and torch.save take the model away from an autoguide, also from the live one.
+    model = None if guide._model is None else _without_guide_handlers(guide.model)
+    return Origin(model, first_call["args"], first_call["kwargs"], guide.create_plates)
+
+
+def _without_guide_handlers(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Peel off what only concerns the guide: initial values, and sites hidden from it.
+
+    Returns
+    -------
+    callable
+        The model as the user wrote it.
+    """
+    while True:
+        wrapper = getattr(model, "func", None)
+        if not (isinstance(wrapper, partial) and len(wrapper.args) == 2):
+            return model
+        handler, inner = wrapper.args
+        if not isinstance(handler, InitMessenger | BlockMessenger):
+            return model
+        model = inner
+
+
+def _check_called(guide: AutoGuide) -> None:
+    if guide.prototype_trace is None:
+        msg = (
+            f"this {type(guide).__name__} has never been called, so it has no parameters. Expected "
+            "a trained guide: train it by SVI, or call guide(*args) once"
+        )
+        raise ValueError(msg)
+
+
+def _joint_sites(guide: AutoDiagonalNormal | AutoMultivariateNormal) -> tuple[Site, ...]:
+    _check_called(guide)
+    sites = []
+    for name, node in guide.prototype_trace.iter_stochastic_nodes():
+        for frame in node["cond_indep_stack"]:
+            if frame.full_size not in (None, frame.size):
+                msg = (
+                    f"{type(guide).__name__} holds {frame.size} rows of the site {name!r}, whose "
+                    f"plate {frame.name!r} has {frame.full_size}: it cannot follow a sub-sampling "
+                    "plate. Expected a guide that holds all rows, such as AutoNormal"
+                )
+                raise ValueError(msg)
+        shape = guide._unconstrained_shapes[name]
+        event_dim = node["fn"].event_dim + len(shape) - node["value"].dim()
+        sites.append(_site(node, shape, event_dim))
+    return tuple(sites)
+
+
+def _site(node: Any, shape: torch.Size, event_dim: int) -> Site:
+    return Site(
+        node["name"], torch.Size(shape), event_dim, node["fn"].support, node["cond_indep_stack"]
+    )
+
+
+def _parameter(guide: AutoGuide, path: str) -> Tensor:
+    """Read a parameter as the guide would, but without the param store noticing.
+
+    Returns
+    -------
+    Tensor
+        Its constrained value.
+
+    Raises
+    ------
+    ValueError
+        If the param store holds another tensor under the name of this parameter.
+    """
+    value = attrgetter(path)(guide)
+    own = value.unconstrained() if hasattr(value, "unconstrained") else value
+    name = f"{guide._pyro_name}.{path}"
+    stored = dict(pyro.get_param_store().named_parameters()).get(name, own)
+    local = pyro.settings.get("module_local_params")
+    if not (local or stored is own or torch.equal(stored, own)):
+        msg = (
+            f"the guide's parameter {name!r} differs from the entry of that name in Pyro's param "
+            "store: another guide of that name was trained, or a store was loaded. Expected them "
+            "to agree: call the guide once to take the values of the store, or "
+            "pyro.clear_param_store() to keep those of the guide"
+        )
+        raise ValueError(msg)
+    return value.detach()
+
+
+def _check_finite(name: str, what: str, values: Tensor) -> None:
+    if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
+        bad = int((~values.isfinite()).sum())
+        msg = (
+            f"the guide's {what} of the site {name!r} is NaN or infinite in {bad} of "
+            f"{values.numel()} elements. Expected a guide that was trained to finite values: look "
+            "for a NaN loss, a learning rate that is too high, or NaN in the data"
+        )
+        raise ValueError(msg)
+
+
+def _check_positive(name: str, scale: Tensor, kept: Tensor) -> None:
+    if scale.numel() and not scale.min() > 0:
+        bad = int(((scale <= 0) & kept).sum())
+        if bad:
+            msg = (
+                f"the guide's scale of the site {name!r} is zero in {bad} of {scale.numel()} "
+                "elements. Expected positive scales: in float32 they vanish below 1e-45; train in "
+                "float64 or with a smaller learning rate"
+            )
+            raise ValueError(msg)

@@ -1,0 +1,154 @@
+"""A model under masks: the same program, with the pruned elements at exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_bmr.distributions import prune_distribution
+
+
+class PruneMessenger(Messenger):
+    """Effect handler that puts the pruned elements of latent sites at zero.
+
+    The distribution of a site is changed before it is sampled, so that draws, replayed values and
+    log densities agree wherever a trace is taken; a value that comes from elsewhere (a guide that
+    knows nothing of the masks) is zeroed before the model uses it.
+
+    Parameters
+    ----------
+    masks : mapping
+        By site, a boolean tensor of the site's shape at the full size of its plates; True keeps.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> with PruneMessenger({"w": torch.tensor([True, False])}):
+    ...     w = pyro.sample("w", dist.Normal(torch.ones(2), 1.0).to_event(1))
+    >>> bool(w[1] == 0)
+    True
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.masks = masks
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self._applies(msg):
+            msg["fn"] = prune_distribution(msg["fn"], self._mask(msg))
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self._applies(msg):
+            msg["value"] = torch.where(self._mask(msg), msg["value"], 0)
+
+    def _applies(self, msg: Any) -> bool:
+        return msg["name"] in self.masks and not msg["is_observed"]
+
+    def _mask(self, msg: Any) -> Tensor:
+        return pyro.subsample(self.masks[msg["name"]], event_dim=msg["fn"].event_dim)
+
+
+class SiteBuffers(nn.Module, Mapping[str, Tensor]):
+    """Tensors by site name, which move and are saved with the module that holds them.
+
+    Parameters
+    ----------
+    tensors : mapping
+        By site.
+
+    Examples
+    --------
+    >>> masks = SiteBuffers({"fc1.weight": torch.tensor([True, False])})
+    >>> masks["fc1.weight"], list(masks.state_dict())
+    (tensor([ True, False]), ['/fc1/weight'])
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = tuple(tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(module_key(name), tensor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._buffers[module_key(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class PrunedModel(nn.Module):
+    """A Pyro model whose pruned elements are exactly zero.
+
+    Called like the model that it wraps. The model itself is shared, not copied.
+
+    Parameters
+    ----------
+    model : callable
+        Any Pyro model.
+    masks : mapping
+        By site, a boolean tensor of the site's shape; True keeps.
+
+    Raises
+    ------
+    ValueError
+        On the first call, if a mask does not have the shape of its site.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> model = lambda: pyro.sample("w", dist.Normal(torch.ones(2), 1.0).to_event(1))
+    >>> bool(PrunedModel(model, {"w": torch.tensor([True, False])})()[1] == 0)
+    True
+    """
+
+    def __init__(self, model: Callable[..., Any], masks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.masks = SiteBuffers(masks)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        object
+            What the model returns.
+        """
+        with PruneMessenger(self.masks):
+            return self.model(*args, **kwargs)
+
+
+def module_key(site: str) -> str:
+    """Return a name for a site that `torch.nn.Module` accepts and does not use itself.
+
+    Parameters
+    ----------
+    site : str
+        The name of a sample site.
+
+    Returns
+    -------
+    str
+        The key.
+
+    Examples
+    --------
+    >>> module_key("fc1.weight")
+    '/fc1/weight'
+    """
+    return "/" + site.replace(".", "/")

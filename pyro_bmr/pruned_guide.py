@@ -1,0 +1,306 @@
+"""The guide that a reduction returns: Gaussian factors with pruned elements at exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.util import sum_rightmost
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import biject_to, transform_to
+
+from pyro_bmr.distributions import PrunedDistribution
+from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.handlers import module_key
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a guide was made for, and how it was first called.
+
+    Parameters
+    ----------
+    model : callable, optional
+        The user's model, without the handlers that an autoguide puts around it; None if lost.
+    args, kwargs
+        Arguments of the guide's first call.
+    create_plates : callable, optional
+        As given to the autoguide.
+
+    Examples
+    --------
+    >>> Origin(print).args
+    ()
+    """
+
+    model: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    create_plates: Callable[..., Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        """Return itself: the copy of a guide is a guide for the same model."""
+        return self
+
+
+class PrunedGuide(PyroModule):
+    r"""A guide of independent Gaussian factors, in which pruned elements are exactly zero.
+
+    .. math:: q(\theta) = \delta(\theta_S) \prod_f N(\theta_f \mid \mu_f, \Sigma_f)
+
+    It draws like the autoguide that it comes from, takes the arguments of the model, has
+    parameters of its own under names of its own, and can be trained, copied, moved and reduced
+    again. No parameter reaches a pruned element.
+
+    Parameters
+    ----------
+    factors : sequence of Factor
+        The posterior; its tensors are copied.
+    origin : Origin
+        The model that the guide is for.
+
+    Examples
+    --------
+    >>> site = Site("w", torch.Size([2]))
+    >>> q = Diagonal(torch.ones(2), torch.ones(2))
+    >>> factor = IndependentFactor(site, q, mask=torch.tensor([True, False]))
+    >>> PrunedGuide([factor], Origin()).median()
+    {'w': tensor([1., 0.])}
+    """
+
+    def __init__(self, factors: tuple[Factor, ...], origin: Origin) -> None:
+        super().__init__(_unused_name())
+        self.origin = origin
+        self.factors = PyroModule()
+        for factor in factors:
+            key = "+".join(module_key(site.name) for site in factor.sites)
+            setattr(self.factors, key, _MODULES[type(factor)](factor))
+
+    @property
+    def model(self) -> Callable[..., Any] | None:
+        """The full model, as `pyro.infer.autoguide.AutoGuide.model`."""
+        return self.origin.model
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """One module a factor; ``part.factor()`` reads it."""
+        return tuple(self.factors.children())
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        dict of Tensor
+            A value a site.
+        """
+        plates = self._plates(*args, **kwargs)
+        return {
+            site.name: _sample_site(site, value, plates)
+            for part in self.parts
+            for site, value in part(plates)
+        }
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the posterior median of every site.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Not used; as in `pyro.infer.autoguide.AutoNormal.median`.
+
+        Returns
+        -------
+        dict of Tensor
+            A value a site, 0 where pruned.
+        """
+        return {
+            site.name: site.constrain(marginal.loc).clone()
+            for site, marginal in self._marginals()
+        }
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any  # noqa: ARG002
+    ) -> dict[str, Tensor]:
+        """Return posterior quantiles of every site.
+
+        Parameters
+        ----------
+        quantiles : Tensor or list of float
+            Between 0 and 1.
+        *args, **kwargs
+            Not used; as in `pyro.infer.autoguide.AutoNormal.quantiles`.
+
+        Returns
+        -------
+        dict of Tensor
+            By site, of shape ``(len(quantiles), *site)``, 0 where pruned.
+        """
+        result = {}
+        for site, marginal in self._marginals():
+            levels = torch.as_tensor(quantiles).to(marginal.loc).reshape(-1, *[1] * len(site.shape))
+            steps = torch.special.ndtri(levels)
+            offset = torch.where(marginal.scale > 0, steps * marginal.scale, 0)
+            result[site.name] = site.constrain(marginal.loc + offset)
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a copy its own names in the param store, so that it does not share parameters."""
+        super().__setstate__(state)
+        name, context = _unused_name(), type(self._pyro_context)()
+        for path, module in self.named_modules():
+            module._pyro_name = f"{name}.{path}" if path else name
+            module._pyro_context = context
+
+    def _marginals(self) -> Iterator[tuple[Site, Diagonal]]:
+        for part in self.parts:
+            factor = part.factor()
+            marginals = factor.marginals()
+            for site in factor.sites:
+                yield site, marginals[site.name]
+
+    def _plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Build the plates that the sites lie in, as `AutoGuide` does."""
+        create_plates = self.origin.create_plates
+        created = [] if create_plates is None else create_plates(*args, **kwargs)
+        plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
+        for part in self.parts:
+            for frame in (frame for site in part.sites for frame in site.plates):
+                if frame.name not in plates:
+                    plates[frame.name] = pyro.plate(
+                        frame.name,
+                        frame.full_size or frame.size,
+                        dim=frame.dim,
+                        subsample_size=frame.size,
+                    )
+        return plates
+
+
+class _IndependentPart(PyroModule):
+    def __init__(self, factor: IndependentFactor) -> None:
+        super().__init__()
+        self.site = factor.site
+        self.mask: Tensor | None
+        self.register_buffer("mask", factor.mask)
+        loc, scale = factor.posterior.loc.detach(), factor.posterior.scale.detach()
+        loc = loc.clone() if factor.mask is None else torch.where(factor.mask, loc, 0)
+        event_dim = factor.site.event_dim
+        self.loc = PyroParam(loc, constraints.real, event_dim)
+        if factor.scale_parameter is None:
+            self.scale = PyroParam(scale.clone(), factor.scale_constraint, event_dim)
+        else:
+            self.scale = PyroParam(scale.new_ones(()), factor.scale_constraint, event_dim)
+            self.scale_unconstrained.data = factor.scale_parameter.detach().clone()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    def factor(self) -> IndependentFactor:
+        constraint, _ = self._pyro_params["scale"]
+        parameter = self.scale_unconstrained.detach()
+        return IndependentFactor(
+            self.site,
+            Diagonal(self.loc_unconstrained.detach(), transform_to(constraint)(parameter)),
+            parameter,
+            constraint,
+            self.mask,
+        )
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[Site, Tensor]]:
+        with _inside(self.site, plates):
+            fn = dist.Normal(self.loc, self.scale)
+            if self.mask is not None:
+                mask = pyro.subsample(self.mask, event_dim=self.site.event_dim)
+                fn = PrunedDistribution(fn, mask)
+            value = pyro.sample(
+                f"{self.site.name}_unconstrained",
+                fn.to_event(self.site.event_dim),
+                infer={"is_auxiliary": True},
+            )
+        yield self.site, value
+
+
+class _JointPart(PyroModule):
+    def __init__(self, factor: JointFactor) -> None:
+        super().__init__()
+        self.sites = factor.sites
+        self.mask: Tensor | None
+        self.register_buffer("mask", factor.mask)
+        loc, tril = factor.posterior.loc.detach(), factor.posterior.scale_tril.detach()
+        scale = tril.diagonal()
+        self.loc = PyroParam(loc.clone(), constraints.real, 1)
+        self.scale = PyroParam(scale.clone(), constraints.softplus_positive, 1)
+        self.scale_tril = PyroParam(tril / scale[:, None], constraints.unit_lower_cholesky, 2)
+
+    def factor(self) -> JointFactor:
+        with torch.no_grad():
+            posterior = Dense(self.loc, self.scale[:, None] * self.scale_tril)
+        return JointFactor(
+            self.sites, Dense(posterior.loc.detach(), posterior.scale_tril), self.mask
+        )
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[Site, Tensor]]:  # noqa: ARG002
+        latent = self.loc
+        if latent.numel():
+            tril = self.scale[:, None] * self.scale_tril
+            latent = pyro.sample(
+                "+".join(site.name for site in self.sites) + "_latent",
+                dist.MultivariateNormal(latent, scale_tril=tril),
+                infer={"is_auxiliary": True},
+            )
+        if self.mask is not None:
+            full = latent.new_zeros(latent.shape[:-1] + self.mask.shape)
+            latent = full.masked_scatter(self.mask, latent)
+        batch_shape = latent.shape[:-1]
+        for site, part in zip(
+            self.sites, latent.split([s.shape.numel() for s in self.sites], -1), strict=True
+        ):
+            shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
+            yield site, part.reshape(shape)
+
+
+_MODULES = {IndependentFactor: _IndependentPart, JointFactor: _JointPart}
+
+_serial = count()
+
+
+def _unused_name() -> str:
+    """Name a guide so that nothing in the param store is taken for its parameters."""
+    taken = tuple(pyro.get_param_store().keys())
+    names = (f"PrunedGuide{i}" for i in _serial)
+    return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))
+
+
+def _inside(site: Site, plates: Mapping[str, Any]) -> ExitStack:
+    stack = ExitStack()
+    for frame in site.plates:
+        stack.enter_context(plates[frame.name])
+    return stack
+
+
+def _sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) -> Tensor:
+    transform = biject_to(site.support)
+    value = transform(unconstrained)
+    # A site's event may have other dimensions than its unconstrained value (a simplex has).
+    event_dim = site.event_dim + value.dim() - unconstrained.dim()
+    log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
+    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
+    with _inside(site, plates):
+        return pyro.sample(site.name, dist.Delta(value, log_density, event_dim))

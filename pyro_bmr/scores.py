@@ -1,0 +1,115 @@
+"""Scores: what a selection looks at before it decides what to drop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from pyro_bmr.factors import Factor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The reducible sites of a posterior and the evidence of dropping each element.
+
+    Every mapping goes from the name of a reducible site to a tensor of the site's shape.
+
+    Parameters
+    ----------
+    factors : tuple of Factor
+        Posterior and prior.
+    delta_f : mapping
+        ΔF in nats of dropping each element by itself; ``inf`` where that is impossible, 0 where
+        it was pruned before.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyro_bmr.factors import IndependentFactor, Site
+    >>> from pyro_bmr.gaussian import Diagonal
+    >>> q = Diagonal(torch.tensor([0.0, 3.0]), torch.ones(2))
+    >>> factor = IndependentFactor(Site("w", torch.Size([2])), q)
+    >>> score((factor.with_log_prior({"w": torch.tensor(-0.9189)}),)).loc
+    {'w': tensor([0., 3.])}
+    """
+
+    factors: tuple[Factor, ...]
+    delta_f: Mapping[str, Tensor]
+
+    @cached_property
+    def loc(self) -> dict[str, Tensor]:
+        """Posterior mean of each element, 0 where it was pruned before."""
+        return {
+            name: marginal.loc
+            for factor in self.factors
+            for name, marginal in factor.marginals().items()
+            if name in self.delta_f
+        }
+
+    @cached_property
+    def scale(self) -> dict[str, Tensor]:
+        """Posterior standard deviation of each element, 0 where it was pruned before."""
+        return {
+            name: marginal.scale
+            for factor in self.factors
+            for name, marginal in factor.marginals().items()
+            if name in self.delta_f
+        }
+
+    @cached_property
+    def kept(self) -> dict[str, Tensor]:
+        """True for the elements that have not been pruned before."""
+        return {
+            name: kept
+            for factor in self.factors
+            for name, kept in factor.kept().items()
+            if name in self.delta_f
+        }
+
+    def elimination(self, stop: float = float("inf")) -> dict[str, Tensor]:
+        """Return the ΔF at which each element falls when the cheapest always goes first.
+
+        Independent elements fall at their own ΔF. Correlated ones are scored again after each
+        removal, given all that went before.
+
+        Parameters
+        ----------
+        stop : float
+            Nats; the search goes no further, and elements beyond get ``inf`` if correlated.
+
+        Returns
+        -------
+        dict of Tensor
+            In nats.
+        """
+        path: dict[str, Tensor] = {}
+        for factor in self.factors:
+            path |= factor.elimination(self.delta_f, stop)
+        return path
+
+
+def score(factors: tuple[Factor, ...]) -> Scores:
+    """Score the removal of every element that may be reduced.
+
+    Parameters
+    ----------
+    factors : tuple of Factor
+        Posterior and prior.
+
+    Returns
+    -------
+    Scores
+        With one tensor a reducible site.
+
+    Examples
+    --------
+    >>> score(()).delta_f
+    {}
+    """
+    delta_f: dict[str, Tensor] = {}
+    for factor in factors:
+        delta_f |= factor.scores()
+    return Scores(factors, delta_f)

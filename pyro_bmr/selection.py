@@ -1,0 +1,233 @@
+"""What to drop: functions that look at scores and return masks, True for what is kept.
+
+Each of these returns a selection, a function from `pyro_bmr.Scores` to a mask a site; any function
+of that kind will do in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.scores import Scores
+
+Selection = Callable[[Scores], Mapping[str, Tensor]]
+
+
+def by_evidence(margin: float = 0.0) -> Selection:
+    r"""Drop what the evidence says: elements with :math:`\Delta F \le -` ``margin``.
+
+    Correlated elements go one at a time, and the rest is conditioned on each before the next is
+    scored, so that of two redundant weights one stays.
+
+    Parameters
+    ----------
+    margin : float
+        In nats: how much the free energy must fall for each element that goes. Negative drops
+        also elements that cost up to that much.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    References
+    ----------
+    Beckers et al. (2022), arXiv:2210.09134, sec. IV.
+
+    Examples
+    --------
+    >>> scores = Scores((), {})
+    >>> by_evidence(margin=1.0)(scores)
+    {}
+    """
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        path = scores.elimination(stop=-margin)
+        return {name: delta_f > -margin for name, delta_f in path.items()}
+
+    return select
+
+
+def top_k(n: int) -> Selection:
+    """Keep the ``n`` elements that the evidence values most, whatever its sign.
+
+    Parameters
+    ----------
+    n : int
+        How many elements of all reducible sites together stay.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is negative.
+
+    Examples
+    --------
+    >>> top_k(10)(Scores((), {}))
+    {}
+    """
+    if n < 0:
+        msg = f"top_k keeps n elements; got n={n}. Expected 0 or more"
+        raise ValueError(msg)
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        total = sum(delta_f.numel() for delta_f in scores.delta_f.values())
+        return _drop_lowest(scores, scores.elimination(), max(0, total - n))
+
+    return select
+
+
+def snr(fraction: float) -> Selection:
+    r"""Drop the elements with the lowest signal-to-noise ratio :math:`|\mu| / \sigma`.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    References
+    ----------
+    Blundell et al. (2015), arXiv:1505.05424, sec. 5.1.
+
+    Examples
+    --------
+    >>> snr(0.5)(Scores((), {}))
+    {}
+    """
+    return _lowest(fraction, lambda loc, scale: loc.abs() / scale)
+
+
+def spr(fraction: float) -> Selection:
+    r"""Drop the elements with the lowest signal plus robustness :math:`|\mu| + \sigma`.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    References
+    ----------
+    Beckers et al. (2022), arXiv:2210.09134, who compare with it.
+
+    Examples
+    --------
+    >>> spr(0.5)(Scores((), {}))
+    {}
+    """
+    return _lowest(fraction, lambda loc, scale: loc.abs() + scale)
+
+
+def magnitude(fraction: float) -> Selection:
+    r"""Drop the elements with the smallest posterior mean :math:`|\mu|`.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Examples
+    --------
+    >>> magnitude(0.5)(Scores((), {}))
+    {}
+    """
+    return _lowest(fraction, lambda loc, scale: loc.abs())  # noqa: ARG005
+
+
+def random(fraction: float, seed: int = 0) -> Selection:
+    """Drop elements at random, without touching the global random number generators.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+    seed : int
+        The same seed drops the same elements.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Examples
+    --------
+    >>> random(0.5, seed=1)(Scores((), {}))
+    {}
+    """
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        importance = {
+            name: torch.rand(t.shape, generator=generator).to(t.device)
+            for name, t in scores.delta_f.items()
+        }
+        return _drop_lowest(scores, importance, _count(fraction, scores))
+
+    _check_fraction(fraction)
+    return select
+
+
+def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> Selection:
+    _check_fraction(fraction)
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        by_site = {n: importance(scores.loc[n], scores.scale[n]) for n in scores.delta_f}
+        return _drop_lowest(scores, by_site, _count(fraction, scores))
+
+    return select
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 <= fraction <= 1:
+        msg = f"got fraction={fraction}. Expected the part that goes, between 0 and 1"
+        raise ValueError(msg)
+
+
+def _count(fraction: float, scores: Scores) -> int:
+    return round(fraction * sum(delta_f.numel() for delta_f in scores.delta_f.values()))
+
+
+def _drop_lowest(
+    scores: Scores, importance: Mapping[str, Tensor], count: int
+) -> dict[str, Tensor]:
+    """Drop exactly so many elements: those pruned before first, those that cannot go never."""
+    if not importance:
+        return {}
+    flat = torch.cat(
+        [
+            torch.where(scores.kept[name], importance[name], -torch.inf)
+            .where(~scores.delta_f[name].isposinf(), torch.inf)
+            .reshape(-1)
+            for name in scores.delta_f
+        ]
+    )
+    count = min(count, int((flat < torch.inf).sum()))
+    keep = torch.ones_like(flat, dtype=torch.bool)
+    keep[flat.topk(count, largest=False, sorted=False).indices] = False
+    sizes = [delta_f.numel() for delta_f in scores.delta_f.values()]
+    return {
+        name: part.reshape(scores.delta_f[name].shape)
+        for name, part in zip(scores.delta_f, keep.split(sizes), strict=True)
+    }
