@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -65,10 +66,10 @@ def run_demo(options: argparse.Namespace) -> None:
         f"[bold]{data.name}[/bold]: {len(training)} training and {len(test)} test rows; "
         f"a {x.shape[1]}-50-1 ReLU network, mean-field posterior"
     )
-    model = demo.Regression(x.shape[1])
+    network = demo.Regression(x.shape[1])
     with Progress(console=console) as progress:
-        guide = demo.train(
-            model,
+        full = demo.train(
+            network,
             x[training],
             y[training],
             epochs=options.epochs,
@@ -76,21 +77,25 @@ def run_demo(options: argparse.Namespace) -> None:
             lr=2e-2,
             progress=progress,
         )
-    result = reduce(guide)
+    result = reduce(full)
     console.print(result)
 
     table = Table(title="What it did", title_justify="left")
     for column in ("", "free energy (nats)", "test RMSE", "test log-likelihood a row"):
         table.add_column(column, justify="right")
     unit = float(target.scale)
-    for label, pair in (("before", (model, guide)), ("after", (result.model, result.guide))):
-        energy, error = demo.free_energy(*pair, x[training], y[training])
-        scores = demo.test_scores(*pair, x[test], y[test], unit)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "before": (network, full),
+        "after": (result.model, result.guide),
+    }
+    for label, (model, guide) in pairs.items():
+        energy, error = demo.free_energy(model, guide, x[training], y[training])
+        scores = demo.predictive_scores(model, guide, x[test], y[test], unit)
         table.add_row(label, f"{energy:.1f} ± {error:.1f}", *map(str, scores))
     console.print(table)
 
     options.figure.parent.mkdir(parents=True, exist_ok=True)
-    demo.plot_weights(guide, result, data.inputs).savefig(options.figure, dpi=150)
+    demo.plot_weights(full, result, data.inputs).savefig(options.figure, dpi=150)
     console.print(f"The weights before and after: {options.figure}")
 
 

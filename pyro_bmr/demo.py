@@ -209,7 +209,7 @@ class Score:
         return f"{self.mean:.3f} ± {self.error:.3f}"
 
 
-def test_scores(
+def predictive_scores(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     x: Tensor,

@@ -6,6 +6,7 @@ import torch
 from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from typing_extensions import override
 
 
 class PrunedDistribution(TorchDistribution):
@@ -63,17 +64,21 @@ class PrunedDistribution(TorchDistribution):
         """The variance, 0 where pruned."""
         return torch.where(self.mask, self.base_dist.variance, 0)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008, D102
+    @override
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return torch.where(self.mask, self.base_dist.sample(sample_shape), 0)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008, D102
+    @override
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return torch.where(self.mask, self.base_dist.rsample(sample_shape), 0)
 
-    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def log_prob(self, value: Tensor) -> Tensor:
         spike = torch.where(value == 0, 0.0, -torch.inf)
         return torch.where(self.mask, self.base_dist.log_prob(value), spike)
 
-    def expand(  # noqa: D102
+    @override
+    def expand(
         self, batch_shape: torch.Size, _instance: PrunedDistribution | None = None
     ) -> PrunedDistribution:
         new = self._get_checked_instance(PrunedDistribution, _instance)

@@ -35,8 +35,8 @@ def eliminate(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor:
     Examples
     --------
     >>> twins = torch.tensor([[1.0, 0.0], [-0.99, 0.1411]])
-    >>> eliminate(Dense(torch.tensor([1.0, 1.0]), twins), torch.tensor([-0.919, -0.919]), 0.6)
-    tensor([0.5000,    inf])
+    >>> eliminate(Dense(torch.tensor([1.0, 1.0]), twins), torch.tensor([-1.0, -1.0]), 0.6)
+    tensor([0.4189,    inf])
     """
     loc, covariance = posterior.loc.clone(), posterior.covariance
     shift = log_prior + 0.5 * LOG_2PI

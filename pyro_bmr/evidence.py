@@ -7,7 +7,7 @@ ratio of Friston and of SPM is ``-delta_f``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -47,7 +47,8 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     Raises
     ------
     ValueError
-        If the reduced posterior :math:`q r / p` cannot be normalised.
+        If the reduced posterior :math:`q r / p` cannot be normalised, or the three Gaussians do
+        not go together.
 
     References
     ----------
@@ -60,16 +61,22 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     >>> delta_f(Diagonal(0.1 * one, 0.5 * one), Diagonal(0 * one, one), Diagonal(0 * one, 0 * one))
     tensor(-0.6731)
     """
-    if isinstance(posterior, Diagonal):
-        value, names = _delta_f_diagonal(posterior, prior, reduced), "elements"
-    else:
-        value, names = _delta_f_dense(posterior, prior, reduced), "joint posteriors"
+    families = {type(g) for g in (posterior, prior, reduced)}
+    shapes = {tuple(g.loc.shape) for g in (posterior, prior, reduced)}
+    if len(families) > 1 or len(shapes) > 1:
+        msg = (
+            f"got a {type(posterior).__name__} posterior, {type(prior).__name__} prior and "
+            f"{type(reduced).__name__} reduced prior of shapes {sorted(shapes)}. Expected three "
+            "Gaussians of one family and one shape"
+        )
+        raise ValueError(msg)
+    value = _DELTA_F[type(posterior)](posterior, prior, reduced)
     improper = int(value.isnan().sum())
     if improper:
         msg = (
-            f"the reduced prior leaves {improper} of {value.numel()} {names} improper: posterior "
-            "precision + reduced precision - prior precision must be positive. Expected a "
-            "reduced prior at most as wide as the prior, or a posterior narrower than the prior"
+            f"the reduced prior leaves {improper} of {value.numel()} posteriors improper: "
+            "posterior precision + reduced precision - prior precision must be positive. Expected "
+            "a reduced prior at most as wide as the prior, or a posterior narrower than the prior"
         )
         raise ValueError(msg)
     return value.to(posterior.loc.dtype)
@@ -101,8 +108,8 @@ def delta_f_spike(posterior: Diagonal, log_prior: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> delta_f_spike(Diagonal(torch.tensor([0.0, 3.0]), torch.ones(2)), torch.tensor(-0.9189))
-    tensor([3.8533e-05, 4.5000e+00])
+    >>> delta_f_spike(Diagonal(torch.tensor([0.0, 3.0]), torch.ones(2)), torch.tensor(-1.0))
+    tensor([-0.0811,  4.4189])
     """
     scores = torch.empty_like(posterior.loc, memory_format=torch.contiguous_format)
     constant = log_prior.double() + 0.5 * LOG_2PI
@@ -187,10 +194,16 @@ def _delta_f_diagonal(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -
 
 def _delta_f_dense(posterior: Dense, prior: Dense, reduced: Dense) -> Tensor:
     # ΔF does not depend on where zero lies; measured from the reduced mean, its terms are smallest.
-    q, p, r = (Dense(g.loc - reduced.loc, g.scale_tril).natural() for g in (posterior, prior, reduced))
-    return (
-        q.log_partition() + r.log_partition() - p.log_partition() - (q + r - p).log_partition()
+    q, p, r = (
+        Dense(g.loc - reduced.loc, g.scale_tril).natural() for g in (posterior, prior, reduced)
     )
+    return q.log_partition() + r.log_partition() - p.log_partition() - (q + r - p).log_partition()
+
+
+_DELTA_F: dict[type, Callable[..., Tensor]] = {
+    Diagonal: _delta_f_diagonal,
+    Dense: _delta_f_dense,
+}
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -118,9 +118,9 @@ class Dense:
         tril = (upper * upper.diagonal().sign()[:, None]).mT
         size = int(drop.sum())
         loc = self.loc[order]
-        whitened = torch.linalg.solve_triangular(
-            tril[:size, :size], loc[:size, None], upper=False
-        )[:, 0]
+        whitened = torch.linalg.solve_triangular(tril[:size, :size], loc[:size, None], upper=False)[
+            :, 0
+        ]
         return (
             Dense(loc[:size], tril[:size, :size]),
             Dense(loc[size:] - tril[size:, :size] @ whitened, tril[size:, size:]),
@@ -157,7 +157,9 @@ class Natural:
         return Natural(self.linear - other.linear, self.precision - other.precision)
 
     def log_partition(self) -> Tensor:
-        r"""Return :math:`A = \tfrac12 h^\top\Lambda^{-1}h - \tfrac12\ln|\Lambda| + \tfrac n2\ln 2\pi`.
+        r"""Return the logarithm of the normaliser.
+
+        .. math:: A = \tfrac12 h^\top \Lambda^{-1} h - \tfrac12 \ln|\Lambda| + \tfrac n2 \ln 2\pi
 
         Returns
         -------

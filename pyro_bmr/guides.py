@@ -97,7 +97,7 @@ def read_factors(guide: Any) -> tuple[Factor, ...]:
     Traceback (most recent call last):
         ...
     pyro_bmr.guides.UnregisteredGuideError: a builtin_function_or_method is not a guide ...
-    """
+    """  # noqa: DOC202
     known = ", ".join(sorted(t.__name__ for t in read_factors.registry if t is not object))
     msg = (
         f"a {type(guide).__name__} is not a guide that can be reduced. Expected one of {known}, "

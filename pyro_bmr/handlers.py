@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -53,7 +53,7 @@ class PruneMessenger(Messenger):
         return pyro.subsample(self.masks[msg["name"]], event_dim=msg["fn"].event_dim)
 
 
-class SiteBuffers(nn.Module, Mapping[str, Tensor]):
+class SiteBuffers(nn.Module):
     """Tensors by site name, which move and are saved with the module that holds them.
 
     Parameters
@@ -64,26 +64,25 @@ class SiteBuffers(nn.Module, Mapping[str, Tensor]):
     Examples
     --------
     >>> masks = SiteBuffers({"fc1.weight": torch.tensor([True, False])})
-    >>> masks["fc1.weight"], list(masks.state_dict())
-    (tensor([ True, False]), ['/fc1/weight'])
+    >>> masks.by_site(), list(masks.state_dict())
+    ({'fc1.weight': tensor([ True, False])}, ['/fc1/weight'])
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._names = tuple(tensors)
+        self.names = tuple(tensors)
         for name, tensor in tensors.items():
             self.register_buffer(module_key(name), tensor)
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._buffers[module_key(name)]
+    def by_site(self) -> dict[str, Tensor]:
+        """Return the tensors where they are now.
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        Returns
+        -------
+        dict of Tensor
+            By site.
+        """
+        return {name: self.get_buffer(module_key(name)) for name in self.names}
 
 
 class PrunedModel(nn.Module):
@@ -129,7 +128,7 @@ class PrunedModel(nn.Module):
         object
             What the model returns.
         """
-        with PruneMessenger(self.masks):
+        with PruneMessenger(self.masks.by_site()):
             return self.model(*args, **kwargs)
 
 

@@ -101,8 +101,9 @@ def read_priors(
         node = latent[name]
         reason = _obstacle(node, latent)
         if reason is None:
+            _check_shape(node, site)
             try:
-                log_priors[name] = _at_full_size(node, site)
+                log_priors[name] = _at_full_size(node)
                 continue
             except (UnregisteredPriorError, _VaryingPriorError) as error:
                 reason = str(error)
@@ -137,9 +138,9 @@ def log_density_at_zero(prior: Any) -> Tensor:
 
     Examples
     --------
-    >>> log_density_at_zero(Laplace(0.0, 0.5))
-    tensor([0.], dtype=torch.float64)
-    """
+    >>> log_density_at_zero(Laplace(0.0, 1.0))
+    tensor([-0.6931], dtype=torch.float64)
+    """  # noqa: DOC202
     msg = (
         f"its prior is a {type(prior).__name__}, whose density at zero is not registered "
         "(pyro_bmr.log_density_at_zero.register adds a family)"
@@ -153,10 +154,8 @@ def log_density_at_zero(prior: Any) -> Tensor:
 @log_density_at_zero.register(Cauchy)
 def _(prior: Any) -> Tensor:
     # A prior is mostly one scalar, expanded to a whole layer: undo that before computing.
-    parameters = {
-        name: _collapse(getattr(prior, name)).double() for name in prior.arg_constraints
-    }
-    zero = torch.zeros(1, dtype=torch.float64, device=parameters["loc"].device)
+    parameters = {name: _collapse(getattr(prior, name)).double() for name in prior.arg_constraints}
+    zero = torch.zeros((), dtype=torch.float64, device=parameters["loc"].device)
     return type(prior)(**parameters, validate_args=False).log_prob(zero)
 
 
@@ -243,7 +242,7 @@ def _obstacle(node: Any, latent: Iterable[str]) -> str | None:
     if support.is_discrete:
         return "it is discrete"
     if support is not constraints.real and support is not constraints.real_vector:
-        return f"its support {support} is not the whole real line"
+        return f"it is constrained to {support}"
     parameters = list(_parameters(fn))
     origins = frozenset().union(*(get_provenance(p) for p in parameters))
     parents = sorted(origins & set(latent))
@@ -267,7 +266,7 @@ def _parameters(fn: Any) -> Iterator[Tensor]:
         fn = vars(fn).get("base_dist")
 
 
-def _at_full_size(node: Any, site: Site) -> Tensor:
+def _at_full_size(node: Any) -> Tensor:
     """Return ln p(θ = 0) that broadcasts to all rows of the plates, of which the trace saw some."""
     fn = node["fn"]
     density = detach_provenance(log_density_at_zero(fn)).detach()
@@ -291,16 +290,21 @@ def _at_full_size(node: Any, site: Site) -> Tensor:
             )
             raise _VaryingPriorError(msg)
         density = row
-    try:
-        density.expand(site.shape)
-    except RuntimeError:
+    return density
+
+
+def _check_shape(node: Any, site: Site) -> None:
+    shape = list(node["fn"].shape())
+    for frame in node["cond_indep_stack"]:
+        shape[frame.dim - node["fn"].event_dim] = frame.full_size or frame.size
+    if tuple(shape) != tuple(site.shape):
         msg = (
             f"the site {site.name!r} has shape {tuple(site.shape)} in the guide and "
-            f"{tuple(fn.shape())} in the model. Expected the model that the guide was trained "
-            "for, called with arguments of the same sizes"
+            f"{tuple(shape)} in the model. Expected the model that the guide was trained for, "
+            "called with arguments of the same sizes; if a second guide took the parameters of a "
+            "first one of the same name, call pyro.clear_param_store() between them"
         )
-        raise ValueError(msg) from None
-    return density
+        raise ValueError(msg)
 
 
 def _collapse(tensor: Tensor) -> Tensor:

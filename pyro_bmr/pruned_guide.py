@@ -116,12 +116,12 @@ class PrunedGuide(PyroModule):
         }
 
     @torch.no_grad()
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ARG002
+    def median(self, *_args: Any, **_kwargs: Any) -> dict[str, Tensor]:
         """Return the posterior median of every site.
 
         Parameters
         ----------
-        *args, **kwargs
+        *_args, **_kwargs
             Not used; as in `pyro.infer.autoguide.AutoNormal.median`.
 
         Returns
@@ -130,13 +130,15 @@ class PrunedGuide(PyroModule):
             A value a site, 0 where pruned.
         """
         return {
-            site.name: site.constrain(marginal.loc).clone()
-            for site, marginal in self._marginals()
+            site.name: site.constrain(marginal.loc).clone() for site, marginal in self._marginals()
         }
 
     @torch.no_grad()
     def quantiles(
-        self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any  # noqa: ARG002
+        self,
+        quantiles: Tensor | list[float],
+        *_args: Any,
+        **_kwargs: Any,
     ) -> dict[str, Tensor]:
         """Return posterior quantiles of every site.
 
@@ -144,7 +146,7 @@ class PrunedGuide(PyroModule):
         ----------
         quantiles : Tensor or list of float
             Between 0 and 1.
-        *args, **kwargs
+        *_args, **_kwargs
             Not used; as in `pyro.infer.autoguide.AutoNormal.quantiles`.
 
         Returns
@@ -256,7 +258,7 @@ class _JointPart(PyroModule):
             self.sites, Dense(posterior.loc.detach(), posterior.scale_tril), self.mask
         )
 
-    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[Site, Tensor]]:  # noqa: ARG002
+    def forward(self, _plates: Mapping[str, Any]) -> Iterator[tuple[Site, Tensor]]:
         latent = self.loc
         if latent.numel():
             tril = self.scale[:, None] * self.scale_tril

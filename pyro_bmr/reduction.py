@@ -98,15 +98,11 @@ def reduce(
     _check_options(groups, reduced_prior)
     factors = read_guide(guide)
     origin = read_origin(guide)
-    origin = replace(
-        origin,
-        model=_model(guide, origin.model if model is None else model),
-        args=tuple(args) if args or kwargs else origin.args,
-        kwargs=dict(kwargs or {}) if args or kwargs else origin.kwargs,
-    )
-    log_priors, reasons = read_priors(
-        origin.model, origin.args, origin.kwargs, _locations(factors)
-    )
+    full_model = _known(origin.model if model is None else model, guide)
+    if args or kwargs:
+        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+    origin = replace(origin, model=full_model)
+    log_priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
     for name in _not_chosen(sites, log_priors, reasons):
         reasons[name] = "it is not among sites="
         del log_priors[name]
@@ -119,7 +115,7 @@ def reduce(
     pruned = tuple(factor.prune(masks) for factor in scores.factors)
     all_masks = _masks(pruned, scores)
     return Reduction(
-        model=PrunedModel(origin.model, all_masks),
+        model=PrunedModel(full_model, all_masks),
         guide=PrunedGuide(pruned, origin),
         masks=all_masks,
         scores=scores.delta_f,
@@ -290,7 +286,7 @@ def _check_options(groups: Any, reduced_prior: Any) -> None:
         raise TypeError(msg)
 
 
-def _model(guide: Any, model: Callable[..., Any] | None) -> Callable[..., Any]:
+def _known(model: Callable[..., Any] | None, guide: Any) -> Callable[..., Any]:
     if model is None:
         msg = (
             f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
@@ -312,7 +308,7 @@ def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
 def _not_chosen(
     sites: Iterable[str] | None, log_priors: Mapping[str, Tensor], reasons: Mapping[str, str]
 ) -> set[str]:
-    """Check the caller's choice of sites and return those that can be reduced but are not chosen."""
+    """Check the caller's choice of sites, and return those that he leaves out."""
     if sites is None:
         return set()
     chosen = {sites} if isinstance(sites, str) else set(sites)
@@ -334,13 +330,7 @@ def _not_chosen(
 
 
 def _checked(masks: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
-    """Check what a selection returned, and keep pruned what was pruned before.
-
-    Returns
-    -------
-    dict of Tensor
-        A mask for every reducible site.
-    """
+    """Check what a selection returned, and keep pruned what was pruned before."""
     unknown = sorted(set(masks) - set(scores.delta_f))
     if unknown:
         msg = (
@@ -387,7 +377,9 @@ def _summarize(
                 )
             )
     held = {row.name for row in rows}
-    absent = [SiteSummary(n, (0,), 0, 0.0, f"whole: {r}") for n, r in reasons.items() if n not in held]
+    absent = [
+        SiteSummary(n, (0,), 0, 0.0, f"whole: {r}") for n, r in reasons.items() if n not in held
+    ]
     return tuple(rows + absent)
 
 

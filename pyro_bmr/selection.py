@@ -153,7 +153,7 @@ def magnitude(fraction: float) -> Selection:
     >>> magnitude(0.5)(Scores((), {}))
     {}
     """
-    return _lowest(fraction, lambda loc, scale: loc.abs())  # noqa: ARG005
+    return _lowest(fraction, lambda loc, _scale: loc.abs())
 
 
 def random(fraction: float, seed: int = 0) -> Selection:
@@ -209,9 +209,7 @@ def _count(fraction: float, scores: Scores) -> int:
     return round(fraction * sum(delta_f.numel() for delta_f in scores.delta_f.values()))
 
 
-def _drop_lowest(
-    scores: Scores, importance: Mapping[str, Tensor], count: int
-) -> dict[str, Tensor]:
+def _drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Drop exactly so many elements: those pruned before first, those that cannot go never."""
     if not importance:
         return {}

@@ -1,0 +1,211 @@
+"""The six laws of a Reduction, for every model and guide family, on every device."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive, Trace_ELBO
+from pyro.poutine.util import prune_subsample_sites
+
+import pyro_bmr as bmr
+from pyro_bmr.guides import read_guide
+from pyro_bmr.testing import check_guide_family
+
+
+def drop_some(scores):
+    """Drop every second element, so that something goes and something stays everywhere."""
+    return {
+        name: (torch.arange(t.numel(), device=t.device) % 2 == 0).reshape(t.shape)
+        for name, t in scores.delta_f.items()
+    }
+
+
+@pytest.fixture
+def result(case):
+    return bmr.reduce(case.guide, select=drop_some)
+
+
+def latent_values(trace):
+    return {
+        name: node["value"]
+        for name, node in prune_subsample_sites(trace).iter_stochastic_nodes()
+        if not node["infer"].get("is_auxiliary") and not node["infer"].get("_deterministic")
+    }
+
+
+def assert_pruned_are_zero(values, masks):
+    assert sum((~mask).sum() for mask in masks.values()) >= 2
+    for name, mask in masks.items():
+        assert (values[name].masked_select(~mask) == 0).all()
+        assert (values[name].masked_select(mask) != 0).all()
+
+
+def test_law_1_names_and_shapes_stay_and_pruned_elements_are_zero_in_every_draw(case, result):
+    x, _ = case.args
+    full = latent_values(poutine.trace(case.guide).get_trace(*case.args))
+    reduced = latent_values(poutine.trace(result.guide).get_trace(*case.args))
+    assert {n: v.shape for n, v in full.items()} == {n: v.shape for n, v in reduced.items()}
+    assert_pruned_are_zero(reduced, result.masks)
+
+    prior = latent_values(poutine.trace(result.model).get_trace(x))
+    assert_pruned_are_zero(prior, result.masks)
+
+    draws = Predictive(result.model, guide=result.guide, num_samples=20)(x)
+    assert draws["y"].shape == (20, len(x))
+    posterior = Predictive(result.guide, num_samples=20)(*case.args)
+    assert_pruned_are_zero(posterior, result.masks)
+    assert_pruned_are_zero(result.guide.median(), result.masks)
+    assert_pruned_are_zero(result.guide.quantiles([0.1, 0.9]), result.masks)
+
+
+def test_law_1_holds_for_values_that_come_from_elsewhere(case, result):
+    """A trace of the full guide, replayed under the reduced model, gives reduced predictions."""
+    full = poutine.trace(case.guide).get_trace(*case.args)
+    values = {
+        name: torch.where(result.masks[name], value, 0) if name in result.masks else value
+        for name, value in latent_values(full).items()
+    }
+    x, _ = case.args
+    pyro.set_rng_seed(1)
+    from_full = poutine.condition(result.model, latent_values(full))(x)
+    replayed = poutine.trace(poutine.replay(result.model, full)).get_trace(x)
+    pyro.set_rng_seed(1)
+    expected = poutine.trace(poutine.condition(case.model, values)).get_trace(x)
+    assert from_full.shape == (len(x),)
+    torch.testing.assert_close(replayed.nodes["y"]["fn"].mean, expected.nodes["y"]["fn"].mean)
+
+
+def test_law_2_the_loss_is_the_free_energy_of_the_reduced_problem(case, result):
+    guide_trace = poutine.trace(result.guide).get_trace(*case.args)
+    model_trace = poutine.trace(poutine.replay(result.model, guide_trace)).get_trace(*case.args)
+    full_trace = poutine.trace(poutine.replay(case.model, guide_trace)).get_trace(*case.args)
+    for trace in (guide_trace, model_trace, full_trace):
+        trace.compute_log_prob()
+    for name, mask in result.masks.items():
+        value, node = guide_trace.nodes[name]["value"], full_trace.nodes[name]
+        fn = node["fn"].base_dist if node["fn"].event_dim else node["fn"]
+        kept = fn.log_prob(value)[mask].sum()
+        torch.testing.assert_close(model_trace.nodes[name]["log_prob_sum"], kept)
+    torch.testing.assert_close(
+        model_trace.nodes["y"]["log_prob_sum"], full_trace.nodes["y"]["log_prob_sum"]
+    )
+
+    of_kept = []
+    for factor in read_guide(result.guide):
+        if isinstance(factor, bmr.IndependentFactor):
+            name, kept = factor.site.name, factor.kept()[factor.site.name]
+            value = guide_trace.nodes[f"{name}_unconstrained"]["value"][kept]
+            marginal = factor.marginals()[name]
+            fn = dist.Normal(marginal.loc[kept], marginal.scale[kept])
+            of_kept.append(fn.log_prob(value).sum())
+    auxiliary = sum(
+        node["log_prob_sum"]
+        for name, node in guide_trace.nodes.items()
+        if name.endswith("_unconstrained")
+    )
+    torch.testing.assert_close(torch.as_tensor(auxiliary), torch.as_tensor(sum(of_kept)))
+
+    pyro.set_rng_seed(5)
+    loss = Trace_ELBO().loss(result.model, result.guide, *case.args)
+    pyro.set_rng_seed(5)
+    guide_trace = poutine.trace(result.guide).get_trace(*case.args)
+    model_trace = poutine.trace(poutine.replay(result.model, guide_trace)).get_trace(*case.args)
+    expected = guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_law_3_no_gradient_step_brings_a_pruned_element_back(case, result, weight_decay):
+    before = {n: v.clone() for n, v in result.guide.median().items()}
+    case.train(result.model, result.guide, 200, weight_decay=weight_decay)
+    after = result.guide.median()
+    draw = latent_values(poutine.trace(result.guide).get_trace(*case.args))
+    for name, mask in result.masks.items():
+        assert (after[name][~mask] == 0).all()
+        assert (draw[name][~mask] == 0).all()
+        assert (after[name][mask] != before[name][mask]).all()
+
+
+def test_law_4_reductions_compose(case):
+    def drop_first(scores):
+        return {
+            name: torch.arange(t.numel(), device=t.device).reshape(t.shape) != 0
+            for name, t in scores.delta_f.items()
+        }
+
+    def drop_both(scores):
+        some, first = drop_some(scores), drop_first(scores)
+        return {name: some[name] & first[name] for name in some}
+
+    one = bmr.reduce(case.guide, select=drop_first)
+    two = bmr.reduce(one.guide, select=drop_some)
+    both = bmr.reduce(case.guide, select=drop_both)
+    assert two.sparsity == both.sparsity
+    assert one.delta_f + two.delta_f == pytest.approx(both.delta_f, rel=1e-4)
+    for name, mask in both.masks.items():
+        assert torch.equal(two.masks[name], mask)
+    for composed, direct in zip(read_guide(two.guide), read_guide(both.guide), strict=True):
+        marginals = direct.marginals()
+        for name, marginal in composed.marginals().items():
+            torch.testing.assert_close(marginal.loc, marginals[name].loc)
+            torch.testing.assert_close(marginal.scale, marginals[name].scale)
+    unchanged = bmr.reduce(two.guide, select=lambda scores: dict(scores.kept))
+    assert unchanged.delta_f == 0
+    assert unchanged.sparsity == two.sparsity
+
+
+def test_law_5_the_guide_that_came_in_is_left_as_it_was(case):
+    store = pyro.get_param_store()
+    guide_before = {n: v.clone() for n, v in case.guide.state_dict().items()}
+    store_before = {n: v.detach().clone() for n, v in store.items()}
+    module = isinstance(case.model, torch.nn.Module)
+    model_before = {n: v.clone() for n, v in case.model.state_dict().items()} if module else {}
+    random_before = torch.get_rng_state()
+
+    result = bmr.reduce(case.guide)
+    print(result, result.summary(), result.delta_f)
+
+    assert torch.equal(torch.get_rng_state(), random_before)
+    assert dict(store.items()).keys() == store_before.keys()
+    for name, value in store.items():
+        assert torch.equal(value, store_before[name])
+    for before, after in ((guide_before, case.guide), (model_before, case.model)):
+        if before:
+            for name, value in after.state_dict().items():
+                assert torch.equal(value, before[name])
+    case.train(result.model, result.guide, 20)
+    for name, value in case.guide.state_dict().items():
+        assert torch.equal(value, guide_before[name])
+    case.train(case.model, case.guide, 1)
+    assert any(not torch.equal(v, guide_before[n]) for n, v in case.guide.state_dict().items())
+
+
+def test_law_6_copies_are_independent_and_states_can_be_saved(case, result, device, tmp_path):
+    case.train(result.model, result.guide, 2)
+    copied = copy.deepcopy(result)
+    before = {n: v.clone() for n, v in result.guide.state_dict().items()}
+    case.train(copied.model, copied.guide, 20)
+    for name, value in result.guide.state_dict().items():
+        assert torch.equal(value, before[name])
+    again = bmr.reduce(copied.guide)
+    assert again.model.model is copied.guide.model
+
+    torch.save(copied.guide.state_dict(), tmp_path / "guide.pt")
+    torch.save(copied.model.state_dict(), tmp_path / "model.pt")
+    result.guide.load_state_dict(torch.load(tmp_path / "guide.pt", weights_only=True))
+    result.model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    for name, value in result.guide.median().items():
+        torch.testing.assert_close(value, copied.guide.median()[name])
+
+    moved = result.to(device)
+    assert all(t.device.type == device for t in moved.guide.state_dict().values())
+    assert all(t.device.type == device for t in moved.masks.values())
+    assert torch.isfinite(torch.tensor(Trace_ELBO().loss(moved.model, moved.guide, *case.args)))
+
+
+def test_the_guide_family_obeys_its_law(case, result):
+    check_guide_family(case.guide)
+    check_guide_family(result.guide)
