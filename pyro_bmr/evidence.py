@@ -114,8 +114,8 @@ def delta_f_spike(posterior: Diagonal, log_prior: Tensor) -> Tensor:
     scores = torch.empty_like(posterior.loc, memory_format=torch.contiguous_format)
     constant = log_prior.double() + 0.5 * LOG_2PI
     for loc, scale, shift, out in _chunks(posterior.loc, posterior.scale, constant, scores):
-        log_scale = scale.double()
-        whitened = loc.double().div_(log_scale)
+        log_scale = scale.to(torch.float64, copy=True)
+        whitened = loc.to(torch.float64, copy=True).div_(log_scale)
         out.copy_(log_scale.log_().addcmul_(whitened, whitened, value=0.5).add_(shift))
     return scores
 
