@@ -1,0 +1,173 @@
+"""Every message says what came in, what was expected, and what to do."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+
+import pyro_bmr as bmr
+
+
+def model(n=3):
+    pyro.sample("w", dist.Normal(0.0, 1.0).expand([n]).to_event(1))
+    pyro.sample("tau", dist.Gamma(1.0, 1.0))
+
+
+@pytest.fixture
+def guide():
+    guide = AutoNormal(model)
+    guide()
+    return guide
+
+
+@pytest.mark.parametrize(
+    "family", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoGuideList]
+)
+def test_a_guide_that_was_never_called(family):
+    with pytest.raises(ValueError, match=f"this {family.__name__} has never been called.*train it"):
+        bmr.reduce(family(model))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("family", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+def test_a_guide_that_is_not_finite(family, bad):
+    guide = family(model)
+    guide()
+    loc = guide.locs.w_unconstrained if family is AutoNormal else guide.loc
+    loc.data[:2] = bad
+    before = {n: v.clone() for n, v in guide.state_dict().items()}
+    with pytest.raises(ValueError, match="location of the site 'w' is NaN or infinite in 2 of 3"):
+        bmr.reduce(guide)
+    for name, value in guide.state_dict().items():
+        torch.testing.assert_close(value, before[name], equal_nan=True)
+
+
+def test_a_scale_that_is_not_finite_or_vanishes(guide):
+    guide.scales.w_unconstrained.data[1] = math.nan
+    with pytest.raises(ValueError, match="scale of the site 'w' is NaN or infinite in 1 of 3"):
+        bmr.reduce(guide)
+    guide.scales.w_unconstrained.data[1] = -200.0
+    with pytest.raises(ValueError, match="scale of the site 'w' is zero in 1 of 3"):
+        bmr.reduce(guide)
+
+
+def test_a_bad_value_at_a_site_that_is_not_reduced(guide):
+    guide.locs.tau_unconstrained.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="the site 'tau' is NaN"):
+        bmr.reduce(guide)
+
+
+@pytest.mark.parametrize("family", [AutoDelta, AutoIAFNormal])
+def test_a_guide_family_that_is_not_known(family):
+    guide = family(model)
+    with pytest.raises(TypeError, match=f"a {family.__name__} is not.*AutoNormal.*register"):
+        bmr.reduce(guide)
+    with pytest.raises(TypeError, match="a function is not a guide"):
+        bmr.reduce(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ([], "empty sites="),
+        (["v"], r"names \['v'\]. Expected some of \['tau', 'w'\]"),
+        (["w", "tau"], "cannot be reduced: 'tau': it is constrained"),
+    ],
+)
+def test_sites(guide, sites, message):
+    with pytest.raises(ValueError, match=message):
+        bmr.reduce(guide, sites=sites)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"w": torch.ones(2, dtype=torch.bool)}, r"shape \(2,\).*'w'.*shape \(3,\)"),
+        ({"w": torch.ones(3)}, "dtype torch.float32.*torch.bool"),
+        ({"v": torch.ones(3, dtype=torch.bool)}, r"masks for \['v'\].*\['w'\]"),
+        ({"tau": torch.tensor(True)}, r"masks for \['tau'\]"),
+    ],
+)
+def test_masks_that_do_not_fit(guide, masks, message):
+    with pytest.raises(ValueError, match=message):
+        bmr.reduce(guide, select=lambda scores: masks)
+
+
+def test_a_pruned_model_with_a_mask_of_the_wrong_shape():
+    pruned = bmr.PrunedModel(model, {"w": torch.ones(2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"mask of shape \(2,\) does not fit.*\(3,\)"):
+        pruned()
+
+
+def test_elements_that_are_not_independent_cannot_be_pruned():
+    def correlated():
+        pyro.sample("w", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+
+    pruned = bmr.PrunedModel(correlated, {"w": torch.tensor([True, False])})
+    with pytest.raises(ValueError, match="elements of a MultivariateNormal"):
+        pruned()
+
+
+def test_a_model_whose_site_disappeared(guide):
+    def other():
+        pyro.sample("v", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"the site 'w', which is now not in the model.*\['v'\]"):
+        bmr.reduce(guide, model=other)
+
+    def observed():
+        pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=torch.zeros(3))
+
+    with pytest.raises(ValueError, match="the site 'w', which is now observed"):
+        bmr.reduce(guide, model=observed)
+
+
+def test_a_model_whose_site_has_another_shape(guide):
+    with pytest.raises(ValueError, match=r"shape \(3,\) in the guide and \(5,\) in the model"):
+        bmr.reduce(guide, args=(5,))
+
+
+def test_a_model_that_does_not_run(guide):
+    with pytest.raises(RuntimeError, match="could not be run.*TypeError.*pass args="):
+        bmr.reduce(guide, args=(1, 2, 3))
+
+
+def test_options_that_do_not_exist_yet(guide):
+    with pytest.raises(TypeError, match="Expected pyro_bmr.elements"):
+        bmr.reduce(guide, groups=lambda name, shape: None)
+    with pytest.raises(TypeError, match=r"Expected pyro_bmr.Spike\(\)"):
+        bmr.reduce(guide, reduced_prior=0.1)
+
+
+@pytest.mark.parametrize("selection", [bmr.snr, bmr.spr, bmr.magnitude, bmr.random])
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan])
+def test_fractions(selection, fraction):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        selection(fraction)
+
+
+def test_a_negative_number_of_elements():
+    with pytest.raises(ValueError, match="0 or more"):
+        bmr.top_k(-1)
+
+
+@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
+def test_a_guide_that_holds_only_one_batch_of_a_site(family):
+    def local():
+        with pyro.plate("rows", 40, subsample_size=8):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    guide = family(local)
+    guide()
+    with pytest.raises(ValueError, match="8 rows of the site 'w', whose plate 'rows' has 40"):
+        bmr.reduce(guide)
