@@ -7,18 +7,20 @@ ratio of Friston and of SPM is ``-delta_f``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_bmr.gaussian import LOG_2PI, Dense, Diagonal
+from pyro_bmr.sweep import sweep
 
 Family = TypeVar("Family", Diagonal, Dense)
 
-# Elements scored at once: small enough that the float64 intermediates stay in cache.
-_CHUNK = 1 << 16
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
@@ -82,7 +84,9 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     return value.to(posterior.loc.dtype)
 
 
-def delta_f_spike(posterior: Diagonal, log_prior: Tensor) -> Tensor:
+def delta_f_spike(
+    posterior: Diagonal, log_prior: Tensor, scale_transform: Callable[[Tensor], Tensor] = _identity
+) -> Tensor:
     r"""Score the removal of every element by itself (Savage-Dickey).
 
     .. math:: \Delta F_i = \ln p(\theta_i = 0) - \ln q(\theta_i = 0)
@@ -94,6 +98,9 @@ def delta_f_spike(posterior: Diagonal, log_prior: Tensor) -> Tensor:
     log_prior : Tensor
         :math:`\ln p(\theta_i = 0)` in nats; broadcasts to the posterior's shape. ``inf`` where an
         element has no prior, which keeps it.
+    scale_transform : callable
+        Leads from ``posterior.scale`` to the standard deviation, for a guide that holds a parameter
+        in its place: only a part is transformed at a time.
 
     Returns
     -------
@@ -113,10 +120,8 @@ def delta_f_spike(posterior: Diagonal, log_prior: Tensor) -> Tensor:
     """
     scores = torch.empty_like(posterior.loc, memory_format=torch.contiguous_format)
     constant = log_prior.double() + 0.5 * LOG_2PI
-    for loc, scale, shift, out in _chunks(posterior.loc, posterior.scale, constant, scores):
-        log_scale = scale.to(torch.float64, copy=True)
-        whitened = loc.to(torch.float64, copy=True).div_(log_scale)
-        out.copy_(log_scale.log_().addcmul_(whitened, whitened, value=0.5).add_(shift))
+    tensors = (posterior.loc, posterior.scale, constant, scores)
+    sweep(_write_spike, *tensors, context=scale_transform)
     return scores
 
 
@@ -149,15 +154,15 @@ def delta_f_spike_chain(posterior: Dense, log_prior: Tensor) -> Tensor:
     return log_prior + 0.5 * LOG_2PI + tril.diagonal().log() + 0.5 * whitened.square()
 
 
-def total(values: Tensor, where: Tensor) -> float:
-    """Add up the values at some elements, in float64 whatever their dtype.
+def total_dropped(scores: Tensor, mask: Tensor) -> float:
+    """Add up the scores of what a mask drops, in float64 whatever their dtype.
 
     Parameters
     ----------
-    values : Tensor
+    scores : Tensor
         Of any shape.
-    where : Tensor
-        Boolean, broadcasts to the shape of ``values``; True for what is added.
+    mask : Tensor
+        Boolean, broadcasts to the shape of ``scores``; True keeps.
 
     Returns
     -------
@@ -166,14 +171,28 @@ def total(values: Tensor, where: Tensor) -> float:
 
     Examples
     --------
-    >>> total(torch.tensor([1.0, float("inf")]), torch.tensor([True, False]))
+    >>> total_dropped(torch.tensor([1.0, float("inf")]), torch.tensor([False, True]))
     1.0
     """
-    parts = [
-        torch.where(chosen, value, 0).sum(dtype=torch.float64)
-        for value, chosen in _chunks(values, where)
-    ]
-    return float(torch.stack(parts).sum())
+    return float(torch.stack(sweep(_sum_dropped, scores, mask)).sum())
+
+
+def _write_spike(
+    scale_transform: Callable[[Tensor], Tensor],
+    loc: Tensor,
+    scale: Tensor,
+    constant: Tensor,
+    scores: Tensor,
+) -> None:
+    log_scale = scale_transform(scale).to(torch.float64, copy=True)
+    whitened = loc.to(torch.float64, copy=True).div_(log_scale)
+    scores.copy_(log_scale.log_().addcmul_(whitened, whitened, value=0.5).add_(constant))
+
+
+def _sum_dropped(_: None, scores: Tensor, mask: Tensor) -> Tensor:
+    # A product with the mask is many times faster than torch.where, but inf · 0 is not 0.
+    largest = torch.finfo(scores.dtype).max
+    return (scores.clamp(max=largest) * ~mask).sum(dtype=torch.float64)
 
 
 def _delta_f_diagonal(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -> Tensor:
@@ -204,21 +223,3 @@ _DELTA_F: dict[type, Callable[..., Tensor]] = {
     Diagonal: _delta_f_diagonal,
     Dense: _delta_f_dense,
 }
-
-
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Walk over broadcast tensors in step, a cache-sized view of each at a time.
-
-    Yields
-    ------
-    tuple of Tensor
-        Views of the broadcast tensors.
-    """
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
-    if all(t.numel() == 1 or (t.shape == shape and t.is_contiguous()) for t in tensors):
-        shape = torch.Size([shape.numel()])
-        tensors = tuple(t.reshape(-1).expand(shape) for t in tensors)
-    elif not shape:
-        shape = torch.Size([1])
-    rows = max(1, _CHUNK // max(1, shape[1:].numel()))
-    yield from zip(*(t.expand(shape).split(rows) for t in tensors), strict=True)

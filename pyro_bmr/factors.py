@@ -8,18 +8,18 @@ order should elements go, what did dropping these together do, and what remains.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, transform_to
 from typing_extensions import override
 
 from pyro_bmr.elimination import eliminate
-from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain, total
+from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain, total_dropped
 from pyro_bmr.gaussian import Dense, Diagonal
 
 
@@ -83,6 +83,14 @@ class Factor(ABC):
         """By site, ln p(θ = 0) in nats; a site that is not here stays whole."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError if a location or a scale is not finite, or a scale not positive."""
+
+    @abstractmethod
+    def locations(self) -> dict[str, Tensor]:
+        """By site, the posterior mean in unconstrained coordinates; 0 if pruned."""
+
+    @abstractmethod
     def marginals(self) -> dict[str, Diagonal]:
         """By site, the marginal of each element in unconstrained coordinates; 0 ± 0 if pruned."""
 
@@ -118,7 +126,10 @@ class Factor(ABC):
 
     @abstractmethod
     def prune(self, masks: Mapping[str, Tensor]) -> Factor:
-        """Return what remains: the posterior given that all dropped elements are 0."""
+        """Return what remains: the posterior given that all dropped elements are 0.
+
+        What was pruned before stays pruned, whatever its mask says now.
+        """
 
 
 @dataclass(frozen=True)
@@ -129,13 +140,14 @@ class IndependentFactor(Factor):
     ----------
     site : Site
         The site.
-    posterior : Diagonal
-        Of the site's shape.
-    scale_parameter : Tensor, optional
-        What the guide optimises in place of the scale: a reduced guide starts from a copy, which
-        is exact where a round trip through the constraint is not.
-    scale_constraint : Constraint
-        Leads from there to the scale.
+    loc : Tensor
+        Means, of the site's shape.
+    scale : Tensor
+        Standard deviations, of the site's shape; or, with a constraint, the parameter that the
+        guide optimises in their place. A reduced guide starts from a copy of it, which is exact
+        where a round trip through the constraint is not.
+    scale_constraint : Constraint, optional
+        Leads from the parameter to the standard deviations.
     mask : Tensor, optional
         Boolean, of the site's shape, True keeps; None if nothing was pruned.
     log_prior_at_zero : Tensor, optional
@@ -144,15 +156,15 @@ class IndependentFactor(Factor):
     Examples
     --------
     >>> site = Site("w", torch.Size([2]))
-    >>> q = Diagonal(torch.tensor([0.0, 3.0]), torch.ones(2))
-    >>> IndependentFactor(site, q).with_log_prior({"w": torch.tensor(-1.0)}).scores()["w"]
+    >>> factor = IndependentFactor(site, torch.tensor([0.0, 3.0]), torch.ones(2))
+    >>> factor.with_log_prior({"w": torch.tensor(-1.0)}).scores()["w"]
     tensor([-0.0811,  4.4189])
     """
 
     site: Site
-    posterior: Diagonal
-    scale_parameter: Tensor | None = None
-    scale_constraint: constraints.Constraint = constraints.softplus_positive
+    loc: Tensor
+    scale: Tensor
+    scale_constraint: constraints.Constraint | None = None
     mask: Tensor | None = None
     log_prior_at_zero: Tensor | None = None
 
@@ -169,18 +181,29 @@ class IndependentFactor(Factor):
         return {self.site.name: self.log_prior_at_zero}
 
     @override
+    def check(self) -> None:
+        name, kept = self.site.name, self.kept()[self.site.name]
+        _check_finite(name, "location", self.loc, kept)
+        _check_finite(name, "scale", self.scale, kept)
+        # The extremes of what the guide optimises are the extremes of the scale.
+        if self.scale.numel() and not (self._scale_transform(_extremes(self.scale)) > 0).all():
+            _check_positive(name, self._scale_transform(self.scale), kept)
+
+    @override
+    def locations(self) -> dict[str, Tensor]:
+        loc = self.loc if self.mask is None else torch.where(self.mask, self.loc, 0)
+        return {self.site.name: loc}
+
+    @override
     def marginals(self) -> dict[str, Diagonal]:
-        if self.mask is None:
-            return {self.site.name: self.posterior}
-        loc, scale = (
-            torch.where(self.mask, t, 0) for t in (self.posterior.loc, self.posterior.scale)
-        )
-        return {self.site.name: Diagonal(loc, scale)}
+        scale = self._scale_transform(self.scale)
+        if self.mask is not None:
+            scale = torch.where(self.mask, scale, 0)
+        return {self.site.name: Diagonal(self.locations()[self.site.name], scale)}
 
     @override
     def kept(self) -> dict[str, Tensor]:
-        loc = self.posterior.loc
-        everything = torch.ones((), dtype=torch.bool, device=loc.device).expand(loc.shape)
+        everything = torch.ones((), dtype=torch.bool, device=self.loc.device).expand(self.loc.shape)
         return {self.site.name: everything if self.mask is None else self.mask}
 
     @override
@@ -191,7 +214,8 @@ class IndependentFactor(Factor):
     def scores(self) -> dict[str, Tensor]:
         if self.log_prior_at_zero is None:
             return {}
-        scores = delta_f_spike(self.posterior, self.log_prior_at_zero)
+        stored = Diagonal(self.loc, self.scale)
+        scores = delta_f_spike(stored, self.log_prior_at_zero, self._scale_transform)
         if self.mask is not None:
             scores = torch.where(self.mask, scores, 0)
         return {self.site.name: scores}
@@ -205,11 +229,18 @@ class IndependentFactor(Factor):
         self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> dict[str, float]:
         name = self.site.name
-        return {name: total(scores[name], ~masks[name])} if name in masks else {}
+        return {name: total_dropped(scores[name], masks[name])} if name in masks else {}
 
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> IndependentFactor:
-        return replace(self, mask=masks.get(self.site.name, self.mask))
+        mask = masks.get(self.site.name)
+        if mask is None:
+            return self
+        return replace(self, mask=mask if self.mask is None else mask & self.mask)
+
+    @property
+    def _scale_transform(self) -> Callable[[Tensor], Tensor]:
+        return transform_to(self.scale_constraint or constraints.real)
 
 
 @dataclass(frozen=True)
@@ -249,6 +280,18 @@ class JointFactor(Factor):
     def log_prior(self) -> Mapping[str, Tensor]:
         """See `Factor.log_prior`."""
         return self.log_prior_at_zero
+
+    @override
+    def check(self) -> None:
+        kept = self.kept()
+        for name, marginal in self.marginals().items():
+            _check_finite(name, "location", marginal.loc, kept[name])
+            _check_finite(name, "scale", marginal.scale, kept[name])
+            _check_positive(name, marginal.scale, kept[name])
+
+    @override
+    def locations(self) -> dict[str, Tensor]:
+        return self._by_site(self._embed(self.posterior.loc, 0.0))
 
     @override
     def marginals(self) -> dict[str, Diagonal]:
@@ -342,3 +385,30 @@ class JointFactor(Factor):
         return {
             name: part for name, part in self._by_site(vector).items() if name in self.log_prior
         }
+
+
+def _extremes(values: Tensor) -> Tensor:
+    return torch.stack(torch.aminmax(values))
+
+
+def _check_finite(name: str, what: str, values: Tensor, kept: Tensor) -> None:
+    if values.numel() and not _extremes(values).isfinite().all():
+        bad = int((~values.isfinite() & kept).sum())
+        if bad:
+            msg = (
+                f"the guide's {what} of the site {name!r} is NaN or infinite in {bad} of "
+                f"{values.numel()} elements. Expected a guide that was trained to finite values: "
+                "look for a NaN loss, a learning rate that is too high, or NaN in the data"
+            )
+            raise ValueError(msg)
+
+
+def _check_positive(name: str, scale: Tensor, kept: Tensor) -> None:
+    bad = int(((scale <= 0) & kept).sum())
+    if bad:
+        msg = (
+            f"the guide's scale of the site {name!r} is zero or negative in {bad} of "
+            f"{scale.numel()} elements. Expected positive scales, which in float32 vanish below "
+            "1e-45: train in float64 or with a smaller learning rate"
+        )
+        raise ValueError(msg)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, singledispatch
-from operator import attrgetter
 from typing import Any
 
 import pyro
@@ -19,9 +18,10 @@ from pyro.infer.autoguide import (
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
+from torch.distributions import transform_to
 
 from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
-from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.gaussian import Dense
 from pyro_bmr.pruned_guide import Origin, PrunedGuide
 
 
@@ -57,11 +57,7 @@ def read_guide(guide: Any) -> tuple[Factor, ...]:
     with torch.no_grad():
         factors = read_factors(guide)
     for factor in factors:
-        kept = factor.kept()
-        for name, marginal in factor.marginals().items():
-            _check_finite(name, "location", marginal.loc)
-            _check_finite(name, "scale", marginal.scale)
-            _check_positive(name, marginal.scale, kept[name])
+        factor.check()
     return factors
 
 
@@ -114,42 +110,29 @@ def _(guide: AutoNormal) -> tuple[Factor, ...]:
         loc = _parameter(guide, f"locs.{name}")
         scale = _parameter(guide, f"scales.{name}")
         site = _site(node, loc.shape, guide._event_dims[name])
-        factors.append(
-            IndependentFactor(
-                site,
-                Diagonal(loc, scale),
-                attrgetter(f"scales.{name}_unconstrained")(guide).detach(),
-                guide.scale_constraint,
-            )
-        )
+        factors.append(IndependentFactor(site, loc, scale, guide.scale_constraint))
     return tuple(factors)
 
 
 @read_factors.register
 def _(guide: AutoDiagonalNormal) -> tuple[Factor, ...]:
     sites = _joint_sites(guide)
-    loc, scale = _parameter(guide, "loc"), _parameter(guide, "scale")
-    raw = guide.scale_unconstrained.detach()
     sizes = [site.shape.numel() for site in sites]
+    loc, scale = (_parameter(guide, name).split(sizes) for name in ("loc", "scale"))
     return tuple(
         IndependentFactor(
-            site,
-            Diagonal(site_loc.view(site.shape), site_scale.view(site.shape)),
-            site_raw.view(site.shape),
-            guide.scale_constraint,
+            site, loc[i].view(site.shape), scale[i].view(site.shape), guide.scale_constraint
         )
-        for site, site_loc, site_scale, site_raw in zip(
-            sites, loc.split(sizes), scale.split(sizes), raw.split(sizes), strict=True
-        )
+        for i, site in enumerate(sites)
     )
 
 
 @read_factors.register
 def _(guide: AutoMultivariateNormal) -> tuple[Factor, ...]:
     sites = _joint_sites(guide)
-    scale = _parameter(guide, "scale")
-    tril = scale[:, None] * _parameter(guide, "scale_tril")
-    return (JointFactor(sites, Dense(_parameter(guide, "loc"), tril)),)
+    scale = transform_to(guide.scale_constraint)(_parameter(guide, "scale"))
+    tril = transform_to(guide.scale_tril_constraint)(_parameter(guide, "scale_tril"))
+    return (JointFactor(sites, Dense(_parameter(guide, "loc"), scale[:, None] * tril)),)
 
 
 @read_factors.register
@@ -250,22 +233,23 @@ def _site(node: Any, shape: torch.Size, event_dim: int) -> Site:
 
 
 def _parameter(guide: AutoGuide, path: str) -> Tensor:
-    """Read a parameter as the guide would, but without the param store noticing.
+    """Read what a guide optimises, without the param store noticing.
 
     Returns
     -------
     Tensor
-        Its constrained value.
+        The unconstrained parameter.
 
     Raises
     ------
     ValueError
         If the param store holds another tensor under the name of this parameter.
     """
-    value = attrgetter(path)(guide)
-    own = value.unconstrained() if hasattr(value, "unconstrained") else value
+    parameters: dict[str, Tensor] = dict(guide.named_parameters())
+    own = parameters[path if path in parameters else f"{path}_unconstrained"]
     name = f"{guide._pyro_name}.{path}"
-    stored = dict(pyro.get_param_store().named_parameters()).get(name, own)
+    entries: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
+    stored = entries.get(name, own)
     local = pyro.settings.get("module_local_params")
     if not (local or stored is own or torch.equal(stored, own)):
         msg = (
@@ -275,27 +259,4 @@ def _parameter(guide: AutoGuide, path: str) -> Tensor:
             "pyro.clear_param_store() to keep those of the guide"
         )
         raise ValueError(msg)
-    return value.detach()
-
-
-def _check_finite(name: str, what: str, values: Tensor) -> None:
-    if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
-        bad = int((~values.isfinite()).sum())
-        msg = (
-            f"the guide's {what} of the site {name!r} is NaN or infinite in {bad} of "
-            f"{values.numel()} elements. Expected a guide that was trained to finite values: look "
-            "for a NaN loss, a learning rate that is too high, or NaN in the data"
-        )
-        raise ValueError(msg)
-
-
-def _check_positive(name: str, scale: Tensor, kept: Tensor) -> None:
-    if scale.numel() and not scale.min() > 0:
-        bad = int(((scale <= 0) & kept).sum())
-        if bad:
-            msg = (
-                f"the guide's scale of the site {name!r} is zero in {bad} of {scale.numel()} "
-                "elements. Expected positive scales: in float32 they vanish below 1e-45; train in "
-                "float64 or with a smaller learning rate"
-            )
-            raise ValueError(msg)
+    return own.detach()

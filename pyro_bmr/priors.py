@@ -139,7 +139,7 @@ def log_density_at_zero(prior: Any) -> Tensor:
     Examples
     --------
     >>> log_density_at_zero(Laplace(0.0, 1.0))
-    tensor([-0.6931], dtype=torch.float64)
+    tensor(-0.6931, dtype=torch.float64)
     """  # noqa: DOC202
     msg = (
         f"its prior is a {type(prior).__name__}, whose density at zero is not registered "

@@ -15,7 +15,7 @@ from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
-from torch.distributions import biject_to, transform_to
+from torch.distributions import biject_to
 
 from pyro_bmr.distributions import PrunedDistribution
 from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
@@ -71,8 +71,8 @@ class PrunedGuide(PyroModule):
     Examples
     --------
     >>> site = Site("w", torch.Size([2]))
-    >>> q = Diagonal(torch.ones(2), torch.ones(2))
-    >>> factor = IndependentFactor(site, q, mask=torch.tensor([True, False]))
+    >>> mask = torch.tensor([True, False])
+    >>> factor = IndependentFactor(site, torch.ones(2), torch.ones(2), mask=mask)
     >>> PrunedGuide([factor], Origin()).median()
     {'w': tensor([1., 0.])}
     """
@@ -200,15 +200,14 @@ class _IndependentPart(PyroModule):
         self.site = factor.site
         self.mask: Tensor | None
         self.register_buffer("mask", factor.mask)
-        loc, scale = factor.posterior.loc.detach(), factor.posterior.scale.detach()
-        loc = loc.clone() if factor.mask is None else torch.where(factor.mask, loc, 0)
         event_dim = factor.site.event_dim
-        self.loc = PyroParam(loc, constraints.real, event_dim)
-        if factor.scale_parameter is None:
-            self.scale = PyroParam(scale.clone(), factor.scale_constraint, event_dim)
+        constraint = factor.scale_constraint or constraints.softplus_positive
+        self.loc = PyroParam(factor.loc.detach().clone(), constraints.real, event_dim)
+        if factor.scale_constraint is None:
+            self.scale = PyroParam(factor.scale.detach().clone(), constraint, event_dim)
         else:
-            self.scale = PyroParam(scale.new_ones(()), factor.scale_constraint, event_dim)
-            self.scale_unconstrained.data = factor.scale_parameter.detach().clone()
+            self.scale = PyroParam(factor.scale.new_ones(()), constraint, event_dim)
+            self.scale_unconstrained.data = factor.scale.detach().clone()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -216,11 +215,10 @@ class _IndependentPart(PyroModule):
 
     def factor(self) -> IndependentFactor:
         constraint, _ = self._pyro_params["scale"]
-        parameter = self.scale_unconstrained.detach()
         return IndependentFactor(
             self.site,
-            Diagonal(self.loc_unconstrained.detach(), transform_to(constraint)(parameter)),
-            parameter,
+            self.loc_unconstrained.detach(),
+            self.scale_unconstrained.detach(),
             constraint,
             self.mask,
         )

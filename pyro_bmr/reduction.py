@@ -110,16 +110,15 @@ def reduce(
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         warnings.warn(f"no site of this guide can be reduced ({listed})", stacklevel=3)
     scores = score(tuple(factor.with_log_prior(log_priors) for factor in factors))
-    masks = _checked(select(scores), scores)
-    rows = _summarize(scores, masks, reasons)
-    pruned = tuple(factor.prune(masks) for factor in scores.factors)
-    all_masks = _masks(pruned, scores)
+    chosen = _checked(select(scores), scores)
+    pruned = tuple(factor.prune(chosen) for factor in scores.factors)
+    masks = _masks(pruned, scores)
     return Reduction(
-        model=PrunedModel(full_model, all_masks),
+        model=PrunedModel(full_model, masks),
         guide=PrunedGuide(pruned, origin),
-        masks=all_masks,
+        masks=masks,
         scores=scores.delta_f,
-        sites=rows,
+        sites=_summarize(scores, chosen, pruned, reasons),
     )
 
 
@@ -299,9 +298,9 @@ def _known(model: Callable[..., Any] | None, guide: Any) -> Callable[..., Any]:
 
 def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
     return {
-        site.name: (site, factor.marginals()[site.name].loc)
+        site.name: (site, loc)
         for factor in factors
-        for site in factor.sites
+        for site, loc in zip(factor.sites, factor.locations().values(), strict=True)
     }
 
 
@@ -330,7 +329,7 @@ def _not_chosen(
 
 
 def _checked(masks: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
-    """Check what a selection returned, and keep pruned what was pruned before."""
+    """Check the masks that a selection returned, and own them."""
     unknown = sorted(set(masks) - set(scores.delta_f))
     if unknown:
         msg = (
@@ -348,34 +347,37 @@ def _checked(masks: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
                 "True for what is kept"
             )
             raise ValueError(msg)
-        impossible = int((~mask & scores.delta_f[name].isposinf()).sum())
-        if impossible:
+        if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
             msg = (
-                f"select drops {impossible} elements of the site {name!r} that have no prior "
-                "density at zero (their ΔF is inf). Expected a mask that keeps them"
+                f"select drops elements of the site {name!r} that have no prior density at zero; "
+                f"{scores.unscored[name]} of its elements have none. Expected a mask that keeps "
+                "those whose delta_f is inf"
             )
             raise ValueError(msg)
-        checked[name] = mask & kept
+        checked[name] = mask.clone(memory_format=torch.contiguous_format)
     return checked
 
 
 def _summarize(
-    scores: Scores, masks: Mapping[str, Tensor], reasons: Mapping[str, str]
+    scores: Scores,
+    chosen: Mapping[str, Tensor],
+    pruned: tuple[Factor, ...],
+    reasons: Mapping[str, str],
 ) -> tuple[SiteSummary, ...]:
     rows = []
-    for factor in scores.factors:
-        delta_f = factor.delta_f(scores.delta_f, masks)
-        kept = factor.kept() | dict(masks)
-        for site in factor.sites:
-            rows.append(
-                SiteSummary(
-                    site.name,
-                    tuple(site.shape),
-                    int(kept[site.name].count_nonzero()),
-                    delta_f.get(site.name, 0.0),
-                    _note(site.name, scores, reasons),
-                )
+    for before, after in zip(scores.factors, pruned, strict=True):
+        delta_f = before.delta_f(scores.delta_f, chosen)
+        kept = after.kept()
+        rows += [
+            SiteSummary(
+                site.name,
+                tuple(site.shape),
+                int(kept[site.name].count_nonzero()),
+                delta_f.get(site.name, 0.0),
+                _note(site.name, scores, reasons),
             )
+            for site in before.sites
+        ]
     held = {row.name for row in rows}
     absent = [
         SiteSummary(n, (0,), 0, 0.0, f"whole: {r}") for n, r in reasons.items() if n not in held
@@ -386,7 +388,7 @@ def _summarize(
 def _note(name: str, scores: Scores, reasons: Mapping[str, str]) -> str:
     if name in reasons:
         return f"whole: {reasons[name]}"
-    unscored = int(scores.delta_f[name].isposinf().sum())
+    unscored = scores.unscored[name]
     return f"{unscored} without a prior, kept" if unscored else ""
 
 

@@ -29,9 +29,8 @@ class Scores:
     --------
     >>> import torch
     >>> from pyro_bmr.factors import IndependentFactor, Site
-    >>> from pyro_bmr.gaussian import Diagonal
-    >>> q = Diagonal(torch.tensor([0.0, 3.0]), torch.ones(2))
-    >>> factor = IndependentFactor(Site("w", torch.Size([2])), q)
+    >>> site = Site("w", torch.Size([2]))
+    >>> factor = IndependentFactor(site, torch.tensor([0.0, 3.0]), torch.ones(2))
     >>> score((factor.with_log_prior({"w": torch.tensor(-0.9189)}),)).loc
     {'w': tensor([0., 3.])}
     """
@@ -43,9 +42,9 @@ class Scores:
     def loc(self) -> dict[str, Tensor]:
         """Posterior mean of each element, 0 where it was pruned before."""
         return {
-            name: marginal.loc
+            name: loc
             for factor in self.factors
-            for name, marginal in factor.marginals().items()
+            for name, loc in factor.locations().items()
             if name in self.delta_f
         }
 
@@ -67,6 +66,14 @@ class Scores:
             for factor in self.factors
             for name, kept in factor.kept().items()
             if name in self.delta_f
+        }
+
+    @cached_property
+    def unscored(self) -> dict[str, int]:
+        """By site, how many elements cannot go because they have no prior density at zero."""
+        return {
+            name: int(scores.isposinf().sum()) if scores.numel() and scores.max().isinf() else 0
+            for name, scores in self.delta_f.items()
         }
 
     def elimination(self, stop: float = float("inf")) -> dict[str, Tensor]:

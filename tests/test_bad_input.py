@@ -57,7 +57,7 @@ def test_a_scale_that_is_not_finite_or_vanishes(guide):
     with pytest.raises(ValueError, match="scale of the site 'w' is NaN or infinite in 1 of 3"):
         bmr.reduce(guide)
     guide.scales.w_unconstrained.data[1] = -200.0
-    with pytest.raises(ValueError, match="scale of the site 'w' is zero in 1 of 3"):
+    with pytest.raises(ValueError, match="scale of the site 'w' is zero or negative in 1 of 3"):
         bmr.reduce(guide)
 
 

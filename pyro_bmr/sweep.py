@@ -1,0 +1,87 @@
+"""Walk over many weights with little memory: compiled where there are many, in cache where few."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# From so many elements on, compiling (seconds, once a process) is worth it.
+COMPILE_FROM = 1 << 20
+_COMPILED_CHUNK = 1 << 22
+_EAGER_CHUNK = 1 << 16
+
+
+def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> list[Any]:
+    """Apply an elementwise kernel to broadcast tensors, a chunk at a time.
+
+    Intermediate results are as small as a chunk. Tensors of a million elements and more go through
+    `torch.compile`; without a C++ compiler they do not, and a warning says so once.
+
+    Parameters
+    ----------
+    kernel : callable
+        A module-level function of ``context`` and a chunk of each tensor, which it may write to. It
+        must not mind to see a chunk again.
+    *tensors : Tensor
+        They broadcast to one shape.
+    context : object
+        Handed to the kernel as it is.
+
+    Returns
+    -------
+    list
+        What the kernel returned for each chunk.
+
+    Examples
+    --------
+    >>> sweep(lambda _, a, b: (a * b).sum(), torch.ones(2, 3), torch.tensor(2.0))
+    [tensor(12.)]
+    """
+    if max(tensor.numel() for tensor in tensors) >= COMPILE_FROM and _can_compile():
+        kernel, size = _compiled(kernel), _COMPILED_CHUNK
+    else:
+        size = _EAGER_CHUNK
+    return [kernel(context, *chunk) for chunk in _chunks(size, *tensors)]
+
+
+def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Walk over broadcast tensors in step.
+
+    Yields
+    ------
+    tuple of Tensor
+        Views of the broadcast tensors, of about ``size`` elements.
+    """
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    if all(t.numel() == 1 or (t.shape == shape and t.is_contiguous()) for t in tensors):
+        shape = torch.Size([shape.numel()])
+        tensors = tuple(t.reshape(-1).expand(shape) for t in tensors)
+    elif not shape:
+        shape = torch.Size([1])
+    rows = max(1, size // max(1, shape[1:].numel()))
+    yield from zip(*(t.expand(shape).split(rows) for t in tensors), strict=True)
+
+
+@cache
+def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(kernel, dynamic=True)
+
+
+@cache
+def _can_compile() -> bool:
+    try:
+        torch.compile(torch.neg)(torch.zeros(2))
+    except Exception as error:  # noqa: BLE001
+        warnings.warn(
+            f"torch.compile does not work here ({type(error).__name__}), so large posteriors are "
+            "scored without it, in about twice the time. A C++ compiler such as g++ is what it "
+            "mostly lacks",
+            stacklevel=2,
+        )
+        return False
+    return True
