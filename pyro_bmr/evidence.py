@@ -174,7 +174,9 @@ def total_dropped(scores: Tensor, mask: Tensor) -> float:
     >>> total_dropped(torch.tensor([1.0, float("inf")]), torch.tensor([False, True]))
     1.0
     """
-    return float(torch.stack(sweep(_sum_dropped, scores, mask)).sum())
+    # As bytes, a mask is many times faster to compute with than as booleans.
+    parts = sweep(_sum_dropped, scores, mask.view(torch.uint8))
+    return float(torch.stack(parts).sum())
 
 
 def _write_spike(
@@ -189,10 +191,10 @@ def _write_spike(
     scores.copy_(log_scale.log_().addcmul_(whitened, whitened, value=0.5).add_(constant))
 
 
-def _sum_dropped(_: None, scores: Tensor, mask: Tensor) -> Tensor:
-    # A product with the mask is many times faster than torch.where, but inf · 0 is not 0.
-    largest = torch.finfo(scores.dtype).max
-    return (scores.clamp(max=largest) * ~mask).sum(dtype=torch.float64)
+def _sum_dropped(_: None, scores: Tensor, kept: Tensor) -> Tensor:
+    # An element that cannot go has the score inf, and inf · 0 would not be 0.
+    finite = scores.clamp(max=torch.finfo(scores.dtype).max)
+    return (finite * (1 - kept)).sum(dtype=torch.float64)
 
 
 def _delta_f_diagonal(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -> Tensor:

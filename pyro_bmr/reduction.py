@@ -329,7 +329,7 @@ def _not_chosen(
 
 
 def _checked(masks: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
-    """Check the masks that a selection returned, and own them."""
+    """Check the masks that a selection returned, and complete them."""
     unknown = sorted(set(masks) - set(scores.delta_f))
     if unknown:
         msg = (
@@ -354,7 +354,7 @@ def _checked(masks: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
                 "those whose delta_f is inf"
             )
             raise ValueError(msg)
-        checked[name] = mask.clone(memory_format=torch.contiguous_format)
+        checked[name] = mask.contiguous()
     return checked
 
 

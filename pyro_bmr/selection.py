@@ -1,7 +1,8 @@
 """What to drop: functions that look at scores and return masks, True for what is kept.
 
 Each of these returns a selection, a function from `pyro_bmr.Scores` to a mask a site; any function
-of that kind will do in their place.
+of that kind will do in their place. A site without a mask is kept whole. The masks go into the
+reduction as they are, so a selection does not write to them afterwards.
 """
 
 from __future__ import annotations

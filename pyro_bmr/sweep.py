@@ -17,7 +17,7 @@ _EAGER_CHUNK = 1 << 16
 
 
 def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> list[Any]:
-    """Apply an elementwise kernel to broadcast tensors, a chunk at a time.
+    """Apply a kernel to broadcast tensors, a chunk at a time.
 
     Intermediate results are as small as a chunk. Tensors of a million elements and more go through
     `torch.compile`; without a C++ compiler they do not, and a warning says so once.
@@ -25,8 +25,8 @@ def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> 
     Parameters
     ----------
     kernel : callable
-        A module-level function of ``context`` and a chunk of each tensor, which it may write to. It
-        must not mind to see a chunk again.
+        A module-level function of ``context`` and a chunk of each tensor, which it may write to.
+        Chunks have one dimension where that needs no copy.
     *tensors : Tensor
         They broadcast to one shape.
     context : object
@@ -42,21 +42,13 @@ def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> 
     >>> sweep(lambda _, a, b: (a * b).sum(), torch.ones(2, 3), torch.tensor(2.0))
     [tensor(12.)]
     """
+    size = _EAGER_CHUNK
     if max(tensor.numel() for tensor in tensors) >= COMPILE_FROM and _can_compile():
         kernel, size = _compiled(kernel), _COMPILED_CHUNK
-    else:
-        size = _EAGER_CHUNK
     return [kernel(context, *chunk) for chunk in _chunks(size, *tensors)]
 
 
 def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Walk over broadcast tensors in step.
-
-    Yields
-    ------
-    tuple of Tensor
-        Views of the broadcast tensors, of about ``size`` elements.
-    """
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))
     if all(t.numel() == 1 or (t.shape == shape and t.is_contiguous()) for t in tensors):
         shape = torch.Size([shape.numel()])
