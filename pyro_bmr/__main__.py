@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.add_argument("--data", default="diabetes", choices=["diabetes", "boston"])
     command.add_argument("--data-dir", type=Path, help="where uci/NAME.csv lies")
-    command.add_argument("--epochs", type=int, default=300)
+    command.add_argument("--epochs", type=int, default=400)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--figure", type=Path, default=Path("demo.png"), help="where to save it")
     command.set_defaults(run=run_demo)

@@ -164,7 +164,7 @@ def train(
 
 @torch.no_grad()
 def free_energy(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, draws: int = 500
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, draws: int = 300
 ) -> tuple[float, float]:
     """Estimate the free energy by Monte Carlo.
 
@@ -215,7 +215,7 @@ def predictive_scores(
     x: Tensor,
     y: Tensor,
     unit: float,
-    draws: int = 500,
+    draws: int = 300,
 ) -> tuple[Score, Score]:
     """Score predictions of unseen targets.
 
@@ -271,12 +271,13 @@ def plot_weights(full: AutoNormal, result: Reduction, inputs: tuple[str, ...]) -
     order = result.masks["fc1.weight"].sum(1).argsort(descending=True, stable=True)
     limit = float(before.abs().max())
     figure, axes = plt.subplots(2, 1, figsize=(8, 5.2), sharex=True, layout="constrained")
-    titles = ("Before: all weights", f"After: {result.sparsity:.0%} pruned (blank)")
+    titles = ("Before: all weights", f"After: {result.sparsity:.0%} pruned (grey)")
     for ax, weights, title in zip(axes, (before, after), titles, strict=True):
-        shown = torch.where(weights == 0, torch.nan, weights)[order].T
+        shown = torch.where(weights == 0, torch.nan, weights)[order].T.numpy()
         image = ax.imshow(
             shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
         )
+        ax.set_facecolor("0.8")
         ax.set_yticks(range(len(inputs)), inputs, fontsize=8)
         ax.set_title(title, loc="left")
         ax.set_ylabel("input")

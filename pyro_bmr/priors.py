@@ -170,6 +170,9 @@ def _(prior: Any) -> Tensor:
     return _masked(log_density_at_zero(prior.base_dist), prior._mask, prior.event_dim)
 
 
+_POSITIVE = (constraints.positive, constraints.nonnegative)
+
+
 class _VaryingPriorError(ValueError):
     """A prior that differs between the rows of a plate of which only some were seen."""
 
@@ -242,7 +245,7 @@ def _obstacle(node: Any, latent: Iterable[str]) -> str | None:
     if support.is_discrete:
         return "it is discrete"
     if support is not constraints.real and support is not constraints.real_vector:
-        return f"it is constrained to {support}"
+        return "it is positive" if support in _POSITIVE else f"it is constrained to {support}"
     parameters = list(_parameters(fn))
     origins = frozenset().union(*(get_provenance(p) for p in parameters))
     parents = sorted(origins & set(latent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from io import StringIO
 from typing import Any
 
 import pandas as pd
@@ -263,10 +264,9 @@ class Reduction:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip("\n")
+        text = StringIO()
+        Console(file=text, width=100, color_system=None, force_jupyter=False).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
     def _repr_html_(self) -> str:
         table = self.summary().round({"pruned %": 1, "delta_f": 2})

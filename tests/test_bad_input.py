@@ -81,7 +81,7 @@ def test_a_guide_family_that_is_not_known(family):
     [
         ([], "empty sites="),
         (["v"], r"names \['v'\]. Expected some of \['tau', 'w'\]"),
-        (["w", "tau"], "cannot be reduced: 'tau': it is constrained"),
+        (["w", "tau"], "cannot be reduced: 'tau': it is positive"),
     ],
 )
 def test_sites(guide, sites, message):

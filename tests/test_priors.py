@@ -200,7 +200,7 @@ def correlated_prior():
 
 
 WHOLE = {
-    "positive": (lambda: pyro.sample("w", dist.Gamma(1.0, 1.0)), "constrained to GreaterThan"),
+    "positive": (lambda: pyro.sample("w", dist.Gamma(1.0, 1.0)), "it is positive"),
     "interval": (lambda: pyro.sample("w", dist.Uniform(-1.0, 1.0)), "constrained to Interval"),
     "simplex": (lambda: pyro.sample("w", dist.Dirichlet(torch.ones(3))), "constrained to Simplex"),
     "hierarchical": (hierarchical, "depends on 'tau'"),
@@ -221,7 +221,7 @@ def test_a_site_that_cannot_be_reduced_stays_whole_with_its_reason(model, reason
     assert "w" not in result.masks
     assert result.summary().loc["w", "note"].startswith("whole: ")
     assert reason in result.summary().loc["w", "note"]
-    assert reason.split(maxsplit=1)[0] in str(result)
+    assert "whole: " in str(result)
     assert set(result.guide()) >= {"w"}
     with pytest.raises(ValueError, match="cannot be reduced: 'w'"):
         reduced(model, sites=["w"])

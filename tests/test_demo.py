@@ -1,0 +1,101 @@
+"""The demo from end to end, the data that it takes, and every block of code in the README."""
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from sklearn import datasets as sklearn_datasets
+
+from pyro_bmr import datasets
+from pyro_bmr.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("PYRO_BMR_DATA", ROOT.parent / "shared" / "data"))
+needs_uci = pytest.mark.skipif(
+    not (SHARED / "uci").is_dir(), reason="no UCI data; set PYRO_BMR_DATA to their directory"
+)
+
+
+def run_demo(capsys, tmp_path, *options):
+    figure = tmp_path / "figures" / "demo.png"
+    main(["demo", "--epochs", "4", "--figure", str(figure), *options])
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    return capsys.readouterr().out
+
+
+def test_the_demo(capsys, tmp_path):
+    output = run_demo(capsys, tmp_path)
+    assert "diabetes: 354 training and 88 test rows; a 10-50-1 ReLU network" in output
+    for part in ("fc1.weight", "ΔF", "pruned", "before", "after", "test RMSE", "±", "it is"):
+        assert part in output
+
+
+@needs_uci
+def test_the_demo_on_boston(capsys, tmp_path):
+    output = run_demo(capsys, tmp_path, "--data", "boston", "--data-dir", str(SHARED))
+    assert "boston: 405 training and 101 test rows; a 13-50-1 ReLU network" in output
+
+
+@needs_uci
+@pytest.mark.parametrize("name", datasets.TARGETS)
+def test_uci_data(name, monkeypatch):
+    monkeypatch.setenv("PYRO_BMR_DATA", str(SHARED))
+    data = datasets.load(name)
+    rows = len(pd.read_csv(SHARED / "uci" / f"{name}.csv"))
+    assert data.x.shape == (rows, len(data.inputs))
+    assert data.y.shape == (rows, len(datasets.TARGETS[name]))
+    assert data.x.isfinite().all() and data.y.isfinite().all()
+    assert not set(data.inputs) & set(datasets.TARGETS[name])
+
+
+def test_data_that_are_not_there(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="got the data set 'iris'. Expected one of"):
+        datasets.load("iris")
+    with pytest.raises(FileNotFoundError, match=r"boston.csv does not exist. Expected a directory"):
+        datasets.load("boston", tmp_path)
+    monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
+    with pytest.raises(ValueError, match="wine is not downloaded.*PYRO_BMR_DATA"):
+        datasets.load("wine")
+
+
+def test_boston_from_openml(monkeypatch):
+    """OpenML names the columns in capitals, and has CHAS and RAD as categories of strings."""
+    frame = pd.DataFrame({"CRIM": [0.1, 0.2], "CHAS": ["0", "1"], "MEDV": [24.0, 21.6]})
+    frame["CHAS"] = frame["CHAS"].astype("category")
+    called = {}
+
+    def fetch(**options):
+        called.update(options)
+        return sklearn_datasets._base.Bunch(frame=frame)
+
+    monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
+    monkeypatch.setattr(datasets.datasets, "fetch_openml", fetch)
+    data = datasets.load("boston")
+    assert called["data_id"] == 531
+    assert data.inputs == ("crim", "chas")
+    assert torch.equal(data.x, torch.tensor([[0.1, 0.0], [0.2, 1.0]]))
+    assert torch.equal(data.y, torch.tensor([[24.0], [21.6]]))
+
+
+def test_the_readme():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)  # noqa: S102
+    result = namespace["result"]
+    assert result.masks["w"].nonzero().flatten().tolist() == [0, 3]
+    assert (namespace["draws"]["y"].shape) == (100, 200)
+
+
+def test_the_readme_quotes_the_measured_numbers():
+    table = pd.read_csv(ROOT / "benchmarks" / "boston.csv").mean()
+    readme = (ROOT / "README.md").read_text()
+    row = (
+        f"| {table['pruned %']:.0f} % | {table['free_energy_before']:.0f} | "
+        f"{table['free_energy_after']:.0f} |"
+    )
+    assert row in readme
