@@ -43,7 +43,8 @@ def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> 
     [tensor(12.)]
     """
     size = _EAGER_CHUNK
-    if max(tensor.numel() for tensor in tensors) >= COMPILE_FROM and _can_compile():
+    many = max(tensor.numel() for tensor in tensors) >= COMPILE_FROM
+    if many and _can_compile(tensors[0].device.type):
         kernel, size = _compiled(kernel), _COMPILED_CHUNK
     return [kernel(context, *chunk) for chunk in _chunks(size, *tensors)]
 
@@ -65,9 +66,9 @@ def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _can_compile() -> bool:
+def _can_compile(device: str) -> bool:
     try:
-        torch.compile(torch.neg)(torch.zeros(2))
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
     except Exception as error:  # noqa: BLE001
         warnings.warn(
             f"torch.compile does not work here ({type(error).__name__}), so large posteriors are "
