@@ -139,3 +139,27 @@ def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution
         )
         raise ValueError(msg)
     return PrunedDistribution(fn, mask)
+
+
+def is_pruned(fn: TorchDistribution) -> bool:
+    """Tell whether `prune_distribution` made a distribution.
+
+    Parameters
+    ----------
+    fn : TorchDistribution
+        Any.
+
+    Returns
+    -------
+    bool
+        True if a `PrunedDistribution` is at its core.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> is_pruned(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    False
+    """
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, PrunedDistribution)

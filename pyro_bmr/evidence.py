@@ -119,7 +119,7 @@ def delta_f_spike(
     tensor([-0.0811,  4.4189])
     """
     scores = torch.empty_like(posterior.loc, memory_format=torch.contiguous_format)
-    constant = log_prior.double() + 0.5 * LOG_2PI
+    constant = log_prior.to(posterior.loc.device, torch.float64) + 0.5 * LOG_2PI
     tensors = (posterior.loc, posterior.scale, constant, scores)
     sweep(_write_spike, *tensors, context=scale_transform)
     return scores

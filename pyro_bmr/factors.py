@@ -356,7 +356,7 @@ class JointFactor(Factor):
         return torch.cat(
             [
                 self.log_prior.get(site.name, like.new_tensor(torch.inf))
-                .double()
+                .to(like)
                 .expand(site.shape)
                 .reshape(-1)
                 for site in self.sites

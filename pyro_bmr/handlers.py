@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_bmr.distributions import prune_distribution
+from pyro_bmr.distributions import is_pruned, prune_distribution
 
 
 class PruneMessenger(Messenger):
@@ -39,15 +39,13 @@ class PruneMessenger(Messenger):
         self.masks = masks
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self._applies(msg):
+        if msg["name"] in self.masks and not msg["is_observed"]:
             msg["fn"] = prune_distribution(msg["fn"], self._mask(msg))
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if self._applies(msg):
+        # Handlers outside may by now have called the site observed (poutine.condition, Predictive).
+        if msg["name"] in self.masks and is_pruned(msg["fn"]):
             msg["value"] = torch.where(self._mask(msg), msg["value"], 0)
-
-    def _applies(self, msg: Any) -> bool:
-        return msg["name"] in self.masks and not msg["is_observed"]
 
     def _mask(self, msg: Any) -> Tensor:
         return pyro.subsample(self.masks[msg["name"]], event_dim=msg["fn"].event_dim)

@@ -130,11 +130,11 @@ def test_trap_an_outer_trace_sees_the_pruned_values():
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_trap_predictive_adds_a_leading_dimension(parallel):
-    """Under ``parallel`` weights arrive as (6, 1, 3)."""
+    """Weights come as (1, 3), or with all draws at once as (6, 1, 3)."""
     result = bmr.reduce(trained(), select=drop_first)
     samples = Predictive(result.guide, num_samples=6)(X)
     assert (samples["w"][:, 0] == 0).all()
-    samples = {name: samples[name] for name in ("w", "scale")}
+    samples = {"w": samples["w"][:, None], "scale": samples["scale"]}
     full = samples | {"w": samples["w"] + 1.0}
     for values in (samples, full):
         predictive = Predictive(result.model, posterior_samples=values, parallel=parallel)
