@@ -16,7 +16,7 @@ class PrunedDistribution(TorchDistribution):
               + \sum_{i \notin \text{kept}} \ln \delta(\theta_i)
 
     A pruned element is 0 in every draw and adds exactly 0 to the log density; any other value has
-    the log density ``-inf``.
+    the log density ``-inf``, and is an error where arguments are validated.
 
     Parameters
     ----------
@@ -74,6 +74,13 @@ class PrunedDistribution(TorchDistribution):
 
     @override
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args and not (self.mask | (value == 0)).all():
+            msg = (
+                "a pruned element has a value other than 0. Expected the guide of the same "
+                "reduction: use result.model with result.guide, not with the full guide, a fresh "
+                "one, or MCMC"
+            )
+            raise ValueError(msg)
         spike = torch.where(value == 0, 0.0, -torch.inf)
         return torch.where(self.mask, self.base_dist.log_prob(value), spike)
 

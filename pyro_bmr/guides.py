@@ -92,12 +92,14 @@ def read_factors(guide: Any) -> tuple[Factor, ...]:
     >>> read_factors(print)
     Traceback (most recent call last):
         ...
-    pyro_bmr.guides.UnregisteredGuideError: a builtin_function_or_method is not a guide ...
+    pyro_bmr.guides.UnregisteredGuideError: cannot reduce a guide of type ...
     """  # noqa: DOC202
     known = ", ".join(sorted(t.__name__ for t in read_factors.registry if t is not object))
     msg = (
-        f"a {type(guide).__name__} is not a guide that can be reduced. Expected one of {known}, "
-        "or a family registered with @pyro_bmr.read_factors.register"
+        f"cannot reduce a guide of type {type(guide).__name__}. Expected one of {known}, or a "
+        "family registered with @pyro_bmr.read_factors.register; a guide without a Gaussian "
+        "posterior, such as AutoDelta, has to be trained again as one of these, also where it is "
+        "part of an AutoGuideList"
     )
     raise UnregisteredGuideError(msg)
 

@@ -22,6 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Cauchy, Independent, Laplace, Normal, StudentT, constraints
 
+from pyro_bmr.distributions import PrunedDistribution
 from pyro_bmr.factors import Site
 
 
@@ -163,6 +164,14 @@ def _(prior: Any) -> Tensor:
 @log_density_at_zero.register(ExpandedDistribution)
 def _(prior: Any) -> Tensor:
     return log_density_at_zero(prior.base_dist)
+
+
+@log_density_at_zero.register
+def _(prior: PrunedDistribution) -> Tensor:  # noqa: ARG001
+    msg = (
+        "it is a site of a pruned model, whose own guide is the one to reduce: reduce(result.guide)"
+    )
+    raise UnregisteredPriorError(msg)
 
 
 @log_density_at_zero.register(MaskedDistribution)

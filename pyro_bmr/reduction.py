@@ -73,7 +73,7 @@ def reduce(
     Raises
     ------
     TypeError
-        If the guide's family, ``groups`` or ``reduced_prior`` is not known.
+        If the guide's family, ``select``, ``groups`` or ``reduced_prior`` is not known.
     ValueError
         If the guide was never called or is not finite, if a named site cannot be reduced, or if
         ``select`` returns a mask that does not fit.
@@ -96,7 +96,7 @@ def reduce(
     >>> result.masks["w"], round(result.delta_f, 3)
     (tensor([False,  True]), -0.693)
     """
-    _check_options(groups, reduced_prior)
+    _check_options(select, groups, reduced_prior)
     factors = read_guide(guide)
     origin = read_origin(guide)
     full_model = _known(origin.model if model is None else model, guide)
@@ -111,7 +111,7 @@ def reduce(
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         warnings.warn(f"no site of this guide can be reduced ({listed})", stacklevel=3)
     scores = score(tuple(factor.with_log_prior(log_priors) for factor in factors))
-    chosen = _checked(select(scores), scores)
+    chosen = _checked(select, scores)
     pruned = tuple(factor.prune(chosen) for factor in scores.factors)
     masks = _masks(pruned, scores)
     return Reduction(
@@ -273,7 +273,10 @@ class Reduction:
         return f"<p>{self.sparsity:.1%} pruned, ΔF = {self.delta_f:+.2f} nats</p>{table.to_html()}"
 
 
-def _check_options(groups: Any, reduced_prior: Any) -> None:
+def _check_options(select: Any, groups: Any, reduced_prior: Any) -> None:
+    if not callable(select):
+        msg = f"got select={select!r}. Expected a selection, such as pyro_bmr.by_evidence()"
+        raise TypeError(msg)
     if groups is not elements:
         msg = f"got groups={groups!r}. Expected pyro_bmr.elements, the only grouping so far"
         raise TypeError(msg)
@@ -328,8 +331,16 @@ def _not_chosen(
     return log_priors.keys() - chosen
 
 
-def _checked(masks: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
-    """Check the masks that a selection returned, and complete them."""
+def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
+    """Select, check the masks that come back, and complete them."""
+    masks = select(scores)
+    if not isinstance(masks, Mapping):
+        msg = (
+            f"select returned a {type(masks).__name__}. Expected a function from scores to a "
+            "mapping of site names to masks; those of this package are called first, as in "
+            "select=by_evidence()"
+        )
+        raise TypeError(msg)
     unknown = sorted(set(masks) - set(scores.delta_f))
     if unknown:
         msg = (
@@ -380,14 +391,16 @@ def _summarize(
         ]
     held = {row.name for row in rows}
     absent = [
-        SiteSummary(n, (0,), 0, 0.0, f"whole: {r}") for n, r in reasons.items() if n not in held
+        SiteSummary(n, (0,), 0, 0.0, f"not reduced: {r}")
+        for n, r in reasons.items()
+        if n not in held
     ]
     return tuple(rows + absent)
 
 
 def _note(name: str, scores: Scores, reasons: Mapping[str, str]) -> str:
     if name in reasons:
-        return f"whole: {reasons[name]}"
+        return f"not reduced: {reasons[name]}"
     unscored = scores.unscored[name]
     return f"{unscored} without a prior, kept" if unscored else ""
 

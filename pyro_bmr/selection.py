@@ -68,15 +68,15 @@ def top_k(n: int) -> Selection:
     Raises
     ------
     ValueError
-        If ``n`` is negative.
+        If ``n`` is negative or not an integer.
 
     Examples
     --------
     >>> top_k(10)(Scores((), {}))
     {}
     """
-    if n < 0:
-        msg = f"top_k keeps n elements; got n={n}. Expected 0 or more"
+    if not isinstance(n, int) or n < 0:
+        msg = f"top_k got n={n!r}. Expected how many elements to keep, as in select=top_k(100)"
         raise ValueError(msg)
 
     def select(scores: Scores) -> dict[str, Tensor]:
@@ -201,8 +201,11 @@ def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def _check_fraction(fraction: float) -> None:
-    if not 0 <= fraction <= 1:
-        msg = f"got fraction={fraction}. Expected the part that goes, between 0 and 1"
+    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        msg = (
+            f"got fraction={fraction!r}. Expected the part that goes, between 0 and 1, as in "
+            "select=snr(0.5)"
+        )
         raise ValueError(msg)
 
 

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -70,9 +71,9 @@ def test_a_bad_value_at_a_site_that_is_not_reduced(guide):
 @pytest.mark.parametrize("family", [AutoDelta, AutoIAFNormal])
 def test_a_guide_family_that_is_not_known(family):
     guide = family(model)
-    with pytest.raises(TypeError, match=f"a {family.__name__} is not.*AutoNormal.*register"):
+    with pytest.raises(TypeError, match=f"guide of type {family.__name__}.*AutoNormal.*register"):
         bmr.reduce(guide)
-    with pytest.raises(TypeError, match="a function is not a guide"):
+    with pytest.raises(TypeError, match="guide of type function"):
         bmr.reduce(lambda: None)
 
 
@@ -149,6 +150,35 @@ def test_options_that_do_not_exist_yet(guide):
         bmr.reduce(guide, reduced_prior=0.1)
 
 
+@pytest.mark.parametrize(
+    ("select", "error", "message"),
+    [
+        (0.5, TypeError, "got select=0.5. Expected a selection"),
+        (bmr.by_evidence, TypeError, r"returned a function.*select=by_evidence\(\)"),
+        (bmr.top_k, ValueError, r"select=top_k\(100\)"),
+        (bmr.snr, ValueError, r"select=snr\(0.5\)"),
+        (lambda scores: None, TypeError, "returned a NoneType"),
+        (lambda scores: scores.delta_f["w"] > 0, TypeError, "returned a Tensor"),
+    ],
+)
+def test_selections_that_are_none(guide, select, error, message):
+    with pytest.raises(error, match=message):
+        bmr.reduce(guide, select=select)
+
+
+@pytest.mark.filterwarnings("ignore:no site")
+def test_halves_of_different_pairs(guide):
+    result = bmr.reduce(guide)
+    with pytest.raises(ValueError, match="use result.model with result.guide"):
+        Trace_ELBO().loss(result.model, guide)
+    pyro.clear_param_store()
+    fresh = AutoNormal(result.model)
+    fresh()
+    with pytest.raises(ValueError, match="use result.model with result.guide"):
+        Trace_ELBO().loss(result.model, fresh)
+    assert r"reduce(result.guide)" in bmr.reduce(fresh).summary().loc["w", "note"]
+
+
 @pytest.mark.parametrize("selection", [bmr.snr, bmr.spr, bmr.magnitude, bmr.random])
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan])
 def test_fractions(selection, fraction):
@@ -157,7 +187,7 @@ def test_fractions(selection, fraction):
 
 
 def test_a_negative_number_of_elements():
-    with pytest.raises(ValueError, match="0 or more"):
+    with pytest.raises(ValueError, match="how many elements to keep"):
         bmr.top_k(-1)
 
 

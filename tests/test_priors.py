@@ -219,9 +219,9 @@ WHOLE = {
 def test_a_site_that_cannot_be_reduced_stays_whole_with_its_reason(model, reason):
     result = reduced(model)
     assert "w" not in result.masks
-    assert result.summary().loc["w", "note"].startswith("whole: ")
+    assert result.summary().loc["w", "note"].startswith("not reduced: ")
     assert reason in result.summary().loc["w", "note"]
-    assert "whole: " in str(result)
+    assert "not reduced: " in str(result)
     assert set(result.guide()) >= {"w"}
     with pytest.raises(ValueError, match="cannot be reduced: 'w'"):
         reduced(model, sites=["w"])
@@ -235,7 +235,7 @@ def test_a_discrete_site_that_is_hidden_from_the_guide_is_listed():
         pyro.sample("y", dist.Normal(w + z, 1.0), obs=torch.tensor(0.0))
 
     result = reduced(poutine.block(model, hide=["z"]))
-    assert result.summary().loc["z", "note"] == "whole: it is discrete"
+    assert result.summary().loc["z", "note"] == "not reduced: it is discrete"
     assert set(result.masks) == {"w"}
     assert "z" in poutine.trace(result.model).get_trace().nodes
 
