@@ -88,6 +88,7 @@ class PrunedDistribution(TorchDistribution):
     def expand(
         self, batch_shape: torch.Size, _instance: PrunedDistribution | None = None
     ) -> PrunedDistribution:
+        batch_shape = torch.Size(batch_shape)
         new = self._get_checked_instance(PrunedDistribution, _instance)
         new.base_dist = self.base_dist.expand(batch_shape)
         new.mask = self.mask.expand(batch_shape)

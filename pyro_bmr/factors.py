@@ -182,12 +182,12 @@ class IndependentFactor(Factor):
 
     @override
     def check(self) -> None:
-        name, kept = self.site.name, self.kept()[self.site.name]
-        _check_finite(name, "location", self.loc, kept)
-        _check_finite(name, "scale", self.scale, kept)
+        name = self.site.name
+        _check_finite(name, "location", self.loc)
+        _check_finite(name, "scale", self.scale)
         # The extremes of what the guide optimises are the extremes of the scale.
         if self.scale.numel() and not (self._scale_transform(_extremes(self.scale)) > 0).all():
-            _check_positive(name, self._scale_transform(self.scale), kept)
+            _check_positive(name, self._scale_transform(self.scale))
 
     @override
     def locations(self) -> dict[str, Tensor]:
@@ -285,9 +285,9 @@ class JointFactor(Factor):
     def check(self) -> None:
         kept = self.kept()
         for name, marginal in self.marginals().items():
-            _check_finite(name, "location", marginal.loc, kept[name])
-            _check_finite(name, "scale", marginal.scale, kept[name])
-            _check_positive(name, marginal.scale, kept[name])
+            _check_finite(name, "location", marginal.loc)
+            _check_finite(name, "scale", marginal.scale)
+            _check_positive(name, marginal.scale[kept[name]])
 
     @override
     def locations(self) -> dict[str, Tensor]:
@@ -391,20 +391,19 @@ def _extremes(values: Tensor) -> Tensor:
     return torch.stack(torch.aminmax(values))
 
 
-def _check_finite(name: str, what: str, values: Tensor, kept: Tensor) -> None:
+def _check_finite(name: str, what: str, values: Tensor) -> None:
     if values.numel() and not _extremes(values).isfinite().all():
-        bad = int((~values.isfinite() & kept).sum())
-        if bad:
-            msg = (
-                f"the guide's {what} of the site {name!r} is NaN or infinite in {bad} of "
-                f"{values.numel()} elements. Expected a guide that was trained to finite values: "
-                "look for a NaN loss, a learning rate that is too high, or NaN in the data"
-            )
-            raise ValueError(msg)
+        msg = (
+            f"the guide's {what} of the site {name!r} is NaN or infinite in "
+            f"{int((~values.isfinite()).sum())} of {values.numel()} elements. Expected a guide "
+            "that was trained to finite values: look for a NaN loss, a learning rate that is too "
+            "high, or NaN in the data"
+        )
+        raise ValueError(msg)
 
 
-def _check_positive(name: str, scale: Tensor, kept: Tensor) -> None:
-    bad = int(((scale <= 0) & kept).sum())
+def _check_positive(name: str, scale: Tensor) -> None:
+    bad = int((scale <= 0).sum())
     if bad:
         msg = (
             f"the guide's scale of the site {name!r} is zero or negative in {bad} of "

@@ -70,7 +70,7 @@ class SiteBuffers(nn.Module):
         super().__init__()
         self.names = tuple(tensors)
         for name, tensor in tensors.items():
-            self.register_buffer(module_key(name), tensor)
+            self.register_buffer(module_key(name), tensor.clone())
 
     def by_site(self) -> dict[str, Tensor]:
         """Return the tensors where they are now.
@@ -148,4 +148,5 @@ def module_key(site: str) -> str:
     >>> module_key("fc1.weight")
     '/fc1/weight'
     """
-    return "/" + site.replace(".", "/")
+    escaped = site.replace("~", "~0").replace("/", "~1").replace("+", "~2")
+    return "/" + escaped.replace(".", "/")

@@ -19,6 +19,7 @@ from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import Cauchy, Independent, Laplace, Normal, StudentT, constraints
 
@@ -46,7 +47,9 @@ def read_priors(
     """Run the model once at the posterior's location and read the prior of every latent site.
 
     The run leaves no trace: parameters that it would add to the param store, buffers that it would
-    update and random numbers that it would draw are all put back.
+    update and random numbers that it would draw are all put back. What a prior depends on is found
+    through tensors; a model that turns a sampled value into a Python number, or branches on it, and
+    makes a prior of that, hides it.
 
     Parameters
     ----------
@@ -157,7 +160,11 @@ def _(prior: Any) -> Tensor:
     # A prior is mostly one scalar, expanded to a whole layer: undo that before computing.
     parameters = {name: _collapse(getattr(prior, name)).double() for name in prior.arg_constraints}
     zero = torch.zeros((), dtype=torch.float64, device=parameters["loc"].device)
-    return type(prior)(**parameters, validate_args=False).log_prob(zero)
+    try:
+        collapsed = type(prior)(**parameters, validate_args=False)
+    except TypeError:  # a subclass that is made in another way
+        return prior.log_prob(zero)
+    return collapsed.log_prob(zero)
 
 
 @log_density_at_zero.register(Independent)
@@ -206,10 +213,16 @@ def _trace(
     kwargs: Mapping[str, Any],
     locations: Mapping[str, tuple[Site, Tensor]],
 ) -> dict[str, Any]:
-    values = {name: site.constrain(loc) for name, (site, loc) in locations.items()}
+    # Gradients and provenance both tell what a prior depends on: gradients also through values
+    # that were written in place, provenance also through discrete ones.
+    values = {name: loc.detach().requires_grad_() for name, (_, loc) in locations.items()}
     try:
-        with _untouched(model), TrackProvenance(), _Substitute(values):
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return _run(model, args, kwargs, locations, values)
+    except Exception:
+        # The model may write to its samples, which the guide's own tensors do not allow.
+        copies = {name: value.clone() for name, value in values.items()}
+    try:
+        return _run(model, args, kwargs, locations, copies)
     except Exception as error:
         msg = (
             f"the model could not be run to read its priors ({type(error).__name__}: {error}). "
@@ -217,14 +230,27 @@ def _trace(
             "pass args= and kwargs= with which it runs, on the device of the guide"
         )
         raise RuntimeError(msg) from error
-    return dict(trace.nodes)
+
+
+def _run(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    locations: Mapping[str, tuple[Site, Tensor]],
+    values: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    with _untouched(model), TrackProvenance():
+        values = {name: locations[name][0].constrain(value) for name, value in values.items()}
+        with _Substitute(values):
+            return dict(poutine.trace(model).get_trace(*args, **kwargs).nodes)
 
 
 @contextmanager
 def _untouched(model: Any) -> Iterator[None]:
     """Run a model so that nothing outside remembers it."""
-    buffers = list(model.buffers()) if isinstance(model, torch.nn.Module) else []
+    buffers = [buffer for module in _modules(model) for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
+    random_state = get_rng_state()
     store = pyro.get_param_store()
     with (
         torch.random.fork_rng(),
@@ -235,8 +261,21 @@ def _untouched(model: Any) -> Iterator[None]:
         try:
             yield
         finally:
+            set_rng_state(random_state)
             for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+                buffer.data.copy_(value)
+
+
+def _modules(model: Any) -> Iterator[torch.nn.Module]:
+    """Find the modules that a model is, is a method of, wraps, or closes over."""
+    if isinstance(model, torch.nn.Module):
+        yield model
+        return
+    cells = getattr(model, "__closure__", None) or ()
+    wrapped = (getattr(model, name, None) for name in ("__self__", "func", "__wrapped__"))
+    for inner in (*wrapped, *getattr(model, "args", ()), *(cell.cell_contents for cell in cells)):
+        if callable(inner) and not isinstance(inner, type):
+            yield from _modules(inner)
 
 
 def _absence(node: Any) -> str:
@@ -255,13 +294,13 @@ def _obstacle(node: Any, latent: Iterable[str]) -> str | None:
         return "it is discrete"
     if support is not constraints.real and support is not constraints.real_vector:
         return "it is positive" if support in _POSITIVE else f"it is constrained to {support}"
-    parameters = list(_parameters(fn))
+    parameters = [*_parameters(fn), node["mask"], node["scale"]]
     origins = frozenset().union(*(get_provenance(p) for p in parameters))
     parents = sorted(origins & set(latent))
     if parents:
         return f"its prior depends on {', '.join(map(repr, parents))}"
-    if any(p.requires_grad for p in parameters):
-        return "its prior has learnable parameters"
+    if any(isinstance(p, Tensor) and p.requires_grad for p in parameters):
+        return "its prior depends on other sites or on learnable parameters"
     plates = 1.0
     for frame in node["cond_indep_stack"]:
         plates *= (frame.full_size or frame.size) / frame.size
@@ -286,7 +325,7 @@ def _at_full_size(node: Any) -> Tensor:
     if density.isnan().any() or (density == -torch.inf).any():
         msg = "its prior density at zero is 0 or not a number"
         raise _VaryingPriorError(msg)
-    if density.isinf().all():
+    if density.numel() and density.isinf().all():
         msg = "it is masked out, or its prior density at zero is infinite"
         raise _VaryingPriorError(msg)
     for frame in node["cond_indep_stack"]:

@@ -199,7 +199,7 @@ class _IndependentPart(PyroModule):
         super().__init__()
         self.site = factor.site
         self.mask: Tensor | None
-        self.register_buffer("mask", factor.mask)
+        self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
         event_dim = factor.site.event_dim
         constraint = factor.scale_constraint or constraints.softplus_positive
         loc = factor.loc.detach()
@@ -245,7 +245,7 @@ class _JointPart(PyroModule):
         super().__init__()
         self.sites = factor.sites
         self.mask: Tensor | None
-        self.register_buffer("mask", factor.mask)
+        self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
         loc, tril = factor.posterior.loc.detach(), factor.posterior.scale_tril.detach()
         scale = tril.diagonal()
         self.loc = PyroParam(loc.clone(), constraints.real, 1)

@@ -24,6 +24,7 @@ from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def reduce(
     guide: Any,
@@ -197,7 +198,7 @@ class Reduction:
     def sparsity(self) -> float:
         """Fraction of all elements of the guide that are pruned, here and before."""
         total = sum(site.total for site in self.sites)
-        return 1.0 - sum(site.kept for site in self.sites) / total
+        return 1.0 - sum(site.kept for site in self.sites) / total if total else 0.0
 
     def summary(self) -> pd.DataFrame:
         """Return a table with a row a site.

@@ -69,7 +69,7 @@ def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 def _can_compile(device: str) -> bool:
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         warnings.warn(
             f"torch.compile does not work here ({type(error).__name__}), so large posteriors are "
             "scored without it, in about twice the time. A C++ compiler such as g++ is what it "

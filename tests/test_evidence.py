@@ -223,6 +223,9 @@ def test_gaussians_that_do_not_go_together_are_an_error():
     q, p = diagonal(0.0, 1.0), Diagonal(torch.zeros(2), torch.ones(2))
     with pytest.raises(ValueError, match="one family and one shape"):
         delta_f(q, p, p)
+    flat = Dense(torch.zeros(2), torch.diag(torch.tensor([1.0, 0.0])))
+    with pytest.raises(ValueError, match="delta_f_spike_chain scores point masses"):
+        delta_f(flat, flat, flat)
     with pytest.raises(ValueError, match="Dense prior"):
         delta_f(q, Dense(torch.zeros(1), torch.eye(1)), q)
 

@@ -283,3 +283,104 @@ def test_double_precision_and_its_guide_stay_double():
         result = bmr.reduce(guide)
         assert result.scores["w"].dtype == torch.float64
         assert all(p.dtype == torch.float64 for p in result.guide.parameters())
+
+
+def test_outer_plates_over_univariate_sites():
+    def plain(x, y=None):
+        bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
+        with pyro.plate("inputs", 3):
+            w = pyro.sample("w", dist.Laplace(0.0, 1.0))
+        mean = (x * w.unsqueeze(-2)).sum(-1) + bias
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    for family in (AutoNormal, AutoMultivariateNormal):
+        pyro.clear_param_store()
+        guide = trained(family, plain)
+        for select in (drop_first, lambda s: {}):
+            result = bmr.reduce(guide, select=select)
+            one, many = (
+                Trace_ELBO(num_particles=400, vectorize_particles=v, max_plate_nesting=1).loss(
+                    result.model, result.guide, X, Y
+                )
+                for v in (False, True)
+            )
+            assert many == pytest.approx(one, abs=3.0)
+            with pyro.plate("outer", 4, dim=-2):
+                drawn = poutine.trace(result.guide).get_trace(X).nodes["w"]["value"]
+            assert drawn.shape == (4, 3)
+            assert torch.equal(drawn == 0, (~result.masks["w"]).expand(4, 3))
+
+
+def test_names_that_look_alike_stay_apart():
+    def similar():
+        for name in ("a.b", "a/b", "a+b", "a~b"):
+            pyro.sample(name, dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    guide = AutoMultivariateNormal(similar)
+    guide()
+    masks = {
+        name: torch.tensor([i % 2 == 0, i // 2 == 0])
+        for i, name in enumerate(("a.b", "a/b", "a+b", "a~b"))
+    }
+    result = bmr.reduce(guide, select=lambda s: masks)
+    for program in (result.model, result.guide):
+        trace = poutine.trace(program).get_trace()
+        for name, mask in masks.items():
+            assert torch.equal(trace.nodes[name]["value"] != 0, mask)
+
+
+class Wrapped(pyro.nn.PyroModule):
+    """A model that is a method, as in Pyro's variational auto-encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3)
+
+    def program(self, x, y=None):
+        pyro.module("norm", self.norm)
+        return model(self.norm(x).detach(), y)
+
+
+def test_buffers_of_wrapped_modules_and_all_generators_are_put_back():
+    owner = Wrapped()
+    for wrapped in (owner.program, lambda x, y=None: owner.program(x, y)):
+        pyro.clear_param_store()
+        guide = trained(the_model=wrapped, steps=3)
+        before = {n: b.clone() for n, b in owner.named_buffers()}
+        bmr.reduce(guide)
+        assert all(torch.equal(b, before[n]) for n, b in owner.named_buffers())
+
+
+def test_a_model_that_writes_to_its_samples():
+    def writes(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        w = w if w.is_leaf else w.clone()
+        w[0] = 0.0
+
+    guide = AutoNormal(writes)
+    with torch.no_grad():
+        guide(X)
+    before = guide.median()["w"]
+    bmr.reduce(guide)
+    assert torch.equal(guide.median()["w"], before)
+
+
+def test_empty_sites():
+    def empty():
+        pyro.sample("w", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+
+    guide = AutoNormal(empty)
+    guide()
+    result = bmr.reduce(guide)
+    assert result.sparsity == 0
+    assert "w" in str(result)
+    assert set(result.masks) == {"w"}
+
+
+def test_inference_mode():
+    guide = trained()
+    with torch.inference_mode():
+        result = bmr.reduce(guide)
+    svi = SVI(result.model, result.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi.step(X, Y)

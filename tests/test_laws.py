@@ -1,7 +1,9 @@
 """The six laws of a Reduction, for every model and guide family, on every device."""
 
 import copy
+import random
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -16,9 +18,9 @@ from pyro_bmr.testing import check_guide_family
 
 
 def drop_some(scores):
-    """Drop every second element, so that something goes and something stays everywhere."""
+    """Drop every second element, from the second on, and all of a site that has only one."""
     return {
-        name: (torch.arange(t.numel(), device=t.device) % 2 == 0).reshape(t.shape)
+        name: (torch.arange(t.numel(), device=t.device) % 2 == (t.numel() == 1)).reshape(t.shape)
         for name, t in scores.delta_f.items()
     }
 
@@ -162,11 +164,14 @@ def test_law_5_the_guide_that_came_in_is_left_as_it_was(case):
     module = isinstance(case.model, torch.nn.Module)
     model_before = {n: v.clone() for n, v in case.model.state_dict().items()} if module else {}
     random_before = torch.get_rng_state()
+    python_before, numpy_before = random.getstate(), np.random.get_state()[1].copy()
 
     result = bmr.reduce(case.guide)
     print(result, result.summary(), result.delta_f)
 
     assert torch.equal(torch.get_rng_state(), random_before)
+    assert random.getstate() == python_before
+    assert (np.random.get_state()[1] == numpy_before).all()
     assert dict(store.items()).keys() == store_before.keys()
     for name, value in store.items():
         assert torch.equal(value, store_before[name])
@@ -190,6 +195,16 @@ def test_law_6_copies_are_independent_and_states_can_be_saved(case, result, devi
         assert torch.equal(value, before[name])
     again = bmr.reduce(copied.guide)
     assert again.model.model is copied.guide.model
+
+    masks_before = {n: mask.clone() for n, mask in result.masks.items()}
+    everything = {
+        n: torch.ones_like(v) if v.dtype == torch.bool else v
+        for n, v in result.guide.state_dict().items()
+    }
+    bmr.reduce(result.guide).guide.load_state_dict(everything)
+    result.guide.load_state_dict(everything)
+    for masks in (result.masks, result.model.masks.by_site()):
+        assert all(torch.equal(mask, masks_before[n]) for n, mask in masks.items())
 
     torch.save(copied.guide.state_dict(), tmp_path / "guide.pt")
     torch.save(copied.model.state_dict(), tmp_path / "model.pt")

@@ -181,6 +181,19 @@ def hierarchical():
     pyro.sample("w", dist.Normal(torch.zeros(3), tau).to_event(1))
 
 
+def written_in_place():
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    scale = torch.ones(4)
+    scale[:2] = tau
+    pyro.sample("w", dist.Normal(torch.zeros(4), scale).to_event(1))
+
+
+def masked_by_a_site():
+    tau = pyro.sample("tau", dist.Normal(0.0, 1.0))
+    with poutine.mask(mask=tau > -10):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+
 def scaled():
     with poutine.scale(scale=0.1):
         pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -207,6 +220,8 @@ WHOLE = {
     "learnable module": (LearnablePriorScale(), "learnable"),
     "learnable param": (learnable_param, "learnable"),
     "closed-over parameter": (closed_over_parameter, "learnable"),
+    "written in place": (written_in_place, "depends on other sites"),
+    "mask from a site": (masked_by_a_site, "depends on 'tau'"),
     "scaled": (scaled, "poutine.scale"),
     "masked out": (hidden_by_a_mask, "masked out"),
     "unregistered": (unregistered, "Logistic, whose density at zero is not registered"),
