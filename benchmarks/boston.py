@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pyro
 import torch
-from pyro.infer.autoguide import init_to_mean
+from pyro.infer.autoguide import AutoNormal, init_to_mean
 from rich.progress import Progress
 
 import pyro_bmr as bmr
@@ -33,17 +33,8 @@ def run(seed: int, epochs: int, directory: Path | None, progress: Progress) -> d
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     model = demo.Regression(x.shape[1])
-    guide = demo.train(
-        model,
-        x,
-        y,
-        epochs=epochs,
-        batch_size=16,
-        lr=1e-2,
-        progress=progress,
-        init_loc_fn=init_to_mean,
-        init_scale=1.0,
-    )
+    guide = AutoNormal(model, init_loc_fn=init_to_mean, init_scale=1.0)
+    demo.train(model, guide, x, y, epochs=epochs, batch_size=16, lr=1e-2, progress=progress)
     result = bmr.reduce(guide)
     before, before_error = demo.free_energy(model, guide, x, y, draws=1000)
     after, after_error = demo.free_energy(result.model, result.guide, x, y, draws=1000)

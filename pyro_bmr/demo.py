@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal, init_to_sample
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -124,6 +124,7 @@ class Standardization:
 
 def train(
     model: Callable[..., Any],
+    guide: Callable[..., Any],
     x: Tensor,
     y: Tensor,
     *,
@@ -131,35 +132,24 @@ def train(
     batch_size: int,
     lr: float,
     progress: Progress,
-    init_loc_fn: Callable[..., Tensor] = init_to_sample,
-    init_scale: float = 0.05,
-) -> AutoNormal:
-    """Train a mean-field guide by Pyro's own SVI.
+) -> None:
+    """Train a guide by Pyro's own SVI.
 
     Parameters
     ----------
-    model : callable
-        Takes inputs, targets and the number of rows.
+    model, guide : callable
+        Both take inputs, targets and the number of rows.
     x, y : Tensor
         The data.
     epochs, batch_size, lr
         How to train.
     progress : Progress
         Where to show how far it is.
-    init_loc_fn, init_scale
-        Where the guide starts, as for ``AutoNormal``.
-
-    Returns
-    -------
-    AutoNormal
-        The trained guide.
     """
-    guide = AutoNormal(model, init_loc_fn=init_loc_fn, init_scale=init_scale)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), Trace_ELBO())
     for _ in progress.track(range(epochs), description=f"training, {epochs} epochs"):
         for batch in torch.randperm(len(x)).split(batch_size):
             svi.step(x[batch], y[batch], len(x))
-    return guide
 
 
 @torch.no_grad()
@@ -268,10 +258,14 @@ def plot_weights(full: AutoNormal, result: Reduction, inputs: tuple[str, ...]) -
         Of both matrices, hidden units in one order and on one colour scale.
     """
     before, after = (guide.median()["fc1.weight"] for guide in (full, result.guide))
-    order = result.masks["fc1.weight"].sum(1).argsort(descending=True, stable=True)
+    mask, connected = result.masks["fc1.weight"], result.masks["fc2.weight"][0]
+    order = (mask.sum(1) + mask.shape[1] * connected).argsort(descending=True, stable=True)
     limit = float(before.abs().max())
     figure, axes = plt.subplots(2, 1, figsize=(8, 5.2), sharex=True, layout="constrained")
-    titles = ("Before: all weights", f"After: {result.sparsity:.0%} pruned (grey)")
+    titles = (
+        "First layer before",
+        f"First layer after: {1 - mask.float().mean():.0%} pruned (grey)",
+    )
     for ax, weights, title in zip(axes, (before, after), titles, strict=True):
         shown = torch.where(weights == 0, torch.nan, weights)[order].T.numpy()
         image = ax.imshow(
@@ -281,6 +275,9 @@ def plot_weights(full: AutoNormal, result: Reduction, inputs: tuple[str, ...]) -
         ax.set_yticks(range(len(inputs)), inputs, fontsize=8)
         ax.set_title(title, loc="left")
         ax.set_ylabel("input")
-    axes[-1].set_xlabel("hidden unit, sorted by weights kept")
+        ax.axvline(int(connected.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
+    axes[-1].set_xlabel(
+        "hidden unit, sorted by weights kept; right of the line its output weight is pruned"
+    )
     figure.colorbar(image, ax=axes, label="posterior mean of the weight")
     return figure

@@ -21,6 +21,7 @@ from typing_extensions import override
 from pyro_bmr.elimination import eliminate
 from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain, total_dropped
 from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.sweep import sweep
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,10 @@ class IndependentFactor(Factor):
 
     @override
     def locations(self) -> dict[str, Tensor]:
-        loc = self.loc if self.mask is None else torch.where(self.mask, self.loc, 0)
+        if self.mask is None:
+            return {self.site.name: self.loc}
+        loc = torch.empty_like(self.loc, memory_format=torch.contiguous_format)
+        sweep(_write_kept, self.loc, self.mask.view(torch.uint8), loc)
         return {self.site.name: loc}
 
     @override
@@ -385,6 +389,11 @@ class JointFactor(Factor):
         return {
             name: part for name, part in self._by_site(vector).items() if name in self.log_prior
         }
+
+
+def _write_kept(_: None, values: Tensor, kept: Tensor, out: Tensor) -> None:
+    # As bytes, a mask is many times faster to multiply by than as booleans.
+    out.copy_(values * kept)
 
 
 def _extremes(values: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class SiteBuffers(nn.Module):
         super().__init__()
         self.names = tuple(tensors)
         for name, tensor in tensors.items():
-            self.register_buffer(module_key(name), tensor.clone())
+            self.register_buffer(module_key(name), tensor)
 
     def by_site(self) -> dict[str, Tensor]:
         """Return the tensors where they are now.

@@ -202,10 +202,10 @@ class _IndependentPart(PyroModule):
         self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
         event_dim = factor.site.event_dim
         constraint = factor.scale_constraint or constraints.softplus_positive
-        loc = factor.loc.detach()
-        # As bytes, a mask is many times faster to multiply by than as booleans.
-        loc = loc.clone() if factor.mask is None else loc * factor.mask.view(torch.uint8)
-        self.loc = PyroParam(loc, constraints.real, event_dim)
+        (loc,) = factor.locations().values()
+        self.loc = PyroParam(
+            loc.clone() if factor.mask is None else loc, constraints.real, event_dim
+        )
         if factor.scale_constraint is None:
             self.scale = PyroParam(factor.scale.detach().clone(), constraint, event_dim)
         else:
