@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
+from inspect import getclosurevars, isfunction
 from typing import Any
 
 import pyro
@@ -266,16 +267,21 @@ def _untouched(model: Any) -> Iterator[None]:
                 buffer.data.copy_(value)
 
 
-def _modules(model: Any) -> Iterator[torch.nn.Module]:
+def _modules(model: Any) -> list[torch.nn.Module]:
     """Find the modules that a model is, is a method of, wraps, or closes over."""
-    if isinstance(model, torch.nn.Module):
-        yield model
-        return
-    cells = getattr(model, "__closure__", None) or ()
-    wrapped = (getattr(model, name, None) for name in ("__self__", "func", "__wrapped__"))
-    for inner in (*wrapped, *getattr(model, "args", ()), *(cell.cell_contents for cell in cells)):
-        if callable(inner) and not isinstance(inner, type):
-            yield from _modules(inner)
+    found, seen, ahead = [], set(), [model]
+    while ahead:
+        this = ahead.pop()
+        if id(this) in seen or not callable(this) or isinstance(this, type):
+            continue
+        seen.add(id(this))
+        if isinstance(this, torch.nn.Module):
+            found.append(this)
+            continue
+        ahead += [getattr(this, name, None) for name in ("__self__", "func", "__wrapped__")]
+        ahead += getattr(this, "args", ())
+        ahead += getclosurevars(this).nonlocals.values() if isfunction(this) else ()
+    return found
 
 
 def _absence(node: Any) -> str:

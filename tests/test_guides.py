@@ -344,7 +344,11 @@ class Wrapped(pyro.nn.PyroModule):
 
 def test_buffers_of_wrapped_modules_and_all_generators_are_put_back():
     owner = Wrapped()
-    for wrapped in (owner.program, lambda x, y=None: owner.program(x, y)):
+
+    def recursive(x, y=None, again=False):
+        return recursive(x, y) if again else owner.program(x, y)
+
+    for wrapped in (owner.program, recursive):
         pyro.clear_param_store()
         guide = trained(the_model=wrapped, steps=3)
         before = {n: b.clone() for n, b in owner.named_buffers()}
