@@ -39,7 +39,7 @@ def test_the_demo(capsys, tmp_path):
         "predicted",
         "test RMSE",
         "±",
-        "it is",
+        "not reduced",
     ):
         assert part in output
 

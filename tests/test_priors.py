@@ -205,7 +205,7 @@ def hidden_by_a_mask():
 
 
 def unregistered():
-    pyro.sample("w", dist.Logistic(0.0, 1.0))
+    pyro.sample("w", dist.Gumbel(0.0, 1.0))
 
 
 def correlated_prior():
@@ -224,7 +224,7 @@ WHOLE = {
     "mask from a site": (masked_by_a_site, "depends on 'tau'"),
     "scaled": (scaled, "poutine.scale"),
     "masked out": (hidden_by_a_mask, "masked out"),
-    "unregistered": (unregistered, "Logistic, whose density at zero is not registered"),
+    "unregistered": (unregistered, "Gumbel, whose density at zero is not registered"),
     "correlated": (correlated_prior, "MultivariateNormal, whose density"),
 }
 
