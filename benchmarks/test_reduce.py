@@ -3,10 +3,10 @@
 Run with ``python -m pytest benchmarks --benchmark-only -s``; writes ``benchmarks/reduce.csv``.
 The kernel turns what the guide optimises (location and unconstrained scale) into ΔF, in float64
 inside as the package does; a second one starts from the scale itself, which is less work than
-reading a guide. `reduce` reads the guide, checks it, runs the model for its priors, scores, selects,
-adds up, and builds the pruned model and guide. Each runs several times in a row, in two blocks; the
-minimum is what is least disturbed by other programs, above all by the host giving and taking memory
-pages.
+reading a guide. `reduce` reads the guide, checks it, runs the model for its priors, scores,
+selects, adds up, and builds the pruned model and guide. Each runs several times in a row, in two
+blocks; the minimum is what is least disturbed by other programs, above all by the host giving and
+taking memory pages.
 """
 
 import gc
