@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
-from inspect import getclosurevars, isfunction
 from typing import Any
 
 import pyro
@@ -20,11 +18,11 @@ from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import Cauchy, Independent, Laplace, Normal, StudentT, constraints
 
 from pyro_bmr.distributions import PrunedDistribution
+from pyro_bmr.dry_run import dry_run
 from pyro_bmr.factors import Site
 
 
@@ -240,48 +238,10 @@ def _run(
     locations: Mapping[str, tuple[Site, Tensor]],
     values: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    with _untouched(model), TrackProvenance():
+    with dry_run(model), TrackProvenance():
         values = {name: locations[name][0].constrain(value) for name, value in values.items()}
         with _Substitute(values):
             return dict(poutine.trace(model).get_trace(*args, **kwargs).nodes)
-
-
-@contextmanager
-def _untouched(model: Any) -> Iterator[None]:
-    """Run a model so that nothing outside remembers it."""
-    buffers = [buffer for module in _modules(model) for buffer in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
-    random_state = get_rng_state()
-    store = pyro.get_param_store()
-    with (
-        torch.random.fork_rng(),
-        torch.enable_grad(),
-        pyro.validation_enabled(False),
-        store.scope(store.get_state()),
-    ):
-        try:
-            yield
-        finally:
-            set_rng_state(random_state)
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.data.copy_(value)
-
-
-def _modules(model: Any) -> list[torch.nn.Module]:
-    """Find the modules that a model is, is a method of, wraps, or closes over."""
-    found, seen, ahead = [], set(), [model]
-    while ahead:
-        this = ahead.pop()
-        if id(this) in seen or not callable(this) or isinstance(this, type):
-            continue
-        seen.add(id(this))
-        if isinstance(this, torch.nn.Module):
-            found.append(this)
-            continue
-        ahead += [getattr(this, name, None) for name in ("__self__", "func", "__wrapped__")]
-        ahead += getattr(this, "args", ())
-        ahead += getclosurevars(this).nonlocals.values() if isfunction(this) else ()
-    return found
 
 
 def _absence(node: Any) -> str:

@@ -1,0 +1,90 @@
+"""Running a model so that nothing outside remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import getclosurevars, isfunction
+from typing import Any
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+
+
+@contextmanager
+def dry_run(*programs: Any) -> Iterator[None]:
+    """Put back what models or guides change while they run.
+
+    That is: the param store, the random number generators, and the buffers of modules.
+
+    Parameters
+    ----------
+    *programs : callable
+        Models and guides that run inside.
+
+    Yields
+    ------
+    None
+        Nothing; run the programs inside the context.
+
+    Examples
+    --------
+    >>> with dry_run(model := lambda: pyro.param("w", torch.ones(()))):
+    ...     _ = model()
+    >>> "w" in pyro.get_param_store()
+    False
+    """
+    buffers = [b for p in programs for module in find_modules(p) for b in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    random_state = get_rng_state()
+    store = pyro.get_param_store()
+    with (
+        torch.random.fork_rng(),
+        torch.enable_grad(),
+        pyro.validation_enabled(False),
+        store.scope(store.get_state()),
+    ):
+        try:
+            yield
+        finally:
+            set_rng_state(random_state)
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.data.copy_(value)
+
+
+def find_modules(program: Any) -> list[torch.nn.Module]:
+    """Find the modules that a program is, is a method of, wraps, or refers to.
+
+    Parameters
+    ----------
+    program : callable
+        A model or a guide.
+
+    Returns
+    -------
+    list of Module
+        The outermost ones.
+
+    Examples
+    --------
+    >>> net = torch.nn.Linear(1, 1)
+    >>> find_modules(lambda x: net(x))
+    [Linear(in_features=1, out_features=1, bias=True)]
+    """
+    found, seen, ahead = [], set(), [program]
+    while ahead:
+        this = ahead.pop()
+        if id(this) in seen or not callable(this) or isinstance(this, type):
+            continue
+        seen.add(id(this))
+        if isinstance(this, torch.nn.Module):
+            found.append(this)
+            continue
+        ahead += [getattr(this, name, None) for name in ("__self__", "func", "__wrapped__")]
+        ahead += getattr(this, "args", ())
+        if isfunction(this):
+            variables = getclosurevars(this)
+            ahead += variables.nonlocals.values()
+            ahead += [v for v in variables.globals.values() if isinstance(v, torch.nn.Module)]
+    return found
