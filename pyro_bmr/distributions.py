@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
+from pyro.distributions import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    TorchDistribution,
+)
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Gamma, LogNormal, constraints, kl_divergence, register_kl
 from typing_extensions import override
 
 
@@ -149,6 +157,30 @@ def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution
     return PrunedDistribution(fn, mask)
 
 
+def find_core(fn: Any) -> Any:
+    """Unwrap a distribution.
+
+    Parameters
+    ----------
+    fn : TorchDistribution
+        In any nesting of ``to_event``, ``mask`` and ``expand``.
+
+    Returns
+    -------
+    TorchDistribution
+        What is inside.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> find_core(dist.Gamma(1.0, 1.0).expand([2]).to_event(1).mask(True)).batch_shape
+    torch.Size([2])
+    """
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
 def is_pruned(fn: TorchDistribution) -> bool:
     """Tell whether `prune_distribution` made a distribution.
 
@@ -168,6 +200,25 @@ def is_pruned(fn: TorchDistribution) -> bool:
     >>> is_pruned(dist.Normal(torch.zeros(2), 1.0).to_event(1))
     False
     """
-    while isinstance(fn, Independent | MaskedDistribution):
-        fn = fn.base_dist
-    return isinstance(fn, PrunedDistribution)
+    return isinstance(find_core(fn), PrunedDistribution)
+
+
+@register_kl(PrunedDistribution, PrunedDistribution)
+def _(q: PrunedDistribution, p: PrunedDistribution) -> Tensor:
+    # Where both are the same point mass, their divergence is 0.
+    divergence = kl_divergence(q.base_dist, p.base_dist)
+    return torch.where(q.mask == p.mask, torch.where(q.mask, divergence, 0), torch.inf)
+
+
+@register_kl(LogNormal, Gamma)
+def _(q: LogNormal, p: Gamma) -> Tensor:
+    # E[ln q] = -E[ln x] - (1 + ln 2πs²) / 2, with E[ln x] = m, and
+    # E[ln p] = a ln b - ln Γ(a) + (a - 1) E[ln x] - b E[x], with E[x] = exp(m + s² / 2).
+    entropy = q.loc + 0.5 + 0.5 * math.log(2 * math.pi) + q.scale.log()
+    expected_log_prior = (
+        p.concentration * p.rate.log()
+        - p.concentration.lgamma()
+        + (p.concentration - 1) * q.loc
+        - p.rate * q.mean
+    )
+    return -entropy - expected_log_prior

@@ -184,11 +184,11 @@ class IndependentFactor(Factor):
     @override
     def check(self) -> None:
         name = self.site.name
-        _check_finite(name, "location", self.loc)
-        _check_finite(name, "scale", self.scale)
+        check_finite(name, "location", self.loc)
+        check_finite(name, "scale", self.scale)
         # The extremes of what the guide optimises are the extremes of the scale.
         if self.scale.numel() and not (self._scale_transform(_extremes(self.scale)) > 0).all():
-            _check_positive(name, self._scale_transform(self.scale))
+            check_positive(name, self._scale_transform(self.scale))
 
     @override
     def locations(self) -> dict[str, Tensor]:
@@ -289,9 +289,9 @@ class JointFactor(Factor):
     def check(self) -> None:
         kept = self.kept()
         for name, marginal in self.marginals().items():
-            _check_finite(name, "location", marginal.loc)
-            _check_finite(name, "scale", marginal.scale)
-            _check_positive(name, marginal.scale[kept[name]])
+            check_finite(name, "location", marginal.loc)
+            check_finite(name, "scale", marginal.scale)
+            check_positive(name, marginal.scale[kept[name]])
 
     @override
     def locations(self) -> dict[str, Tensor]:
@@ -400,7 +400,27 @@ def _extremes(values: Tensor) -> Tensor:
     return torch.stack(torch.aminmax(values))
 
 
-def _check_finite(name: str, what: str, values: Tensor) -> None:
+def check_finite(name: str, what: str, values: Tensor) -> None:
+    """Look for values that are not numbers.
+
+    Parameters
+    ----------
+    name : str
+        A site.
+    what : str
+        What the values are to it.
+    values : Tensor
+        Any.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite.
+
+    Examples
+    --------
+    >>> check_finite("w", "location", torch.zeros(2))
+    """
     if values.numel() and not _extremes(values).isfinite().all():
         msg = (
             f"the guide's {what} of the site {name!r} is NaN or infinite in "
@@ -411,7 +431,25 @@ def _check_finite(name: str, what: str, values: Tensor) -> None:
         raise ValueError(msg)
 
 
-def _check_positive(name: str, scale: Tensor) -> None:
+def check_positive(name: str, scale: Tensor) -> None:
+    """Look for scales that are not positive.
+
+    Parameters
+    ----------
+    name : str
+        A site.
+    scale : Tensor
+        Its scales.
+
+    Raises
+    ------
+    ValueError
+        If a value is zero or negative.
+
+    Examples
+    --------
+    >>> check_positive("w", torch.ones(2))
+    """
     bad = int((scale <= 0).sum())
     if bad:
         msg = (

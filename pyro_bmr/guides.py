@@ -20,7 +20,9 @@ from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 from torch.distributions import transform_to
 
+from pyro_bmr.auto_gamma import AutoGamma
 from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.gamma_factor import GammaFactor
 from pyro_bmr.gaussian import Dense
 from pyro_bmr.pruned_guide import Origin, PrunedGuide
 
@@ -135,6 +137,18 @@ def _(guide: AutoMultivariateNormal) -> tuple[Factor, ...]:
     scale = transform_to(guide.scale_constraint)(_parameter(guide, "scale"))
     tril = transform_to(guide.scale_tril_constraint)(_parameter(guide, "scale_tril"))
     return (JointFactor(sites, Dense(_parameter(guide, "loc"), scale[:, None] * tril)),)
+
+
+@read_factors.register
+def _(guide: AutoGamma) -> tuple[Factor, ...]:
+    _check_called(guide)
+    factors = []
+    for name, node in guide.prototype_trace.iter_stochastic_nodes():
+        homes = ("concentrations", "means")
+        concentration, mean = (_parameter(guide, f"{home}.{name}").exp() for home in homes)
+        site = _site(node, mean.shape, node["fn"].event_dim)
+        factors.append(GammaFactor(site, concentration, mean))
+    return tuple(factors)
 
 
 @read_factors.register

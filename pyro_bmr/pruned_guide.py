@@ -19,6 +19,7 @@ from torch.distributions import biject_to
 
 from pyro_bmr.distributions import PrunedDistribution
 from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.gamma_factor import GammaFactor
 from pyro_bmr.gaussian import Dense, Diagonal
 from pyro_bmr.handlers import module_key
 
@@ -109,11 +110,7 @@ class PrunedGuide(PyroModule):
             A value a site.
         """
         plates = self._plates(*args, **kwargs)
-        return {
-            site.name: _sample_site(site, value, plates)
-            for part in self.parts
-            for site, value in part(plates)
-        }
+        return {name: value for part in self.parts for name, value in part(plates)}
 
     @torch.no_grad()
     def median(self, *_args: Any, **_kwargs: Any) -> dict[str, Tensor]:
@@ -226,7 +223,7 @@ class _IndependentPart(PyroModule):
             self.mask,
         )
 
-    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[Site, Tensor]]:
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         with _inside(self.site, plates):
             fn = dist.Normal(self.loc, self.scale)
             if self.mask is not None:
@@ -237,7 +234,7 @@ class _IndependentPart(PyroModule):
                 fn.to_event(self.site.event_dim),
                 infer={"is_auxiliary": True},
             )
-        yield self.site, value
+        yield self.site.name, _sample_site(self.site, value, plates)
 
 
 class _JointPart(PyroModule):
@@ -259,7 +256,7 @@ class _JointPart(PyroModule):
             self.sites, Dense(posterior.loc.detach(), posterior.scale_tril), self.mask
         )
 
-    def forward(self, _plates: Mapping[str, Any]) -> Iterator[tuple[Site, Tensor]]:
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         latent = self.loc
         if latent.numel():
             tril = self.scale[:, None] * self.scale_tril
@@ -276,10 +273,36 @@ class _JointPart(PyroModule):
             self.sites, latent.split([s.shape.numel() for s in self.sites], -1), strict=True
         ):
             shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
-            yield site, part.reshape(shape)
+            yield site.name, _sample_site(site, part.reshape(shape), plates)
 
 
-_MODULES = {IndependentFactor: _IndependentPart, JointFactor: _JointPart}
+class _GammaPart(PyroModule):
+    def __init__(self, factor: GammaFactor) -> None:
+        super().__init__()
+        self.site = factor.site
+        for name, value in (("concentration", factor.concentration), ("mean", factor.mean)):
+            parameter = PyroParam(value.clone(), constraints.positive, factor.site.event_dim)
+            setattr(self, name, parameter)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    def factor(self) -> GammaFactor:
+        return GammaFactor(self.site, self.concentration.detach(), self.mean.detach())
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        with _inside(self.site, plates):
+            concentration = self.concentration
+            fn = dist.Gamma(concentration, concentration / self.mean)
+            yield self.site.name, pyro.sample(self.site.name, fn.to_event(self.site.event_dim))
+
+
+_MODULES = {
+    IndependentFactor: _IndependentPart,
+    JointFactor: _JointPart,
+    GammaFactor: _GammaPart,
+}
 
 _serial = count()
 

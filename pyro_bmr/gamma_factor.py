@@ -1,0 +1,90 @@
+"""A Gamma factor of a posterior: carried through a reduction as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from pyro_bmr.factors import Factor, Site, check_finite, check_positive
+from pyro_bmr.gaussian import Diagonal
+
+
+@dataclass(frozen=True)
+class GammaFactor(Factor):
+    r"""Independent Gamma posteriors at one positive site, as in `AutoGamma`.
+
+    Nothing of it can be pruned, since it has no density at zero. Mean and standard deviation in
+    unconstrained coordinates are those of :math:`\ln\tau`.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    concentration, mean : Tensor
+        :math:`\alpha` and :math:`\alpha / \beta`, of the site's shape.
+
+    Examples
+    --------
+    >>> factor = GammaFactor(Site("tau", torch.Size([])), torch.tensor(100.0), torch.tensor(1.0))
+    >>> factor.marginals()["tau"].scale
+    tensor(0.1003)
+    """
+
+    site: Site
+    concentration: Tensor
+    mean: Tensor
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The one site."""
+        return (self.site,)
+
+    @property
+    def log_prior(self) -> Mapping[str, Tensor]:
+        """Empty: see `Factor.log_prior`."""
+        return {}
+
+    @override
+    def check(self) -> None:
+        for what, values in (("concentration", self.concentration), ("mean", self.mean)):
+            check_finite(self.site.name, what, values)
+            check_positive(self.site.name, values)
+
+    @override
+    def locations(self) -> dict[str, Tensor]:
+        return {self.site.name: self.marginals()[self.site.name].loc}
+
+    @override
+    def marginals(self) -> dict[str, Diagonal]:
+        loc = self.concentration.digamma() - (self.concentration / self.mean).log()
+        return {self.site.name: Diagonal(loc, torch.polygamma(1, self.concentration).sqrt())}
+
+    @override
+    def kept(self) -> dict[str, Tensor]:
+        return {self.site.name: torch.ones_like(self.mean, dtype=torch.bool)}
+
+    @override
+    def with_log_prior(self, log_prior: Mapping[str, Tensor]) -> GammaFactor:
+        return self
+
+    @override
+    def scores(self) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def delta_f(
+        self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        return {}
+
+    @override
+    def prune(self, masks: Mapping[str, Tensor]) -> GammaFactor:
+        return self
