@@ -1,69 +1,117 @@
-"""One reduction of a 13-50-1 network on Boston, against the numbers of the paper.
+"""Prune a 13-50-1 network on Boston with each estimator, against the numbers of the paper.
 
 Run with ``python benchmarks/boston.py --data-dir DIRECTORY``; writes ``benchmarks/boston.csv``.
 Inputs are standardised, the target is as it is, the free energy is that of all 506 rows, as in
-Beckers et al. (2022), arXiv:2210.09134: 1626 before and 1479 after, by sampling weights.
+Beckers et al. (2022), arXiv:2210.09134. There the final free energy is 1457 by local
+reparameterisation and 1455 by variance back-propagation, with 94.4 % pruned.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyro
 import torch
-from pyro.infer.autoguide import AutoNormal, init_to_mean
-from rich.progress import Progress
+from pyro.infer.autoguide.initialization import init_to_mean
+from rich.console import Console
+from torch import Tensor
 
 import pyro_bmr as bmr
 from pyro_bmr import datasets, demo
 
+PRECISION = "precision"
 
-def run(seed: int, epochs: int, directory: Path | None, progress: Progress) -> dict[str, float]:
-    """Train, reduce and measure once.
+
+def init_near_zero(site: Any) -> Tensor:
+    """Start means at N(0, 0.01²), since units that start equal would stay so without sampling.
 
     Returns
     -------
-    dict of float
+    Tensor
+        A value of the site.
+    """
+    mean = init_to_mean(site)
+    return mean if site["name"] == PRECISION else mean + 0.01 * torch.randn_like(mean)
+
+
+def decay(done: float) -> float:
+    """Lower the learning rate linearly, from 0.01 to 0.0001.
+
+    Returns
+    -------
+    float
+        The learning rate.
+    """
+    return 1e-2 * (1 - done) + 1e-4
+
+
+def run(estimator: str, seed: int, epochs: int, refit_epochs: int, x: Tensor, y: Tensor) -> Any:
+    """Train, prune and measure once.
+
+    Returns
+    -------
+    dict
         A row of the table.
     """
-    data = datasets.load("boston", directory)
-    x, y = demo.Standardization.of(data.x).apply(data.x), data.y.squeeze(-1)
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     model = demo.Regression(x.shape[1])
-    guide = AutoNormal(model, init_loc_fn=init_to_mean, init_scale=1.0)
-    demo.train(model, guide, x, y, epochs=epochs, batch_size=16, lr=1e-2, progress=progress)
-    result = bmr.reduce(guide)
-    before, before_error = demo.free_energy(model, guide, x, y, draws=1000)
-    after, after_error = demo.free_energy(result.model, result.guide, x, y, draws=1000)
+    guide = bmr.mean_field(model, gamma=[PRECISION], init_loc_fn=init_near_zero)
+    pruning = bmr.prune(
+        model,
+        guide,
+        x,
+        y,
+        num_epochs=epochs,
+        refit_epochs=refit_epochs,
+        batch_size=16,
+        lr=decay,
+        estimator=estimator,
+    )
+    Console().print(estimator, seed, pruning)
+    first = pruning.rounds[1]
+    before = pruning.rounds[0].free_energy
+    final, error = bmr.free_energy(
+        pruning.model, pruning.guide, x, y, estimator=bmr.LocalELBO(), num_samples=1000
+    )
     return {
+        "estimator": estimator,
         "seed": seed,
-        "pruned %": 100 * result.sparsity,
-        "predicted_delta_f": result.delta_f,
         "free_energy_before": before,
-        "free_energy_before_error": before_error,
-        "free_energy_after": after,
-        "free_energy_after_error": after_error,
+        "first_pruned %": 100 * first.sparsity,
+        "first_predicted_delta_f": first.predicted,
+        "first_realised_delta_f": first.realised,
+        "rounds": pruning.kept_round,
+        "pruned %": 100 * pruning.sparsity,
+        "free_energy_after": final,
+        "free_energy_after_error": error,
     }
 
 
 def main() -> None:
-    """Run all seeds and print the table with its mean."""
+    """Run all seeds and print the table with its means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--epochs", type=int, default=750)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--refit-epochs", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--estimators", nargs="+", default=["global", "local", "moments"])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with Progress() as progress:
-        rows = [run(s, options.epochs, options.data_dir, progress) for s in options.seeds]
-    table = pd.DataFrame(rows).set_index("seed")
-    table.to_csv(options.output, float_format="%.3f")
+    data = datasets.load("boston", options.data_dir)
+    x, y = demo.Standardization.of(data.x).apply(data.x), data.y.squeeze(-1)
+    rows = []
+    for estimator in options.estimators:
+        for seed in options.seeds:
+            rows.append(run(estimator, seed, options.epochs, options.refit_epochs, x, y))
+            table = pd.DataFrame(rows).set_index(["estimator", "seed"])
+            table.to_csv(options.output, float_format="%.3f")
     print(table.round(2).to_string())
-    print("mean", table.mean().round(2).to_dict())
+    print(table.groupby("estimator").mean().round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -1,33 +1,53 @@
 """Bayesian model reduction for Pyro: prune a trained posterior by its free energy."""
 
+from pyro_bmr.auto_gamma import AutoGamma, mean_field
+from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.evidence import delta_f
 from pyro_bmr.factors import IndependentFactor, JointFactor, Site
 from pyro_bmr.gaussian import Dense, Diagonal
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_factors
 from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.measurement import free_energy
+from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
 from pyro_bmr.priors import Spike, log_density_at_zero
 from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.pruning import Pruning, Round, prune
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.scores import Scores
 from pyro_bmr.selection import by_evidence, magnitude, random, snr, spr, top_k
+from pyro_bmr.training import fit
 
 __all__ = [
+    "AutoGamma",
     "Dense",
     "Diagonal",
+    "GlobalELBO",
     "IndependentFactor",
     "JointFactor",
+    "LocalELBO",
+    "MomentsELBO",
     "PrunedGuide",
     "PrunedModel",
+    "Pruning",
     "Reduction",
+    "Round",
     "Scores",
     "Site",
     "Spike",
+    "bayesianize",
     "by_evidence",
     "delta_f",
     "elements",
+    "fan_in_normal",
+    "fit",
+    "free_energy",
+    "init_to_pretrained",
     "log_density_at_zero",
     "magnitude",
+    "mean_field",
+    "normal",
+    "prune",
     "random",
     "read_factors",
     "reduce",

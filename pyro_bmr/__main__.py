@@ -10,11 +10,12 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoNormal, init_to_sample
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from pyro_bmr import datasets, demo
+from pyro_bmr.measurement import free_energy
 from pyro_bmr.reduction import reduce
+from pyro_bmr.training import fit
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,10 +71,7 @@ def run_demo(options: argparse.Namespace) -> None:
     network = demo.Regression(x.shape[1])
     full = AutoNormal(network, init_loc_fn=init_to_sample, init_scale=0.05)
     rows = (x[training], y[training])
-    with Progress(console=console) as progress:
-        demo.train(
-            network, full, *rows, epochs=options.epochs, batch_size=64, lr=2e-2, progress=progress
-        )
+    fit(network, full, *rows, num_epochs=options.epochs, batch_size=64, lr=2e-2)
     result = reduce(full)
     console.print(result)
 
@@ -88,7 +86,7 @@ def run_demo(options: argparse.Namespace) -> None:
     energies = []
 
     def measure(label: str, model: Any, guide: Any) -> None:
-        energy, error = demo.free_energy(model, guide, *rows)
+        energy, error = free_energy(model, guide, *rows, num_samples=300)
         unit = float(target.scale)
         scores = demo.predictive_scores(model, guide, x[test], y[test], unit)
         table.add_row(label, f"{energy:.1f} ± {error:.1f}", *map(str, scores))
@@ -97,16 +95,8 @@ def run_demo(options: argparse.Namespace) -> None:
     measure("before", network, full)
     measure("reduced", result.model, result.guide)
     figure = demo.plot_weights(full, result, data.inputs)
-    with Progress(console=console) as progress:
-        demo.train(
-            result.model,
-            result.guide,
-            *rows,
-            epochs=options.epochs // 5,
-            batch_size=64,
-            lr=1e-2,
-            progress=progress,
-        )
+    pruned = result.model, result.guide
+    fit(*pruned, *rows, num_epochs=max(1, options.epochs // 5), batch_size=64, lr=1e-2)
     measure("refitted", result.model, result.guide)
     console.print(table)
     console.print(

@@ -1,4 +1,4 @@
-"""The main job from end to end: train a Bayesian network by plain Pyro, reduce it, compare."""
+"""What the demo needs: a Bayesian network, data on one scale, scores and a figure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
-from pyro import poutine
-from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from pyro_bmr.reduction import Reduction
@@ -47,7 +45,7 @@ class Regression(PyroModule):
                 setattr(layer, name, PyroSample(prior))
         self.precision = PyroSample(dist.Gamma(1.0, 1.0))
 
-    def forward(self, x: Tensor, y: Tensor | None = None, total: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict, and observe targets where there are any.
 
         Parameters
@@ -56,8 +54,6 @@ class Regression(PyroModule):
             Inputs, of shape ``(rows, D)``.
         y : Tensor, optional
             Targets, of shape ``(rows,)``.
-        total : int, optional
-            Rows of the data set of which this is a batch.
 
         Returns
         -------
@@ -66,7 +62,7 @@ class Regression(PyroModule):
         """
         mean = self.fc2(self.fc1(x).relu()).squeeze(-1)
         scale = self.precision.rsqrt()
-        with pyro.plate("data", len(x)), poutine.scale(scale=(total or len(x)) / len(x)):
+        with pyro.plate("data", len(x)):
             pyro.sample("obs", dist.Normal(mean, scale), obs=y)
         return pyro.deterministic("mean", mean)
 
@@ -120,61 +116,6 @@ class Standardization:
             Of the same shape.
         """
         return (values - self.loc) / self.scale
-
-
-def train(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    y: Tensor,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    progress: Progress,
-) -> None:
-    """Train a guide by Pyro's own SVI.
-
-    Parameters
-    ----------
-    model, guide : callable
-        Both take inputs, targets and the number of rows.
-    x, y : Tensor
-        The data.
-    epochs, batch_size, lr
-        How to train.
-    progress : Progress
-        Where to show how far it is.
-    """
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), Trace_ELBO())
-    for _ in progress.track(range(epochs), description=f"training, {epochs} epochs"):
-        for batch in torch.randperm(len(x)).split(batch_size):
-            svi.step(x[batch], y[batch], len(x))
-
-
-@torch.no_grad()
-def free_energy(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, draws: int = 300
-) -> tuple[float, float]:
-    """Estimate the free energy by Monte Carlo.
-
-    Parameters
-    ----------
-    model, guide : callable
-        A pair.
-    *args
-        Of both.
-    draws : int
-        How many.
-
-    Returns
-    -------
-    tuple of float
-        Mean and standard error, in nats.
-    """
-    elbo = Trace_ELBO()
-    losses = torch.tensor([elbo.loss(model, guide, *args) for _ in range(draws)])
-    return float(losses.mean()), float(losses.std() / draws**0.5)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from io import StringIO
 from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
 from pyro_bmr.priors import Spike, read_priors
 from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.rendering import render
 from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
 
@@ -265,9 +264,7 @@ class Reduction:
         return table
 
     def __str__(self) -> str:
-        text = StringIO()
-        Console(file=text, width=100, color_system=None, force_jupyter=False).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+        return render(self)
 
     def _repr_html_(self) -> str:
         table = self.summary().round({"pruned %": 1, "delta_f": 2})

@@ -1,0 +1,112 @@
+"""Checkpoints of `prune`: what it needs to go on after any whole round."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FORMAT = 1
+
+
+def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that the file is whole at every moment.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which is replaced.
+    run : mapping
+        What makes the run the one that it is, by name.
+    state : mapping
+        Tensors and plain values in any nesting. The state of torch's random number generators is
+        added.
+
+    Examples
+    --------
+    >>> path = Path(tempfile.mkdtemp()) / "run.pt"
+    >>> save_checkpoint(path, {"num_epochs": 10}, {"round": 2})
+    >>> load_checkpoint(path, {"num_epochs": 10})
+    {'round': 2}
+    """
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    content = {"format": _FORMAT, "run": dict(run), "state": dict(state), "random": generators}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint, and set torch's random number generators to where they were.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    run : mapping
+        As given to `save_checkpoint`; must be the same.
+
+    Returns
+    -------
+    dict
+        The state.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a checkpoint, or one of another run.
+
+    Examples
+    --------
+    >>> path = Path(tempfile.mkdtemp()) / "run.pt"
+    >>> save_checkpoint(path, {"num_epochs": 10}, {"round": 2})
+    >>> load_checkpoint(path, {"num_epochs": 20})
+    Traceback (most recent call last):
+    ValueError: ... is of another run: num_epochs was 10 and is 20. Expected ...
+    """
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        known = content["format"] == _FORMAT
+    except Exception as error:
+        msg = (
+            f"{path} could not be read as a checkpoint ({type(error).__name__}: {error}). Expected "
+            "a file that prune(checkpoint=...) wrote; give another path, or remove the file"
+        )
+        raise ValueError(msg) from error
+    if not known:
+        msg = (
+            f"{path} has the format {content['format']}. Expected {_FORMAT}: resume it with the "
+            "version of pyro-bmr that wrote it, or give another path"
+        )
+        raise ValueError(msg)
+    before = content["run"]
+    differences = [
+        f"{name} was {before.get(name)!r} and is {run.get(name)!r}"
+        for name in sorted(before.keys() | run.keys())
+        if before.get(name) != run.get(name)
+    ]
+    if differences:
+        msg = (
+            f"{path} is of another run: {'; '.join(differences)}. Expected the same model, guide, "
+            "data and options as before; give another path to start anew"
+        )
+        raise ValueError(msg)
+    generators = content["random"]
+    torch.set_rng_state(generators.pop("cpu"))
+    for device, state in generators.items():
+        torch.cuda.set_rng_state(state, device)
+    return content["state"]

@@ -1,0 +1,419 @@
+"""`prune`: fit, reduce, refit, until nothing more falls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyro
+import torch
+from pyro import poutine
+from rich.table import Table
+from torch import Tensor, nn
+
+from pyro_bmr.checkpoints import load_checkpoint, save_checkpoint
+from pyro_bmr.dry_run import dry_run, find_modules
+from pyro_bmr.estimators import GlobalELBO, LocalELBO
+from pyro_bmr.groups import elements
+from pyro_bmr.guides import read_guide
+from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.measurement import free_energy_draws, mean_and_error
+from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.reduction import Reduction, SiteSummary, reduce
+from pyro_bmr.rendering import render
+from pyro_bmr.selection import Selection, by_evidence
+from pyro_bmr.training import fit
+
+
+def prune(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    num_epochs: int,
+    refit_epochs: int | None = None,
+    max_rounds: int = 20,
+    select: Selection = by_evidence(),
+    groups: Callable[[str, torch.Size], Tensor | None] = elements,
+    sites: Iterable[str] | None = None,
+    keep: str = "best",
+    num_samples: int = 100,
+    checkpoint: str | Path | None = None,
+    seed: int | None = None,
+    **fit_options: Any,
+) -> Pruning:
+    r"""Train, reduce, train what remains, and so on until a round prunes nothing more.
+
+    The guide is trained in place by `fit`; each reduction has a guide of its own. After every round
+    the free energy is measured, so that the ΔF that was predicted stands beside the one that came
+    true. The state with the lowest measured free energy is kept.
+
+    Parameters
+    ----------
+    model, guide : callable
+        A Pyro model and its guide.
+    *args
+        Of both: all of the data.
+    kwargs : mapping, optional
+        Keyword arguments of both.
+    num_epochs : int
+        Passes over the data in the first training.
+    refit_epochs : int, optional
+        Passes over the data after each reduction; ``num_epochs`` by default.
+    max_rounds : int
+        Reductions at most.
+    select, groups, sites
+        As in `reduce`.
+    keep : str
+        ``"best"``: the state with the lowest measured free energy; ``"last"``: the last one, as in
+        the paper.
+    num_samples : int
+        Draws to measure a free energy with; two or more.
+    checkpoint : str or Path, optional
+        A file that is written after every round. If it exists, the run goes on from there, and ends
+        as it would have without the interruption.
+    seed : int, optional
+        For `pyro.set_rng_seed`.
+    **fit_options
+        ``batch_size``, ``lr``, ``estimator``, ``clip_norm``, ``patience``, ``compile`` and
+        ``progress``, as in `fit`.
+
+    Returns
+    -------
+    Pruning
+        The kept model and guide, and what happened in each round.
+
+    Raises
+    ------
+    ValueError
+        As `fit` and `reduce`; or if the checkpoint is of another run.
+
+    References
+    ----------
+    Beckers et al. (2022), "Principled Pruning of Bayesian Neural Networks through Variational
+    Free Energy Minimization", arXiv:2210.09134, algorithm 1.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def model(x, y):
+    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("y", dist.Normal(x @ w, 0.1), obs=y)
+    >>> x = torch.randn(50, 3)
+    >>> result = prune(model, AutoNormal(model), x, x[:, 0], num_epochs=300, lr=0.02)
+    >>> result.reduction.masks["w"]
+    tensor([ True, False, False])
+    """
+    if keep not in {"best", "last"}:
+        msg = f"got keep={keep!r}. Expected 'best' or 'last'"
+        raise ValueError(msg)
+    if num_samples < 2:
+        msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
+        raise ValueError(msg)
+    program = _Program(model, args, dict(kwargs or {}), num_samples, fit_options)
+
+    def reduced(parent: Any, chosen: Selection) -> Reduction:
+        return reduce(
+            parent,
+            model=model,
+            args=args,
+            kwargs=program.kwargs,
+            sites=sites,
+            groups=groups,
+            select=chosen,
+        )
+
+    run = {
+        "guide": type(guide).__name__,
+        "data": [_fingerprint(value) for value in (*args, *program.kwargs.values())],
+        "num_epochs": num_epochs,
+        "refit_epochs": refit_epochs,
+        "keep": keep,
+        "num_samples": num_samples,
+        "seed": seed,
+        **{name: _fingerprint(value) for name, value in fit_options.items()},
+    }
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        program.call(guide)
+        run["sites"] = _shapes(guide)
+        saved = load_checkpoint(path, run)
+        _load_tensors(guide, saved["guide"])
+        last, best = (_unpacked(saved[name], guide, reduced) for name in ("last", "best"))
+        program.set_values(last.values)
+    else:
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        fit(model, guide, *args, kwargs=kwargs, num_epochs=num_epochs, **fit_options)
+        run["sites"] = _shapes(guide)
+        last = best = program.measured(reduced(guide, _keep_all), ())
+    while len(last.rounds) <= max_rounds:
+        if path is not None:
+            states = {"last": _packed(last), "best": _packed(best)}
+            save_checkpoint(path, run, {**states, "guide": _tensors(guide)})
+        reduction = reduced(last.reduction.guide, select)
+        if reduction.sparsity == last.reduction.sparsity:
+            break
+        after_masking = program.draws(reduction)
+        epochs = refit_epochs or num_epochs
+        pair = reduction.model, reduction.guide
+        fit(*pair, *args, kwargs=kwargs, num_epochs=epochs, **fit_options)
+        realised = mean_and_error(after_masking - last.draws)
+        last = program.measured(reduction, last.rounds, realised)
+        if last.rounds[-1].free_energy <= best.rounds[-1].free_energy:
+            best = last
+    kept = best if keep == "best" else last
+    program.set_values(kept.values)
+    return Pruning(kept.reduction, last.rounds, kept.rounds[-1].index)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of `prune`: what was predicted, and what came of it.
+
+    Parameters
+    ----------
+    index : int
+        0 for the first training, in which nothing is pruned.
+    sparsity : float
+        Fraction of all elements that are pruned by now.
+    predicted : float
+        ΔF of this round's reduction in nats, in closed form.
+    realised, realised_error : float
+        Measured change of F by the reduction itself, before training again, with its standard
+        error.
+    free_energy, free_energy_error : float
+        Measured F after training, with its standard error.
+
+    Examples
+    --------
+    >>> Round(1, 0.9, -150.0, -120.0, 1.0, 1450.0, 0.5).sparsity
+    0.9
+    """
+
+    index: int
+    sparsity: float
+    predicted: float
+    realised: float
+    realised_error: float
+    free_energy: float
+    free_energy_error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """What `prune` returns: the kept state, and the way there.
+
+    Parameters
+    ----------
+    reduction : Reduction
+        The last reduction of the kept state, with the guide trained after it.
+    rounds : tuple of Round
+        All rounds, also those after the kept one.
+    kept_round : int
+        Which round the state is of.
+
+    Examples
+    --------
+    >>> from pyro_bmr.reduction import SiteSummary
+    >>> reduction = Reduction(None, None, {}, {}, (SiteSummary("w", (4,), 1, -2.5),))
+    >>> print(Pruning(reduction, (Round(0, 0.75, 0.0, 0.0, 0.0, 9.0, 0.1),), 0))
+    75.0% pruned, F = 9.0 ± 0.1 nats after round 0
+    ...
+    """
+
+    reduction: Reduction
+    rounds: tuple[Round, ...]
+    kept_round: int
+
+    @property
+    def model(self) -> PrunedModel:
+        """The pruned model."""
+        return self.reduction.model
+
+    @property
+    def guide(self) -> PrunedGuide:
+        """The trained guide of the pruned model."""
+        return self.reduction.guide
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of all elements that are pruned."""
+        return self.reduction.sparsity
+
+    @property
+    def free_energy(self) -> float:
+        """Measured free energy of the kept state in nats."""
+        return self.rounds[self.kept_round].free_energy
+
+    def summary(self) -> pd.DataFrame:
+        """Return a table with a row a round.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by round; the columns are those of `Round`, in nats.
+        """
+        return pd.DataFrame([asdict(r) for r in self.rounds]).set_index("index")
+
+    def __rich__(self) -> Table:
+        table = Table(title=self._title(), title_justify="left")
+        for column in ("round", "pruned", "ΔF predicted", "ΔF realised", "F after training"):
+            table.add_column(column, justify="right")
+        for r in self.rounds:
+            first = r.index == 0
+            table.add_row(
+                f"{r.index}{' (kept)' if r.index == self.kept_round else ''}",
+                f"{r.sparsity:.1%}",
+                "" if first else f"{r.predicted:+.1f}",
+                "" if first else f"{r.realised:+.1f} ± {r.realised_error:.1f}",
+                f"{r.free_energy:.1f} ± {r.free_energy_error:.1f}",
+            )
+        return table
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._title()}</p>{self.summary().round(3).to_html()}"
+
+    def _title(self) -> str:
+        kept = self.rounds[self.kept_round]
+        return (
+            f"{self.sparsity:.1%} pruned, F = {kept.free_energy:.1f} ± "
+            f"{kept.free_energy_error:.1f} nats after round {kept.index}"
+        )
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that the loop knows after a round."""
+
+    reduction: Reduction
+    rounds: tuple[Round, ...]
+    draws: Tensor
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The user's model with its arguments."""
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    num_samples: int
+    fit_options: Mapping[str, Any]
+
+    def call(self, guide: Callable[..., Any]) -> None:
+        """Give a guide its parameters."""
+        with poutine.block(), torch.no_grad():
+            guide(*self.args, **self.kwargs)
+
+    def draws(self, reduction: Reduction) -> Tensor:
+        """Measure F, always with the same random numbers, so that differences have less noise."""
+        weights_drawn = self.fit_options.get("estimator", "global") in {"local", "moments"}
+        elbo = LocalELBO() if weights_drawn else GlobalELBO()
+        with poutine.block(), dry_run(self.model, reduction.guide):
+            torch.manual_seed(0)
+            return free_energy_draws(
+                reduction.model, reduction.guide, self.args, self.kwargs, self.num_samples, elbo
+            )
+
+    def measured(
+        self,
+        reduction: Reduction,
+        rounds: tuple[Round, ...],
+        realised: tuple[float, float] = (0.0, 0.0),
+    ) -> _State:
+        draws = self.draws(reduction)
+        this = Round(
+            len(rounds),
+            reduction.sparsity,
+            reduction.delta_f,
+            *realised,
+            *mean_and_error(draws),
+        )
+        values = {name: value.detach().clone() for name, value in self._values().items()}
+        return _State(reduction, (*rounds, this), draws, values)
+
+    @torch.no_grad()
+    def set_values(self, values: Mapping[str, Tensor]) -> None:
+        """Put the model's own parameters and buffers back to those of a state."""
+        for name, value in self._values().items():
+            value.copy_(values[name])
+
+    def _values(self) -> dict[str, Tensor]:
+        with poutine.trace(param_only=True) as capture, poutine.block(hide_types=["sample"]):
+            with dry_run(self.model), torch.no_grad():
+                self.model(*self.args, **self.kwargs)
+        parameters = {
+            name: node["value"].unconstrained() for name, node in capture.trace.nodes.items()
+        }
+        buffers = {
+            f"buffer {i} {name}": buffer
+            for i, module in enumerate(find_modules(self.model))
+            for name, buffer in module.named_buffers()
+        }
+        return parameters | buffers
+
+
+def _keep_all(scores: Any) -> dict[str, Tensor]:
+    return dict(scores.kept)
+
+
+def _shapes(guide: Any) -> dict[str, tuple[int, ...]]:
+    return {s.name: tuple(s.shape) for factor in read_guide(guide) for s in factor.sites}
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return [*value.shape, float(value.detach().double().sum())]
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return value if plain else type(value).__name__
+
+
+def _tensors(guide: Any) -> dict[str, Tensor]:
+    return dict(guide.state_dict()) if isinstance(guide, nn.Module) else {}
+
+
+def _load_tensors(guide: Any, tensors: Mapping[str, Tensor]) -> None:
+    if isinstance(guide, nn.Module):
+        guide.load_state_dict(dict(tensors))
+
+
+def _packed(state: _State) -> dict[str, Any]:
+    reduction = state.reduction
+    return {
+        "masks": dict(reduction.masks),
+        "scores": dict(reduction.scores),
+        "sites": [asdict(site) for site in reduction.sites],
+        "guide": _tensors(reduction.guide),
+        "rounds": [asdict(r) for r in state.rounds],
+        "draws": state.draws,
+        "values": dict(state.values),
+    }
+
+
+def _unpacked(
+    saved: Mapping[str, Any], guide: Any, reduced: Callable[[Any, Selection], Reduction]
+) -> _State:
+    like = next(iter(_tensors(guide).values()), torch.zeros(()))
+    masks, scores = (
+        {name: tensor.to(like.device) for name, tensor in saved[key].items()}
+        for key in ("masks", "scores")
+    )
+    reduction = reduced(guide, lambda _: masks)
+    _load_tensors(reduction.guide, saved["guide"])
+    sites = tuple(SiteSummary(**row) for row in saved["sites"])
+    return _State(
+        replace(reduction, scores=scores, sites=sites),
+        tuple(Round(**row) for row in saved["rounds"]),
+        saved["draws"],
+        saved["values"],
+    )
