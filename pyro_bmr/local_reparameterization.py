@@ -179,7 +179,8 @@ def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
     def second_moment(argument: Any) -> Any:
         if isinstance(argument, LocalWeight):
             return argument.variance
-        if isinstance(argument, Tensor) and (name in _PRODUCTS or argument is first):
+        is_factor = name in _PRODUCTS or (name in _LAYERS and argument is first)
+        if isinstance(argument, Tensor) and is_factor:
             return argument.square()
         if isinstance(argument, Tensor) or name in _SUMS:
             return argument * 0

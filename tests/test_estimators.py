@@ -1,0 +1,385 @@
+"""The three estimators against each other, against algebra, and in Pyro's own SVI."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_mean
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
+
+import pyro_bmr as bmr
+from pyro_bmr.compilation import compile_step, trace_gradient
+from pyro_bmr.demo import Regression
+from pyro_bmr.moments import UnknownOperationError
+
+ESTIMATORS = [bmr.GlobalELBO, bmr.LocalELBO, bmr.MomentsELBO]
+NOISE = {
+    "precision": (dist.Gamma(2.0, 1.0), lambda v: v.rsqrt()),
+    "variance": (dist.LogNormal(0.0, 1.0), lambda v: v.sqrt()),
+    "scale": (dist.LogNormal(0.0, 1.0), lambda v: v),
+}
+
+
+def make_linear(noise, columns=3):
+    prior, scale = NOISE[noise]
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([columns]).to_event(1))
+        level = pyro.sample("level", prior)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, scale(level)), obs=y)
+
+    return model
+
+
+@pytest.fixture
+def data():
+    x = torch.randn(30, 3)
+    return x, x[:, 0] + 0.5 * torch.randn(30)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A 13-50-1 network half way through its training, and its data."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    x = torch.randn(256, 13)
+    y = x[:, 0] * x[:, 1].relu() + 0.3 * torch.randn(256)
+    model = Regression(13)
+    guide = bmr.mean_field(model, gamma=["precision"], init_loc_fn=lambda s: near_zero(s))
+    bmr.fit(
+        model, guide, x, y, num_epochs=60, batch_size=16, lr=0.01, estimator="local", compile=False
+    )
+    return model, guide, x, y
+
+
+def near_zero(site):
+    mean = init_to_mean(site)
+    return mean if site["name"] == "precision" else mean + 0.1 * torch.randn_like(mean)
+
+
+def draws(elbo, model, guide, *args, count):
+    """Many draws of F with their gradients, by the compiled graph."""
+    with poutine.trace(param_only=True) as capture:
+        elbo.differentiable_loss(model, guide, *args)
+    parameters = [node["value"].unconstrained() for node in capture.trace.nodes.values()]
+    gradient = trace_gradient(
+        lambda *batch: elbo.differentiable_loss(model, guide, *batch), parameters, args
+    )
+    values = [p.detach() for p in parameters]
+    inputs = [*values, torch.empty(gradient.noise_size), *gradient.constants, *args]
+    run = compile_step(lambda *inputs: tuple(gradient.graph(*inputs)), inputs)
+    results = []
+    for noise in torch.randn(count, gradient.noise_size):
+        inputs[len(values)] = noise
+        results.append(torch.cat([part.reshape(-1) for part in run(*inputs)]).double())
+    return torch.stack(results)
+
+
+def test_global_and_local_have_the_same_expectation(network):
+    """Within three standard errors of 10,000 draws: F, and almost all of its gradients."""
+    first, second = (draws(elbo(), *network, count=10_000) for elbo in ESTIMATORS[:2])
+    error = ((first.var(0) + second.var(0)) / 10_000).sqrt()
+    z = (first.mean(0) - second.mean(0)) / error.clamp(min=1e-12)
+    assert z[0].abs() < 3
+    gradients = z[1:][error[1:] > 1e-9]
+    assert len(gradients) > 700
+    assert (gradients.abs() < 3).double().mean() > 0.98
+    assert second.var(0)[1:].mean() < first.var(0)[1:].mean()
+
+
+def test_moments_of_a_trained_network_are_within_one_percent(network):
+    exact = draws(bmr.LocalELBO(), *network, count=10_000).mean(0)
+    (approximate,) = draws(bmr.MomentsELBO(), *network, count=1)
+    assert approximate[0].item() == pytest.approx(exact[0].item(), rel=0.01)
+    difference = (approximate - exact)[1:].norm() / exact[1:].norm()
+    assert difference < 0.01
+
+
+@pytest.mark.parametrize("family", [AutoNormal, "gamma"])
+def test_moments_of_a_linear_model_are_exact(family, data):
+    """Against E[ln N(y | xw, τ)] written out, in float64, with its gradients."""
+    x, y = (t.double() for t in data)
+    one = torch.ones((), dtype=torch.float64)
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0 * one, one).expand([3]).to_event(1))
+        tau = pyro.sample("tau", dist.Gamma(2 * one, one))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, tau.rsqrt()), obs=y)
+
+    guide = bmr.mean_field(model, gamma=["tau"]) if family == "gamma" else family(model)
+    guide(x, y)
+    if family == "gamma":
+        m, s = guide[0].locs.w, guide[0].scales.w
+        a, mean = guide[1].concentrations.tau, guide[1].means.tau
+        log_mean = a.digamma() - (a / mean).log()
+        prior = torch.distributions.Gamma(2 * one, one)
+        divergence = torch.distributions.kl_divergence(
+            torch.distributions.Gamma(a, a / mean), prior
+        )
+    else:
+        m, s = guide.locs.w, guide.scales.w
+        mu, sd = guide.locs.tau, guide.scales.tau
+        mean, log_mean = (mu + sd**2 / 2).exp(), mu
+        entropy = mu + 0.5 * (2 * math.pi * math.e * sd**2).log()
+        # Gamma(2, 1): ln p(τ) = ln τ - τ - ln Γ(2)
+        divergence = -entropy - (mu - mean)
+    residual = (y - x @ m) ** 2 + (x**2 @ s**2)
+    expected_log = 0.5 * (log_mean - math.log(2 * math.pi) - mean * residual)
+    weights = 0.5 * (s**2 + m**2 - 1 - (s**2).log())
+    exact = -expected_log.sum() + weights.sum() + divergence
+    estimate = bmr.MomentsELBO().differentiable_loss(model, guide, x, y)
+    assert estimate.item() == pytest.approx(exact.item(), rel=1e-12)
+    parameters = [p for p in guide.parameters() if p.requires_grad]
+    for ours, theirs in zip(
+        torch.autograd.grad(estimate, parameters),
+        torch.autograd.grad(exact, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_expectation_is_that_of_pyro(estimator, noise, data):
+    """The closed parts (divergence, noise level) have the mean of Trace_ELBO's draws."""
+    model = make_linear(noise)
+    guide = AutoNormal(model, init_scale=0.3)
+    elbo = estimator()
+    elbo.loss(model, guide, *data)
+    assert set(elbo._plan.noise) == {"level"}
+    ours = torch.tensor([elbo.loss(model, guide, *data) for _ in range(600)])
+    theirs = torch.tensor([Trace_ELBO().loss(model, guide, *data) for _ in range(1500)])
+    error = (ours.var() / 600 + theirs.var() / 1500).sqrt()
+    assert abs(ours.mean() - theirs.mean()) < 3.5 * error
+    assert ours.std() < theirs.std()
+
+
+@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
+def test_global_takes_any_reparameterised_guide(family, data):
+    model = make_linear("precision")
+    guide = family(model)
+    ours = torch.tensor([bmr.GlobalELBO().loss(model, guide, *data) for _ in range(300)])
+    theirs = torch.tensor([Trace_ELBO().loss(model, guide, *data) for _ in range(300)])
+    assert abs(ours.mean() - theirs.mean()) < 3.5 * (ours.var() + theirs.var()).sqrt() / 300**0.5
+
+
+def test_a_noise_level_with_several_elements(data):
+    x, y = data
+    targets = torch.stack([y, 2 * y], -1)
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
+        tau = pyro.sample("tau", dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, tau.rsqrt()).to_event(1), obs=y)
+
+    guide = bmr.mean_field(model, gamma="tau")
+    elbo = bmr.MomentsELBO()
+    value = elbo.loss(model, guide, x, targets)
+    assert elbo._plan.noise["tau"].exponent == -0.5
+    sampled = torch.tensor([Trace_ELBO().loss(model, guide, x, targets) for _ in range(1000)])
+    assert abs(value - sampled.mean()) < 3.5 * sampled.std() / 1000**0.5
+
+
+def test_a_site_with_another_role_is_no_noise_level(data):
+    """A precision that is a prior's parameter too is drawn, not plugged in."""
+
+    def model(x, y):
+        tau = pyro.sample("tau", dist.Gamma(2.0, 1.0))
+        w = pyro.sample("w", dist.Normal(0.0, tau.rsqrt()).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, tau.rsqrt()), obs=y)
+
+    guide = AutoNormal(model)
+    elbo = bmr.LocalELBO()
+    ours = torch.tensor([elbo.loss(model, guide, *data) for _ in range(500)])
+    assert elbo._plan.noise == {}
+    theirs = torch.tensor([Trace_ELBO().loss(model, guide, *data) for _ in range(1000)])
+    error = (ours.var() / 500 + theirs.var() / 1000).sqrt()
+    assert abs(ours.mean() - theirs.mean()) < 3.5 * error
+    with pytest.raises(ValueError, match="moments of the site 'tau'.*'local' or 'global'"):
+        bmr.MomentsELBO().loss(model, guide, *data)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_with_plain_svi_before_and_after_a_reduction(estimator):
+    x = torch.randn(40, 13)
+    y = 2 * x[:, 0]
+    model = Regression(13, hidden=4)
+    guide = AutoNormal(model, init_loc_fn=near_zero)
+
+    def train(model, guide):
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), estimator())
+        losses = [svi.step(x, y) for _ in range(150)]
+        assert sum(losses[-10:]) < sum(losses[:10])
+
+    train(model, guide)
+    result = bmr.reduce(guide)
+    assert 0 < result.sparsity < 1
+    train(result.model, result.guide)
+    for name, value in result.guide(x, y).items():
+        if name in result.masks:
+            assert (value[~result.masks[name]] == 0).all()
+    assert all(p.isfinite().all() for p in result.guide.parameters())
+
+
+LINEAR_USES = {
+    "linear": lambda x, w: nn.functional.linear(x, w),
+    "matmul": lambda x, w: x @ w.T,
+    "transposed": lambda x, w: (w @ x.T).T,
+    "einsum": lambda x, w: torch.einsum("ni,oi->no", x, w),
+    "scaled": lambda x, w: x @ (0.5 * w).mT * 2,
+    "elementwise": lambda x, w: (x[:, None] * w).sum(-1),
+    "conv1d": lambda x, w: nn.functional.conv1d(x[:, :, None], w[:, :, None]).squeeze(-1),
+    "conv2d": lambda x, w: nn.functional.conv2d(x[..., None, None], w[..., None, None]).flatten(1),
+}
+
+
+@pytest.mark.parametrize("use", LINEAR_USES)
+def test_local_draws_the_result_of_linear_functions(use, recwarn):
+    """Every row has the mean and the variance of x w, and rows share no noise."""
+    x = torch.randn(6, 3)
+    seen = []
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        out = LINEAR_USES[use](x, w)
+        seen.append(out.detach())
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(out.sum(-1), 1.0), obs=torch.zeros(len(x)))
+
+    guide = AutoNormal(model, init_scale=0.5)
+    elbo = bmr.LocalELBO()
+    elbo.loss(model, guide, x)
+    assert elbo._plan.analytic == {"w"}
+    assert not recwarn.list
+    seen.clear()
+    for _ in range(3000):
+        elbo.loss(model, guide, x)
+    out = torch.stack(seen)
+    loc, scale = guide.locs.w.detach(), guide.scales.w.detach()
+    spread = (x**2 @ (scale**2).T).sqrt()
+    torch.testing.assert_close(out.mean(0), x @ loc.T, rtol=0, atol=5 * spread.max() / 3000**0.5)
+    torch.testing.assert_close(out.std(0), spread, rtol=0.1, atol=0)
+    correlation = torch.corrcoef(out[:, :, 0].T) - torch.eye(6)
+    assert correlation.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("operation", [lambda x, b: x + b, lambda x, b: b - x])
+def test_local_adds_a_bias(operation):
+    """Against the exact moments."""
+
+    def model(x):
+        bias = pyro.sample("bias", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(operation(x, bias), 1.0).to_event(1), obs=x)
+
+    x = 3 * torch.randn(6, 3)
+    guide = AutoNormal(model, init_scale=0.5)
+    elbo = bmr.LocalELBO()
+    ours = torch.tensor([elbo.loss(model, guide, x) for _ in range(500)])
+    assert elbo._plan.analytic == {"bias"}
+    exact = bmr.MomentsELBO().loss(model, guide, x)
+    assert abs(ours.mean() - exact) < 3.5 * ours.std() / 500**0.5
+
+
+def test_local_with_a_layer_of_sampled_weight_and_bias():
+    x = torch.randn(5, 3)
+    layer = PyroModule[nn.Linear](3, 2)
+    layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+    layer.bias = PyroSample(dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    def model(x):
+        mean = layer(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=torch.zeros(5, 2))
+
+    guide = AutoNormal(model, init_scale=0.5)
+    elbo = bmr.LocalELBO()
+    ours = torch.tensor([elbo.loss(model, guide, x) for _ in range(500)])
+    exact = bmr.MomentsELBO().loss(model, guide, x)
+    assert elbo._plan.analytic == {"weight", "bias"}
+    assert abs(ours.mean() - exact) < 3.5 * ours.std() / 500**0.5
+
+
+def test_local_draws_what_it_cannot_handle_as_a_whole_and_says_so():
+    def model(x, rows):
+        table = pyro.sample("table", dist.Normal(0.0, 1.0).expand([4, 3]).to_event(2))
+        twice = pyro.sample("twice", dist.Normal(0.0, 1.0).expand([3, 3]).to_event(2))
+        h = (nn.functional.embedding(rows, table) + x) @ twice @ twice
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(h.sum(-1), 1.0), obs=torch.zeros(len(x)))
+
+    args = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    guide = AutoNormal(model, init_scale=0.5)
+    elbo = bmr.LocalELBO()
+    with pytest.warns(UserWarning) as caught:
+        elbo.loss(model, guide, *args)
+    messages = [str(w.message) for w in caught]
+    assert any("'table' is drawn as a whole" in m and "embedding" in m for m in messages)
+    assert any("'twice' is drawn as a whole" in m and "'local', 'local'" in m for m in messages)
+    ours = torch.tensor([elbo.loss(model, guide, *args) for _ in range(1500)])
+    theirs = torch.tensor([bmr.GlobalELBO().loss(model, guide, *args) for _ in range(1500)])
+    assert abs(ours.mean() - theirs.mean()) < 3.5 * (ours.var() + theirs.var()).sqrt() / 1500**0.5
+
+
+def test_moments_of_an_unknown_operation_is_an_error_that_names_it():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.sample("y", dist.Normal(torch.erfinv(x @ w), 1.0).to_event(1), obs=torch.zeros(2))
+
+    with pytest.raises(UnknownOperationError, match=r"torch\.erfinv.*'local'"):
+        bmr.MomentsELBO().loss(model, AutoNormal(model), torch.ones(2, 3))
+
+
+def test_moments_of_a_classifier_bound_the_free_energy():
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
+
+    x, y = torch.randn(50, 3), torch.randint(4, (50,))
+    guide = AutoNormal(model, init_scale=0.3)
+    bound = bmr.MomentsELBO().loss(model, guide, x, y)
+    sampled = torch.tensor([bmr.LocalELBO().loss(model, guide, x, y) for _ in range(300)])
+    assert 0 < bound - sampled.mean() < 0.01 * bound
+
+
+def test_bad_guides():
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(ValueError, match=r"does not sample \['b'\]"):
+        bmr.GlobalELBO().loss(model, AutoNormal(poutine.block(model, hide=["b"])))
+
+    def discrete():
+        pyro.sample("a", dist.Bernoulli(0.5))
+
+    with pytest.raises(ValueError, match="no reparameterised draws"):
+        bmr.GlobalELBO().loss(discrete, discrete)
+    with pytest.raises(ValueError, match="moments of the site 'a'"):
+        bmr.MomentsELBO().loss(model, AutoMultivariateNormal(model))
+
+
+def test_planning_leaves_no_trace():
+    model = make_linear("precision")
+    x, y = torch.randn(5, 3), torch.randn(5)
+    guide = AutoNormal(model)
+    guide(x, y)
+    torch.manual_seed(3)
+    guide(x, y)  # the run in which a plan looks at the guide
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    elbo = bmr.MomentsELBO()
+    elbo._plan_for(model, guide, (x, y), {})
+    assert torch.equal(torch.rand(3), expected)
