@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]
 
     Examples
     --------
+    >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.pt"
     >>> save_checkpoint(path, {"num_epochs": 10}, {"round": 2})
     >>> load_checkpoint(path, {"num_epochs": 10})
@@ -38,16 +38,12 @@ def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]
         generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     content = {"format": _FORMAT, "run": dict(run), "state": dict(state), "random": generators}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +68,7 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
 
     Examples
     --------
+    >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.pt"
     >>> save_checkpoint(path, {"num_epochs": 10}, {"round": 2})
     >>> load_checkpoint(path, {"num_epochs": 20})

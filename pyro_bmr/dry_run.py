@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
 
 
 @contextmanager
@@ -51,6 +52,30 @@ def dry_run(*programs: Any) -> Iterator[None]:
             set_rng_state(random_state)
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.data.copy_(value)
+
+
+def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:
+    """Return what an optimiser moves, from a trace of a program's parameters.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of ``poutine.trace(param_only=True)``.
+
+    Returns
+    -------
+    dict of Tensor
+        By the name in the param store.
+
+    Examples
+    --------
+    >>> from pyro import poutine
+    >>> from torch.distributions import constraints
+    >>> model = lambda: pyro.param("s", torch.ones(()), constraint=constraints.positive)
+    >>> unconstrained_parameters(poutine.trace(model, param_only=True).get_trace())
+    {'s': tensor(0., requires_grad=True)}
+    """
+    return {name: node["value"].unconstrained() for name, node in trace.nodes.items()}
 
 
 def find_modules(program: Any) -> list[torch.nn.Module]:

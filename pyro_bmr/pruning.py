@@ -349,12 +349,9 @@ class _Program:
             value.copy_(values[name])
 
     def _values(self) -> dict[str, Tensor]:
-        with poutine.trace(param_only=True) as capture, poutine.block(hide_types=["sample"]):
-            with dry_run(self.model), torch.no_grad():
-                self.model(*self.args, **self.kwargs)
-        parameters = {
-            name: node["value"].unconstrained() for name, node in capture.trace.nodes.items()
-        }
+        with dry_run(self.model), torch.no_grad(), poutine.trace(param_only=True) as capture:
+            self.model(*self.args, **self.kwargs)
+            parameters = unconstrained_parameters(capture.trace)
         buffers = {
             f"buffer {i} {name}": buffer
             for i, module in enumerate(find_modules(self.model))

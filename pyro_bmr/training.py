@@ -27,7 +27,7 @@ from pyro_bmr.compilation import (
     make_step,
     trace_gradient,
 )
-from pyro_bmr.dry_run import dry_run
+from pyro_bmr.dry_run import dry_run, unconstrained_parameters
 from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.normal_source import NormalSource
 
@@ -214,7 +214,7 @@ class _EagerSteps(_Steps):
                 if not self._before:
                     raise
                 raise self._restored(step) from error
-            adam = self._optimizer(_unconstrained(capture.trace), rate)
+            adam = self._optimizer(unconstrained_parameters(capture.trace), rate)
             adam.zero_grad()
             loss.backward()
             if not loss.isfinite():
@@ -401,15 +401,11 @@ def _parameters(loss: _Loss) -> dict[str, Tensor]:
     """Run model and guide once, so that they have their parameters."""
     with poutine.trace(param_only=True) as capture:
         loss(*loss.batches.take(slice(loss.batches.batch_size)))
-    parameters = _unconstrained(capture.trace)
+    parameters = unconstrained_parameters(capture.trace)
     if not parameters:
         msg = "model and guide have no parameters. Expected a guide to train, such as AutoNormal"
         raise ValueError(msg)
     return parameters
-
-
-def _unconstrained(trace: Any) -> dict[str, Tensor]:
-    return {name: node["value"].unconstrained() for name, node in trace.nodes.items()}
 
 
 def _all_rows(batches: Batches) -> Tensor:

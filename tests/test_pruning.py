@@ -1,0 +1,206 @@
+"""`prune`: rounds, what is kept, checkpoints, and kills."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from torch import nn
+
+import pyro_bmr as bmr
+from pyro_bmr import pruning
+from pyro_bmr.demo import Regression
+from pyro_bmr.training import fit
+
+OPTIONS = {
+    "num_epochs": 60,
+    "batch_size": 20,
+    "lr": 0.02,
+    "estimator": "local",
+    "compile": False,
+    "num_samples": 20,
+}
+
+
+@pytest.fixture
+def data():
+    x = torch.randn(60, 4)
+    return x, x[:, 0] - 2 * x[:, 1].relu() + 0.1 * torch.randn(60)
+
+
+def make(family=AutoNormal, inputs=4):
+    pyro.clear_param_store()
+    model = Regression(inputs, hidden=5)
+    return model, family(model)
+
+
+def test_rounds_of_a_network(data):
+    model, guide = make()
+    result = bmr.prune(model, guide, *data, **OPTIONS, max_rounds=3, seed=0)
+    first, *others = result.rounds
+    assert (first.index, first.sparsity, first.predicted) == (0, 0.0, 0.0)
+    assert others
+    assert all(a.sparsity < b.sparsity for a, b in zip(result.rounds, others, strict=False))
+    assert all(r.predicted <= 0 and r.realised_error > 0 for r in others)
+    assert result.rounds[result.kept_round].free_energy == min(r.free_energy for r in result.rounds)
+    assert result.sparsity == result.rounds[result.kept_round].sparsity > 0.3
+    draws = Predictive(result.model, guide=result.guide, num_samples=5)(data[0])
+    assert draws["mean"].squeeze().shape == (5, 60)
+    mean, error = bmr.free_energy(result.model, result.guide, *data, num_samples=300)
+    assert (
+        abs(mean - result.free_energy) < 4 * (error**2 + others[-1].free_energy_error ** 2) ** 0.5
+    )
+    assert "after round" in str(result) and "ΔF realised" in str(result)
+    assert "<table" in result._repr_html_()
+    assert list(result.summary().index) == [r.index for r in result.rounds]
+
+
+def test_the_realised_change_is_that_of_masking(data, monkeypatch):
+    """Against Trace_ELBO, by the reduction that the first round makes."""
+    model, guide = make()
+    seen = []
+
+    def spying(first, second, *args, **kwargs):
+        if seen:
+            before = bmr.free_energy(model, guide, *args, estimator=Trace_ELBO(), num_samples=800)
+            after = bmr.free_energy(first, second, *args, estimator=Trace_ELBO(), num_samples=800)
+            seen.append((after[0] - before[0], (after[1] ** 2 + before[1] ** 2) ** 0.5))
+        else:
+            seen.append(None)
+        return fit(first, second, *args, **kwargs)
+
+    monkeypatch.setattr(pruning, "fit", spying)
+    result = bmr.prune(model, guide, *data, **OPTIONS, max_rounds=1, seed=0)
+    expected, error = seen[1]
+    this = result.rounds[1]
+    assert abs(this.realised - expected) < 4 * (error**2 + this.realised_error**2) ** 0.5
+
+
+def test_keep_last_and_options_of_reduce(data):
+    model, guide = make()
+    options = OPTIONS | {"num_epochs": 20}
+    result = bmr.prune(
+        model,
+        guide,
+        *data,
+        **options,
+        keep="last",
+        max_rounds=2,
+        refit_epochs=1,
+        sites=["fc1.weight"],
+        select=bmr.snr(0.5),
+    )
+    assert result.kept_round == result.rounds[-1].index
+    assert set(result.reduction.masks) == {"fc1.weight"}
+    with pytest.raises(ValueError, match="keep='first'"):
+        bmr.prune(model, guide, *data, **options, keep="first")
+    with pytest.raises(ValueError, match="num_samples=1"):
+        bmr.prune(model, guide, *data, **options | {"num_samples": 1})
+
+
+def test_stops_when_nothing_falls(data):
+    model, guide = make()
+    result = bmr.prune(
+        model, guide, *data, **OPTIONS | {"num_epochs": 5}, select=lambda scores: dict(scores.kept)
+    )
+    assert len(result.rounds) == 1
+    assert result.sparsity == 0.0
+
+
+@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
+def test_other_guides(family, data):
+    model, guide = make(family)
+    options = OPTIONS | {"estimator": "global", "num_epochs": 100}
+    result = bmr.prune(model, guide, *data, **options, max_rounds=1)
+    assert len(result.rounds) == 2
+
+
+def weights(result):
+    return [value.tolist() for value in result.guide.state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [AutoNormal, AutoMultivariateNormal, lambda m: bmr.mean_field(m, gamma=["precision"])],
+    ids=["normal", "multivariate", "gamma"],
+)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(family, data, tmp_path, monkeypatch):
+    options = OPTIONS | {"num_epochs": 25, "estimator": "global", "seed": 4, "max_rounds": 3}
+    select = bmr.by_evidence(margin=-1.0)
+    whole = bmr.prune(*make(family), *data, **options, select=select, keep="last")
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(pruning, "fit", interrupted)
+    path = tmp_path / "new" / "run.pt"
+    arguments = {**options, "select": select, "keep": "last", "checkpoint": path}
+    with pytest.raises(KeyboardInterrupt):
+        bmr.prune(*make(family), *data, **arguments)
+    monkeypatch.setattr(pruning, "fit", fit)
+    torch.manual_seed(99)
+    resumed = bmr.prune(*make(family), *data, **arguments)
+    assert resumed.rounds == whole.rounds
+    assert weights(resumed) == weights(whole)
+    again = bmr.prune(*make(family), *data, **arguments)
+    assert again.rounds == whole.rounds
+    assert weights(again) == weights(whole)
+    assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
+
+
+def test_learnable_layers_of_the_model_are_in_the_state(data, tmp_path):
+    """The kept round's own parameters of the model come back, also from a checkpoint."""
+    path = tmp_path / "run.pt"
+
+    def run():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        net = bmr.bayesianize(nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 1)))
+
+        def model(x, y):
+            mean = net(x).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, 0.3), obs=y)
+
+        options = OPTIONS | {"num_epochs": 10, "seed": 1, "max_rounds": 1}
+        result = bmr.prune(model, AutoNormal(model), *data, **options, checkpoint=path, keep="last")
+        return net, result
+
+    net, result = run()
+    trained = net[1].weight.detach().clone()
+    assert not torch.equal(trained, torch.ones(5))
+    net, again = run()
+    assert torch.equal(net[1].weight, trained)
+    assert weights(again) == weights(result)
+
+
+def test_a_checkpoint_of_another_run(data, tmp_path):
+    path = tmp_path / "run.pt"
+    options = OPTIONS | {"num_epochs": 3, "max_rounds": 1, "checkpoint": path}
+    bmr.prune(*make(), *data, **options)
+    with pytest.raises(ValueError, match="another run: num_epochs was 3 and is 4"):
+        bmr.prune(*make(), *data, **options | {"num_epochs": 4})
+    with pytest.raises(ValueError, match=r"another run: data was .*sites was .*'fc1.weight'"):
+        bmr.prune(*make(inputs=3), data[0][:, :3], data[1], **options)
+    path.write_text("not a checkpoint")
+    with pytest.raises(ValueError, match="could not be read as a checkpoint"):
+        bmr.prune(*make(), *data, **options)
+    assert path.read_text() == "not a checkpoint"
+
+
+def test_killed_and_resumed():
+    """Twice by SIGKILL; `benchmarks/kill_and_resume.py` does it as often as one likes."""
+    script = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
+    command = [sys.executable, str(script), "--kills", "2", "--epochs", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the results are the same" in done.stdout
