@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_bmr.checkpoints import load_checkpoint, save_checkpoint
-from pyro_bmr.dry_run import dry_run, find_modules
+from pyro_bmr.dry_run import dry_run, find_modules, unconstrained_parameters
 from pyro_bmr.estimators import GlobalELBO, LocalELBO
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_guide
