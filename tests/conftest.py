@@ -21,6 +21,8 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
+import pyro_bmr as bmr
+
 DEVICES = [
     "cpu",
     pytest.param(
@@ -101,6 +103,7 @@ GUIDES = {
     "AutoDiagonalNormal": AutoDiagonalNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
     "AutoGuideList": make_list,
+    "mean_field": lambda model: bmr.mean_field(model, gamma=["precision", "scale"]),
 }
 
 

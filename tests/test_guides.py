@@ -14,6 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 
 import pyro_bmr as bmr
 from pyro_bmr.guides import read_guide, read_origin
+from pyro_bmr.testing import check_guide_family
 
 X = torch.linspace(-1, 1, 60).reshape(20, 3)
 Y = X.sum(1)
@@ -388,3 +389,40 @@ def test_inference_mode():
         result = bmr.reduce(guide)
     svi = SVI(result.model, result.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     svi.step(X, Y)
+
+
+def test_a_gamma_posterior_is_carried_along():
+    def precise(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        tau = pyro.sample("tau", dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            mean = (x * w).sum(-1, keepdim=True).expand(-1, 2)
+            pyro.sample("y", dist.Normal(mean, tau.rsqrt()).to_event(1), obs=y)
+
+    guide = bmr.mean_field(precise, gamma="tau")
+    svi = SVI(precise, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(50):
+        svi.step(X, Y[:, None].expand(-1, 2))
+    check_guide_family(guide)
+    result = bmr.reduce(guide, select=drop_first)
+    assert [row.note for row in result.sites if row.name == "tau"] == [
+        "not reduced: it is positive"
+    ]
+    draws = torch.stack([result.guide(X)["tau"] for _ in range(2000)]).detach()
+    torch.testing.assert_close(draws.mean(0), guide[1].means.tau.detach(), rtol=0.05, atol=0)
+    low, high = result.guide.quantiles([0.05, 0.95])["tau"]
+    assert ((draws > low) & (draws < high)).float().mean() == pytest.approx(0.9, abs=0.03)
+    assert (result.guide.median()["tau"] > 0).all()
+    assert (guide.median()["tau"] > 0).all()
+
+
+def test_gamma_posteriors_are_for_positive_sites():
+    with pytest.raises(ValueError, match="the site 'w' has the support.*expose only"):
+        bmr.AutoGamma(model)(X)
+
+    def in_a_plate():
+        with pyro.plate("rows", 10, subsample_size=2):
+            pyro.sample("tau", dist.Gamma(1.0, 1.0))
+
+    with pytest.raises(ValueError, match="'tau' is in a sub-sampling plate"):
+        bmr.AutoGamma(in_a_plate)()
