@@ -59,7 +59,14 @@ class AutoGamma(AutoGuide):
         super()._setup_prototype(*args, **kwargs)
         self.concentrations = PyroModule()
         self.means = PyroModule()
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        sites = dict(self.prototype_trace.iter_stochastic_nodes())
+        if not sites:
+            msg = (
+                "the model that was given to AutoGamma has no latent site. Expected one or more: "
+                "are the names in mean_field(gamma=...) or poutine.block(expose=...) right?"
+            )
+            raise ValueError(msg)
+        for name, site in sites.items():
             _check_site(name, site)
             mean = site["value"].detach().clone()
             concentration = torch.full_like(mean, self._init_concentration)

@@ -129,8 +129,9 @@ class Batches:
 class BatchModel:
     """A model whose likelihood of a batch stands for that of all rows.
 
-    Observed sites are scaled by rows / batch, except where the model does so: those in a
-    sub-sampling plate, and those with a scale that follows the size of the batch.
+    Observed sites are scaled by rows / batch, except where the model does so (in a sub-sampling
+    plate, or by a scale that follows the size of the batch), and except terms that are the same for
+    every batch. The model is run on two batches to learn this.
 
     Parameters
     ----------
@@ -190,12 +191,19 @@ class BatchModel:
                 "site, pyro.sample(..., obs=y); are the targets among the arguments?"
             )
             raise ValueError(msg)
-        if size is None:
+        if size is None or size == self.batches.size:
             return frozenset()
-        others = self._sites(max(1, size // 2) if size > 1 else min(2, self.batches.size))
+        others = self._sites(size + 1)
+        if others.keys() != sites.keys():
+            msg = (
+                f"batches of {size} and of {size + 1} rows have other sites: "
+                f"{sorted(others.keys() ^ sites.keys())}. Expected the same ones: put rows into a "
+                "vectorised plate, or use batch_size=None"
+            )
+            raise ValueError(msg)
         for name, site in sites.items():
             follows = others[name]["fn"].shape() != site["fn"].shape()
-            if not site["is_observed"] and follows and not _is_subsampled(site):
+            if not site["is_observed"] and follows and not self._is_subsampled(site):
                 msg = (
                     f"the latent site {name!r} has a row for each observation, so a batch would "
                     "have another posterior than the next one. Expected batch_size=None, or a "
@@ -205,12 +213,15 @@ class BatchModel:
         return frozenset(
             name
             for name, site in observed.items()
-            if not _is_subsampled(site) and _scale(site) == _scale(others[name])
+            if not self._is_subsampled(site)
+            and _same_scale(site, others[name])
+            and _depends_on_rows(site, others[name])
         )
 
     def _sites(self, rows: int) -> dict[str, Any]:
         args, kwargs = self.batches.arguments(self.batches.take(slice(rows)))
         with poutine.block(), dry_run(self.model), torch.no_grad():
+            torch.manual_seed(0)
             nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
         return {
             name: node
@@ -219,6 +230,14 @@ class BatchModel:
             and not site_is_subsample(node)
             and not node["infer"].get("_deterministic", False)
         }
+
+    def _is_subsampled(self, site: Any) -> bool:
+        """Tell whether the model itself says of how many rows the batch is a part."""
+        counts = {self.batches.batch_size, self.batches.size}
+        return any(
+            frame.full_size not in (None, frame.size) and counts & {frame.size, frame.full_size}
+            for frame in site["cond_indep_stack"]
+        )
 
 
 class _ScaleMessenger(Messenger):
@@ -232,12 +251,18 @@ class _ScaleMessenger(Messenger):
             msg["scale"] = msg["scale"] * self.scale
 
 
-def _is_subsampled(site: Any) -> bool:
-    return any(f.full_size not in (None, f.size) for f in site["cond_indep_stack"])
+def _same_scale(site: Any, other: Any) -> bool:
+    """Tell whether a batch of one row more has the same scale, in the rows that both have."""
+    scale, more = (torch.as_tensor(s["scale"]) for s in (site, other))
+    if scale.shape != more.shape:
+        more = more[tuple(slice(size) for size in scale.shape)]
+    return torch.allclose(scale, more)
 
 
-def _scale(site: Any) -> float:
-    return float(torch.as_tensor(site["scale"]).sum())
+def _depends_on_rows(site: Any, other: Any) -> bool:
+    """Tell a likelihood from a term that is the same for every batch, such as a penalty."""
+    density, more = (s["fn"].log_prob(s["value"]) for s in (site, other))
+    return density.shape != more.shape or not torch.equal(density, more)
 
 
 def _check_numbers(key: int | str, tensor: Tensor) -> None:
@@ -247,6 +272,6 @@ def _check_numbers(key: int | str, tensor: Tensor) -> None:
         where = f", in columns {columns[:10]}" if columns else ""
         msg = (
             f"got {int(bad.sum())} NaN in argument {key!r}{where}. Expected numbers: leave these "
-            "rows out, fill them in, or mask them in the model"
+            "rows out, or fill them in and tell the model by a mask of its own which they are"
         )
         raise ValueError(msg)

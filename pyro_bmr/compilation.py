@@ -128,12 +128,17 @@ class FixedNoise(TorchDispatchMode):
         self._values = values
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if _is_standard_normal(func, args, kwargs or {}):
-            place = next(self._places)
-            if place is not None:
-                result.copy_(self._values[place].view(result.shape))
-        return result
+        kwargs = kwargs or {}
+        if not _is_standard_normal(func, args, kwargs):
+            return func(*args, **kwargs)
+        # The generator is left alone, for what else the program draws from it.
+        if func is aten.randn.default:
+            options = {key: kwargs.get(key) for key in ("dtype", "device")}
+            result = torch.zeros(args[0], **options)
+        else:
+            result = args[0] if func is aten.normal_.default else torch.zeros_like(args[0])
+        place = next(self._places, None)
+        return result if place is None else result.copy_(self._values[place].view(result.shape))
 
 
 def make_step(

@@ -106,7 +106,9 @@ def find_modules(program: Any) -> list[torch.nn.Module]:
         if isinstance(this, torch.nn.Module):
             found.append(this)
             continue
-        ahead += [getattr(this, name, None) for name in ("__self__", "func", "__wrapped__")]
+        ahead += [getattr(this, name, None) for name in ("func", "__wrapped__")]
+        owner = getattr(this, "__self__", None)
+        ahead += [owner, *vars(owner).values()] if hasattr(owner, "__dict__") else []
         ahead += getattr(this, "args", ())
         if isfunction(this):
             variables = getclosurevars(this)

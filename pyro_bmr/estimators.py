@@ -27,7 +27,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_bmr.dry_run import dry_run
 from pyro_bmr.local_reparameterization import local_weights
-from pyro_bmr.moments import expected_log_prob, gaussian
+from pyro_bmr.moments import GaussianTensor, expected_log_prob, gaussian
 from pyro_bmr.noise import NoiseLevel, ValueMessenger, find_noise, plug_in
 from pyro_bmr.posteriors import SitePosterior, read_posteriors
 
@@ -150,6 +150,13 @@ class Estimator(ELBO, ABC):
             elif name in plan.closed:
                 posterior = posteriors[name]
                 divergence = kl_divergence(posterior.fn, node["fn"])
+                if isinstance(divergence, GaussianTensor):
+                    msg = (
+                        f"the prior of the site {name!r} depends on another site, and its moments "
+                        "do not go on from there. Expected fixed priors; use the estimator 'local' "
+                        "or 'global'"
+                    )
+                    raise ValueError(msg)
                 free_energy = free_energy + _total(posterior.nodes[0], divergence)
                 closed.update(statement["name"] for statement in posterior.nodes)
             else:
@@ -182,8 +189,9 @@ class Estimator(ELBO, ABC):
                 guide,
                 supports,
                 find_noise(run, posteriors),
-                frozenset(n for n, s in latent.items() if _is_closed(posteriors[n].fn, s["fn"])),
+                frozenset(n for n, s in latent.items() if _is_closed(posteriors[n], s)),
                 frozenset(n for n, posterior in posteriors.items() if posterior.normal is not None),
+                frozenset(_rows(model_trace)),
             )
             return self._refine(plan, run, posteriors)
 
@@ -193,7 +201,8 @@ class _Plan:
     """What an estimator learned of a model and a guide before its first step.
 
     ``analytic`` are the sites with independent normal elements of which the expectation is taken,
-    ``closed`` those whose divergence from the prior is closed.
+    ``closed`` those whose divergence from the prior is closed; ``rows`` are the numbers of
+    observations.
     """
 
     model: Any
@@ -202,6 +211,7 @@ class _Plan:
     noise: Mapping[str, NoiseLevel]
     closed: frozenset[str]
     analytic: frozenset[str]
+    rows: frozenset[int]
 
 
 class GlobalELBO(Estimator):
@@ -241,10 +251,11 @@ class LocalELBO(Estimator):
 
     .. math:: a = x W \sim N(x \mu, x^2 \sigma^2)
 
-    The expectation is that of `GlobalELBO` where every observation depends on one row; the
-    gradients vary less. It takes independent normal posteriors, as those of ``AutoNormal``, in
-    ``linear``, ``conv1d`` to ``conv3d``, ``@``, ``einsum``, ``*``, ``+`` and ``-``. A site that is
-    used otherwise, or more than once, is drawn as a whole, and a warning says so.
+    The expectation is that of `GlobalELBO`, the gradients vary less. It takes independent normal
+    posteriors, as those of ``AutoNormal``. In ``linear``, ``@``, ``einsum``, ``*``, ``+`` and
+    ``-`` the other operand must have one row an observation. In ``conv1d`` to ``conv3d`` positions
+    that share weights are drawn by themselves, which changes the expectation a little. A site that
+    is used otherwise, or more than once, is drawn as a whole, and a warning says so.
 
     Parameters
     ----------
@@ -268,31 +279,58 @@ class LocalELBO(Estimator):
     True
     """
 
+    _local_uses: tuple[list[str], ...] = (["rows"], ["positions"])
+
     def _values(self, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
         return local_weights(posteriors)
 
     def _refine(self, plan: _Plan, run: _Run, posteriors: Mapping[str, SitePosterior]) -> _Plan:
-        weights = local_weights({name: posteriors[name] for name in plan.analytic})
+        weights = local_weights({name: posteriors[name] for name in plan.analytic}, plan.rows)
         run(weights)
-        local = frozenset(name for name, weight in weights.items() if weight.uses == ["local"])
-        for name in sorted(plan.analytic - local):
-            uses = weights[name].uses
-            if uses:
-                warnings.warn(
-                    f"the site {name!r} is drawn as a whole: local reparameterisation takes a "
-                    f"weight that is used once, in a linear function; this one is used in {uses}",
-                    stacklevel=5,
-                )
+        uses = {name: weight.uses for name, weight in weights.items()}
+        local = frozenset(name for name, use in uses.items() if use in self._local_uses)
+        self._report({name: use for name, use in uses.items() if use and name not in local})
         return replace(plan, analytic=local)
+
+    def _report(self, whole: Mapping[str, list[str]]) -> None:
+        for name, uses in whole.items():
+            warnings.warn(
+                f"the site {name!r} is drawn as a whole: local reparameterisation takes a weight "
+                "that is used once, in a linear function of one row an observation; this one is "
+                f"used in {uses}",
+                stacklevel=6,
+            )
+
+
+class UnbiasedELBO(LocalELBO):
+    """`LocalELBO` where that has the expectation of `GlobalELBO`, which it is elsewhere.
+
+    For measuring the free energy.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def model():
+    ...     pyro.sample("y", dist.Normal(pyro.sample("w", dist.Normal(0.0, 1.0)), 1.0), obs=W)
+    >>> W = torch.tensor(1.0)
+    >>> UnbiasedELBO().loss(model, AutoNormal(model)) > 0
+    True
+    """
+
+    _local_uses = (["rows"],)
+
+    def _report(self, whole: Mapping[str, list[str]]) -> None:
+        pass
 
 
 class MomentsELBO(Estimator):
     r"""Means and variances are propagated through the model; nothing is drawn.
 
-    Exact for models that are linear in Gaussian weights, otherwise an approximation that takes the
-    elements of every layer as independent Gaussians; see `pyro_bmr.moments`. Start the posterior
-    means at small random values (``init_to_value``, or ``init_to_sample`` under a narrow prior):
-    at exact zeros the units of a layer would stay equal for ever.
+    Exact where the likelihood is Gaussian and its mean a sum in which each weight occurs once,
+    otherwise an approximation that takes the elements of every tensor as independent Gaussians; see
+    `pyro_bmr.moments`. Start the posterior means at small random values, since with exact zeros the
+    units of a layer would stay equal for ever.
 
     References
     ----------
@@ -373,11 +411,23 @@ def _total(node: Any, density: Tensor) -> Tensor:
     return scale_and_mask(density, node["scale"], node["mask"]).sum()
 
 
-def _is_closed(posterior: Any, prior: Any) -> bool:
+def _is_closed(posterior: SitePosterior, prior: Any) -> bool:
+    statement = posterior.nodes[0]
+    if posterior.fn is None or statement["mask"] is not None or prior["mask"] is not None:
+        return False
+    scales = (torch.as_tensor(node["scale"]) for node in (statement, prior))
     try:
-        return posterior is not None and kl_divergence(posterior, prior) is not None
+        return torch.equal(*scales) and kl_divergence(posterior.fn, prior["fn"]) is not None
     except NotImplementedError:
         return False
+
+
+def _rows(trace: Trace) -> Iterator[int]:
+    """Yield what may be the number of observations."""
+    for _, node in _sample_statements(trace):
+        if node["is_observed"]:
+            sizes = [f.size for f in node["cond_indep_stack"] if f.vectorized]
+            yield from sizes or node["fn"].shape()[:1]
 
 
 def _spread(fn: Any, offset: Tensor) -> Tensor:
@@ -394,7 +444,8 @@ def _check_sites(guide_trace: Trace, latent: Mapping[str, Any]) -> None:
     if missing:
         msg = (
             f"the guide does not sample {missing}. Expected a guide for all latent sites of the "
-            "model; condition the model on those that shall be fixed"
+            "model; condition the model on those that shall be fixed, and use "
+            "pyro.infer.TraceEnum_ELBO where discrete ones are enumerated"
         )
         raise ValueError(msg)
     for name, node in _sample_statements(guide_trace):

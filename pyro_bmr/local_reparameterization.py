@@ -13,7 +13,7 @@ convolution are drawn one by one as well, as in the paper, which neglects that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,25 +36,37 @@ class LocalWeight(Tensor):
     loc, variance : Tensor
         Posterior mean and variance, of the same shape.
     uses : list of str
-        Is appended ``"local"``, or the name of the function that took the draw.
+        Is appended ``"rows"`` where each row was drawn by itself, ``"positions"`` where each
+        position of a convolution was, and else the name of the function that took the draw.
+    rows : collection of int, optional
+        Numbers of observations; what is not one row an observation is not replaced. None takes
+        that for granted.
 
     Examples
     --------
     >>> uses = []
     >>> w = LocalWeight(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2), uses)
     >>> torch.nn.functional.linear(torch.ones(3, 2), w).tolist(), uses
-    ([[2.0], [2.0], [2.0]], ['local'])
+    ([[2.0], [2.0], [2.0]], ['rows'])
     """
 
     loc: Tensor
     variance: Tensor
     uses: list[str]
+    rows: Collection[int] | None
 
     @staticmethod
     @override
-    def __new__(cls, draw: Tensor, loc: Tensor, variance: Tensor, uses: list[str]) -> LocalWeight:
+    def __new__(
+        cls,
+        draw: Tensor,
+        loc: Tensor,
+        variance: Tensor,
+        uses: list[str],
+        rows: Collection[int] | None = None,
+    ) -> LocalWeight:
         weight: LocalWeight = draw.as_subclass(cls)
-        weight.loc, weight.variance, weight.uses = loc, variance, uses
+        weight.loc, weight.variance, weight.uses, weight.rows = loc, variance, uses, rows
         return weight
 
     @classmethod
@@ -69,18 +81,23 @@ class LocalWeight(Tensor):
             if kept is not None:
                 return kept
             drawn = _draw_result(func, name, args, kwargs)
+            use = "positions" if name in _CONVOLUTIONS else "rows"
             for weight in _weights((*args, *kwargs.values())):
-                weight.uses.append(name if drawn is None else "local")
+                weight.uses.append(name if drawn is None else use)
             return func(*args, **kwargs) if drawn is None else drawn
 
 
-def local_weights(posteriors: Mapping[str, SitePosterior]) -> dict[str, LocalWeight]:
+def local_weights(
+    posteriors: Mapping[str, SitePosterior], rows: Collection[int] | None = None
+) -> dict[str, LocalWeight]:
     """Wrap the draws of all sites that have independent normal elements.
 
     Parameters
     ----------
     posteriors : mapping
         By site.
+    rows : collection of int, optional
+        See `LocalWeight`.
 
     Returns
     -------
@@ -96,7 +113,9 @@ def local_weights(posteriors: Mapping[str, SitePosterior]) -> dict[str, LocalWei
     tensor([1., 1.])
     """
     return {
-        name: LocalWeight(posterior.draw, posterior.normal.mean, posterior.normal.variance, [])
+        name: LocalWeight(
+            posterior.draw, posterior.normal.mean, posterior.normal.variance, [], rows
+        )
         for name, posterior in posteriors.items()
         if posterior.normal is not None
     }
@@ -121,7 +140,8 @@ _VIEWS = {
     *("unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "getitem"),
     *("contiguous", "clone", "narrow", "select", "view_as", "reshape_as"),
 }
-_LAYERS = {"linear", "conv1d", "conv2d", "conv3d"}
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_LAYERS = {"linear", *_CONVOLUTIONS}
 _PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "mul", "rmul"}
 _SUMS = {"add", "radd", "sub", "rsub"}
 _SCALINGS = {"mul", "rmul", "div", "truediv"}
@@ -160,7 +180,34 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> LocalWeight 
 
     variance = apply(weight.variance)
     variance = apply(variance) if count == 2 else variance
-    return LocalWeight(apply(weight.as_subclass(Tensor)), apply(weight.loc), variance, weight.uses)
+    return LocalWeight(
+        apply(weight.as_subclass(Tensor)), apply(weight.loc), variance, weight.uses, weight.rows
+    )
+
+
+def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> bool:
+    """Tell whether every row of the result is of another observation, and takes a weight once.
+
+    Otherwise what two elements of the result share would be lost.
+
+    Returns
+    -------
+    bool
+        False if the weight has to be drawn as a whole.
+    """
+    if weight.rows is None:
+        return True
+    if name in _CONVOLUTIONS:
+        return len(first) in weight.rows
+    if name == "linear":
+        return first.dim() == 2 and len(first) in weight.rows
+    others = [operand for operand in operands if operand is not weight]
+    if len(others) != 1 or not isinstance(others[0], Tensor):
+        return False
+    if name in _PRODUCTS - {"mul", "rmul"}:
+        return others[0].dim() == 2 and bool(set(others[0].shape) & set(weight.rows))
+    shape = torch.broadcast_shapes(others[0].shape, weight.shape)
+    return len(shape) > 0 and shape[0] in weight.rows and shape[1:] == weight.shape
 
 
 def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -173,7 +220,8 @@ def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
     else:
         linear = name in _PRODUCTS | _SUMS and len(operands) == 2 and not kwargs
         linear = linear and len(list(_weights(operands))) == 1
-    if not linear:
+    weights = list(_weights((*operands, *kwargs.values())))
+    if not (linear and all(_one_row_each(name, weight, operands, first) for weight in weights)):
         return None
 
     def second_moment(argument: Any) -> Any:

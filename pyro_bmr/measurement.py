@@ -9,7 +9,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_bmr.estimators import GlobalELBO
+from pyro_bmr.estimators import UnbiasedELBO
 
 
 def free_energy(
@@ -35,8 +35,8 @@ def free_energy(
     num_samples : int
         How many estimates to average; two or more.
     estimator : ELBO, optional
-        `GlobalELBO` by default, which is unbiased for every guide. `LocalELBO` has less noise, also
-        `pyro.infer.Trace_ELBO` works.
+        By default one that is unbiased for every reparameterised guide; those of `pyro.infer` work
+        too.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def free_energy_draws(
     >>> free_energy_draws(model, AutoNormal(model), (), {}, 3).shape
     torch.Size([3])
     """
-    elbo = GlobalELBO() if estimator is None else estimator
+    elbo = UnbiasedELBO() if estimator is None else estimator
     losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
     return torch.tensor(losses, dtype=torch.float64)
 

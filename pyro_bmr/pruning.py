@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 from pyro_bmr.checkpoints import load_checkpoint, save_checkpoint
 from pyro_bmr.dry_run import dry_run, find_modules, unconstrained_parameters
-from pyro_bmr.estimators import GlobalELBO, LocalELBO
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_guide
 from pyro_bmr.handlers import PrunedModel
@@ -115,15 +115,17 @@ def prune(
     if num_samples < 2:
         msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
         raise ValueError(msg)
-    program = _Program(model, args, dict(kwargs or {}), num_samples, fit_options)
+    program = _Program(model, args, dict(kwargs or {}), num_samples)
+    names = [sites] if isinstance(sites, str) else sites and list(sites)
+    full_model = model.model if isinstance(model, PrunedModel) else model
 
     def reduced(parent: Any, chosen: Selection) -> Reduction:
         return reduce(
             parent,
-            model=model,
+            model=full_model,
             args=args,
             kwargs=program.kwargs,
-            sites=sites,
+            sites=names,
             groups=groups,
             select=chosen,
         )
@@ -136,7 +138,10 @@ def prune(
         "keep": keep,
         "num_samples": num_samples,
         "seed": seed,
-        **{name: _fingerprint(value) for name, value in fit_options.items()},
+        "select": _fingerprint(select),
+        "groups": _fingerprint(groups),
+        "chosen sites": None if names is None else sorted(names),
+        **{name: _fingerprint(v) for name, v in fit_options.items() if name not in _FREE},
     }
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
@@ -308,7 +313,6 @@ class _Program:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     num_samples: int
-    fit_options: Mapping[str, Any]
 
     def call(self, guide: Callable[..., Any]) -> None:
         """Give a guide its parameters."""
@@ -317,13 +321,10 @@ class _Program:
 
     def draws(self, reduction: Reduction) -> Tensor:
         """Measure F, always with the same random numbers, so that differences have less noise."""
-        weights_drawn = self.fit_options.get("estimator", "global") in {"local", "moments"}
-        elbo = LocalELBO() if weights_drawn else GlobalELBO()
-        with poutine.block(), dry_run(self.model, reduction.guide):
+        pair = reduction.model, reduction.guide
+        with poutine.block(), dry_run(*pair):
             torch.manual_seed(0)
-            return free_energy_draws(
-                reduction.model, reduction.guide, self.args, self.kwargs, self.num_samples, elbo
-            )
+            return free_energy_draws(*pair, self.args, self.kwargs, self.num_samples)
 
     def measured(
         self,
@@ -360,6 +361,10 @@ class _Program:
         return parameters | buffers
 
 
+# Options that change nothing about the result.
+_FREE = {"compile", "progress"}
+
+
 def _keep_all(scores: Any) -> dict[str, Tensor]:
     return dict(scores.kept)
 
@@ -369,10 +374,14 @@ def _shapes(guide: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _fingerprint(value: Any) -> Any:
+    """Return something short that tells one option from another, also in another process."""
     if isinstance(value, Tensor):
-        return [*value.shape, float(value.detach().double().sum())]
-    plain = value is None or isinstance(value, bool | int | float | str)
-    return value if plain else type(value).__name__
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return [*value.shape, sha256(content).hexdigest()]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    captured = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    return [getattr(value, "__qualname__", type(value).__name__), *map(_fingerprint, captured)]
 
 
 def _tensors(guide: Any) -> dict[str, Tensor]:

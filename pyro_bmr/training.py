@@ -153,6 +153,7 @@ def fit(
                 bar.update(task, advance=1, loss=f"F = {history[-1]:.1f}")
         finally:
             steps.finish()
+    steps.verify()
     return history
 
 
@@ -182,6 +183,10 @@ class _Steps(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Leave the parameters in the guide."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Warn if the steps no longer are those of the program."""
 
     def _fail(self, step: int, culprits: Sequence[str]) -> FloatingPointError:
         blown = f"{list(culprits)} blew up" if culprits else "no parameter is out of range"
@@ -231,6 +236,10 @@ class _EagerSteps(_Steps):
     def finish(self) -> None:
         pass
 
+    @override
+    def verify(self) -> None:
+        pass
+
     def _optimizer(self, parameters: Mapping[str, Tensor], rate: float) -> torch.optim.Adam:
         new = [p for name, p in parameters.items() if name not in self._parameters]
         self._parameters |= parameters
@@ -276,7 +285,8 @@ class _CompiledSteps(_Steps):
         gradient, step = self._function(first)
         rate, noise = values.new_zeros(()), values.new_empty(gradient.noise_size)
         compiled = compile_step(step, self._inputs(gradient, self._state, rate, noise, first))
-        self._functions[len(first)] = gradient, compiled
+        self._first_size = len(first)
+        self._functions[self._first_size] = gradient, compiled
         self._check(gradient, compiled)
 
     @override
@@ -295,6 +305,17 @@ class _CompiledSteps(_Steps):
     def finish(self) -> None:
         for name, value in self._split(self._state).items():
             self._parameters[name].copy_(value)
+
+    @override
+    def verify(self) -> None:
+        try:
+            self._check(*self._functions[self._first_size])
+        except NotStaticError as reason:
+            warnings.warn(
+                f"the program changed while it was trained, which fit did not follow: {reason} "
+                "Train with compile=False",
+                stacklevel=3,
+            )
 
     @torch.no_grad()
     def _run_block(self, rows: Sequence[Tensor], rates: Sequence[float], size: int) -> Tensor:

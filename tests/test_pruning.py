@@ -103,6 +103,18 @@ def test_keep_last_and_options_of_reduce(data):
         bmr.prune(model, guide, *data, **options | {"num_samples": 1})
 
 
+def test_goes_on_from_a_reduction(data, tmp_path):
+    model, guide = make()
+    options = OPTIONS | {"max_rounds": 2, "num_epochs": 30, "keep": "last", "seed": 0}
+    first = bmr.prune(model, guide, *data, **options, select=bmr.snr(0.3))
+    pair = first.model, first.guide
+    second = bmr.prune(*pair, *data, **options, checkpoint=tmp_path / "run.pt")
+    assert second.rounds[0].sparsity == pytest.approx(first.sparsity)
+    assert second.sparsity > first.sparsity
+    again = bmr.prune(*pair, *data, **options, checkpoint=tmp_path / "run.pt", progress=False)
+    assert again.rounds == second.rounds
+
+
 def test_stops_when_nothing_falls(data):
     model, guide = make()
     result = bmr.prune(
@@ -191,6 +203,8 @@ def test_a_checkpoint_of_another_run(data, tmp_path):
         bmr.prune(*make(), *data, **options | {"num_epochs": 4})
     with pytest.raises(ValueError, match=r"another run: data was .*sites was .*'fc1.weight'"):
         bmr.prune(*make(inputs=3), data[0][:, :3], data[1], **options)
+    with pytest.raises(ValueError, match="select was .*by_evidence.* and is .*top_k"):
+        bmr.prune(*make(), *data, **options, select=bmr.top_k(3))
     path.write_text("not a checkpoint")
     with pytest.raises(ValueError, match="could not be read as a checkpoint"):
         bmr.prune(*make(), *data, **options)

@@ -174,6 +174,64 @@ def test_a_model_with_its_own_sub_sampling_plate_is_left_alone():
     assert losses[-1] < losses[0]
 
 
+def test_which_observed_sites_are_scaled():
+    """Likelihoods are, also with weights of rows; penalties are not."""
+
+    def many(x, y, weight):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.factor("penalty", -w.abs().sum())
+        pyro.factor("sum", -((y - x @ w) ** 2).sum())
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=weight):
+            pyro.sample("weighted", dist.Normal(x @ w, 0.3), obs=y)
+        with pyro.plate("features", 3, subsample_size=2, dim=-2) as columns:
+            with pyro.plate("rows", len(x)):
+                pyro.sample("columns", dist.Normal(w[columns, None], 1.0), obs=x.T[columns])
+
+    args = X, Y, torch.rand(30)
+    assert BatchModel(many, Batches(args, {}, 5)).scaled == {"sum", "weighted", "columns"}
+    assert BatchModel(many, Batches(args, {}, 30)).scaled == frozenset()
+
+    def loops(y):
+        for i, value in enumerate(y):
+            pyro.sample(f"y_{i}", dist.Normal(0.0, 1.0), obs=value)
+
+    with pytest.raises(ValueError, match=r"have other sites: \['y_5'\].*batch_size=None"):
+        BatchModel(loops, Batches((Y,), {}, 5))
+
+
+def test_random_numbers_of_other_kinds_are_compiled_too(compiled, recwarn):
+    """Dropout, sub-sampling and Gamma draws come from torch's generator in every step."""
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        mean = nn.functional.dropout(x, 0.1) @ w + rate
+        with pyro.plate("data", len(x), subsample_size=10) as rows:
+            pyro.sample("y", dist.Normal(mean[rows], 0.3), obs=y[rows])
+
+    guide = bmr.mean_field(model, gamma=["rate"])
+    losses = bmr.fit(model, guide, X, Y, num_epochs=150, lr=0.03)
+    assert not [str(w.message) for w in recwarn.list if "compil" in str(w.message)]
+    assert len(set(losses)) == 150
+    assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def test_a_model_that_changes_during_the_training_is_noticed(compiled):
+    scale = [1.0]
+
+    def annealed(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, scale[0]), obs=y)
+
+    def rate(done):
+        scale[0] = 1.0 - 0.5 * done
+        return 0.01
+
+    with pytest.warns(UserWarning, match="changed while it was trained"):
+        bmr.fit(annealed, AutoNormal(annealed), X, Y, num_epochs=10, lr=rate)
+
+
 def test_what_is_not_data_is_bound_beforehand():
     def scaled(scale, x, y):
         w = pyro.sample("w", dist.Normal(0.0, scale).to_event(1))
