@@ -8,6 +8,7 @@ Parameters, noise and everything else that the program reads become inputs of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_bmr.adam import AdamState, update
 
 aten = torch.ops.aten
+
+# Use the vector instructions that the processor has without trying, for each kind, whether the C++
+# compiler knows it: that takes longer than all else. If it does not, compiling fails at once.
+_TRUST_PROCESSOR = {"cpp.vec_isa_ok": True}
 
 
 class NotStaticError(Exception):
@@ -215,14 +220,21 @@ def compile_step(
         # Left over from tracing twice, and at odds with what the compiler notes there.
         for node in graph.graph.nodes:
             node.meta.clear()
+        options = {"size_asserts": False, "fallback_random": True}
+        with suppress(Exception):
+            return _compiled(graph, example, options | _TRUST_PROCESSOR)
         try:
-            compiled = torch._inductor.compile(
-                graph, list(example), options={"size_asserts": False, "fallback_random": True}
-            )
-            compiled(*example)
+            return _compiled(graph, example, options)
         except Exception as error:
             msg = f"the compiler failed with {type(error).__name__}: {_first_line(error)}"
             raise NotStaticError(msg) from error
+
+
+def _compiled(
+    graph: fx.GraphModule, example: Sequence[Tensor], options: dict[str, Any]
+) -> Callable[..., tuple[Tensor, ...]]:
+    compiled = torch._inductor.compile(graph, list(example), options=options)
+    compiled(*example)
     return compiled
 
 

@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-_STREAMS = 4
-# Fewer are drawn faster than threads are woken.
-_THREADS_FROM = 1 << 16
+_BLOCK = 1 << 21
 
 
-class NormalSource:
-    """Draws standard normal numbers, on the CPU in several threads.
+def normal_rows(columns: int, like: Tensor) -> Iterator[Tensor]:
+    """Draw vectors of standard normal numbers without end.
 
-    The numbers depend on the state of torch's generator when the source is made, and not on how
-    many threads there are.
+    They are drawn ahead in a thread of their own, since torch draws in one thread only. They depend
+    on the state of torch's generator at the first one, which is not used after that.
 
     Parameters
     ----------
+    columns : int
+        Length of each.
     like : Tensor
         Gives dtype and device.
 
+    Yields
+    ------
+    Tensor
+        Of shape ``(columns,)``.
+
     Examples
     --------
-    >>> NormalSource(torch.empty(0)).draw(2, 3).shape
-    torch.Size([2, 3])
+    >>> rows = normal_rows(3, torch.empty(0))
+    >>> next(rows).shape
+    torch.Size([3])
     """
+    generator = torch.Generator(like.device).manual_seed(int(torch.randint(2**62, ())))
+    shape = max(1, _BLOCK // max(1, columns)), columns
 
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        seeds = torch.randint(2**62, (_STREAMS,)).tolist()
-        count = _STREAMS if like.device.type == "cpu" else 1
-        self._generators = [torch.Generator(like.device).manual_seed(s) for s in seeds[:count]]
-        self._threads = ThreadPoolExecutor(count)
+    def draw() -> tuple[Tensor, ...]:
+        return like.new_empty(shape).normal_(generator=generator).unbind()
 
-    def draw(self, rows: int, columns: int) -> Tensor:
-        """Draw a matrix.
-
-        Parameters
-        ----------
-        rows, columns : int
-            Its shape.
-
-        Returns
-        -------
-        Tensor
-            Independent standard normal numbers.
-        """
-        values = self._like.new_empty(rows * columns)
-        parts = values.tensor_split(len(self._generators))
-
-        def fill(part: Tensor, generator: torch.Generator) -> None:
-            part.normal_(generator=generator)
-
-        fill_all = self._threads.map if len(values) > _THREADS_FROM else map
-        list(fill_all(fill, parts, self._generators))
-        return values.view(rows, columns)
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(draw)
+        while True:
+            block = ahead.result()
+            ahead = thread.submit(draw)
+            yield from block

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyro
@@ -29,7 +30,7 @@ from pyro_bmr.compilation import (
 )
 from pyro_bmr.dry_run import dry_run, unconstrained_parameters
 from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
-from pyro_bmr.normal_source import NormalSource
+from pyro_bmr.normal_source import normal_rows
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,
@@ -42,8 +43,7 @@ _COMPILE_FROM = 1000
 _TOLERANCE = 1e-5
 # Squares of larger parameters overflow in float32.
 _HUGE = 1e18
-# Noise is drawn for many steps at once, up to so many numbers.
-_NOISE_BLOCK = 1 << 22
+_STEPS, _NUMBERS = 64, 1 << 22
 
 
 def fit(
@@ -279,7 +279,6 @@ class _CompiledSteps(_Steps):
             raise NotStaticError(msg)
         values = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
         self._state = self._before = AdamState.start(values)
-        self._noise = NormalSource(values)
         self._functions = {}
         first = _all_rows(loss.batches)[: loss.batches.batch_size]
         gradient, step = self._function(first)
@@ -288,15 +287,18 @@ class _CompiledSteps(_Steps):
         self._first_size = len(first)
         self._functions[self._first_size] = gradient, compiled
         self._check(gradient, compiled)
+        last = first[: len(_all_rows(loss.batches)) % len(first) or len(first)]
+        sizes = [self._function(rows)[0].noise_size for rows in (first, last)]
+        self._noise = normal_rows(max(sizes), values)
+        # The losses of a block of steps are looked at together, and its noise is kept until then.
+        self._block = max(1, min(_STEPS, _NUMBERS // max(1, *sizes)))
 
     @override
     def run(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
-        size = max(gradient.noise_size for gradient, _ in map(self._function, rows))
-        block = max(1, _NOISE_BLOCK // max(1, size))
         losses = []
-        for start in range(0, len(rows), block):
-            part = slice(start, start + block)
-            losses.append(self._run_block(rows[part], rates[part], size))
+        for start in range(0, len(rows), self._block):
+            part = slice(start, start + self._block)
+            losses.append(self._run_block(rows[part], rates[part]))
             self.steps_done += len(losses[-1])
         return torch.cat(losses)
 
@@ -318,9 +320,9 @@ class _CompiledSteps(_Steps):
             )
 
     @torch.no_grad()
-    def _run_block(self, rows: Sequence[Tensor], rates: Sequence[float], size: int) -> Tensor:
+    def _run_block(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
         start = (self._before, self._state)
-        noise = self._noise.draw(len(rows), size)
+        noise = islice(self._noise, len(rows))
         steps = list(zip(rows, self._state.values.new_tensor(rates), noise, strict=True))
         losses = [self._advance(*step) for step in steps]
         finite = torch.stack(losses).isfinite()
