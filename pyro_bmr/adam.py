@@ -86,5 +86,7 @@ def update(
     mean = torch.lerp(state.mean, gradient, 0.1)
     square = torch.lerp(state.square, gradient.square(), 0.001)
     steps = state.steps + 1
-    scale = (square / (1 - 0.999**steps)).sqrt() + 1e-8
-    return AdamState(state.values - lr * mean / (1 - 0.9**steps) / scale, mean, square, steps)
+    # The corrections of the two means are numbers: let them not divide every element.
+    rate, correction = lr / (1 - 0.9**steps), (1 - 0.999**steps).rsqrt()
+    values = state.values - rate * mean / (square.sqrt() * correction + 1e-8)
+    return AdamState(values, mean, square, steps)

@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 21
+_STREAMS = 4
+# Fewer are drawn faster than threads are woken.
+_THREADS_FROM = 1 << 18
 
 
-def normal_rows(columns: int, like: Tensor) -> Iterator[Tensor]:
-    """Draw vectors of standard normal numbers without end.
+class NormalSource:
+    """Draws standard normal numbers, on the CPU in several threads, since torch takes one.
 
-    They are drawn ahead in a thread of their own, since torch draws in one thread only. They depend
-    on the state of torch's generator at the first one, which is not used after that.
+    They depend on the state of torch's generator when the source is made, which is not used after
+    that, and not on the number of threads.
 
     Parameters
     ----------
-    columns : int
-        Length of each.
+    rows, columns : int
+        The largest matrix that will be drawn.
     like : Tensor
         Gives dtype and device.
 
-    Yields
-    ------
-    Tensor
-        Of shape ``(columns,)``.
-
     Examples
     --------
-    >>> rows = normal_rows(3, torch.empty(0))
-    >>> next(rows).shape
-    torch.Size([3])
+    >>> NormalSource(10, 3, torch.empty(0)).draw(2).shape
+    torch.Size([2, 3])
     """
-    generator = torch.Generator(like.device).manual_seed(int(torch.randint(2**62, ())))
-    shape = max(1, _BLOCK // max(1, columns)), columns
 
-    def draw() -> tuple[Tensor, ...]:
-        return like.new_empty(shape).normal_(generator=generator).unbind()
+    def __init__(self, rows: int, columns: int, like: Tensor) -> None:
+        self._numbers = like.new_empty(rows, columns)
+        seeds = torch.randint(2**62, (_STREAMS,)).tolist()
+        count = _STREAMS if like.device.type == "cpu" else 1
+        self._generators = [torch.Generator(like.device).manual_seed(s) for s in seeds[:count]]
+        self._threads = ThreadPoolExecutor(count)
 
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(draw)
-        while True:
-            block = ahead.result()
-            ahead = thread.submit(draw)
-            yield from block
+    def draw(self, rows: int) -> Tensor:
+        """Draw a matrix, in place of the one before.
+
+        Parameters
+        ----------
+        rows : int
+            How many rows.
+
+        Returns
+        -------
+        Tensor
+            Independent standard normal numbers; the next call overwrites them.
+        """
+        numbers = self._numbers[:rows]
+        parts = numbers.view(-1).tensor_split(len(self._generators))
+
+        def fill(part: Tensor, generator: torch.Generator) -> None:
+            part.normal_(generator=generator)
+
+        fill_all = self._threads.map if numbers.numel() > _THREADS_FROM else map
+        list(fill_all(fill, parts, self._generators))
+        return numbers

@@ -7,7 +7,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyro
@@ -30,7 +29,7 @@ from pyro_bmr.compilation import (
 )
 from pyro_bmr.dry_run import dry_run, unconstrained_parameters
 from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
-from pyro_bmr.normal_source import normal_rows
+from pyro_bmr.normal_source import NormalSource
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,
@@ -43,7 +42,7 @@ _COMPILE_FROM = 1000
 _TOLERANCE = 1e-5
 # Squares of larger parameters overflow in float32.
 _HUGE = 1e18
-_STEPS, _NUMBERS = 64, 1 << 22
+_STEPS, _NUMBERS = 64, 1 << 23
 
 
 def fit(
@@ -289,9 +288,9 @@ class _CompiledSteps(_Steps):
         self._check(gradient, compiled)
         last = first[: len(_all_rows(loss.batches)) % len(first) or len(first)]
         sizes = [self._function(rows)[0].noise_size for rows in (first, last)]
-        self._noise = normal_rows(max(sizes), values)
         # The losses of a block of steps are looked at together, and its noise is kept until then.
         self._block = max(1, min(_STEPS, _NUMBERS // max(1, *sizes)))
+        self._noise = NormalSource(self._block, max(sizes), values)
 
     @override
     def run(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
@@ -322,7 +321,7 @@ class _CompiledSteps(_Steps):
     @torch.no_grad()
     def _run_block(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
         start = (self._before, self._state)
-        noise = islice(self._noise, len(rows))
+        noise = self._noise.draw(len(rows))
         steps = list(zip(rows, self._state.values.new_tensor(rates), noise, strict=True))
         losses = [self._advance(*step) for step in steps]
         finite = torch.stack(losses).isfinite()
