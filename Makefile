@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m pyro_bmr demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 	$(BIN)/python -m pytest --nbmake notebooks
 
 lint: $(VENV)/installed

@@ -123,7 +123,7 @@ def test_same_seed_same_result(compiled):
 def test_pruned_elements_stay_pruned(compiled):
     network = Regression(3, hidden=4)
     guide = AutoNormal(network)
-    bmr.fit(network, guide, X, Y, num_epochs=200, lr=0.02)
+    bmr.fit(network, guide, X, Y, num_epochs=200, lr=0.02, compile=False)
     result = bmr.reduce(guide)
     assert 0 < result.sparsity < 1
     bmr.fit(result.model, result.guide, X, Y, num_epochs=100, batch_size=10, estimator="local")
