@@ -27,6 +27,7 @@ from pyro_bmr import demo
 def work(checkpoint: Path, output: Path, epochs: int) -> None:
     """Prune, from the checkpoint if there is one, and write down the result."""
     torch.set_num_threads(1)
+    output.with_suffix(".ready").touch()
     pyro.set_rng_seed(0)
     x = torch.randn(100, 6)
     y = x[:, 0] * x[:, 1].relu() + 0.1 * torch.randn(100)
@@ -67,7 +68,7 @@ def rounds_in(checkpoint: Path) -> int:
 
 
 def start(directory: Path, name: str, epochs: int) -> subprocess.Popen[bytes]:
-    """Start a worker.
+    """Start a worker, and wait until it works.
 
     Returns
     -------
@@ -75,8 +76,13 @@ def start(directory: Path, name: str, epochs: int) -> subprocess.Popen[bytes]:
         Its process.
     """
     paths = [str(directory / f"{name}.pt"), str(directory / f"{name}.json")]
+    ready = directory / f"{name}.ready"
+    ready.unlink(missing_ok=True)
     arguments = [sys.executable, __file__, "--epochs", str(epochs), "--work", *paths]
-    return subprocess.Popen(arguments)
+    worker = subprocess.Popen(arguments)
+    while not ready.exists() and worker.poll() is None:
+        time.sleep(0.01)
+    return worker
 
 
 def kill_and_resume(kills: int, epochs: int, seed: int) -> list[int]:
@@ -95,8 +101,8 @@ def kill_and_resume(kills: int, epochs: int, seed: int) -> list[int]:
     randomness = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        begin = time.perf_counter()
         whole = start(directory, "whole", epochs)
+        begin = time.perf_counter()
         if whole.wait():
             msg = "the run without interruption failed"
             raise AssertionError(msg)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -103,8 +104,15 @@ class Batches:
         Raises
         ------
         ValueError
-            If there are NaN in the data, if tensors differ in length, or if a batch has no size.
+            If there are NaN or infinite numbers in the data, if tensors differ in length, or if a
+            batch has no size.
+        TypeError
+            If an argument is a numpy array.
         """
+        for key, value in (*enumerate(self.args), *self.kwargs.items()):
+            if isinstance(value, np.ndarray):
+                msg = f"argument {key!r} is a numpy array. Expected a tensor: torch.as_tensor(...)"
+                raise TypeError(msg)
         for key, tensor in self.tensors.items():
             _check_numbers(key, tensor)
         if self.batch_size is None:
@@ -266,12 +274,12 @@ def _depends_on_rows(site: Any, other: Any) -> bool:
 
 
 def _check_numbers(key: int | str, tensor: Tensor) -> None:
-    bad = tensor.isnan() if tensor.is_floating_point() else torch.zeros(())
+    bad = ~tensor.isfinite()
     if bad.any():
         columns = bad.any(0).flatten().nonzero().flatten().tolist() if tensor.dim() > 1 else []
         where = f", in columns {columns[:10]}" if columns else ""
         msg = (
-            f"got {int(bad.sum())} NaN in argument {key!r}{where}. Expected numbers: leave these "
+            f"got {int(bad.sum())} NaN or inf in argument {key!r}{where}. Expected numbers: leave these "
             "rows out, or fill them in and tell the model by a mask of its own which they are"
         )
         raise ValueError(msg)

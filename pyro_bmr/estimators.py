@@ -18,9 +18,10 @@ from pyro import poutine
 from pyro.distributions import Independent, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
-from pyro.util import warn_if_nan
+from pyro.util import check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.distributions.constraints import Constraint
@@ -178,8 +179,13 @@ class Estimator(ELBO, ABC):
         def run(values: Mapping[str, Any]) -> Trace:
             return _run(model, guide_trace, values, args, kwargs)
 
+        validate = is_validation_enabled()
         with poutine.block(), dry_run(model), torch.no_grad():
             model_trace = run({})
+            if validate:
+                model_trace.compute_log_prob()
+                for _, site in _sample_statements(model_trace):
+                    check_site_shape(site, self.max_plate_nesting)
             latent = {n: s for n, s in _sample_statements(model_trace) if not s["is_observed"]}
             _check_sites(guide_trace, latent)
             supports = {name: site["fn"].support for name, site in latent.items()}

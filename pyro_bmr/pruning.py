@@ -144,6 +144,12 @@ def prune(
         **{name: _fingerprint(v) for name, v in fit_options.items() if name not in _FREE},
     }
     path = None if checkpoint is None else Path(checkpoint)
+
+    def save(last: _State, best: _State) -> None:
+        if path is not None:
+            states = {"last": _packed(last), "best": _packed(best)}
+            save_checkpoint(path, run, {**states, "guide": _tensors(guide)})
+
     if path is not None and path.exists():
         program.call(guide)
         run["sites"] = _shapes(guide)
@@ -157,10 +163,8 @@ def prune(
         fit(model, guide, *args, kwargs=kwargs, num_epochs=num_epochs, **fit_options)
         run["sites"] = _shapes(guide)
         last = best = program.measured(reduced(guide, _keep_all), ())
+        save(last, best)
     while len(last.rounds) <= max_rounds:
-        if path is not None:
-            states = {"last": _packed(last), "best": _packed(best)}
-            save_checkpoint(path, run, {**states, "guide": _tensors(guide)})
         reduction = reduced(last.reduction.guide, select)
         if reduction.sparsity == last.reduction.sparsity:
             break
@@ -172,6 +176,7 @@ def prune(
         last = program.measured(reduction, last.rounds, realised)
         if last.rounds[-1].free_energy <= best.rounds[-1].free_energy:
             best = last
+        save(last, best)
     kept = best if keep == "best" else last
     program.set_values(kept.values)
     return Pruning(kept.reduction, last.rounds, kept.rounds[-1].index)
@@ -381,7 +386,10 @@ def _fingerprint(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     captured = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-    return [getattr(value, "__qualname__", type(value).__name__), *map(_fingerprint, captured)]
+    constants = getattr(getattr(value, "__code__", None), "co_consts", ())
+    numbers = [constant for constant in constants if isinstance(constant, int | float)]
+    name = getattr(value, "__qualname__", type(value).__name__)
+    return [name, *numbers, *map(_fingerprint, captured)]
 
 
 def _tensors(guide: Any) -> dict[str, Tensor]:

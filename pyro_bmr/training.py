@@ -108,8 +108,8 @@ def fit(
     Raises
     ------
     ValueError
-        If the data hold NaN or differ in length, if the batch is larger than the data, if the model
-        observes nothing, or if an option makes no sense.
+        If the data hold NaN or inf, if they differ in length where there are batches, if a batch is
+        larger than the data, if the model observes nothing, or if an option makes no sense.
     FloatingPointError
         If the loss becomes NaN or infinite; the guide is left in the last finite state.
 
@@ -476,6 +476,12 @@ def _check_options(
             "pyro.infer.Trace_ELBO()"
         )
         raise ValueError(msg)
+    if not (callable(lr) or isinstance(lr, int | float)):
+        msg = (
+            f"got lr={lr!r}. Expected a number, or a function of the fraction of the training done, "
+            "such as lambda done: 0.01 * (1 - done)"
+        )
+        raise TypeError(msg)
     positive = {"num_epochs": num_epochs, "clip_norm": clip_norm, "patience": patience}
     positive |= {} if callable(lr) else {"lr": lr}
     for name, value in positive.items():

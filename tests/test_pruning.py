@@ -115,6 +115,17 @@ def test_goes_on_from_a_reduction(data, tmp_path):
     assert again.rounds == second.rounds
 
 
+def test_a_finished_run_is_not_trained_again(data, tmp_path, monkeypatch):
+    options = OPTIONS | {"max_rounds": 1, "num_epochs": 30, "checkpoint": tmp_path / "run.pt"}
+    rate = {"lr": lambda done: 0.02 * (1 - done)}
+    done = bmr.prune(*make(), *data, **options | rate)
+    monkeypatch.setattr(pruning, "fit", None)
+    again = bmr.prune(*make(), *data, **options | rate)
+    assert len(done.rounds) == 2 and again.rounds == done.rounds
+    with pytest.raises(ValueError, match="another run: lr was .*0.02.* and is .*0.01"):
+        bmr.prune(*make(), *data, **options | {"lr": lambda done: 0.01 * (1 - done)})
+
+
 def test_stops_when_nothing_falls(data):
     model, guide = make()
     result = bmr.prune(

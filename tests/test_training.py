@@ -331,14 +331,24 @@ def test_bad_data():
     guide = AutoNormal(model)
     nan = X.clone()
     nan[3, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"1 NaN in argument 0, in columns \[1\]"):
+    with pytest.raises(ValueError, match=r"1 NaN or inf in argument 0, in columns \[1\]"):
         bmr.fit(model, guide, nan, Y, num_epochs=1)
-    with pytest.raises(ValueError, match="1 NaN in argument 'y'"):
+    with pytest.raises(ValueError, match="1 NaN or inf in argument 'y'"):
         bmr.fit(model, guide, X, kwargs={"y": nan[:, 1]}, num_epochs=1)
     with pytest.raises(ValueError, match=r"0: \(30, 3\), 1: \(29,\)"):
         bmr.fit(model, guide, X, Y[1:], num_epochs=1, batch_size=5)
     with pytest.raises(ValueError, match="batch_size=31 for 30 rows"):
         bmr.fit(model, guide, X, Y, num_epochs=1, batch_size=31)
+    with pytest.raises(ValueError, match="1 NaN or inf in argument 1"):
+        bmr.fit(model, guide, X, Y.where(Y < Y.max(), torch.inf), num_epochs=1)
+    with pytest.raises(TypeError, match="argument 1 is a numpy array"):
+        bmr.fit(model, guide, X, Y.numpy(), num_epochs=1)
+    for estimator in training.ESTIMATORS:
+        with pytest.raises(ValueError, match='at site "y", invalid log_prob shape'):
+            bmr.fit(model, AutoNormal(model), X, Y[:, None], num_epochs=1, estimator=estimator)
+    with pytest.raises(TypeError, match="Expected a number, or a function of the fraction"):
+        bmr.fit(model, guide, X, Y, num_epochs=1, lr="fast")
+    guide = AutoNormal(model)
     with pytest.raises(ValueError, match="observes nothing.*'w'"):
         bmr.fit(model, guide, X, num_epochs=1)
 
