@@ -279,7 +279,7 @@ def _check_numbers(key: int | str, tensor: Tensor) -> None:
         columns = bad.any(0).flatten().nonzero().flatten().tolist() if tensor.dim() > 1 else []
         where = f", in columns {columns[:10]}" if columns else ""
         msg = (
-            f"got {int(bad.sum())} NaN or inf in argument {key!r}{where}. Expected numbers: leave these "
-            "rows out, or fill them in and tell the model by a mask of its own which they are"
+            f"got {int(bad.sum())} NaN or inf in argument {key!r}{where}. Expected numbers: leave "
+            "these rows out, or fill them in and tell the model by a mask of its own which they are"
         )
         raise ValueError(msg)
