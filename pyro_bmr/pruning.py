@@ -366,7 +366,7 @@ class _Program:
         return parameters | buffers
 
 
-# Options that change nothing about the result.
+# Options that change the result by no more than other random numbers would.
 _FREE = {"compile", "progress"}
 
 

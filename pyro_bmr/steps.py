@@ -243,7 +243,7 @@ class CompiledSteps(Steps):
             bad = int(finite.to(torch.uint8).argmin())
             for step in steps[:bad]:
                 self._advance(*step)
-            last_finite, self._state = self._before, self._state
+            last_finite = self._before
             culprits = _blown_up(self._split(self._state))
             self._advance(*steps[bad])
             culprits = culprits or _blown_up(self._split(self._state))
@@ -289,10 +289,10 @@ class CompiledSteps(Steps):
     def _check(self, gradient: Gradient, step: Callable[..., Any]) -> None:
         """Compare a compiled step with Pyro's, on another batch, with the same noise."""
         rows = all_rows(self._loss.batches).flip(0)[: self._loss.batches.batch_size]
-        state = self._state
-        state = state._replace(square=torch.rand_like(state.square), steps=state.steps + 3)
-        rate = state.values.new_tensor(1e-3)
+        rate = self._state.values.new_tensor(1e-3)
         with poutine.block(), dry_run(self._loss.model.model, self._loss.guide):
+            square = torch.rand_like(self._state.square)
+            state = self._state._replace(square=square, steps=self._state.steps + 3)
             noise = torch.randn(gradient.noise_size).to(state.values)
             torch.manual_seed(0)
             with torch.no_grad():

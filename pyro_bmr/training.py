@@ -15,9 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pyro_bmr.batches import Batches, BatchModel
-from pyro_bmr.compilation import (
-    NotStaticError,
-)
+from pyro_bmr.compilation import NotStaticError
 from pyro_bmr.dry_run import unconstrained_parameters
 from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
