@@ -7,7 +7,7 @@ Parameters, noise and everything else that the program reads become inputs of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -192,6 +192,9 @@ def compile_step(
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Compile a function of tensors, without the guards that `torch.compile` would run each time.
 
+    The same operations on tensors of the same shapes are compiled once a process, so that the
+    rounds of `pyro_bmr.prune` and the seeds of an experiment share what they compile.
+
     Parameters
     ----------
     step : callable
@@ -220,18 +223,36 @@ def compile_step(
         # Left over from tracing twice, and at odds with what the compiler notes there.
         for node in graph.graph.nodes:
             node.meta.clear()
-        options = {"size_asserts": False, "fallback_random": True}
-        with suppress(Exception):
-            return _compiled(graph, example, options | _TRUST_PROCESSOR)
-        try:
-            return _compiled(graph, example, options)
-        except Exception as error:
-            msg = f"the compiler failed with {type(error).__name__}: {_first_line(error)}"
-            raise NotStaticError(msg) from error
+        key = _key(graph, example)
+        if key not in _COMPILED:
+            _COMPILED[key] = graph, _compile(graph, example)
+        return _COMPILED[key][1]
 
 
-def _compiled(
-    graph: fx.GraphModule, example: Sequence[Tensor], options: dict[str, Any]
+# With the graph, whose own tensors the key names by their identity.
+_COMPILED: dict[Hashable, tuple[fx.GraphModule, Callable[..., tuple[Tensor, ...]]]] = {}
+
+
+def _key(graph: fx.GraphModule, example: Sequence[Tensor]) -> Hashable:
+    """Return all that a compiled function depends on."""
+    inputs = tuple((t.shape, t.stride(), t.dtype, t.device) for t in example)
+    own = tuple(id(getattr(graph, node.target)) for node in graph.graph.find_nodes(op="get_attr"))
+    return graph.code, inputs, own, torch.get_num_threads()
+
+
+def _compile(graph: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    options = {"size_asserts": False, "fallback_random": True}
+    with suppress(Exception):
+        return _compile_with(options | _TRUST_PROCESSOR, graph, example)
+    try:
+        return _compile_with(options, graph, example)
+    except Exception as error:
+        msg = f"the compiler failed with {type(error).__name__}: {_first_line(error)}"
+        raise NotStaticError(msg) from error
+
+
+def _compile_with(
+    options: dict[str, Any], graph: fx.GraphModule, example: Sequence[Tensor]
 ) -> Callable[..., tuple[Tensor, ...]]:
     compiled = torch._inductor.compile(graph, list(example), options=options)
     compiled(*example)

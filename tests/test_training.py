@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_bmr as bmr
 from conftest import DEVICES, Network
-from pyro_bmr import training
+from pyro_bmr import compilation, training
 from pyro_bmr.batches import Batches, BatchModel
 from pyro_bmr.demo import Regression
 
@@ -384,3 +384,23 @@ def test_nothing_to_train():
 
     with pytest.raises(ValueError, match="have no parameters"):
         bmr.fit(model, no_parameters, X, Y, num_epochs=1)
+
+
+def test_the_same_program_is_compiled_once(compiled, monkeypatch):
+    """The second reduction has the operations of the first, with other masks."""
+    count = []
+    compile_one = compilation._compile
+    monkeypatch.setattr(compilation, "_COMPILED", {})
+    monkeypatch.setattr(
+        compilation, "_compile", lambda *args: count.append(1) or compile_one(*args)
+    )
+    guide = AutoNormal(model)
+    options = {"num_epochs": 50, "progress": False, "lr": 0.05}
+    bmr.fit(model, guide, X, Y, **options)
+    assert len(count) == 1
+    for mask in ([True, True, False], [True, False, True]):
+        kept = torch.tensor(mask)
+        result = bmr.reduce(guide, args=(X, Y), select=lambda _, kept=kept: {"w": kept})
+        bmr.fit(result.model, result.guide, X, Y, **options)
+        assert torch.equal(result.guide.median()["w"] != 0, kept)
+    assert len(count) == 2
