@@ -15,6 +15,8 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -98,7 +100,7 @@ def trace_gradient(
 
     try:
         with pyro.validation_enabled(False), _WithoutChecks():
-            graph = make_fx(loss_and_gradients)(*batch)
+            graph = _trace(loss_and_gradients, batch)
     except RuntimeError as error:
         if "_local_scalar_dense" in str(error) or "data-dependent" in str(error):
             msg = "it looks at the value of a tensor (a branch, float() or .item())"
@@ -219,7 +221,7 @@ def compile_step(
     tensor([2., 2.])
     """
     with torch.no_grad():
-        graph = make_fx(step)(*example)
+        graph = _trace(step, example)
         # Left over from tracing twice, and at odds with what the compiler notes there.
         for node in graph.graph.nodes:
             node.meta.clear()
@@ -257,6 +259,12 @@ def _compile_with(
     compiled = torch._inductor.compile(graph, list(example), options=options)
     compiled(*example)
     return compiled
+
+
+def _trace(function: Callable[..., Any], example: Sequence[Tensor]) -> fx.GraphModule:
+    # The shapes that are noted at each node share this mode, which otherwise each would make anew.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(function)(*example)
 
 
 def _lift(module: fx.GraphModule, parameters: Sequence[Tensor]) -> Gradient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,53 @@ def load(name: str, directory: str | Path | None = None) -> RegressionData:
     directory = directory or os.environ.get("PYRO_BMR_DATA")
     if directory is None:
         return _data(name, _download(name), TARGETS[name])
-    path = Path(directory) / "uci" / f"{name}.csv"
+    return _data(name, pd.read_csv(_find(directory, f"uci/{name}.csv")), TARGETS[name])
+
+
+def load_splits(name: str, directory: str | Path | None = None) -> list[Tensor]:
+    """Load the 20 standard splits of a UCI set into training and test rows.
+
+    Parameters
+    ----------
+    name : str
+        One of the UCI sets.
+    directory : str or Path, optional
+        Where ``uci/NAME.splits.json`` lies; the environment variable ``PYRO_BMR_DATA`` otherwise.
+
+    Returns
+    -------
+    list of Tensor
+        For each split, the numbers of the test rows; all others are for training.
+
+    Raises
+    ------
+    ValueError
+        If there is no directory.
+    FileNotFoundError
+        If the directory does not hold the file.
+
+    References
+    ----------
+    Hernández-Lobato & Adams (2015), "Probabilistic backpropagation for scalable learning of
+    Bayesian neural networks", arXiv:1502.05336, who made them.
+    """
+    directory = directory or os.environ.get("PYRO_BMR_DATA")
+    if directory is None:
+        msg = (
+            f"the splits of {name} are not downloaded. Expected directory= or the environment "
+            f"variable PYRO_BMR_DATA to name a directory with uci/{name}.splits.json"
+        )
+        raise ValueError(msg)
+    content = json.loads(_find(directory, f"uci/{name}.splits.json").read_text())
+    return [torch.tensor(rows) for rows in content["test_indices"]]
+
+
+def _find(directory: str | Path, name: str) -> Path:
+    path = Path(directory) / name
     if not path.is_file():
-        msg = f"{path} does not exist. Expected a directory that holds uci/{name}.csv"
+        msg = f"{path} does not exist. Expected a directory that holds {name}"
         raise FileNotFoundError(msg)
-    return _data(name, pd.read_csv(path), TARGETS[name])
+    return path
 
 
 def _download(name: str) -> pd.DataFrame:

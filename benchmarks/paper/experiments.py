@@ -1,0 +1,202 @@
+"""The experiments of the paper, and those beyond it: each trains a network and prunes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product, repeat
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from measuring import FreeEnergy, Meter, Scores, predictive_scores
+from problems import Problem, load_problem, make_guide
+
+import pyro_bmr as bmr
+from pyro_bmr.selection import Selection
+
+MAX_ROUNDS = 20
+DRAWS = 16
+COLUMNS = (
+    *("experiment", "dataset", "estimator", "seed", "split", "method", "round", "pruned"),
+    *("free_energy", "free_energy_error", "complexity", "accuracy"),
+    *("predicted_delta_f", "realised_delta_f", "rmse", "test_log_likelihood", "seconds"),
+)
+BASELINES: Mapping[str, Callable[[float], Selection]] = {
+    "snr": bmr.snr,
+    "spr": bmr.spr,
+    "magnitude": bmr.magnitude,
+    "random": bmr.random,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network, and what is done with it. Its rows are written together.
+
+    Without a split it learns all rows, for one-shot curves and for loops by these methods. With one
+    it learns the training rows, and is scored on the test rows.
+    """
+
+    dataset: str
+    estimator: str
+    seed: int
+    split: int | None
+    curves: tuple[str, ...]
+    loops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row of the table: one network at one moment.
+
+    F is measured after training in the experiments ``iterative`` and ``splits``, and directly after
+    pruning in ``one-shot``. Both ΔF are of the reduction of this round alone.
+    """
+
+    experiment: str
+    method: str
+    round: int
+    pruned: float
+    measured: FreeEnergy
+    predicted_delta_f: float = 0.0
+    realised_delta_f: float = 0.0
+    scores: Scores = Scores()
+
+
+def run(cell: Cell, directory: Path | None, epochs: float = 1.0) -> list[dict[str, Any]]:
+    """Compute all points of a cell.
+
+    Parameters
+    ----------
+    cell : Cell
+        Which.
+    directory : Path, optional
+        Of the data.
+    epochs : float
+        Part of the numbers of epochs that is trained.
+
+    Returns
+    -------
+    list of dict
+        The rows of the table.
+    """
+    torch.set_num_threads(1)
+    pyro.set_rng_seed(cell.seed)
+    problem = load_problem(cell.dataset, cell.split, directory, epochs)
+    rows = []
+    start = time.perf_counter()
+    for point in _points(cell, problem):
+        seconds = {"seconds": time.perf_counter() - start}
+        values = vars(cell) | vars(point) | vars(point.measured) | vars(point.scores) | seconds
+        rows.append({column: values[column] for column in COLUMNS})
+        start = time.perf_counter()
+    return rows
+
+
+def _points(cell: Cell, problem: Problem) -> Iterator[Point]:
+    network = _Network(problem, cell.estimator, Meter(problem))
+    full = network.train(problem.hidden)
+    if cell.curves:
+        yield from network.curves(full, cell.curves)
+    if not cell.loops:
+        return
+    experiment = "iterative" if cell.split is None else "splits"
+    unpruned = network.point(experiment, "unpruned", 0, full)
+    yield unpruned
+    loop = partial(network.loop, experiment, full=full, unpruned=unpruned)
+    rounds = list(loop("bmr", repeat(bmr.by_evidence(), MAX_ROUNDS)))
+    yield from rounds
+    for method in (name for name in cell.loops if name in BASELINES):
+        yield from loop(method, [BASELINES[method](point.pruned) for point in rounds])
+    if "scratch" in cell.loops and rounds:
+        hidden = _size_of(problem, full, rounds[-1].pruned)
+        small = network.point(experiment, "scratch", 0, network.train(hidden))
+        yield replace(small, pruned=1 - problem.num_parameters(hidden) / _total(full))
+
+
+@dataclass(frozen=True)
+class _Network:
+    """How networks of a cell are trained, pruned and measured."""
+
+    problem: Problem
+    estimator: str
+    meter: Meter
+
+    def train(self, hidden: int) -> bmr.Reduction:
+        """Train a network from the start, and return the reduction of it that prunes nothing."""
+        # Pyro names the parameters of every such guide alike.
+        pyro.clear_param_store()
+        model = self.problem.make_model(hidden)
+        guide = make_guide(model)
+        self._fit(model, guide, self.problem.settings.num_epochs)
+        return bmr.reduce(guide, select=lambda scores: scores.kept)
+
+    def curves(self, full: bmr.Reduction, methods: Iterable[str]) -> Iterator[Point]:
+        """Prune a trained network in steps of 1 %, by each method."""
+        before = self.meter.measure(full, draws=1)
+        yield Point("one-shot", "unpruned", 0, 0.0, before)
+        total = _total(full)
+        selections = {"bmr": lambda part: bmr.top_k(total - round(part * total)), **BASELINES}
+        for method, percent in product(methods, range(1, 100)):
+            reduction = bmr.reduce(full.guide, select=selections[method](percent / 100))
+            after = self.meter.measure(reduction, draws=1)
+            delta_f = reduction.delta_f, after.free_energy - before.free_energy
+            yield Point("one-shot", method, 1, _pruned(reduction), after, *delta_f)
+
+    def loop(
+        self,
+        experiment: str,
+        method: str,
+        selections: Iterable[Selection],
+        *,
+        full: bmr.Reduction,
+        unpruned: Point,
+    ) -> Iterator[Point]:
+        """Reduce and train by one selection after the other, until one prunes nothing more."""
+        last, before = full, unpruned.measured
+        for index, select in enumerate(selections, 1):
+            reduction = bmr.reduce(last.guide, select=select)
+            if _pruned(reduction) <= _pruned(last):
+                return
+            masked = self.meter.measure(reduction, draws=DRAWS)
+            self._fit(reduction.model, reduction.guide, self.problem.settings.refit_epochs)
+            point = self.point(experiment, method, index, reduction)
+            realised = masked.free_energy - before.free_energy
+            yield replace(point, predicted_delta_f=reduction.delta_f, realised_delta_f=realised)
+            last, before = reduction, point.measured
+
+    def point(self, experiment: str, method: str, index: int, network: bmr.Reduction) -> Point:
+        """Measure a network."""
+        measured = self.meter.measure(network, draws=DRAWS)
+        scores = predictive_scores(network.model, network.guide, self.problem)
+        return Point(experiment, method, index, _pruned(network), measured, scores=scores)
+
+    def _fit(self, model: Any, guide: Any, num_epochs: int) -> None:
+        bmr.fit(
+            *(model, guide, self.problem.x, self.problem.y),
+            num_epochs=num_epochs,
+            batch_size=self.problem.settings.batch_size,
+            lr=self.problem.settings.lr,
+            estimator=self.estimator,
+            progress=False,
+        )
+
+
+def _size_of(problem: Problem, full: bmr.Reduction, pruned: float) -> int:
+    """Return how many hidden units a dense network has with as many weights as a pruned one."""
+    kept = (1 - pruned) * _total(full)
+    sizes = range(1, problem.hidden + 1)
+    return min(sizes, key=lambda hidden: abs(problem.num_parameters(hidden) - kept))
+
+
+def _total(reduction: bmr.Reduction) -> int:
+    return sum(mask.numel() for mask in reduction.masks.values())
+
+
+def _pruned(reduction: bmr.Reduction) -> float:
+    """Return the fraction of the weights and biases that are pruned; the noise does not count."""
+    return 1 - sum(int(mask.sum()) for mask in reduction.masks.values()) / _total(reduction)
