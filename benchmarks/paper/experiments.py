@@ -19,7 +19,7 @@ import pyro_bmr as bmr
 from pyro_bmr.selection import Selection
 
 MAX_ROUNDS = 20
-DRAWS = 16
+DRAWS = 24
 COLUMNS = (
     *("experiment", "dataset", "estimator", "seed", "split", "method", "round", "pruned"),
     *("free_energy", "free_energy_error", "complexity", "accuracy"),

@@ -1,0 +1,63 @@
+"""Draw the figures and fill in the tables of ``docs/results.md``, from ``results.csv``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import tables
+from figures import FIGURES
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+
+TABLES: Mapping[str, Callable[[pd.DataFrame, pd.Series], str]] = {
+    "boston": tables.boston_table,
+    "methods on boston": lambda results, _: tables.methods_on_curve_table(results),
+    "regression": lambda results, _: tables.summary_table(results, tables.REGRESSION),
+    "signals": lambda results, _: tables.summary_table(results, tables.SIGNALS),
+    "loops by method": lambda results, _: tables.loops_by_method_table(results),
+    "rounds": lambda results, _: tables.rounds_table(results),
+    "stopping": lambda results, _: tables.stopping_table(results),
+    "splits": lambda results, _: tables.splits_table(results),
+}
+
+
+def filled(page: str, results: pd.DataFrame, published: pd.Series) -> str:
+    """Put each table between the two comments that name it.
+
+    Returns
+    -------
+    str
+        The page.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}\n\n{TABLES[match[2]](results, published)}\n\n{match[3]}"
+
+    return re.sub(r"(<!-- table: ([\w ]+) -->).*?(<!-- end -->)", fill, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the page and its pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
+    options = parser.parse_args()
+    results = tables.read_results(options.results)
+    published = tables.read_published(HERE / "published.csv")
+    images = options.page.parent / "images"
+    images.mkdir(exist_ok=True)
+    for name, draw in FIGURES.items():
+        figure = draw(results, published)
+        figure.savefig(images / f"results-{name}.png", dpi=110)
+        plt.close(figure)
+    options.page.write_text(filled(options.page.read_text(), results, published))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The tables of the page, from the table of results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+ESTIMATORS = ["global", "local", "moments"]
+REGRESSION = ["boston", "concrete", "energy", "kin8nm", "naval", "powerplant", "wine", "yacht"]
+SIGNALS = ["sine", "sawtooth", "square"]
+NETWORK = ["dataset", "estimator", "seed", "split"]
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """Read the table of results.
+
+    Returns
+    -------
+    DataFrame
+        Without a split, that is -1; pruned fractions are in percent.
+    """
+    table = pd.read_csv(path)
+    table["split"] = table.split.fillna(-1).astype(int)
+    table["pruned"] *= 100
+    return table
+
+
+def read_published(path: Path) -> pd.Series:
+    """Read the numbers of the paper.
+
+    Returns
+    -------
+    Series
+        By data set, estimator and quantity.
+    """
+    return pd.read_csv(path).set_index(["dataset", "estimator", "quantity"]).value
+
+
+def loops(results: pd.DataFrame, experiment: str = "iterative") -> pd.DataFrame:
+    """Put before, one-shot and after of each loop of reductions side by side.
+
+    Returns
+    -------
+    DataFrame
+        A row a network: F unpruned, after the first reduction, and after the last refit; its
+        rounds and its pruned percentages.
+    """
+    rows = results[results.experiment == experiment]
+    start = rows[rows.method == "unpruned"].set_index(NETWORK)
+    ours = rows[rows.method == "bmr"].sort_values("round").groupby(NETWORK)
+    first, last = ours.first(), ours.last()
+    return pd.DataFrame(
+        {
+            "before": start.free_energy,
+            "first_pruned": first.pruned,
+            "first": start.free_energy + first.realised_delta_f,
+            "rounds": last["round"],
+            "pruned": last.pruned,
+            "after": last.free_energy,
+            "rmse_before": start.rmse,
+            "rmse_after": last.rmse,
+            "ll_before": start.test_log_likelihood,
+            "ll_after": last.test_log_likelihood,
+        }
+    )
+
+
+def curve_at(results: pd.DataFrame, percent: float, method: str) -> pd.Series:
+    """Return F of the one-shot curves at a pruned percentage, or the next one on the curve.
+
+    Returns
+    -------
+    Series
+        By data set, estimator and seed.
+    """
+    curve = results[(results.experiment == "one-shot") & (results.method == method)]
+    index = (curve.pruned - percent).abs().groupby([curve[key] for key in NETWORK]).idxmin()
+    return curve.loc[index].set_index(NETWORK[:3]).free_energy
+
+
+def summary_table(results: pd.DataFrame, datasets: Iterable[str]) -> str:
+    """Tell what pruning once and pruning until it stops do to F.
+
+    Returns
+    -------
+    str
+        In markdown; means over seeds with their standard errors.
+    """
+    table = loops(results).reset_index()
+    rows = []
+    for dataset in datasets:
+        for estimator in ESTIMATORS:
+            mine = table[(table.dataset == dataset) & (table.estimator == estimator)]
+            if len(mine) == 0:
+                continue
+            best = mine.after.mean() < min(mine["first"].mean(), mine.before.mean())
+            rows.append(
+                [
+                    *(dataset, f"`{estimator}`", len(mine), mean_error(mine.before)),
+                    *(mean_error(mine.first_pruned, " %"), mean_error(mine["first"])),
+                    *(mean_error(mine.rounds), mean_error(mine.pruned, " %")),
+                    *(f"{'**' * best}{mean_error(mine.after)}{'**' * best}",),
+                ]
+            )
+    header = ["data", "estimator", "seeds", "F unpruned", "pruned once", "F", "rounds"]
+    return markdown([*header, "pruned in the end", "F"], rows)
+
+
+def boston_table(results: pd.DataFrame, published: pd.Series) -> str:
+    """Put the curves of Boston next to those of the paper.
+
+    Returns
+    -------
+    str
+        In markdown: F, ours and the paper's.
+    """
+    rows = []
+    table = loops(results).loc["boston"]
+    ours = {"unpruned F": table.before, "final F": table.after, "final pruned %": table.pruned}
+    for percent in (50, 90):
+        for method in ("bmr", "snr", "spr"):
+            ours[f"{method} {percent} %"] = curve_at(results, percent, method).loc["boston"]
+    for quantity, values in ours.items():
+        cells = [quantity.replace("bmr", "BMR").replace("snr", "SNR").replace("spr", "SPR")]
+        for estimator in ESTIMATORS:
+            paper = published.get(("boston", estimator, quantity))
+            digits = 1 if "%" in quantity and "F" not in quantity and "final" in quantity else 0
+            cells.append(mean_error(values.loc[estimator], digits=digits))
+            cells.append("" if paper is None else f"{paper:.{digits}f}")
+        rows.append(cells)
+    header = [cell for name in ESTIMATORS for cell in (f"`{name}`", "paper")]
+    return markdown(["", *header], rows)
+
+
+def methods_on_curve_table(results: pd.DataFrame) -> str:
+    """Compare the one-shot curves of all methods on Boston.
+
+    Returns
+    -------
+    str
+        In markdown: F by pruned percentage.
+    """
+    rows = []
+    for estimator in ESTIMATORS:
+        for percent in (10, 30, 50, 70, 90):
+            cells = [
+                mean_error(curve_at(results, percent, method).loc["boston", estimator])
+                for method in METHODS
+            ]
+            rows.append([f"`{estimator}`", f"{percent} %", *cells])
+    return markdown(["estimator", "pruned", *(NAMES[method] for method in METHODS)], rows)
+
+
+def loops_by_method_table(results: pd.DataFrame) -> str:
+    """Compare loops by all methods at the same pruned fractions, and dense networks.
+
+    Returns
+    -------
+    str
+        In markdown: F after the last refit.
+    """
+    rows = results[(results.experiment == "iterative") & (results.estimator == "local")]
+    ends = rows.sort_values("round").groupby([*NETWORK, "method"]).last().free_energy.unstack()
+    ends = ends.dropna(subset=["scratch"]) if "scratch" in ends else ends[:0]
+    cells = []
+    for dataset in REGRESSION:
+        if dataset in ends.index:
+            mine = ends.loc[dataset]
+            values = [mean_error(mine[m].dropna()) for m in ("unpruned", *METHODS, "scratch")]
+            cells.append([dataset, len(mine), *values])
+    header = ["unpruned", *(NAMES[m] for m in METHODS), "small dense"]
+    return markdown(["data", "seeds", *header], cells)
+
+
+def splits_table(results: pd.DataFrame) -> str:
+    """Compare test scores before and after pruning.
+
+    Returns
+    -------
+    str
+        In markdown: means over splits with their standard errors.
+    """
+    table = loops(results, "splits").reset_index()
+    rows = []
+    for dataset in REGRESSION:
+        for estimator in ESTIMATORS:
+            mine = table[(table.dataset == dataset) & (table.estimator == estimator)]
+            if len(mine) == 0:
+                continue
+            digits = 5 if dataset == "naval" else 3
+            gain = mine.ll_after - mine.ll_before
+            no_worse = gain.mean() >= -gain.sem()
+            rows.append(
+                [
+                    *(dataset, f"`{estimator}`", len(mine), mean_error(mine.pruned, " %")),
+                    *(mean_error(mine.rmse_before, digits=digits),),
+                    *(mean_error(mine.rmse_after, digits=digits),),
+                    *(mean_error(mine.ll_before, digits=3), mean_error(mine.ll_after, digits=3)),
+                    f"{mean_error(gain, digits=3, sign=True)}{'' if no_worse else ' worse'}",
+                ]
+            )
+    header = ["data", "estimator", "splits", "pruned", "RMSE before", "after"]
+    return markdown([*header, "log likelihood before", "after", "difference"], rows)
+
+
+def rounds_table(results: pd.DataFrame) -> str:
+    """Compare ΔF as predicted and as realised, round by round.
+
+    Returns
+    -------
+    str
+        In markdown: means over all networks that get so far.
+    """
+    rows = results[(results.experiment == "iterative") & (results.method == "bmr")]
+    cells = []
+    for (kind, index), mine in rows.groupby([rows.dataset.isin(SIGNALS), "round"]):
+        name = "signals" if kind else "regression"
+        gap = mine.realised_delta_f - mine.predicted_delta_f
+        cells.append(
+            [
+                *(name, index, len(mine), mean_error(mine.predicted_delta_f, digits=1)),
+                *(mean_error(mine.realised_delta_f, digits=1), f"{gap.median():.1f}"),
+                f"{100 * (mine.realised_delta_f <= 0).mean():.0f} %",
+            ]
+        )
+    header = ["networks", "round", "number", "ΔF predicted", "ΔF realised"]
+    return markdown([*header, "median of the difference", "realised below 0"], cells)
+
+
+def stopping_table(results: pd.DataFrame) -> str:
+    """Tell what it costs to stop where ΔF changes sign, against the best point of each curve.
+
+    Returns
+    -------
+    str
+        In markdown: nats, means over seeds.
+    """
+    curves = results[
+        (results.experiment == "one-shot") & (results.method.isin(["bmr", "unpruned"]))
+    ]
+    table = loops(results).reset_index()
+    cells = []
+    for dataset in [*REGRESSION, *SIGNALS]:
+        row = [dataset]
+        for estimator in ESTIMATORS:
+            costs, gains = [], []
+            mine = curves[(curves.dataset == dataset) & (curves.estimator == estimator)]
+            for seed, curve in mine.groupby("seed"):
+                start = curve[curve.method == "unpruned"].free_energy.iloc[0]
+                same = table[(table.dataset == dataset) & (table.estimator == estimator)]
+                stop = same[same.seed == seed]
+                at = curve.pruned.sub(stop.first_pruned.iloc[0]).abs().idxmin()
+                costs.append(curve.free_energy[at] - curve.free_energy.min())
+                gains.append(start - curve.free_energy.min())
+            if costs:
+                cost, gain = pd.Series(costs), pd.Series(gains)
+                row.append(f"{mean_error(cost, digits=1)} of {gain.mean():.0f}")
+            else:
+                row.append("")
+        cells.append(row)
+    return markdown(["data", *(f"`{name}`" for name in ESTIMATORS)], cells)
+
+
+METHODS = ["bmr", "snr", "spr", "magnitude", "random"]
+NAMES = {"bmr": "BMR", "snr": "SNR", "spr": "SPR", "magnitude": "magnitude", "random": "random"}
+
+
+def mean_error(values: pd.Series, unit: str = "", digits: int | None = None, sign=False) -> str:
+    """Format a mean and its standard error.
+
+    Returns
+    -------
+    str
+        Such as ``1434 ± 4``.
+    """
+    if digits is None:
+        digits = 1 if unit or values.abs().max() < 100 else 0
+    plus = "+" if sign else ""
+    error = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():{plus}.{digits}f}{error}{unit}"
+
+
+def markdown(header: list[str], rows: list[list[object]]) -> str:
+    """Format a table.
+
+    Returns
+    -------
+    str
+        In markdown.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
