@@ -110,7 +110,7 @@ class Estimator(ELBO, ABC):
         return loss.item()
 
     @abstractmethod
-    def _values(self, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
+    def _values(self, plan: Plan, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
         """By site, what the model is run with in place of the guide's draw."""
 
     def _log_likelihood(self, fn: Any, value: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Estimator(ELBO, ABC):
         plan = self._plan_for(model, guide, args, kwargs)
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         posteriors = read_posteriors(guide_trace, plan.supports)
-        values = dict(self._values({name: posteriors[name] for name in plan.analytic}))
+        values = dict(self._values(plan, {name: posteriors[name] for name in plan.analytic}))
         for name, level in plan.noise.items():
             values[name], _ = plug_in(posteriors[name].fn, level.exponent)
         return _run(model, guide_trace, values, args, kwargs), guide_trace
@@ -222,6 +222,8 @@ class Plan:
         Sites with independent normal elements, of which the expectation is taken.
     rows : frozenset of int
         What may be the number of observations.
+    repeated : frozenset of str
+        Analytic sites that are used more than once.
 
     Examples
     --------
@@ -236,6 +238,7 @@ class Plan:
     closed: frozenset[str]
     analytic: frozenset[str]
     rows: frozenset[int]
+    repeated: frozenset[str] = frozenset()
 
 
 def _run(model: Any, guide_trace: Trace, values: Any, args: Any, kwargs: Any) -> Trace:

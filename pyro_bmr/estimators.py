@@ -50,7 +50,7 @@ class GlobalELBO(Estimator):
     """
 
     @override
-    def _values(self, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
+    def _values(self, plan: Plan, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
         return {}
 
     @override
@@ -66,8 +66,11 @@ class LocalELBO(Estimator):
     The expectation is that of `GlobalELBO`, the gradients vary less. It takes independent normal
     posteriors, as those of ``AutoNormal``. In ``linear``, ``@``, ``einsum``, ``*``, ``+`` and
     ``-`` the other operand must have one row an observation. In ``conv1d`` to ``conv3d`` positions
-    that share weights are drawn by themselves, which changes the expectation a little. A site that
-    is used otherwise, or more than once, is drawn as a whole, and a warning says so.
+    that share weights are drawn by themselves, which changes the expectation a little.
+
+    A site that is used more than once, as in a recurrent network, is drawn itself, once for each
+    row, and that draw is the same at all of its uses. It takes memory of rows times elements. A
+    site that is used otherwise is drawn as a whole, and a warning says so.
 
     Parameters
     ----------
@@ -91,25 +94,31 @@ class LocalELBO(Estimator):
     True
     """
 
-    _local_uses: tuple[list[str], ...] = (["rows"], ["positions"])
+    _local_uses = frozenset({"rows", "positions"})
 
-    def _values(self, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
-        return local_weights(posteriors)
+    def _values(self, plan: Plan, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
+        return local_weights(posteriors, repeated=plan.repeated)
 
     def _refine(self, plan: Plan, run: Run, posteriors: Mapping[str, SitePosterior]) -> Plan:
-        weights = local_weights({name: posteriors[name] for name in plan.analytic}, plan.rows)
-        run(weights)
-        uses = {name: weight.uses for name, weight in weights.items()}
-        local = frozenset(name for name, use in uses.items() if use in self._local_uses)
+        def find_uses(repeated: frozenset[str]) -> dict[str, list[str]]:
+            sites = {name: posteriors[name] for name in plan.analytic}
+            weights = local_weights(sites, plan.rows, repeated)
+            run(weights)
+            return {name: weight.uses for name, weight in weights.items()}
+
+        uses = find_uses(frozenset())
+        repeated = frozenset(name for name, use in uses.items() if len(use) > 1)
+        uses = find_uses(repeated) if repeated else uses
+        local = frozenset(n for n, use in uses.items() if use and self._local_uses.issuperset(use))
         self._report({name: use for name, use in uses.items() if use and name not in local})
-        return replace(plan, analytic=local)
+        return replace(plan, analytic=local, repeated=local & repeated)
 
     def _report(self, whole: Mapping[str, list[str]]) -> None:
         for name, uses in whole.items():
             warnings.warn(
                 f"the site {name!r} is drawn as a whole: local reparameterisation takes a weight "
-                "that is used once, in a linear function of one row an observation; this one is "
-                f"used in {uses}",
+                "that is used in linear functions of one row an observation; this one is used in "
+                f"{uses}",
                 stacklevel=6,
             )
 
@@ -130,7 +139,7 @@ class UnbiasedELBO(LocalELBO):
     True
     """
 
-    _local_uses = (["rows"],)
+    _local_uses = frozenset({"rows"})
 
     def _report(self, whole: Mapping[str, list[str]]) -> None:
         pass
@@ -171,7 +180,8 @@ class MomentsELBO(Estimator):
         with pyro.validation_enabled(False):
             return super()._get_trace(model, guide, args, kwargs)
 
-    def _values(self, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
+    @override
+    def _values(self, plan: Plan, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
         return {
             name: gaussian(posterior.normal.mean, posterior.normal.variance)
             for name, posterior in posteriors.items()

@@ -9,11 +9,16 @@ Where a weight with posterior :math:`N(\mu, \sigma^2)` enters a linear function 
 has when weights are drawn, and rows no longer share their noise, so that the expected log
 likelihood of independent rows is the same and its gradients vary less. The positions of a
 convolution are drawn one by one as well, as in the paper, which neglects that they share weights.
+
+Where a row takes a weight more than once, as a recurrent network does, what it takes has to be one
+and the same weight. Then each row draws weights of its own, once for all of its uses, which leaves
+the expectation as it is too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,6 +46,9 @@ class LocalWeight(Tensor):
     rows : collection of int, optional
         Numbers of observations; what is not one row an observation is not replaced. None takes
         that for granted.
+    draw_rows : callable, optional
+        For a weight that is used more than once: from the number of rows to a draw for each of
+        them, the same at every call. Linear functions take these, row by row.
 
     Examples
     --------
@@ -54,6 +62,7 @@ class LocalWeight(Tensor):
     variance: Tensor
     uses: list[str]
     rows: Collection[int] | None
+    draw_rows: Callable[[int], Tensor] | None
 
     @staticmethod
     @override
@@ -64,15 +73,19 @@ class LocalWeight(Tensor):
         variance: Tensor,
         uses: list[str],
         rows: Collection[int] | None = None,
+        draw_rows: Callable[[int], Tensor] | None = None,
     ) -> LocalWeight:
         weight: LocalWeight = draw.as_subclass(cls)
         weight.loc, weight.variance, weight.uses, weight.rows = loc, variance, uses, rows
+        weight.draw_rows = draw_rows
         return weight
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Draw the result of a linear function, or pass the draw on."""
         kwargs = kwargs or {}
+        if func is Tensor.__iter__:
+            return iter(args[0].unbind())
         name = resolve_name(func).removesuffix(".__get__").rpartition(".")[2].strip("_")
         with torch._C.DisableTorchFunctionSubclass():
             if name in _PROPERTIES:
@@ -80,15 +93,16 @@ class LocalWeight(Tensor):
             kept = _keep_elements(func, name, args, kwargs)
             if kept is not None:
                 return kept
-            drawn = _draw_result(func, name, args, kwargs)
-            use = "positions" if name in _CONVOLUTIONS else "rows"
+            drawn, use = _draw_result(func, name, args, kwargs) or (None, name)
             for weight in _weights((*args, *kwargs.values())):
-                weight.uses.append(name if drawn is None else use)
+                weight.uses.append(use)
             return func(*args, **kwargs) if drawn is None else drawn
 
 
 def local_weights(
-    posteriors: Mapping[str, SitePosterior], rows: Collection[int] | None = None
+    posteriors: Mapping[str, SitePosterior],
+    rows: Collection[int] | None = None,
+    repeated: Collection[str] = (),
 ) -> dict[str, LocalWeight]:
     """Wrap the draws of all sites that have independent normal elements.
 
@@ -98,6 +112,8 @@ def local_weights(
         By site.
     rows : collection of int, optional
         See `LocalWeight`.
+    repeated : collection of str
+        The sites that are used more than once, of which each row has a draw of its own.
 
     Returns
     -------
@@ -112,13 +128,13 @@ def local_weights(
     >>> weights["w"].variance
     tensor([1., 1.])
     """
-    return {
-        name: LocalWeight(
-            posterior.draw, posterior.normal.mean, posterior.normal.variance, [], rows
-        )
-        for name, posterior in posteriors.items()
-        if posterior.normal is not None
-    }
+    weights = {}
+    for name, posterior in posteriors.items():
+        if posterior.normal is not None:
+            moments = posterior.normal.mean, posterior.normal.variance
+            draw_rows = _row_draws(*moments) if name in repeated else None
+            weights[name] = LocalWeight(posterior.draw, *moments, [], rows, draw_rows)
+    return weights
 
 
 _PROPERTIES = {
@@ -140,6 +156,7 @@ _VIEWS = {
     *("unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "getitem"),
     *("contiguous", "clone", "narrow", "select", "view_as", "reshape_as"),
 }
+_SPLITS = {"chunk", "split", "tensor_split", "unbind"}
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _LAYERS = {"linear", *_CONVOLUTIONS}
 _PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "mul", "rmul"}
@@ -161,7 +178,7 @@ def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
     return change(tree)
 
 
-def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> LocalWeight | None:
+def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Apply a function that moves, masks or rescales elements, if it is one."""
     weights = list(_weights(args))
     if len(weights) != 1:
@@ -172,16 +189,33 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> LocalWeight 
     elif name == "where":
         if not (len(args) == 3 and args[1] is weight and args[2] in (0, 0.0)):
             return None
-    elif not (name in _VIEWS and args[0] is weight):
+    elif not (name in _VIEWS | _SPLITS and args[0] is weight):
         return None
 
-    def apply(part: Tensor) -> Tensor:
+    def apply(part: Tensor) -> Any:
         return func(*_map(args, lambda a: part if a is weight else a), **kwargs)
 
-    variance = apply(weight.variance)
-    variance = apply(variance) if count == 2 else variance
+    def piece(i: int) -> Callable[[Tensor], Any]:
+        return lambda part: apply(part)[i]
+
+    if name in _SPLITS:
+        return tuple(_changed(weight, piece(i)) for i in range(len(apply(weight.loc))))
+    return _changed(weight, apply, count)
+
+
+def _changed(weight: LocalWeight, apply: Callable[[Any], Any], count: int = 1) -> LocalWeight:
+    """Apply a function of the elements to all that a weight holds, to its variance so often."""
+    variance = weight.variance
+    for _ in range(count):
+        variance = apply(variance)
+    draw_rows = weight.draw_rows
     return LocalWeight(
-        apply(weight.as_subclass(Tensor)), apply(weight.loc), variance, weight.uses, weight.rows
+        apply(weight.as_subclass(Tensor)),
+        apply(weight.loc),
+        variance,
+        weight.uses,
+        weight.rows,
+        draw_rows and cache(lambda rows: torch.vmap(apply)(draw_rows(rows))),
     )
 
 
@@ -205,12 +239,24 @@ def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> 
     if len(others) != 1 or not isinstance(others[0], Tensor):
         return False
     if name in _PRODUCTS - {"mul", "rmul"}:
+        if weight.draw_rows and not _rows_stay_first(name, operands[0] is weight, first):
+            return False
         return others[0].dim() == 2 and bool(set(others[0].shape) & set(weight.rows))
     shape = torch.broadcast_shapes(others[0].shape, weight.shape)
     return len(shape) > 0 and shape[0] in weight.rows and shape[1:] == weight.shape
 
 
-def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
+def _rows_stay_first(name: str, weight_is_first: bool, equation: Any) -> bool:
+    """Tell whether rows are the first dimension of the data and of their product with a weight."""
+    if name != "einsum":
+        return not weight_is_first or name == "rmatmul"
+    terms, _, output = equation.replace(" ", "").partition("->")
+    left, _, right = terms.partition(",")
+    weight, data = (left, right) if weight_is_first else (right, left)
+    return data[:1] == output[:1] and data[:1] not in weight
+
+
+def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> tuple[Tensor, str] | None:
     """Draw the result of a function that is linear in its weights, if it is one."""
     first, *rest = args if args else (kwargs.get("input"),)
     operands = args[1:] if name == "einsum" else args
@@ -223,6 +269,13 @@ def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
     weights = list(_weights((*operands, *kwargs.values())))
     if not (linear and all(_one_row_each(name, weight, operands, first) for weight in weights)):
         return None
+
+    def apply(change: Callable[[Any], Any]) -> Tensor:
+        return func(*_map(args, change), **{key: change(value) for key, value in kwargs.items()})
+
+    if any(weight.draw_rows for weight in weights):
+        data = first if name in _LAYERS else next(o for o in operands if o is not weights[0])
+        return _draw_by_row(apply, data, weights), "rows"
 
     def second_moment(argument: Any) -> Any:
         if isinstance(argument, LocalWeight):
@@ -237,10 +290,29 @@ def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
     def location(argument: Any) -> Any:
         return argument.loc if isinstance(argument, LocalWeight) else argument
 
-    def apply(change: Callable[[Any], Any]) -> Tensor:
-        return func(*_map(args, change), **{key: change(value) for key, value in kwargs.items()})
+    drawn = _draw_normal(apply(location), apply(second_moment).abs())
+    return drawn, "positions" if name in _CONVOLUTIONS else "rows"
 
-    loc, variance = apply(location), apply(second_moment).abs()
+
+def _draw_by_row(
+    apply: Callable[[Callable[[Any], Any]], Tensor], data: Tensor, weights: list[LocalWeight]
+) -> Tensor:
+    """Apply a function to each row as to a batch of one, with the weights of that row."""
+
+    def apply_to(row: Tensor, *draws: Tensor) -> Tensor:
+        values = {id(data): row[None]}
+        values |= {id(weight): draw for weight, draw in zip(weights, draws, strict=True)}
+        return apply(lambda argument: values.get(id(argument), argument))[0]
+
+    draws = [w.draw_rows or _row_draws(w.loc, w.variance) for w in weights]
+    return torch.vmap(apply_to)(data, *(draw(len(data)) for draw in draws))
+
+
+def _row_draws(loc: Tensor, variance: Tensor) -> Callable[[int], Tensor]:
+    return cache(lambda rows: _draw_normal(loc.expand(rows, *loc.shape), variance))
+
+
+def _draw_normal(loc: Tensor, variance: Tensor) -> Tensor:
     # The square root has no gradient at 0, which is the variance of a unit without weights.
     scale = torch.where(variance > 0, torch.where(variance > 0, variance, 1).sqrt(), 0)
     return loc + scale * torch.randn_like(loc)
