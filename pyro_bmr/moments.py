@@ -148,6 +148,14 @@ def _neg(x: GaussianTensor) -> GaussianTensor:
     return _wrap(-x.loc, x.variance)
 
 
+@register(*named("lerp"))
+def _lerp(x: Any, y: Any, weight: Any) -> GaussianTensor:
+    # (1 - w) x + w y, of which those of its terms that share w would not be independent.
+    w, spread, gap = _loc(weight), _variance(weight), _loc(y) - _loc(x)
+    variance = ((1 - w) ** 2 + spread) * _variance(x) + (w**2 + spread) * _variance(y)
+    return _wrap(_loc(x) + w * gap, variance + spread * gap**2)
+
+
 @register(*named("div", "divide", "true_divide", "__truediv__"))
 def _div(x: Any, y: Any) -> GaussianTensor:
     if isinstance(y, GaussianTensor):

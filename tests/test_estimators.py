@@ -18,7 +18,7 @@ import pyro_bmr as bmr
 from pyro_bmr.compilation import compile_step, trace_gradient
 from pyro_bmr.demo import Regression
 from pyro_bmr.estimators import UnbiasedELBO
-from pyro_bmr.moments import UnknownOperationError
+from pyro_bmr.moments import UnknownOperationError, gaussian
 
 ESTIMATORS = [bmr.GlobalELBO, bmr.LocalELBO, bmr.MomentsELBO]
 NOISE = {
@@ -401,6 +401,45 @@ def test_local_draws_a_recurrent_network_once_a_row(recwarn):
     assert (z.abs() < 3).double().mean() > 0.95
     assert z.abs().max() < 4.5
     assert ours.var(0).mean() < 0.5 * theirs.var(0).mean()
+
+
+def gated_step(x, h, weight, hidden, bias):
+    r, u, new = (nn.functional.linear(x, weight) + bias).chunk(3, 1)
+    (w_r, w_u), w_h = hidden[:4].split(2), hidden[4:]
+    r, u = (r + h @ w_r.T).sigmoid(), (u + nn.functional.linear(h, w_u)).sigmoid()
+    return torch.lerp((new + nn.functional.linear(r * h, w_h)).tanh(), h, u)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_moments_of_a_gated_step(first):
+    """Against draws; the moments do not know that gates and candidate share a random state."""
+    x, num = torch.randn(5, 1), 100_000
+    shapes, spreads = [(5, 2), (6, 1), (6, 2), (6,)], [0.1, 0.3, 0.3, 0.3]
+    locs = [0.5 * torch.randn(shape) for shape in shapes]
+    scales = [most * torch.rand(shape) for shape, most in zip(shapes, spreads, strict=True)]
+    weights = [gaussian(loc, scale**2) for loc, scale in zip(locs, scales, strict=True)]
+    draws = [
+        loc + scale * torch.randn(num, *loc.shape) for loc, scale in zip(locs, scales, strict=True)
+    ]
+    if first:  # the state before the first step is a constant
+        weights[0], draws[0] = torch.zeros(5, 2), torch.zeros(num, 5, 2)
+    ours = gated_step(x, *weights)
+    sampled = torch.vmap(gated_step, (None, 0, 0, 0, 0))(x, *draws)
+    spread = sampled.std(0)
+    slack = 0.02 if first else 0.1
+    assert ((ours.loc - sampled.mean(0)).abs() < slack * spread + 0.001).all()
+    assert ((ours.variance.sqrt() / spread - 1).abs() < slack).all()
+
+
+def test_moments_train_a_recurrent_network():
+    x = torch.randn(20, 4)
+    model = SmallRecurrent()
+    guide = AutoNormal(model, init_loc_fn=near_zero)
+    losses = bmr.fit(model, guide, x, x[:, -1], num_epochs=100, lr=2e-2, estimator="moments")
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < 0.9 * losses[0]
+    sampled, error = bmr.free_energy(model, guide, x, x[:, -1], num_samples=300)
+    assert abs(losses[-1] - sampled) < 0.05 * sampled + 4 * error
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

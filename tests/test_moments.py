@@ -90,6 +90,8 @@ LINEAR = {
     "sub": (lambda x, y: 2 - (x - y) - plain(2), [(3, 2), (2,)]),
     "same object": (lambda x: torch.stack([x + x, x - x, x * x, x.add(x, alpha=3)]), [(3,)]),
     "mul": (lambda x, y: 2 * (x * y) * plain(2) * -3.0, [(3, 2), (2,)]),
+    "lerp": (lambda x, y, w: torch.lerp(x, y.lerp(plain(2), 0.3), w), [(3, 2), (2,), (3, 2)]),
+    "lerp, plain": (lambda w: torch.lerp(plain(3, 2), plain(2), w), [(3, 2)]),
     "div": (lambda x: -(x / plain(2)).div(2), [(3, 2)]),
     "square": (lambda x: torch.stack([x**2, x.square(), torch.pow(x, 2)]), [(4,)]),
     "where": (lambda x: torch.where(plain(3) > 0, x, 2.0), [(2, 3)]),

@@ -77,7 +77,8 @@ class Recurrent(PyroModule):
             reset_h, update_h = F.linear(h, gates).chunk(2, 1)
             reset, update = (reset + reset_h).sigmoid(), (update + update_h).sigmoid()
             new = (new + F.linear(reset * h, candidate)).tanh()
-            h = update * h + (1 - update) * new
+            # u h + (1 - u) c as one function, whose moments know that both terms share u.
+            h = torch.lerp(new, h, update)
         mean = F.linear(h, self.dense_weight, self.dense_bias).squeeze(-1)
         scale = self.precision.rsqrt()
         with pyro.plate("data", len(x)):
