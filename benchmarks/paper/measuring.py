@@ -73,11 +73,11 @@ class Meter:
         """
         self._reduction = reduction
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
             if not self._is_planned:
                 self._full_elbo.loss(self._model, self._guide, *self._few)
                 self._is_planned = True
             complexity = self._prior_elbo.loss(self._prior, self._guide, *self._few)
+            torch.manual_seed(0)
             losses = [
                 self._full_elbo.loss(self._model, self._guide, *self._data) for _ in range(draws)
             ]
