@@ -1,8 +1,7 @@
-"""Draw the figures and fill in the tables of ``docs/results.md``, from ``results.csv``."""
+"""Draw the figures and fill in the tables of the README and the docs, from ``results.csv``."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +12,17 @@ import tables
 from figures import FIGURES
 
 HERE = Path(__file__).parent
-DOCS = HERE.parents[1] / "docs"
+ROOT = HERE.parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
 TABLES: Mapping[str, Callable[[pd.DataFrame, pd.Series], str]] = {
+    "at a glance": lambda results, _: tables.glance_table(results),
+    "time": lambda results, _: tables.computing_time(results),
     "boston": tables.boston_table,
     "methods on boston": lambda results, _: tables.methods_on_curve_table(results),
     "regression": lambda results, _: tables.summary_table(results, tables.REGRESSION),
     "signals": lambda results, _: tables.summary_table(results, tables.SIGNALS),
+    "sine": tables.sine_table,
     "loops by method": lambda results, _: tables.loops_by_method_table(results),
     "rounds": lambda results, _: tables.rounds_table(results),
     "stopping": lambda results, _: tables.stopping_table(results),
@@ -43,20 +46,15 @@ def filled(page: str, results: pd.DataFrame, published: pd.Series) -> str:
 
 
 def main() -> None:
-    """Write the page and its pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--page", type=Path, default=DOCS / "results.md")
-    options = parser.parse_args()
-    results = tables.read_results(options.results)
+    """Write the pages and the pictures."""
+    results = tables.read_results(HERE / "results.csv")
     published = tables.read_published(HERE / "published.csv")
-    images = options.page.parent / "images"
-    images.mkdir(exist_ok=True)
     for name, draw in FIGURES.items():
         figure = draw(results, published)
-        figure.savefig(images / f"results-{name}.png", dpi=110)
+        figure.savefig(ROOT / "docs" / "images" / f"results-{name}.png", dpi=110)
         plt.close(figure)
-    options.page.write_text(filled(options.page.read_text(), results, published))
+    for page in PAGES:
+        page.write_text(filled(page.read_text(), results, published))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -95,17 +95,75 @@ def summary_table(results: pd.DataFrame, datasets: Iterable[str]) -> str:
             mine = table[(table.dataset == dataset) & (table.estimator == estimator)]
             if len(mine) == 0:
                 continue
-            best = mine.after.mean() < min(mine["first"].mean(), mine.before.mean())
+            best = "**" * bool(mine.after.mean() < min(mine["first"].mean(), mine.before.mean()))
             rows.append(
                 [
                     *(dataset, f"`{estimator}`", len(mine), mean_error(mine.before)),
                     *(mean_error(mine.first_pruned, " %"), mean_error(mine["first"])),
                     *(mean_error(mine.rounds), mean_error(mine.pruned, " %")),
-                    *(f"{'**' * best}{mean_error(mine.after)}{'**' * best}",),
+                    f"{best}{mean_error(mine.after)}{best}",
                 ]
             )
     header = ["data", "estimator", "seeds", "F unpruned", "pruned once", "F", "rounds"]
     return markdown([*header, "pruned in the end", "F"], rows)
+
+
+def glance_table(results: pd.DataFrame) -> str:
+    """Tell in a line a data set what pruning until it stops does, with ``local``.
+
+    Returns
+    -------
+    str
+        In markdown; means over seeds and over splits.
+    """
+    whole, split = (loops(results, name) for name in ("iterative", "splits"))
+    rows = []
+    for dataset in REGRESSION:
+        mine, tested = whole.loc[(dataset, "local")], split.loc[(dataset, "local")]
+        digits = 5 if dataset == "naval" else 2
+        rows.append(
+            [
+                *(dataset, f"{mine.before.mean():.0f}", f"{mine['first'].mean():.0f}"),
+                *(f"{mine.after.mean():.0f}", f"{mine.pruned.mean():.1f} %"),
+                f"{tested.rmse_before.mean():.{digits}f} → {tested.rmse_after.mean():.{digits}f}",
+                f"{tested.ll_before.mean():.2f} → {tested.ll_after.mean():.2f}",
+            ]
+        )
+    header = ["data", "F unpruned", "pruned once", "until it stops", "pruned"]
+    return markdown([*header, "test RMSE", "test log likelihood"], rows)
+
+
+def sine_table(results: pd.DataFrame, published: pd.Series) -> str:
+    """Put the loops of the sine next to the paper's runs.
+
+    Returns
+    -------
+    str
+        In markdown.
+    """
+    table = loops(results).loc["sine"]
+    ours = {
+        "first pruned %": table.first_pruned,
+        "final pruned %": table.pruned,
+        "final F": table.after,
+    }
+    return _beside(ours, "sine", published)
+
+
+def computing_time(results: pd.DataFrame) -> str:
+    """Tell how long the file took.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    hours = results.seconds.sum() / 3600
+    networks = len(results.groupby(NETWORK))
+    return (
+        f"The file has {networks} networks and what became of them. They took {hours:.1f} hours of "
+        f"one core, so {hours / 2:.1f} on two."
+    )
 
 
 def boston_table(results: pd.DataFrame, published: pd.Series) -> str:
@@ -116,17 +174,21 @@ def boston_table(results: pd.DataFrame, published: pd.Series) -> str:
     str
         In markdown: F, ours and the paper's.
     """
-    rows = []
     table = loops(results).loc["boston"]
     ours = {"unpruned F": table.before, "final F": table.after, "final pruned %": table.pruned}
     for percent in (50, 90):
         for method in ("bmr", "snr", "spr"):
             ours[f"{method} {percent} %"] = curve_at(results, percent, method).loc["boston"]
+    return _beside(ours, "boston", published)
+
+
+def _beside(ours: Mapping[str, pd.Series], dataset: str, published: pd.Series) -> str:
+    rows = []
     for quantity, values in ours.items():
         cells = [quantity.replace("bmr", "BMR").replace("snr", "SNR").replace("spr", "SPR")]
+        digits = 1 if quantity.endswith("pruned %") else 0
         for estimator in ESTIMATORS:
-            paper = published.get(("boston", estimator, quantity))
-            digits = 1 if "%" in quantity and "F" not in quantity and "final" in quantity else 0
+            paper = published.get((dataset, estimator, quantity))
             cells.append(mean_error(values.loc[estimator], digits=digits))
             cells.append("" if paper is None else f"{paper:.{digits}f}")
         rows.append(cells)
