@@ -255,7 +255,13 @@ def _sum_out(x: Any, term: str, others: str) -> tuple[Any, str]:
 
 @register(F.linear)
 def _linear(x: Any, weight: Any, bias: Any = None) -> GaussianTensor:
-    product = _bilinear(F.linear, x, weight)
+    if isinstance(x, GaussianTensor) and isinstance(weight, GaussianTensor) and x is not weight:
+        # Both sums of the variance as one: matrices of small networks cost by their number.
+        moments = torch.cat([x.loc.square() + x.variance, x.variance], -1)
+        factors = torch.cat([weight.variance, weight.loc.square()], -1)
+        product = _wrap(F.linear(x.loc, weight.loc), F.linear(moments, factors))
+    else:
+        product = _bilinear(F.linear, x, weight)
     return product if bias is None else product + bias
 
 

@@ -22,8 +22,7 @@ from problems import REGRESSION, SIGNALS
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 METHODS = (*BASELINES, "scratch")
-SIGNAL_SEEDS = 3
-LOOP_SEEDS = 1
+SIGNAL_SEEDS = LOOP_SEEDS = 3
 KEY = ["dataset", "estimator", "seed", "split"]
 EMPTY = pd.DataFrame(columns=COLUMNS)
 

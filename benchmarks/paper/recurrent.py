@@ -41,7 +41,7 @@ class Recurrent(PyroModule):
         super().__init__()
         self.hidden = hidden
         shapes = {
-            "input_weight": (3 * hidden, 1),
+            "input_weight": (3 * hidden,),
             "recurrent_weight": (3 * hidden, hidden),
             "bias": (3 * hidden,),
             "dense_weight": (1, hidden),
@@ -73,7 +73,7 @@ class Recurrent(PyroModule):
         gates, candidate = self.recurrent_weight.split([2 * self.hidden, self.hidden])
         h = x.new_zeros(len(x), self.hidden)
         for value in x.unbind(1):
-            reset, update, new = F.linear(value[:, None], input_weight, bias).chunk(3, 1)
+            reset, update, new = (value[:, None] * input_weight + bias).chunk(3, 1)
             reset_h, update_h = F.linear(h, gates).chunk(2, 1)
             reset, update = (reset + reset_h).sigmoid(), (update + update_h).sigmoid()
             new = (new + F.linear(reset * h, candidate)).tanh()
