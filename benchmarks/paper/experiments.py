@@ -116,6 +116,8 @@ def _points(cell: Cell, problem: Problem) -> Iterator[Point]:
         hidden = _size_of(problem, full, rounds[-1].pruned)
         small = network.point(experiment, "scratch", 0, network.train(hidden))
         yield replace(small, pruned=1 - problem.num_parameters(hidden) / _total(full))
+    if len(cell.loops) > 1:
+        yield from network.train_on(experiment, full, len(rounds))
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,12 @@ class _Network:
             realised = masked.free_energy - before.free_energy
             yield replace(point, predicted_delta_f=reduction.delta_f, realised_delta_f=realised)
             last, before = reduction, point.measured
+
+    def train_on(self, experiment: str, full: bmr.Reduction, rounds: int) -> Iterator[Point]:
+        """Train an unpruned network for as long as one is trained that is pruned in rounds."""
+        for index in range(1, rounds + 1):
+            self._fit(full.model, full.guide, self.problem.settings.refit_epochs)
+            yield self.point(experiment, "unpruned", index, full)
 
     def point(self, experiment: str, method: str, index: int, network: bmr.Reduction) -> Point:
         """Measure a network."""
