@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,16 @@ from experiments import BASELINES, COLUMNS, Cell, run
 from problems import REGRESSION, SIGNALS
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-METHODS = (*BASELINES, "scratch")
+METHODS = (*BASELINES, "scratch", "longer")
 SIGNAL_SEEDS = LOOP_SEEDS = 3
 KEY = ["dataset", "estimator", "seed", "split"]
-EMPTY = pd.DataFrame(columns=COLUMNS)
 
 
 def main() -> None:
     """Compute all cells that are not in the file yet."""
     options = _options()
     table = _read(options.output)
-    cells = [cell for cell in _cells(options) if not _is_done(cell, table)]
+    cells = list(_remaining(_cells(options), table))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -103,24 +103,35 @@ def _cells(options: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(dataset, estimator, 0, split, curves=(), loops=("bmr",))
 
 
-def _is_done(cell: Cell, table: pd.DataFrame) -> bool:
-    """Tell whether a table has all rows of a cell; a loop that prunes nothing has none."""
-    found = set(
-        table[_of(cell, table)][["experiment", "method"]].itertuples(index=False, name=None)
-    )
-    loop = "iterative" if cell.split is None else "splits"
-    wanted = {("one-shot", method) for method in cell.curves}
-    wanted |= {(loop, "unpruned")} if cell.loops else set()
-    if (loop, "bmr") in found:
-        wanted |= {(loop, method) for method in cell.loops}
-    return wanted <= found
+def _remaining(cells: Iterable[Cell], table: pd.DataFrame) -> Iterator[Cell]:
+    """Leave out what a table has.
+
+    Yields
+    ------
+    Cell
+        With the methods that are not there yet.
+    """
+    for cell in cells:
+        mine = table[_of(cell, table)]
+        found = set(zip(mine.experiment, mine.method, strict=True))
+        loop = "iterative" if cell.split is None else "splits"
+        curves = tuple(name for name in cell.curves if ("one-shot", name) not in found)
+        loops = tuple(name for name in cell.loops if (loop, name) not in found)
+        if (loop, "unpruned") in found and "bmr" in loops:
+            # Nothing was to be pruned, so that there was no fraction for other methods either.
+            loops = ()
+        if curves or loops:
+            # Other methods go by the fractions of this one.
+            loops = ("bmr", *(name for name in loops if name != "bmr")) if loops else ()
+            yield replace(cell, curves=curves, loops=loops)
 
 
 def _add(path: Path, cell: Cell, rows: list[dict[str, Any]]) -> None:
     """Put the rows of a cell into the file, in place of those that it has."""
-    table = _read(path)
-    new = pd.DataFrame(rows, columns=table.columns)
-    table = pd.concat([table[~_of(cell, table)], new] if len(table) else [new])
+    table, new = _read(path), pd.DataFrame(rows, columns=COLUMNS)
+    which = ["experiment", "method"]
+    stale = _of(cell, table) & table.set_index(which).index.isin(new.set_index(which).index)
+    table = pd.concat([table[~stale], new] if len(table) else [new])
     table = table.sort_values([*KEY, "experiment"], kind="stable")
     partial = path.with_suffix(".partial")
     table.to_csv(partial, index=False, float_format="%.7g")
@@ -128,7 +139,9 @@ def _add(path: Path, cell: Cell, rows: list[dict[str, Any]]) -> None:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype={"split": "Int64"}) if path.exists() else EMPTY
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(path, dtype={"split": "Int64"})
 
 
 def _of(cell: Cell, table: pd.DataFrame) -> pd.Series:

@@ -85,7 +85,6 @@ def run(cell: Cell, directory: Path | None, epochs: float = 1.0) -> list[dict[st
         The rows of the table.
     """
     torch.set_num_threads(1)
-    pyro.set_rng_seed(cell.seed)
     problem = load_problem(cell.dataset, cell.split, directory, epochs)
     rows = []
     start = time.perf_counter()
@@ -98,7 +97,7 @@ def run(cell: Cell, directory: Path | None, epochs: float = 1.0) -> list[dict[st
 
 
 def _points(cell: Cell, problem: Problem) -> Iterator[Point]:
-    network = _Network(problem, cell.estimator, Meter(problem))
+    network = _Network(problem, cell.estimator, cell.seed, Meter(problem))
     full = network.train(problem.hidden)
     if cell.curves:
         yield from network.curves(full, cell.curves)
@@ -116,22 +115,27 @@ def _points(cell: Cell, problem: Problem) -> Iterator[Point]:
         hidden = _size_of(problem, full, rounds[-1].pruned)
         small = network.point(experiment, "scratch", 0, network.train(hidden))
         yield replace(small, pruned=1 - problem.num_parameters(hidden) / _total(full))
-    if len(cell.loops) > 1:
+    if "longer" in cell.loops:
         yield from network.train_on(experiment, full, len(rounds))
 
 
 @dataclass(frozen=True)
 class _Network:
-    """How networks of a cell are trained, pruned and measured."""
+    """How networks of a cell are trained, pruned and measured.
+
+    Every training and every loop starts with the same random numbers, whatever went before.
+    """
 
     problem: Problem
     estimator: str
+    seed: int
     meter: Meter
 
     def train(self, hidden: int) -> bmr.Reduction:
         """Train a network from the start, and return the reduction of it that prunes nothing."""
         # Pyro names the parameters of every such guide alike.
         pyro.clear_param_store()
+        pyro.set_rng_seed(self.seed)
         model = self.problem.make_model(hidden)
         guide = make_guide(model)
         self._fit(model, guide, self.problem.settings.num_epochs)
@@ -159,6 +163,7 @@ class _Network:
         unpruned: Point,
     ) -> Iterator[Point]:
         """Reduce and train by one selection after the other, until one prunes nothing more."""
+        pyro.set_rng_seed(self.seed)
         last, before = full, unpruned.measured
         for index, select in enumerate(selections, 1):
             reduction = bmr.reduce(last.guide, select=select)
@@ -173,9 +178,10 @@ class _Network:
 
     def train_on(self, experiment: str, full: bmr.Reduction, rounds: int) -> Iterator[Point]:
         """Train an unpruned network for as long as one is trained that is pruned in rounds."""
+        pyro.set_rng_seed(self.seed)
         for index in range(1, rounds + 1):
             self._fit(full.model, full.guide, self.problem.settings.refit_epochs)
-            yield self.point(experiment, "unpruned", index, full)
+            yield self.point(experiment, "longer", index, full)
 
     def point(self, experiment: str, method: str, index: int, network: bmr.Reduction) -> Point:
         """Measure a network."""

@@ -102,7 +102,6 @@ def iterations(results: pd.DataFrame, _published: pd.Series) -> Figure:
 
     def draw(ax: Axes, dataset: str, estimator: str) -> None:
         mine = ours[(ours.dataset == dataset) & (ours.estimator == estimator)]
-        mine = mine[(mine.method == "bmr") | (mine["round"] == 0)]
         for seed, rounds in mine.groupby("seed"):
             rounds = rounds.sort_values("round")
             once = table.loc[(dataset, estimator, seed, -1)]

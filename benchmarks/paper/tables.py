@@ -48,7 +48,7 @@ def loops(results: pd.DataFrame, experiment: str = "iterative") -> pd.DataFrame:
         rounds and its pruned percentages.
     """
     rows = results[results.experiment == experiment]
-    start = rows[(rows.method == "unpruned") & (rows["round"] == 0)].set_index(NETWORK)
+    start = rows[rows.method == "unpruned"].set_index(NETWORK)
     ours = rows[rows.method == "bmr"].sort_values("round").groupby(NETWORK)
     first, last = ours.first(), ours.last()
     return pd.DataFrame(
@@ -225,13 +225,12 @@ def loops_by_method_table(results: pd.DataFrame) -> str:
     """
     rows = results[(results.experiment == "iterative") & (results.estimator == "local")]
     ends = rows.sort_values("round").groupby([*NETWORK, "method"]).last().free_energy.unstack()
-    ends["start"] = loops(results).before
-    ends = ends[ends.scratch.notna()] if "scratch" in ends else ends[:0]
+    ends = ends.dropna()
     cells = []
     for dataset in REGRESSION:
         if dataset in ends.index:
             mine = ends.loc[dataset]
-            ways = ("start", "unpruned", *METHODS, "scratch")
+            ways = ("unpruned", "longer", *METHODS, "scratch")
             cells.append([dataset, len(mine), *(mean_error(mine[way].dropna()) for way in ways)])
     header = ["unpruned", "trained on", *(NAMES[m] for m in METHODS), "small dense"]
     return markdown(["data", "seeds", *header], cells)
