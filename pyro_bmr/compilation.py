@@ -220,7 +220,8 @@ def compile_step(
     >>> double(torch.ones(2))[0]
     tensor([2., 2.])
     """
-    with torch.no_grad():
+    # Compiling runs the function once, or not at all if it is known.
+    with torch.no_grad(), torch.random.fork_rng():
         graph = _trace(step, example)
         # Left over from tracing twice, and at odds with what the compiler notes there.
         for node in graph.graph.nodes:
@@ -282,7 +283,7 @@ def _lift(module: fx.GraphModule, parameters: Sequence[Tensor]) -> Gradient:
         if id(value) not in inputs:
             with graph.inserting_before(batch_start):
                 inputs[id(value)] = graph.placeholder(f"constant_{len(constants)}")
-            constants.append(value)
+            constants.append(value.detach())
         node.replace_all_uses_with(inputs[id(value)])
         graph.erase_node(node)
     _check_nothing_is_written(graph)
@@ -294,6 +295,7 @@ def _lift(module: fx.GraphModule, parameters: Sequence[Tensor]) -> Gradient:
         draw.replace_all_uses_with(stand_ins[-1])
         graph.erase_node(draw)
     graph.eliminate_dead_code()
+    _drop_unused_draws(graph)
     places: list[slice | None] = []
     size = 0
     for draw, stand_in in zip(draws, stand_ins, strict=True):
@@ -320,6 +322,19 @@ def _is_standard_normal(func: Any, args: Any, kwargs: Any) -> bool:
         given = args[1:3]
         return (*given, *(0.0, 1.0)[len(given) :]) == (0, 1)
     return func in {aten.randn.default, aten.randn_like.default}
+
+
+def _drop_unused_draws(graph: fx.Graph) -> None:
+    """Drop random numbers that nothing uses, unless others would then come out otherwise."""
+    draws = [
+        node
+        for node in graph.nodes
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    ]
+    if not any(node.users for node in draws):
+        for node in draws:
+            graph.erase_node(node)
+        graph.eliminate_dead_code()
 
 
 def _check_nothing_is_written(graph: fx.Graph) -> None:

@@ -6,11 +6,12 @@ They differ in how they take the expectation of the log likelihood over the weig
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine import Trace
 from torch import Tensor
 from typing_extensions import override
@@ -69,8 +70,9 @@ class LocalELBO(Estimator):
     that share weights are drawn by themselves, which changes the expectation a little.
 
     A site that is used more than once, as in a recurrent network, is drawn itself, once for each
-    row, and that draw is the same at all of its uses. It takes memory of rows times elements. A
-    site that is used otherwise is drawn as a whole, and a warning says so.
+    row, and that draw is the same at all of its uses, unless rows meet between them, as in
+    attention over a batch, or rows times elements are more than 2²⁸. A site that is used otherwise
+    is drawn as a whole, and a warning says so.
 
     Parameters
     ----------
@@ -100,16 +102,25 @@ class LocalELBO(Estimator):
         return local_weights(posteriors, repeated=plan.repeated)
 
     def _refine(self, plan: Plan, run: Run, posteriors: Mapping[str, SitePosterior]) -> Plan:
+        sites = {name: posteriors[name] for name in plan.analytic}
+
         def find_uses(repeated: frozenset[str]) -> dict[str, list[str]]:
-            sites = {name: posteriors[name] for name in plan.analytic}
             weights = local_weights(sites, plan.rows, repeated)
             run(weights)
             return {name: weight.uses for name, weight in weights.items()}
 
         uses = find_uses(frozenset())
-        repeated = frozenset(name for name, use in uses.items() if len(use) > 1)
-        uses = find_uses(repeated) if repeated else uses
-        local = frozenset(n for n, use in uses.items() if use and self._local_uses.issuperset(use))
+        several = frozenset(name for name, use in uses.items() if len(use) > 1)
+        repeated = frozenset(
+            name
+            for name in several
+            if max(plan.rows, default=1) * sites[name].draw.numel() <= _MOST_ROW_DRAWS
+        )
+        if repeated and _rows_meet(run, sites, plan.rows, repeated):
+            repeated = frozenset()
+        uses |= find_uses(repeated) if repeated else {}
+        fits = frozenset(n for n, use in uses.items() if use and self._local_uses.issuperset(use))
+        local = fits - (several - repeated)
         self._report({name: use for name, use in uses.items() if use and name not in local})
         return replace(plan, analytic=local, repeated=local & repeated)
 
@@ -117,10 +128,40 @@ class LocalELBO(Estimator):
         for name, uses in whole.items():
             warnings.warn(
                 f"the site {name!r} is drawn as a whole: local reparameterisation takes a weight "
-                "that is used in linear functions of one row an observation; this one is used in "
-                f"{uses}",
+                "that is used in linear functions of one row an observation, or, if more than "
+                "once, in such as keep rows apart and for no more than 2²⁸ rows times elements; "
+                f"this one is used in {uses}",
                 stacklevel=6,
             )
+
+
+# Numbers of rows times elements, a gigabyte of them.
+_MOST_ROW_DRAWS = 1 << 28
+
+
+def _rows_meet(
+    run: Run,
+    sites: Mapping[str, SitePosterior],
+    rows: Collection[int],
+    repeated: Collection[str],
+) -> bool:
+    """Tell whether the weights that one row draws reach what is observed of another."""
+    densities = []
+    for shift in (0.0, 1.0):
+        torch.manual_seed(0)
+        weights = local_weights(sites, rows, repeated)
+        for weight in weights.values():
+            weight.shift_first_row(shift)
+        nodes = run(weights).nodes.values()
+        observed = [n for n in nodes if n["type"] == "sample" and n["is_observed"]]
+        densities.append([node["fn"].log_prob(node["value"]) for node in observed])
+    for before, after in zip(*densities, strict=True):
+        changed = ~torch.isclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)
+        dims = [dim for dim, size in enumerate(changed.shape) if size in rows]
+        others = changed.narrow(dims[0], 1, changed.shape[dims[0]] - 1) if dims else changed
+        if others.any():
+            return True
+    return False
 
 
 class UnbiasedELBO(LocalELBO):

@@ -98,6 +98,25 @@ class LocalWeight(Tensor):
                 weight.uses.append(use)
             return func(*args, **kwargs) if drawn is None else drawn
 
+    def shift_first_row(self, shift: float) -> None:
+        """Move the weights of the first row, to see where they end up.
+
+        Parameters
+        ----------
+        shift : float
+            Is added to each of them, if rows draw their own.
+        """
+        draw_rows = self.draw_rows
+        if draw_rows is not None:
+
+            @cache
+            def shifted(rows: int) -> Tensor:
+                draws = draw_rows(rows)
+                first = torch.arange(rows, device=draws.device) == 0
+                return draws + shift * first.reshape(-1, *[1] * (draws.dim() - 1))
+
+            self.draw_rows = shifted
+
 
 def local_weights(
     posteriors: Mapping[str, SitePosterior],

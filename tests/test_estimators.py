@@ -627,3 +627,23 @@ def test_planning_leaves_no_trace():
     elbo = bmr.MomentsELBO()
     elbo._plan_for(model, guide, (x, y), {})
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_used_twice_are_drawn_whole_where_rows_meet():
+    """A tied weight on both sides of a mean over the batch: rows would not be independent."""
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 2]).to_event(2))
+        h = (x @ w).mean(0, keepdim=True).expand(len(x), 2)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((h @ w).sum(-1), 1.0), obs=y)
+
+    x, y = torch.ones(6, 2), torch.zeros(6)
+    guide = AutoNormal(model, init_scale=0.5)
+    with pytest.warns(UserWarning, match="keep rows apart"):
+        bmr.LocalELBO().loss(model, guide, x, y)
+    mean, error = bmr.free_energy(model, guide, x, y, num_samples=2000)
+    same, same_error = bmr.free_energy(
+        model, guide, x, y, num_samples=2000, estimator=bmr.GlobalELBO()
+    )
+    assert abs(mean - same) < 4 * math.hypot(error, same_error)

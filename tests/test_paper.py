@@ -58,8 +58,8 @@ def test_a_slice_runs_and_goes_on(data):
     assert table[["rmse", "test_log_likelihood", "free_energy", "seconds"]].notna().all(axis=None)
     assert ((table.complexity - table.accuracy - table.free_energy).abs() < 1e-3).all()
     after, output = run(data, *options, "--experiments", "one-shot", "splits")
-    assert "yacht moments 0\n" in output
-    assert "yacht moments 0 3" not in output
+    assert "yacht moments seed 0 \n" in output
+    assert "split 3" not in output
     pd.testing.assert_frame_equal(
         after[after.experiment == "splits"].reset_index(drop=True), table, check_dtype=False
     )

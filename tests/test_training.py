@@ -404,3 +404,22 @@ def test_the_same_program_is_compiled_once(compiled, monkeypatch):
         bmr.fit(result.model, result.guide, X, Y, **options)
         assert torch.equal(result.guide.median()["w"] != 0, kept)
     assert len(count) == 2
+
+
+def test_a_seed_fixes_the_result_whether_or_not_the_program_is_known(compiled, monkeypatch):
+    """Compiling runs the program, which must not take random numbers from it."""
+
+    def noisy(x, y):
+        precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, precision.rsqrt()), obs=y)
+
+    def losses():
+        pyro.clear_param_store()
+        guide = bmr.mean_field(noisy, gamma=["precision"])
+        return bmr.fit(noisy, guide, X, Y, num_epochs=20, seed=0, progress=False)
+
+    monkeypatch.setattr(compilation, "_COMPILED", {})
+    assert losses() == losses()
+    assert len(compilation._COMPILED) == 1

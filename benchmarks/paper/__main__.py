@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import product
@@ -23,15 +24,17 @@ from problems import REGRESSION, SIGNALS
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 METHODS = (*BASELINES, "scratch", "longer")
+EXPERIMENTS = ("one-shot", "iterative", "splits")
+ESTIMATORS = ("global", "local", "moments")
+RESULTS = Path(__file__).with_name("results.csv")
 SIGNAL_SEEDS = LOOP_SEEDS = 3
 KEY = ["dataset", "estimator", "seed", "split"]
 
 
 def main() -> None:
-    """Compute all cells that are not in the file yet."""
+    """Compute what is not in the file yet."""
     options = _options()
-    table = _read(options.output)
-    cells = list(_remaining(_cells(options), table))
+    cells = list(_remaining(_cells(options), _read(options.output)))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,37 +42,58 @@ def main() -> None:
         TimeRemainingColumn(),
     )
     context = multiprocessing.get_context("spawn")
+    failed = []
     with (
         Progress(*columns) as progress,
         ProcessPoolExecutor(options.jobs, mp_context=context) as pool,
     ):
         task = progress.add_task("networks", total=len(cells))
         futures = {pool.submit(run, cell, options.data_dir, options.epochs): cell for cell in cells}
-        for future in as_completed(futures):
-            cell = futures[future]
-            _add(options.output, cell, future.result())
-            name = " ".join(
-                str(getattr(cell, key)) for key in KEY if getattr(cell, key) is not None
-            )
-            progress.update(task, advance=1, description=name)
-            if not progress.console.is_terminal:
-                print(f"{progress.tasks[task].completed:.0f}/{len(cells)} {name}", flush=True)
+        try:
+            for future in as_completed(futures):
+                cell = futures[future]
+                if future.exception():
+                    failed.append(f"{_name(cell)}: {future.exception()}")
+                else:
+                    _add(options.output, cell, future.result())
+                progress.update(task, advance=1, description=_name(cell))
+                if not progress.console.is_terminal:
+                    done = f"{progress.tasks[task].completed:.0f}/{len(cells)}"
+                    print(done, _name(cell), "failed" * bool(future.exception()), flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failed:
+        sys.exit("These failed, and are tried again next time:\n" + "\n".join(failed))
+
+
+def _name(cell: Cell) -> str:
+    split = "" if cell.split is None else f" split {cell.split}"
+    return f"{cell.dataset} {cell.estimator} seed {cell.seed}{split}"
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
+
+    def choose(name: str, choices: Sequence[Any], default: Sequence[Any], text: str = "") -> None:
+        kind = type(choices[0])
+        add(name, nargs="+", type=kind, choices=choices, default=default, metavar="X", help=text)
+
     add("--data-dir", type=Path, help="with uci/NAME.csv and uci/NAME.splits.json")
-    add("--output", type=Path, default=Path(__file__).with_name("results.csv"))
-    add("--experiments", nargs="+", default=["one-shot", "iterative", "splits"])
-    add("--datasets", nargs="+", default=[*REGRESSION, *SIGNALS])
-    add("--estimators", nargs="+", default=["global", "local", "moments"])
-    add("--methods", nargs="+", default=METHODS, help="next to bmr, which is always there")
-    add("--seeds", type=int, nargs="+", default=range(5), help="for signals those below 3")
-    add("--splits", type=int, nargs="+", default=range(5), help="of 0 to 19")
-    add("--epochs", type=float, default=1.0, help="part of the epochs, for a try")
+    add("--output", type=Path, default=RESULTS)
+    choose("--experiments", EXPERIMENTS, EXPERIMENTS, f"of {EXPERIMENTS}")
+    choose("--datasets", (*REGRESSION, *SIGNALS), (*REGRESSION, *SIGNALS))
+    choose("--estimators", ESTIMATORS, ESTIMATORS, f"of {ESTIMATORS}")
+    choose("--methods", METHODS, METHODS, f"of {METHODS}, next to bmr, which is always there")
+    choose("--seeds", range(100), range(5), "for signals those below 3")
+    choose("--splits", range(20), range(5), "of 0 to 19")
+    add("--epochs", type=float, default=1.0, help="part of the epochs, for a try; needs --output")
     add("--jobs", type=int, default=os.cpu_count())
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.epochs != 1 and options.output == RESULTS:
+        parser.error("--epochs is for a try. Expected --output, another file than that of the docs")
+    return options
 
 
 def _cells(options: argparse.Namespace) -> Iterator[Cell]:
@@ -89,13 +113,12 @@ def _cells(options: argparse.Namespace) -> Iterator[Cell]:
         if dataset in SIGNALS and seed >= SIGNAL_SEEDS:
             continue
         compared = baselines if dataset == "boston" or seed == 0 else []
-        looped = estimator == "local" and dataset in REGRESSION and seed < LOOP_SEEDS
+        is_compared = estimator == "local" and dataset in REGRESSION and seed < LOOP_SEEDS
+        loops = ("bmr", *options.methods) if is_compared else ("bmr",)
         yield Cell(
             *(dataset, estimator, seed, None),
             curves=("bmr", *compared) if "one-shot" in options.experiments else (),
-            loops=("bmr", *looped * tuple(options.methods))
-            if "iterative" in options.experiments
-            else (),
+            loops=loops if "iterative" in options.experiments else (),
         )
     if "splits" in options.experiments:
         regression = [name for name in options.datasets if name in REGRESSION]
@@ -127,10 +150,19 @@ def _remaining(cells: Iterable[Cell], table: pd.DataFrame) -> Iterator[Cell]:
 
 
 def _add(path: Path, cell: Cell, rows: list[dict[str, Any]]) -> None:
-    """Put the rows of a cell into the file, in place of those that it has."""
+    """Put the rows of a cell into the file, in place of those that it has.
+
+    If the network itself came out otherwise, none of its old rows stays.
+    """
     table, new = _read(path), pd.DataFrame(rows, columns=COLUMNS)
     which = ["experiment", "method"]
-    stale = _of(cell, table) & table.set_index(which).index.isin(new.set_index(which).index)
+    mine = _of(cell, table)
+    stale = mine & table.set_index(which).index.isin(new.set_index(which).index)
+    before, after = (
+        t[t.method == "unpruned"].set_index("experiment").free_energy for t in (table[mine], new)
+    )
+    changed = (before - after).abs() > 1e-5 * after.abs()
+    stale = mine if changed.any() else stale
     table = pd.concat([table[~stale], new] if len(table) else [new])
     table = table.sort_values([*KEY, "experiment"], kind="stable")
     partial = path.with_suffix(".partial")

@@ -107,13 +107,17 @@ def _points(cell: Cell, problem: Problem) -> Iterator[Point]:
     unpruned = network.point(experiment, "unpruned", 0, full)
     yield unpruned
     loop = partial(network.loop, experiment, full=full, unpruned=unpruned)
-    rounds = list(loop("bmr", repeat(bmr.by_evidence(), MAX_ROUNDS)))
-    yield from rounds
+    rounds = []
+    for point in loop("bmr", repeat(bmr.by_evidence(), MAX_ROUNDS)):
+        rounds.append(point)
+        yield point
     for method in (name for name in cell.loops if name in BASELINES):
         yield from loop(method, [BASELINES[method](point.pruned) for point in rounds])
     if "scratch" in cell.loops and rounds:
         hidden = _size_of(problem, full, rounds[-1].pruned)
-        small = network.point(experiment, "scratch", 0, network.train(hidden))
+        dense = network.train(hidden)
+        network.fit(dense.model, dense.guide, len(rounds) * problem.settings.refit_epochs)
+        small = network.point(experiment, "scratch", 0, dense)
         yield replace(small, pruned=1 - problem.num_parameters(hidden) / _total(full))
     if "longer" in cell.loops:
         yield from network.train_on(experiment, full, len(rounds))
@@ -138,7 +142,7 @@ class _Network:
         pyro.set_rng_seed(self.seed)
         model = self.problem.make_model(hidden)
         guide = make_guide(model)
-        self._fit(model, guide, self.problem.settings.num_epochs)
+        self.fit(model, guide, self.problem.settings.num_epochs)
         return bmr.reduce(guide, select=lambda scores: scores.kept)
 
     def curves(self, full: bmr.Reduction, methods: Iterable[str]) -> Iterator[Point]:
@@ -170,7 +174,7 @@ class _Network:
             if _pruned(reduction) <= _pruned(last):
                 return
             masked = self.meter.measure(reduction, draws=DRAWS)
-            self._fit(reduction.model, reduction.guide, self.problem.settings.refit_epochs)
+            self.fit(reduction.model, reduction.guide, self.problem.settings.refit_epochs)
             point = self.point(experiment, method, index, reduction)
             realised = masked.free_energy - before.free_energy
             yield replace(point, predicted_delta_f=reduction.delta_f, realised_delta_f=realised)
@@ -180,7 +184,7 @@ class _Network:
         """Train an unpruned network for as long as one is trained that is pruned in rounds."""
         pyro.set_rng_seed(self.seed)
         for index in range(1, rounds + 1):
-            self._fit(full.model, full.guide, self.problem.settings.refit_epochs)
+            self.fit(full.model, full.guide, self.problem.settings.refit_epochs)
             yield self.point(experiment, "longer", index, full)
 
     def point(self, experiment: str, method: str, index: int, network: bmr.Reduction) -> Point:
@@ -189,7 +193,8 @@ class _Network:
         scores = predictive_scores(network.model, network.guide, self.problem)
         return Point(experiment, method, index, _pruned(network), measured, scores=scores)
 
-    def _fit(self, model: Any, guide: Any, num_epochs: int) -> None:
+    def fit(self, model: Any, guide: Any, num_epochs: int) -> None:
+        """Train as the problem wants it."""
         bmr.fit(
             *(model, guide, self.problem.x, self.problem.y),
             num_epochs=num_epochs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -50,19 +51,23 @@ def loops(results: pd.DataFrame, experiment: str = "iterative") -> pd.DataFrame:
     rows = results[results.experiment == experiment]
     start = rows[rows.method == "unpruned"].set_index(NETWORK)
     ours = rows[rows.method == "bmr"].sort_values("round").groupby(NETWORK)
-    first, last = ours.first(), ours.last()
+    first, last = (part.set_index(NETWORK) for part in (ours.head(1), ours.tail(1)))
+    # A network of which nothing was to be pruned has no rounds, and stays as it was.
+    first, last = (part.reindex(start.index) for part in (first, last))
+    scores = {
+        f"{short}_{when}": part[column].fillna(start[column])
+        for short, column in (("rmse", "rmse"), ("ll", "test_log_likelihood"))
+        for when, part in (("before", start), ("after", last))
+    }
     return pd.DataFrame(
         {
             "before": start.free_energy,
-            "first_pruned": first.pruned,
-            "first": start.free_energy + first.realised_delta_f,
-            "rounds": last["round"],
-            "pruned": last.pruned,
-            "after": last.free_energy,
-            "rmse_before": start.rmse,
-            "rmse_after": last.rmse,
-            "ll_before": start.test_log_likelihood,
-            "ll_after": last.test_log_likelihood,
+            "first_pruned": first.pruned.fillna(0.0),
+            "first": start.free_energy + first.realised_delta_f.fillna(0.0),
+            "rounds": last["round"].fillna(0),
+            "pruned": last.pruned.fillna(0.0),
+            "after": last.free_energy.fillna(start.free_energy),
+            **scores,
         }
     )
 
@@ -119,6 +124,8 @@ def glance_table(results: pd.DataFrame) -> str:
     whole, split = (loops(results, name) for name in ("iterative", "splits"))
     rows = []
     for dataset in REGRESSION:
+        if (dataset, "local") not in split.index.droplevel(["seed", "split"]):
+            continue
         mine, tested = whole.loc[(dataset, "local")], split.loc[(dataset, "local")]
         digits = 5 if dataset == "naval" else 2
         rows.append(
@@ -141,7 +148,10 @@ def sine_table(results: pd.DataFrame, published: pd.Series) -> str:
     str
         In markdown.
     """
-    table = loops(results).loc["sine"]
+    table = loops(results)
+    if "sine" not in table.index:
+        return ""
+    table = table.loc["sine"]
     ours = {
         "first pruned %": table.first_pruned,
         "final pruned %": table.pruned,
@@ -215,6 +225,70 @@ def methods_on_curve_table(results: pd.DataFrame) -> str:
     return markdown(["estimator", "pruned", *(NAMES[method] for method in METHODS)], rows)
 
 
+def curves_verdict(results: pd.DataFrame) -> str:
+    """Tell where on Boston's curves another method is lower than BMR, on average.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    compared, lower = 0, []
+    for estimator, percent in product(ESTIMATORS, (10, 30, 50, 70, 90)):
+        ours = curve_at(results, percent, "bmr").loc["boston", estimator]
+        for method in METHODS[1:]:
+            gap = curve_at(results, percent, method).loc["boston", estimator] - ours
+            compared += 1
+            if gap.mean() <= 0:
+                value = mean_error(-gap, digits=1)
+                lower.append(f"{NAMES[method]} at {percent} % with `{estimator}` by {value} nats")
+    found = f"lower everywhere but for {_listed(lower)}" if lower else "the lowest everywhere"
+    return (
+        f"Of these {compared} comparisons of means over seeds, BMR wins {compared - len(lower)}: "
+        f"it is {found}."
+    )
+
+
+def loops_verdict(results: pd.DataFrame) -> str:
+    """Tell where pruning until it stops does not end lowest, on average.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    table = loops(results).groupby(NETWORK[:2])[["before", "first", "after"]].mean()
+    best = table.after < table[["before", "first"]].min(axis=1)
+    others = [f"{dataset} with `{estimator}`" for dataset, estimator in table.index[~best]]
+    found = f"all but {_listed(others)}" if others else "all of them"
+    return f"Of the {len(table)} pairs of data and estimator, it ends lowest in {found}."
+
+
+def splits_verdict(results: pd.DataFrame) -> str:
+    """Tell on which data sets pruning makes test log likelihoods worse.
+
+    Returns
+    -------
+    str
+        Sentences, one an estimator.
+    """
+    table = loops(results, "splits")
+    gain = (table.ll_after - table.ll_before).groupby(["estimator", "dataset"])
+    worse = gain.mean() < -gain.sem()
+    sentences = []
+    for estimator in ESTIMATORS:
+        if estimator in worse.index:
+            mine = worse[estimator]
+            names = _listed(list(mine.index[mine]))
+            exceptions = f", worse on {names}" if names else ""
+            sentences.append(f"`{estimator}`: no worse on {sum(~mine)} of {len(mine)}{exceptions}.")
+    return "After pruning, within one standard error: " + " ".join(sentences)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)
+
+
 def loops_by_method_table(results: pd.DataFrame) -> str:
     """Compare loops by all methods at the same pruned fractions, and dense networks.
 
@@ -225,12 +299,12 @@ def loops_by_method_table(results: pd.DataFrame) -> str:
     """
     rows = results[(results.experiment == "iterative") & (results.estimator == "local")]
     ends = rows.sort_values("round").groupby([*NETWORK, "method"]).last().free_energy.unstack()
-    ends = ends.dropna()
+    ways = ["unpruned", "longer", *METHODS, "scratch"]
+    ends = ends.reindex(columns=ways).dropna()
     cells = []
     for dataset in REGRESSION:
         if dataset in ends.index:
             mine = ends.loc[dataset]
-            ways = ("unpruned", "longer", *METHODS, "scratch")
             cells.append([dataset, len(mine), *(mean_error(mine[way].dropna()) for way in ways)])
     header = ["unpruned", "trained on", *(NAMES[m] for m in METHODS), "small dense"]
     return markdown(["data", "seeds", *header], cells)
