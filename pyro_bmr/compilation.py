@@ -228,9 +228,13 @@ def compile_step(
             node.meta.clear()
         key = _key(graph, example)
         if key not in _COMPILED:
+            if len(_COMPILED) >= _MOST_COMPILED:
+                del _COMPILED[next(iter(_COMPILED))]
             _COMPILED[key] = graph, _compile(graph, example)
         return _COMPILED[key][1]
 
+
+_MOST_COMPILED = 100
 
 # With the graph, whose own tensors the key names by their identity.
 _COMPILED: dict[Hashable, tuple[fx.GraphModule, Callable[..., tuple[Tensor, ...]]]] = {}

@@ -18,7 +18,7 @@ the expectation as it is too.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -214,28 +214,20 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     def apply(part: Tensor) -> Any:
         return func(*_map(args, lambda a: part if a is weight else a), **kwargs)
 
-    def piece(i: int) -> Callable[[Tensor], Any]:
-        return lambda part: apply(part)[i]
-
-    if name in _SPLITS:
-        return tuple(_changed(weight, piece(i)) for i in range(len(apply(weight.loc))))
-    return _changed(weight, apply, count)
-
-
-def _changed(weight: LocalWeight, apply: Callable[[Any], Any], count: int = 1) -> LocalWeight:
-    """Apply a function of the elements to all that a weight holds, to its variance so often."""
-    variance = weight.variance
-    for _ in range(count):
-        variance = apply(variance)
+    draw, loc, variance = map(apply, (weight.as_subclass(Tensor), weight.loc, weight.variance))
+    variance = apply(variance) if count == 2 else variance
     draw_rows = weight.draw_rows
-    return LocalWeight(
-        apply(weight.as_subclass(Tensor)),
-        apply(weight.loc),
-        variance,
-        weight.uses,
-        weight.rows,
-        draw_rows and cache(lambda rows: torch.vmap(apply)(draw_rows(rows))),
+    by_row = draw_rows and cache(lambda rows: torch.vmap(apply)(draw_rows(rows)))
+    if name not in _SPLITS:
+        return LocalWeight(draw, loc, variance, weight.uses, weight.rows, by_row)
+    return tuple(
+        LocalWeight(*moments, weight.uses, weight.rows, by_row and partial(_pick, by_row, i))
+        for i, moments in enumerate(zip(draw, loc, variance, strict=True))
     )
+
+
+def _pick(by_row: Callable[[int], Any], index: int, rows: int) -> Tensor:
+    return by_row(rows)[index]
 
 
 def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> bool:
