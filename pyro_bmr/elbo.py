@@ -223,7 +223,7 @@ class Plan:
     rows : frozenset of int
         What may be the number of observations.
     repeated : frozenset of str
-        Analytic sites that are used more than once.
+        Analytic sites that a row takes more than once.
 
     Examples
     --------

@@ -69,10 +69,10 @@ class LocalELBO(Estimator):
     ``-`` the other operand must have one row an observation. In ``conv1d`` to ``conv3d`` positions
     that share weights are drawn by themselves, which changes the expectation a little.
 
-    A site that is used more than once, as in a recurrent network, is drawn itself, once for each
-    row, and that draw is the same at all of its uses, unless rows meet between them, as in
-    attention over a batch, or rows times elements are more than 2²⁸. A site that is used otherwise
-    is drawn as a whole, and a warning says so.
+    A site that a row takes more than once, as in a recurrent network or a layer that is applied to
+    each element of a sequence, is drawn itself, once for each row, and that draw is the same at all
+    of its uses; unless rows meet between them, as in attention over a batch, or rows times elements
+    are more than 2²⁸. A site that is used otherwise is drawn as a whole, and a warning says so.
 
     Parameters
     ----------
@@ -110,7 +110,8 @@ class LocalELBO(Estimator):
             return {name: weight.uses for name, weight in weights.items()}
 
         uses = find_uses(frozenset())
-        several = frozenset(name for name, use in uses.items() if len(use) > 1)
+        once = [[use] for use in self._local_uses]
+        several = frozenset(name for name, use in uses.items() if use and use not in once)
         repeated = frozenset(
             name
             for name in several
@@ -128,9 +129,9 @@ class LocalELBO(Estimator):
         for name, uses in whole.items():
             warnings.warn(
                 f"the site {name!r} is drawn as a whole: local reparameterisation takes a weight "
-                "that is used in linear functions of one row an observation, or, if more than "
-                "once, in such as keep rows apart and for no more than 2²⁸ rows times elements; "
-                f"this one is used in {uses}",
+                "that is used in linear functions of one row an observation, and, if a row takes "
+                "it more than once, in such as keep rows apart and for no more than 2²⁸ rows times "
+                f"elements; this one is used in {uses}",
                 stacklevel=6,
             )
 

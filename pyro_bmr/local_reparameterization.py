@@ -10,9 +10,9 @@ has when weights are drawn, and rows no longer share their noise, so that the ex
 likelihood of independent rows is the same and its gradients vary less. The positions of a
 convolution are drawn one by one as well, as in the paper, which neglects that they share weights.
 
-Where a row takes a weight more than once, as a recurrent network does, what it takes has to be one
-and the same weight. Then each row draws weights of its own, once for all of its uses, which leaves
-the expectation as it is too.
+Where a row takes a weight more than once, as a recurrent network does, or a layer that is applied
+to each element of a sequence, what it takes has to be one and the same weight. Then each row draws
+weights of its own, once for all of its uses, which leaves the expectation as it is too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LocalWeight(Tensor):
         Numbers of observations; what is not one row an observation is not replaced. None takes
         that for granted.
     draw_rows : callable, optional
-        For a weight that is used more than once: from the number of rows to a draw for each of
+        For a weight that a row takes more than once: from the number of rows to a draw for each of
         them, the same at every call. Linear functions take these, row by row.
 
     Examples
@@ -132,7 +132,7 @@ def local_weights(
     rows : collection of int, optional
         See `LocalWeight`.
     repeated : collection of str
-        The sites that are used more than once, of which each row has a draw of its own.
+        The sites that a row takes more than once, of which it has a draw of its own.
 
     Returns
     -------
@@ -242,6 +242,8 @@ def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> 
     """
     if weight.rows is None:
         return True
+    if weight.draw_rows:
+        return _goes_by_row(name, weight, operands, first)
     if name in _CONVOLUTIONS:
         return len(first) in weight.rows
     if name == "linear":
@@ -250,11 +252,25 @@ def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> 
     if len(others) != 1 or not isinstance(others[0], Tensor):
         return False
     if name in _PRODUCTS - {"mul", "rmul"}:
-        if weight.draw_rows and not _rows_stay_first(name, operands[0] is weight, first):
-            return False
         return others[0].dim() == 2 and bool(set(others[0].shape) & set(weight.rows))
     shape = torch.broadcast_shapes(others[0].shape, weight.shape)
     return len(shape) > 0 and shape[0] in weight.rows and shape[1:] == weight.shape
+
+
+def _goes_by_row(name: str, weight: LocalWeight, operands: Any, first: Any) -> bool:
+    """Tell whether rows come first, in the data and in the result; each may take a weight often."""
+    rows: Collection[int] = weight.rows or ()
+    if name in _LAYERS:
+        return first.dim() >= (2 if name == "linear" else weight.dim()) and len(first) in rows
+    others = [operand for operand in operands if operand is not weight]
+    if len(others) != 1 or not isinstance(others[0], Tensor) or name == "bmm":
+        return False
+    data = others[0]
+    if data.dim() == 0 or len(data) not in rows:
+        return False
+    if name in _PRODUCTS - {"mul", "rmul"}:
+        return data.dim() >= 2 and _rows_stay_first(name, operands[0] is weight, first)
+    return len(torch.broadcast_shapes(data.shape, weight.shape)) == data.dim()
 
 
 def _rows_stay_first(name: str, weight_is_first: bool, equation: Any) -> bool:

@@ -647,3 +647,22 @@ def test_weights_used_twice_are_drawn_whole_where_rows_meet():
         model, guide, x, y, num_samples=2000, estimator=bmr.GlobalELBO()
     )
     assert abs(mean - same) < 4 * math.hypot(error, same_error)
+
+
+def test_a_layer_over_a_sequence_is_drawn_once_a_row(recwarn):
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        scale = pyro.sample("scale", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        h = (nn.functional.linear(x, w) * scale).tanh().sum((1, 2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(h, 1.0), obs=y)
+
+    x, y = torch.linspace(-1, 1, 84).reshape(7, 4, 3), torch.zeros(7)
+    guide = AutoNormal(model, init_loc_fn=near_zero, init_scale=0.5)
+    local, error = bmr.free_energy(model, guide, x, y, num_samples=3000, estimator=bmr.LocalELBO())
+    whole, whole_error = bmr.free_energy(
+        model, guide, x, y, num_samples=3000, estimator=bmr.GlobalELBO()
+    )
+    assert not [w for w in recwarn.list if "drawn as a whole" in str(w.message)]
+    assert abs(local - whole) < 4 * math.hypot(error, whole_error)
+    assert error < 0.7 * whole_error

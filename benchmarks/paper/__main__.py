@@ -60,7 +60,7 @@ def main() -> None:
                 if not progress.console.is_terminal:
                     done = f"{progress.tasks[task].completed:.0f}/{len(cells)}"
                     print(done, _name(cell), "failed" * bool(future.exception()), flush=True)
-        except KeyboardInterrupt:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failed:
@@ -159,10 +159,11 @@ def _add(path: Path, cell: Cell, rows: list[dict[str, Any]]) -> None:
     mine = _of(cell, table)
     stale = mine & table.set_index(which).index.isin(new.set_index(which).index)
     before, after = (
-        t[t.method == "unpruned"].set_index("experiment").free_energy for t in (table[mine], new)
+        rows_of[rows_of.method == "unpruned"].set_index("experiment").free_energy.astype(float)
+        for rows_of in (table[mine], new)
     )
-    changed = (before - after).abs() > 1e-5 * after.abs()
-    stale = mine if changed.any() else stale
+    if ((before - after).abs() / after.abs()).max() > 1e-5:
+        stale = mine
     table = pd.concat([table[~stale], new] if len(table) else [new])
     table = table.sort_values([*KEY, "experiment"], kind="stable")
     partial = path.with_suffix(".partial")

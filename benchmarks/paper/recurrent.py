@@ -69,14 +69,14 @@ class Recurrent(PyroModule):
             Mean of the targets, of shape ``(rows,)``.
         """
         # Read before the plate, in which they would become local to each row.
-        input_weight, bias = self.input_weight, self.bias
-        gates, candidate = self.recurrent_weight.split([2 * self.hidden, self.hidden])
-        h = x.new_zeros(len(x), self.hidden)
-        for value in x.unbind(1):
-            reset, update, new = (value[:, None] * input_weight + bias).chunk(3, 1)
-            reset_h, update_h = F.linear(h, gates).chunk(2, 1)
-            reset, update = (reset + reset_h).sigmoid(), (update + update_h).sigmoid()
-            new = (new + F.linear(reset * h, candidate)).tanh()
+        input_weight, bias, hidden = self.input_weight, self.bias, self.hidden
+        gate_weight, new_weight = self.recurrent_weight.split([2 * hidden, hidden])
+        inputs = x[:, :, None] * input_weight + bias
+        h = x.new_zeros(len(x), hidden)
+        for step in inputs.unbind(1):
+            gates, new = step.split([2 * hidden, hidden], 1)
+            reset, update = (gates + F.linear(h, gate_weight)).sigmoid().chunk(2, 1)
+            new = (new + F.linear(reset * h, new_weight)).tanh()
             # u h + (1 - u) c as one function, whose moments know that both terms share u.
             h = torch.lerp(new, h, update)
         mean = F.linear(h, self.dense_weight, self.dense_bias).squeeze(-1)
