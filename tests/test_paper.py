@@ -1,9 +1,11 @@
 """The experiments of the paper: a small slice of them, and that the pages quote their results."""
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +27,15 @@ def modules():
     sys.path.insert(0, str(PAPER))
     yield {name: importlib.import_module(name) for name in ("problems", "tables", "report")}
     sys.path.remove(str(PAPER))
+
+
+@pytest.fixture
+def command(modules):
+    """What the command line is made of."""
+    spec = importlib.util.spec_from_file_location("paper", PAPER / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -51,27 +62,49 @@ def run(data, *options):
 
 def test_a_slice_runs_and_goes_on(data):
     options = "--estimators", "moments", "--splits", "3"
-    table, _ = run(data, *options, "--experiments", "splits")
-    assert set(table.columns) >= COLUMNS
-    assert set(table.method) == {"unpruned", "bmr"}
-    assert (table.split == 3).all()
-    assert table[["rmse", "test_log_likelihood", "free_energy", "seconds"]].notna().all(axis=None)
-    assert ((table.complexity - table.accuracy - table.free_energy).abs() < 1e-3).all()
-    after, output = run(data, *options, "--experiments", "one-shot", "splits")
+    curves, output = run(data, *options, "--experiments", "one-shot")
     assert "yacht moments seed 0 \n" in output
-    assert "split 3" not in output
-    pd.testing.assert_frame_equal(
-        after[after.experiment == "splits"].reset_index(drop=True), table, check_dtype=False
-    )
-    curve = after[(after.experiment == "one-shot") & (after.method == "bmr")]
+    assert set(curves.columns) >= COLUMNS
+    curve = curves[curves.method == "bmr"]
     assert len(curve) == 99
     assert curve.pruned.is_monotonic_increasing
-    start = after[(after.experiment == "one-shot") & (after.method == "unpruned")]
-    realised = curve.free_energy - start.free_energy.item()
-    assert (realised - curve.realised_delta_f).abs().max() < 0.01
-    # Pruned weights leave the prior and the posterior, and ΔF is the sum of what they cost.
+    start = curves[curves.method == "unpruned"].free_energy.item()
+    assert (curve.free_energy - start - curve.realised_delta_f).abs().max() < 0.01
+    # Pruned weights leave the prior and the posterior.
     assert curve.complexity.is_monotonic_decreasing
-    assert set(after.method) == {"unpruned", "bmr", "snr"}
+    assert set(curves.method) == {"unpruned", "bmr", "snr"}
+
+    table, output = run(data, *options, "--experiments", "one-shot", "splits")
+    assert "yacht moments seed 0 split 3" in output
+    assert "seed 0 \n" not in output
+    pd.testing.assert_frame_equal(
+        table[table.experiment == "one-shot"].reset_index(drop=True), curves, check_dtype=False
+    )
+    split = table[table.experiment == "splits"]
+    assert set(split.method) == {"unpruned", "bmr"}
+    assert split[["rmse", "test_log_likelihood", "seconds"]].notna().all(axis=None)
+    assert ((table.complexity - table.accuracy - table.free_energy).abs() < 1e-3).all()
+
+
+def test_rows_of_a_network_that_came_out_otherwise_go(command, tmp_path):
+    path = tmp_path / "results.csv"
+    cell = command.Cell("yacht", "local", 0, None, ("bmr",), ("bmr",))
+
+    def rows(free_energy, *methods):
+        return [
+            {"dataset": "yacht", "estimator": "local", "seed": 0, "split": None}
+            | {"experiment": "iterative", "method": method, "free_energy": free_energy}
+            for method in methods
+        ]
+
+    command._add(path, cell, rows(5.0, "unpruned", "bmr"))
+    command._add(path, cell, rows(5.0, "unpruned", "snr"))
+    assert set(command._read(path).method) == {"unpruned", "bmr", "snr"}
+    wanted = replace(cell, curves=(), loops=("bmr", "snr", "spr"))
+    (remaining,) = command._remaining([wanted], command._read(path))
+    assert remaining.loops == ("bmr", "spr")
+    command._add(path, cell, rows(6.0, "unpruned", "spr"))
+    assert set(command._read(path).method) == {"unpruned", "spr"}
 
 
 def test_the_problems_are_those_of_the_paper(modules, data):
