@@ -105,8 +105,17 @@ def iterations(results: pd.DataFrame, _published: pd.Series) -> Figure:
         for seed, rounds in mine.groupby("seed"):
             rounds = rounds.sort_values("round")
             once = table.loc[(dataset, estimator, seed, -1)]
-            ax.plot(rounds.pruned, rounds.free_energy, ".-", color=COLORS["bmr"], alpha=0.7, lw=1)
-            ax.plot(once.first_pruned, once["first"], "x", color=COLORS["snr"])
+            first = seed == mine.seed.min()
+            ax.plot(
+                *(rounds.pruned, rounds.free_energy, ".-"),
+                **{"color": COLORS["bmr"], "alpha": 0.7, "lw": 1},
+                label="a network, round by round" if first else None,
+            )
+            ax.plot(
+                *(once.first_pruned, once["first"], "x"),
+                color=COLORS["snr"],
+                label="pruned once, not trained again" if first else None,
+            )
         ax.set_xlabel("pruned (%)")
 
     return _grid(results, [*REGRESSION, *SIGNALS], draw)
@@ -217,7 +226,7 @@ def _grid(
 ) -> Figure:
     """Draw a panel for each data set and estimator."""
     figure, axes = plt.subplots(
-        len(datasets), 3, figsize=(11, 2.3 * len(datasets)), layout="constrained", squeeze=False
+        len(datasets), 3, figsize=(10, 2.1 * len(datasets)), layout="constrained", squeeze=False
     )
     networks = set(results.set_index(NETWORK[:2]).index)
     for row, dataset in zip(axes, datasets, strict=True):

@@ -54,7 +54,7 @@ def main() -> None:
     published = tables.read_published(HERE / "published.csv")
     for name, draw in FIGURES.items():
         figure = draw(results, published)
-        figure.savefig(ROOT / "docs" / "images" / f"results-{name}.png", dpi=110)
+        figure.savefig(ROOT / "docs" / "images" / f"results-{name}.png", dpi=90)
         plt.close(figure)
     for page in PAGES:
         page.write_text(filled(page.read_text(), results, published))

@@ -335,7 +335,7 @@ def splits_table(results: pd.DataFrame) -> str:
                 continue
             digits = 5 if dataset == "naval" else 3
             gain = mine.ll_after - mine.ll_before
-            no_worse = gain.mean() >= -gain.sem()
+            no_worse = gain.mean() >= -(gain.sem() if len(gain) > 1 else 0.0)
             rows.append(
                 [
                     *(dataset, f"`{estimator}`", len(mine), mean_error(mine.pruned, " %")),
@@ -355,22 +355,28 @@ def rounds_table(results: pd.DataFrame) -> str:
     Returns
     -------
     str
-        In markdown: means over all networks that get so far.
+        In markdown: medians over all networks that get so far.
     """
     rows = results[(results.experiment == "iterative") & (results.method == "bmr")]
+    rows = rows[rows.predicted_delta_f < -0.01]
     cells = []
-    for (kind, index), mine in rows.groupby([rows.dataset.isin(SIGNALS), "round"]):
-        name = "signals" if kind else "regression"
+    for (is_signal, index), mine in rows.groupby(
+        [
+            rows.dataset.isin(SIGNALS),
+            rows["round"].clip(upper=5),
+        ]
+    ):
         gap = mine.realised_delta_f - mine.predicted_delta_f
         cells.append(
             [
-                *(name, index, len(mine), mean_error(mine.predicted_delta_f, digits=1)),
-                *(mean_error(mine.realised_delta_f, digits=1), f"{gap.median():.1f}"),
-                f"{100 * (mine.realised_delta_f <= 0).mean():.0f} %",
+                *("signals" if is_signal else "regression", "5 and later" if index == 5 else index),
+                *(len(mine), f"{mine.predicted_delta_f.median():.1f}"),
+                *(f"{mine.realised_delta_f.median():.1f}", f"{gap.median():+.1f}"),
+                f"{100 * (mine.realised_delta_f < 0).mean():.0f} %",
             ]
         )
-    header = ["networks", "round", "number", "ΔF predicted", "ΔF realised"]
-    return markdown([*header, "median of the difference", "realised below 0"], cells)
+    header = ["networks", "round", "reductions", "ΔF predicted", "ΔF realised", "difference"]
+    return markdown([*header, "realised below 0"], cells)
 
 
 def stopping_table(results: pd.DataFrame) -> str:
