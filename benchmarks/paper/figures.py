@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,13 +58,10 @@ def boston_methods(results: pd.DataFrame, published: pd.Series) -> Figure:
             _draw_curve(
                 ax, _curve(results, "boston", estimator, method), COLORS[method], NAMES[method]
             )
-        for method in ("bmr", "snr", "spr"):
-            values = [
-                published["boston", estimator, f"{method} {p} %"]
-                for p in (50, 90)
-                if ("boston", estimator, f"{method} {p} %") in published.index
-            ]
-            ax.plot([50, 90][: len(values)], values, "o", color=COLORS[method], mfc="white")
+        for method, percent in product(("bmr", "snr", "spr"), (50, 90)):
+            value = published.get(("boston", estimator, f"{method} {percent} %"))
+            if value is not None:
+                ax.plot(percent, value, "o", color=COLORS[method], mfc="white")
         ax.plot([], [], "o", color="black", mfc="white", label="the paper's")
         ax.set(title=f"Boston, {estimator}", xlabel="pruned (%)", xlim=(0, 100), ylim=(1400, 2000))
     axes[0].set_ylabel("free energy (nats)")

@@ -128,7 +128,7 @@ def glance_table(results: pd.DataFrame) -> str:
         if (dataset, "local") not in split.index.droplevel(["seed", "split"]):
             continue
         mine, tested = whole.loc[(dataset, "local")], split.loc[(dataset, "local")]
-        digits = 5 if dataset == "naval" else 2
+        digits = {"naval": 5, "kin8nm": 3}.get(dataset, 2)
         rows.append(
             [
                 *(dataset, f"{mine.before.mean():.0f}", f"{mine['first'].mean():.0f}"),
