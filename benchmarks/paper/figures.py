@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tables import ESTIMATORS, METHODS, NAMES, NETWORK, REGRESSION, SIGNALS, loops
 from torch.distributions import Normal
 
@@ -25,28 +26,26 @@ COLORS = {
     "random": "0.6",
 }
 
+HUES = ("#1b6ca8", "#d1495b", "#edae49")
+
 
 def criteria(_results: pd.DataFrame, _published: pd.Series) -> Figure:
     """Draw what SNR, SPR and ΔF say of a weight, by its posterior mean and variance."""
-    loc, variance = np.meshgrid(np.linspace(-1.5, 1.5, 301), np.linspace(0.01, 1.5, 300))
-    scale = np.sqrt(variance)
+    loc, scale = np.meshgrid(np.linspace(-1.5, 1.5, 301), np.geomspace(0.02, 1.5, 300))
     posterior = Diagonal(torch.tensor(loc), torch.tensor(scale))
     delta_f = delta_f_spike(posterior, Normal(0.0, 1.0).log_prob(torch.tensor(0.0)))
     maps = {
-        "signal-to-noise ratio |μ| / σ": np.abs(loc) / scale,
-        "signal plus robustness |μ| + σ": np.abs(loc) + scale,
-        "ΔF of pruning (nats), prior N(0, 1)": delta_f.numpy(),
+        "signal-to-noise ratio |μ| / σ": (np.abs(loc) / scale, [0.3, 1, 3, 10, 30]),
+        "signal plus robustness |μ| + σ": (np.abs(loc) + scale, [0.1, 0.3, 0.6, 1, 1.5, 2]),
+        "ΔF of pruning (nats), prior N(0, 1)": (delta_f.numpy(), [-3, -2, -1, 0, 3, 30, 300]),
     }
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True, layout="constrained")
-    for ax, (title, values) in zip(axes, maps.items(), strict=True):
-        levels = [-2, -1, 0, 1, 3, 10, 30] if "ΔF" in title else [0.5, 1, 1.5, 2, 3, 5]
-        lines = ax.contour(loc, variance, values, levels=levels, cmap="viridis")
-        ax.clabel(lines, fontsize=8)
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel("posterior mean μ")
-        if "ΔF" in title:
-            ax.contourf(loc, variance, values <= 0, levels=[0.5, 1.5], colors=["0.9"])
-    axes[0].set_ylabel("posterior variance σ²")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
+    for ax, (title, (values, levels)) in zip(axes, maps.items(), strict=True):
+        lines = ax.contour(loc, scale, values, levels=levels, cmap="cividis", vmax=levels[-1] * 2)
+        ax.clabel(lines, fontsize=8, colors="black")
+        ax.set(title=title, xlabel="posterior mean μ", yscale="log")
+    axes[-1].contourf(loc, scale, delta_f.numpy() <= 0, levels=[0.5, 1.5], colors=["0.9"])
+    axes[0].set_ylabel("posterior standard deviation σ")
     return figure
 
 
@@ -74,7 +73,11 @@ def boston_prediction(results: pd.DataFrame, published: pd.Series) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
     for ax, estimator in zip(axes, ESTIMATORS, strict=True):
         _draw_prediction(ax, results, "boston", estimator)
-        ax.axhline(published["boston", estimator, "unpruned F"], color="0.5", lw=1, ls=":")
+        ax.plot(0, published["boston", estimator, "unpruned F"], "o", color="black", mfc="white")
+        for percent in (50, 90):
+            value = published["boston", estimator, f"bmr {percent} %"]
+            ax.plot(percent, value, "o", color=COLORS["bmr"], mfc="white")
+        ax.plot([], [], "o", color=COLORS["bmr"], mfc="white", label="realised in the paper")
         ax.set(title=f"Boston, {estimator}", ylim=(1400, 1660))
     axes[0].set_ylabel("free energy (nats)")
     axes[0].legend(fontsize=8)
@@ -94,29 +97,33 @@ def signals(results: pd.DataFrame, _published: pd.Series) -> Figure:
 
 
 def iterations(results: pd.DataFrame, _published: pd.Series) -> Figure:
-    """Draw how pruning and training in turn goes on where pruning once ends."""
-    ours = results[(results.experiment == "iterative") & (results.method.isin(["bmr", "unpruned"]))]
+    """Draw how pruning and training in turn goes on where pruning once ends, with ``local``."""
+    ours = results[
+        (results.experiment == "iterative")
+        & results.method.isin(["bmr", "unpruned"])
+        & (results.estimator == "local")
+    ]
     table = loops(results)
-
-    def draw(ax: Axes, dataset: str, estimator: str) -> None:
-        mine = ours[(ours.dataset == dataset) & (ours.estimator == estimator)]
-        for seed, rounds in mine.groupby("seed"):
+    names = [*REGRESSION, *SIGNALS]
+    figure, axes = plt.subplots(3, 4, figsize=(11, 7), layout="constrained")
+    for ax, dataset in zip(axes.flat, names, strict=False):
+        for seed, rounds in ours[ours.dataset == dataset].groupby("seed"):
             rounds = rounds.sort_values("round")
-            once = table.loc[(dataset, estimator, seed, -1)]
-            first = seed == mine.seed.min()
-            ax.plot(
-                *(rounds.pruned, rounds.free_energy, ".-"),
-                **{"color": COLORS["bmr"], "alpha": 0.7, "lw": 1},
-                label="a network, round by round" if first else None,
-            )
-            ax.plot(
-                *(once.first_pruned, once["first"], "x"),
-                color=COLORS["snr"],
-                label="pruned once, not trained again" if first else None,
-            )
-        ax.set_xlabel("pruned (%)")
-
-    return _grid(results, [*REGRESSION, *SIGNALS], draw)
+            once = table.loc[(dataset, "local", seed, -1)]
+            ax.plot(rounds["round"], rounds.free_energy, ".-", color=COLORS["bmr"], alpha=0.7, lw=1)
+            ax.plot(1, once["first"], "x", color=COLORS["snr"])
+        ax.set_title(dataset, fontsize=10)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("free energy (nats)")
+    for ax in axes[-1]:
+        ax.set_xlabel("round")
+    last = axes.flat[-1]
+    last.set_axis_off()
+    last.plot([], [], ".-", color=COLORS["bmr"], label="a network, pruned\nand trained in turn")
+    last.plot([], [], "x", color=COLORS["snr"], label="pruned once,\nnot trained again")
+    last.legend(loc="center", frameon=False)
+    return figure
 
 
 def rounds(results: pd.DataFrame, _published: pd.Series) -> Figure:
@@ -125,20 +132,22 @@ def rounds(results: pd.DataFrame, _published: pd.Series) -> Figure:
     ours = results[(results.experiment == "iterative") & (results.method == "bmr")]
     for ax, first in zip(axes, (True, False), strict=True):
         mine = ours[(ours["round"] == 1) == first]
-        for estimator, color in zip(ESTIMATORS, ("#1b6ca8", "#d1495b", "#edae49"), strict=True):
+        for estimator, color in zip(ESTIMATORS, HUES, strict=True):
             some = mine[mine.estimator == estimator]
-            ax.plot(
-                some.predicted_delta_f, some.realised_delta_f, ".", color=color, label=estimator
-            )
+            for marker, hard in ((".", False), ("x", True)):
+                part = some[(some.dataset == "powerplant") == hard]
+                name = f"{estimator}, powerplant" if hard else estimator
+                line = part.predicted_delta_f, part.realised_delta_f
+                ax.plot(*line, marker, color=color, label=name, ls="none", ms=5)
         low = min(mine.predicted_delta_f.min(), -1.0)
-        ax.plot([low, 0], [low, 0], color="0.5", lw=1)
+        ax.plot([low, 0], [low, 0], color="0.5", lw=1, label="as predicted")
+        ax.axhline(0, color="0.8", lw=1, zorder=0)
         ax.set_xscale("symlog", linthresh=1)
         ax.set_yscale("symlog", linthresh=1)
-        ax.set(
-            title="first reduction" if first else "later reductions", xlabel="predicted ΔF (nats)"
-        )
+        title = "first reduction" if first else "later reductions"
+        ax.set(title=title, xlabel="predicted ΔF (nats, linear within ±1)")
     axes[0].set_ylabel("realised ΔF (nats)")
-    axes[0].legend()
+    axes[0].legend(fontsize=8)
     return figure
 
 
@@ -146,17 +155,17 @@ def test_scores(results: pd.DataFrame, _published: pd.Series) -> Figure:
     """Draw what pruning does to the log likelihood of test rows."""
     table = loops(results, "splits").reset_index()
     figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    for offset, (estimator, color) in enumerate(
-        zip(ESTIMATORS, ("#1b6ca8", "#d1495b", "#edae49"), strict=True), -1
-    ):
+    for offset, (estimator, color) in enumerate(zip(ESTIMATORS, HUES, strict=True), -1):
         for place, dataset in enumerate(REGRESSION):
             mine = table[(table.dataset == dataset) & (table.estimator == estimator)]
             gain = mine.ll_after - mine.ll_before
             ax.errorbar(place + 0.2 * offset, gain.mean(), gain.sem(), fmt="o", color=color, ms=4)
-        ax.plot([], [], "o", color=color, label=estimator)
+        if (table.estimator == estimator).any():
+            ax.plot([], [], "o", color=color, label=estimator)
     ax.axhline(0, color="0.5", lw=1)
+    ax.set_yscale("symlog", linthresh=0.05)
     ax.set_xticks(range(len(REGRESSION)), REGRESSION)
-    ax.set_ylabel("change of test log likelihood\n(nats a row)")
+    ax.set_ylabel("change of test log likelihood\n(nats a row, linear within ±0.05)")
     ax.legend(fontsize=8)
     return figure
 

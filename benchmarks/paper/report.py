@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,7 +51,9 @@ def filled(page: str, results: pd.DataFrame, published: pd.Series) -> str:
 
 def main() -> None:
     """Write the pages and the pictures."""
-    results = tables.read_results(HERE / "results.csv")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
+    results = tables.read_results(parser.parse_args().results)
     published = tables.read_published(HERE / "published.csv")
     for name, draw in FIGURES.items():
         figure = draw(results, published)
