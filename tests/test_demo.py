@@ -91,6 +91,18 @@ def test_boston_from_openml(monkeypatch):
     assert torch.equal(data.y, torch.tensor([[24.0], [21.6]]))
 
 
+def test_splits_come_from_a_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
+    with pytest.raises(ValueError, match="directory="):
+        datasets.load_splits("wine")
+    with pytest.raises(FileNotFoundError, match="wine.splits.json"):
+        datasets.load_splits("wine", tmp_path)
+    (tmp_path / "uci").mkdir()
+    (tmp_path / "uci" / "wine.splits.json").write_text('{"test_indices": [[0, 2], [1]]}')
+    splits = datasets.load_splits("wine", tmp_path)
+    assert [rows.tolist() for rows in splits] == [[0, 2], [1]]
+
+
 def run_blocks(page):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     namespace = {}

@@ -31,7 +31,7 @@ HUES = ("#1b6ca8", "#d1495b", "#edae49")
 
 def criteria(_results: pd.DataFrame, _published: pd.Series) -> Figure:
     """Draw what SNR, SPR and ΔF say of a weight, by its posterior mean and variance."""
-    loc, scale = np.meshgrid(np.linspace(-1.5, 1.5, 301), np.geomspace(0.02, 1.5, 300))
+    loc, scale = np.meshgrid(np.linspace(-1.0, 1.0, 301), np.geomspace(0.02, 1.5, 300))
     posterior = Diagonal(torch.tensor(loc), torch.tensor(scale))
     delta_f = delta_f_spike(posterior, Normal(0.0, 1.0).log_prob(torch.tensor(0.0)))
     maps = {
