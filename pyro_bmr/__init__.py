@@ -3,11 +3,13 @@
 from pyro_bmr.auto_gamma import AutoGamma, mean_field
 from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.evidence import delta_f
-from pyro_bmr.factors import IndependentFactor, JointFactor, Site
-from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.factors import Prior, Site
+from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_factors
 from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.independent_factor import IndependentFactor
+from pyro_bmr.joint_factor import JointFactor
 from pyro_bmr.measurement import free_energy
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
 from pyro_bmr.priors import Spike, log_density_at_zero
@@ -26,7 +28,9 @@ __all__ = [
     "IndependentFactor",
     "JointFactor",
     "LocalELBO",
+    "LowRank",
     "MomentsELBO",
+    "Prior",
     "PrunedGuide",
     "PrunedModel",
     "Pruning",

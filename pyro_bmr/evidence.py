@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pyro_bmr.gaussian import LOG_2PI, Dense, Diagonal
+from pyro_bmr.gaussian import LOG_2PI, Dense, Diagonal, LowRank
 from pyro_bmr.sweep import sweep
 
 Family = TypeVar("Family", Diagonal, Dense)
@@ -125,7 +125,7 @@ def delta_f_spike(
     return scores
 
 
-def delta_f_spike_chain(posterior: Dense, log_prior: Tensor) -> Tensor:
+def delta_f_spike_chain(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     r"""Split the joint removal of correlated elements into one term each, in their order.
 
     .. math:: \Delta F = \sum_i \ln p(\theta_i = 0)
@@ -133,7 +133,7 @@ def delta_f_spike_chain(posterior: Dense, log_prior: Tensor) -> Tensor:
 
     Parameters
     ----------
-    posterior : Dense
+    posterior : Dense or LowRank
         The **marginal** posterior of the ``n`` elements that go together.
     log_prior : Tensor
         :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``.
@@ -149,9 +149,7 @@ def delta_f_spike_chain(posterior: Dense, log_prior: Tensor) -> Tensor:
     >>> delta_f_spike_chain(q, torch.full((2,), -0.9189)).sum()
     tensor(-1.3862)
     """
-    tril = posterior.scale_tril
-    whitened = torch.linalg.solve_triangular(tril, posterior.loc[:, None], upper=False)[:, 0]
-    return log_prior + 0.5 * LOG_2PI + tril.diagonal().log() + 0.5 * whitened.square()
+    return _CHAIN[type(posterior)](posterior, log_prior)
 
 
 def total_dropped(scores: Tensor, mask: Tensor) -> float:
@@ -227,7 +225,38 @@ def _delta_f_dense(posterior: Dense, prior: Dense, reduced: Dense) -> Tensor:
     return q.log_partition() + r.log_partition() - p.log_partition() - (q + r - p).log_partition()
 
 
+def _chain_dense(posterior: Dense, log_prior: Tensor) -> Tensor:
+    tril = posterior.scale_tril
+    whitened = torch.linalg.solve_triangular(tril, posterior.loc[:, None], upper=False)[:, 0]
+    return log_prior + 0.5 * LOG_2PI + tril.diagonal().log() + 0.5 * whitened.square()
+
+
+# Elements that are conditioned on together: a matrix of so many columns fits into the cache.
+_CHAIN_BLOCK = 128
+
+
+def _chain_low_rank(posterior: LowRank, log_prior: Tensor) -> Tensor:
+    # Given a block and all before it, the latent normals z have the precision
+    # I + Σ w wᵀ / d and the mean V Σ -w μ / d: a block at a time, O(n k²) in all.
+    rank = posterior.cov_factor.shape[-1]
+    precision = torch.eye(rank, dtype=posterior.loc.dtype, device=posterior.loc.device)
+    linear = torch.zeros_like(precision[0])
+    parts = [log_prior[:0]]
+    for index in torch.arange(len(log_prior), device=log_prior.device).split(_CHAIN_BLOCK):
+        block = posterior.select(index)
+        tril = torch.linalg.cholesky(precision)
+        factor = torch.linalg.solve_triangular(tril, block.cov_factor.mT, upper=False).mT
+        shift = torch.cholesky_solve(linear[:, None], tril)[:, 0]
+        given = LowRank(block.loc + block.cov_factor @ shift, factor, block.cov_diag)
+        parts.append(delta_f_spike_chain(given.dense(), log_prior[index]))
+        weighted = block.cov_factor / block.cov_diag[:, None]
+        precision = precision + block.cov_factor.mT @ weighted
+        linear = linear - weighted.mT @ block.loc
+    return torch.cat(parts)
+
+
 _DELTA_F: dict[type, Callable[..., Tensor]] = {
     Diagonal: _delta_f_diagonal,
     Dense: _delta_f_dense,
 }
+_CHAIN: dict[type, Callable[..., Tensor]] = {Dense: _chain_dense, LowRank: _chain_low_rank}

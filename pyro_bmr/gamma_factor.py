@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pyro_bmr.factors import Factor, Site, check_finite, check_positive
+from pyro_bmr.factors import Factor, Prior, Site, check_finite, check_positive
 from pyro_bmr.gaussian import Diagonal
 
 
@@ -44,8 +44,8 @@ class GammaFactor(Factor):
         return (self.site,)
 
     @property
-    def log_prior(self) -> Mapping[str, Tensor]:
-        """Empty: see `Factor.log_prior`."""
+    def priors(self) -> Mapping[str, Prior]:
+        """Empty: see `Factor.priors`."""
         return {}
 
     @override
@@ -68,7 +68,7 @@ class GammaFactor(Factor):
         return {self.site.name: torch.ones_like(self.mean, dtype=torch.bool)}
 
     @override
-    def with_log_prior(self, log_prior: Mapping[str, Tensor]) -> GammaFactor:
+    def with_priors(self, priors: Mapping[str, Prior]) -> GammaFactor:
         return self
 
     @override

@@ -9,9 +9,11 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import (
+    AutoContinuous,
     AutoDiagonalNormal,
     AutoGuide,
     AutoGuideList,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
 )
@@ -21,9 +23,11 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_bmr.auto_gamma import AutoGamma
-from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.factors import Factor, Site
 from pyro_bmr.gamma_factor import GammaFactor
-from pyro_bmr.gaussian import Dense
+from pyro_bmr.gaussian import Dense, LowRank
+from pyro_bmr.independent_factor import IndependentFactor
+from pyro_bmr.joint_factor import JointFactor
 from pyro_bmr.pruned_guide import Origin, PrunedGuide
 
 
@@ -140,6 +144,14 @@ def _(guide: AutoMultivariateNormal) -> tuple[Factor, ...]:
 
 
 @read_factors.register
+def _(guide: AutoLowRankMultivariateNormal) -> tuple[Factor, ...]:
+    sites = _joint_sites(guide)
+    scale = transform_to(guide.scale_constraint)(_parameter(guide, "scale"))
+    factor = scale[:, None] * _parameter(guide, "cov_factor")
+    return (JointFactor(sites, LowRank(_parameter(guide, "loc"), factor, scale.square())),)
+
+
+@read_factors.register
 def _(guide: AutoGamma) -> tuple[Factor, ...]:
     _check_called(guide)
     factors = []
@@ -224,7 +236,7 @@ def _check_called(guide: AutoGuide) -> None:
         raise ValueError(msg)
 
 
-def _joint_sites(guide: AutoDiagonalNormal | AutoMultivariateNormal) -> tuple[Site, ...]:
+def _joint_sites(guide: AutoContinuous) -> tuple[Site, ...]:
     _check_called(guide)
     sites = []
     for name, node in guide.prototype_trace.iter_stochastic_nodes():

@@ -21,9 +21,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Cauchy, Independent, Laplace, Normal, StudentT, constraints
 
-from pyro_bmr.distributions import PrunedDistribution
+from pyro_bmr.distributions import PrunedDistribution, find_core
 from pyro_bmr.dry_run import dry_run
-from pyro_bmr.factors import Site
+from pyro_bmr.factors import Prior, Site
+from pyro_bmr.gaussian import Diagonal
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def read_priors(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     locations: Mapping[str, tuple[Site, Tensor]],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, Prior], dict[str, str]]:
     """Run the model once at the posterior's location and read the prior of every latent site.
 
     The run leaves no trace: parameters that it would add to the param store, buffers that it would
@@ -61,9 +62,8 @@ def read_priors(
 
     Returns
     -------
-    log_priors : dict of Tensor
-        By site, ln p(θ = 0) in nats, which broadcasts to the site's shape; ``inf`` at elements
-        that have no prior because a mask hides them.
+    priors : dict of Prior
+        By site that may be reduced.
     reasons : dict of str
         Why each remaining latent site stays whole.
 
@@ -78,8 +78,9 @@ def read_priors(
     --------
     >>> import pyro.distributions as dist
     >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
-    >>> read_priors(model, (), {}, {"w": (Site("w", torch.Size([3])), torch.zeros(3))})
-    ({'w': tensor([-0.9189], dtype=torch.float64)}, {})
+    >>> priors, _ = read_priors(model, (), {}, {"w": (Site("w", torch.Size([3])), torch.zeros(3))})
+    >>> priors["w"].log_density_at_zero
+    tensor([-0.9189], dtype=torch.float64)
     """
     nodes = _trace(model, args, kwargs, locations)
     latent = {
@@ -90,7 +91,7 @@ def read_priors(
         and not site_is_subsample(node)
         and not node["infer"].get("_deterministic", False)
     }
-    log_priors: dict[str, Tensor] = {}
+    priors: dict[str, Prior] = {}
     reasons = {name: _absence(node) for name, node in latent.items() if name not in locations}
     for name, (site, _) in locations.items():
         if name not in latent:
@@ -106,12 +107,12 @@ def read_priors(
         if reason is None:
             _check_shape(node, site)
             try:
-                log_priors[name] = _at_full_size(node)
+                priors[name] = _read_prior(node)
                 continue
             except (UnregisteredPriorError, _VaryingPriorError) as error:
                 reason = str(error)
         reasons[name] = reason
-    return log_priors, reasons
+    return priors, reasons
 
 
 class UnregisteredPriorError(TypeError):
@@ -283,8 +284,7 @@ def _parameters(fn: Any) -> Iterator[Tensor]:
         fn = vars(fn).get("base_dist")
 
 
-def _at_full_size(node: Any) -> Tensor:
-    """Return ln p(θ = 0) that broadcasts to all rows of the plates, of which the trace saw some."""
+def _read_prior(node: Any) -> Prior:
     fn = node["fn"]
     density = detach_provenance(log_density_at_zero(fn)).detach()
     density = _masked(density, node["mask"], fn.event_dim)
@@ -294,20 +294,30 @@ def _at_full_size(node: Any) -> Tensor:
     if density.numel() and density.isinf().all():
         msg = "it is masked out, or its prior density at zero is infinite"
         raise _VaryingPriorError(msg)
+    core = find_core(fn)
+    if not isinstance(core, Normal):
+        return Prior(_at_full_size(node, density))
+    loc, scale = (_collapse(t).detach().double() for t in (core.loc, core.scale))
+    gaussian = Diagonal(_at_full_size(node, loc), _at_full_size(node, scale))
+    return Prior(_at_full_size(node, density), gaussian)
+
+
+def _at_full_size(node: Any, values: Tensor) -> Tensor:
+    """Return what broadcasts to all rows of the plates, of which the trace saw some."""
     for frame in node["cond_indep_stack"]:
         full_size = frame.full_size or frame.size
-        dim = frame.dim - fn.event_dim
-        if full_size == frame.size or density.dim() < -dim:
+        dim = frame.dim - node["fn"].event_dim
+        if full_size == frame.size or values.dim() < -dim:
             continue
-        row = density.narrow(dim, 0, 1)
-        if not (density == row).all():
+        row = values.narrow(dim, 0, 1)
+        if not (values == row).all():
             msg = (
                 f"its prior differs along the plate {frame.name!r}, of which only {frame.size} of "
                 f"{full_size} rows were seen"
             )
             raise _VaryingPriorError(msg)
-        density = row
-    return density
+        values = row
+    return values
 
 
 def _check_shape(node: Any, site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_bmr.distributions import PrunedDistribution
-from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.factors import Factor, Site
 from pyro_bmr.gamma_factor import GammaFactor
-from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.handlers import module_key
+from pyro_bmr.independent_factor import IndependentFactor
+from pyro_bmr.joint_factor import JointFactor
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class PrunedGuide(PyroModule):
         self.factors = PyroModule()
         for factor in factors:
             key = "+".join(module_key(site.name) for site in factor.sites)
-            setattr(self.factors, key, _MODULES[type(factor)](factor))
+            setattr(self.factors, key, _module(factor))
 
     @property
     def model(self) -> Callable[..., Any] | None:
@@ -238,31 +241,34 @@ class _IndependentPart(PyroModule):
 
 
 class _JointPart(PyroModule):
-    def __init__(self, factor: JointFactor) -> None:
+    """Draws a vector of what is kept of its sites; the scale of each element is a parameter."""
+
+    def __init__(self, factor: JointFactor, scale: Tensor) -> None:
         super().__init__()
         self.sites = factor.sites
         self.mask: Tensor | None
         self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
-        loc, tril = factor.posterior.loc.detach(), factor.posterior.scale_tril.detach()
-        scale = tril.diagonal()
-        self.loc = PyroParam(loc.clone(), constraints.real, 1)
-        self.scale = PyroParam(scale.clone(), constraints.softplus_positive, 1)
-        self.scale_tril = PyroParam(tril / scale[:, None], constraints.unit_lower_cholesky, 2)
+        self.loc = PyroParam(factor.posterior.loc.detach().clone(), constraints.real, 1)
+        self.scale = PyroParam(scale.detach().clone(), constraints.softplus_positive, 1)
 
+    @abstractmethod
+    def posterior(self) -> Dense | LowRank:
+        """Return the Gaussian over what is kept."""
+
+    @abstractmethod
+    def distribution(self) -> Any:
+        """Return the same as a distribution of Pyro."""
+
+    @torch.no_grad()
     def factor(self) -> JointFactor:
-        with torch.no_grad():
-            posterior = Dense(self.loc, self.scale[:, None] * self.scale_tril)
-        return JointFactor(
-            self.sites, Dense(posterior.loc.detach(), posterior.scale_tril), self.mask
-        )
+        return JointFactor(self.sites, self.posterior(), self.mask)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         latent = self.loc
         if latent.numel():
-            tril = self.scale[:, None] * self.scale_tril
             latent = pyro.sample(
                 "+".join(site.name for site in self.sites) + "_latent",
-                dist.MultivariateNormal(latent, scale_tril=tril),
+                self.distribution(),
                 infer={"is_auxiliary": True},
             )
         if self.mask is not None:
@@ -274,6 +280,36 @@ class _JointPart(PyroModule):
         ):
             shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
             yield site.name, _sample_site(site, part.reshape(shape), plates)
+
+
+class _DensePart(_JointPart):
+    def __init__(self, factor: JointFactor, posterior: Dense) -> None:
+        tril = posterior.scale_tril.detach()
+        scale = tril.diagonal()
+        super().__init__(factor, scale)
+        self.scale_tril = PyroParam(tril / scale[:, None], constraints.unit_lower_cholesky, 2)
+
+    def posterior(self) -> Dense:
+        return Dense(self.loc.detach(), self.scale[:, None] * self.scale_tril)
+
+    def distribution(self) -> Any:
+        return dist.MultivariateNormal(self.loc, scale_tril=self.scale[:, None] * self.scale_tril)
+
+
+class _LowRankPart(_JointPart):
+    def __init__(self, factor: JointFactor, posterior: LowRank) -> None:
+        scale = posterior.cov_diag.detach().sqrt()
+        super().__init__(factor, scale)
+        cov_factor = posterior.cov_factor.detach() / scale[:, None]
+        self.cov_factor = PyroParam(cov_factor, constraints.real, 2)
+
+    def posterior(self) -> LowRank:
+        scale = self.scale
+        return LowRank(self.loc.detach(), scale[:, None] * self.cov_factor, scale.square())
+
+    def distribution(self) -> Any:
+        cov_factor = self.scale[:, None] * self.cov_factor
+        return dist.LowRankMultivariateNormal(self.loc, cov_factor, self.scale.square())
 
 
 class _GammaPart(PyroModule):
@@ -300,9 +336,16 @@ class _GammaPart(PyroModule):
 
 _MODULES = {
     IndependentFactor: _IndependentPart,
-    JointFactor: _JointPart,
     GammaFactor: _GammaPart,
 }
+_JOINT_MODULES = {Dense: _DensePart, LowRank: _LowRankPart}
+
+
+def _module(factor: Factor) -> Any:
+    if isinstance(factor, JointFactor):
+        return _JOINT_MODULES[type(factor.posterior)](factor, factor.posterior)
+    return _MODULES[type(factor)](factor)
+
 
 _serial = count()
 

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.factors import Factor, Site
+from pyro_bmr.factors import Factor, Prior, Site
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
@@ -103,14 +103,14 @@ def reduce(
     if args or kwargs:
         origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
     origin = replace(origin, model=full_model)
-    log_priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
-    for name in _not_chosen(sites, log_priors, reasons):
+    priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
+    for name in _not_chosen(sites, priors, reasons):
         reasons[name] = "it is not among sites="
-        del log_priors[name]
-    if not log_priors:
+        del priors[name]
+    if not priors:
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         warnings.warn(f"no site of this guide can be reduced ({listed})", stacklevel=3)
-    scores = score(tuple(factor.with_log_prior(log_priors) for factor in factors))
+    scores = score(tuple(factor.with_priors(priors) for factor in factors))
     chosen = _checked(select, scores)
     pruned = tuple(factor.prune(chosen) for factor in scores.factors)
     masks = _masks(pruned, scores)
@@ -306,7 +306,7 @@ def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
 
 
 def _not_chosen(
-    sites: Iterable[str] | None, log_priors: Mapping[str, Tensor], reasons: Mapping[str, str]
+    sites: Iterable[str] | None, priors: Mapping[str, Prior], reasons: Mapping[str, str]
 ) -> set[str]:
     """Check the caller's choice of sites, and return those that he leaves out."""
     if sites is None:
@@ -315,18 +315,18 @@ def _not_chosen(
     if not chosen:
         msg = "got an empty sites=. Expected names of sample sites, or None for all"
         raise ValueError(msg)
-    unknown = sorted(chosen - log_priors.keys() - reasons.keys())
+    unknown = sorted(chosen - priors.keys() - reasons.keys())
     if unknown:
-        msg = f"sites= names {unknown}. Expected some of {sorted({*log_priors, *reasons})}"
+        msg = f"sites= names {unknown}. Expected some of {sorted({*priors, *reasons})}"
         raise ValueError(msg)
     whole = "; ".join(f"{name!r}: {reasons[name]}" for name in sorted(chosen & reasons.keys()))
     if whole:
         msg = (
             f"sites= names sites that cannot be reduced: {whole}. Expected some of "
-            f"{sorted(log_priors)}; leave these out"
+            f"{sorted(priors)}; leave these out"
         )
         raise ValueError(msg)
-    return log_priors.keys() - chosen
+    return priors.keys() - chosen
 
 
 def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:

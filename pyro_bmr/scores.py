@@ -28,10 +28,11 @@ class Scores:
     Examples
     --------
     >>> import torch
-    >>> from pyro_bmr.factors import IndependentFactor, Site
+    >>> from pyro_bmr.factors import Prior, Site
+    >>> from pyro_bmr.independent_factor import IndependentFactor
     >>> site = Site("w", torch.Size([2]))
     >>> factor = IndependentFactor(site, torch.tensor([0.0, 3.0]), torch.ones(2))
-    >>> score((factor.with_log_prior({"w": torch.tensor(-0.9189)}),)).loc
+    >>> score((factor.with_priors({"w": Prior(torch.tensor(-0.9189))}),)).loc
     {'w': tensor([0., 3.])}
     """
 

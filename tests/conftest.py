@@ -15,6 +15,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoGuideList,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
 )
@@ -102,6 +103,7 @@ GUIDES = {
     "AutoNormal": AutoNormal,
     "AutoDiagonalNormal": AutoDiagonalNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoLowRankMultivariateNormal": AutoLowRankMultivariateNormal,
     "AutoGuideList": make_list,
     "mean_field": lambda model: bmr.mean_field(model, gamma=["precision", "scale"]),
 }

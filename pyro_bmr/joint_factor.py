@@ -1,0 +1,158 @@
+"""A factor with one correlated Gaussian over several sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from pyro_bmr.elimination import eliminate
+from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain
+from pyro_bmr.factors import Factor, Prior, Site, check_finite, check_positive
+from pyro_bmr.gaussian import Dense, Diagonal, LowRank
+
+
+@dataclass(frozen=True)
+class JointFactor(Factor):
+    """One correlated Gaussian over several sites, as in ``AutoMultivariateNormal``.
+
+    Parameters
+    ----------
+    joint_sites : tuple of Site
+        The sites; their flattened values follow one another in the vector.
+    posterior : Dense or LowRank
+        Over the elements that have not been pruned before.
+    mask : Tensor
+        Boolean, over all elements of all sites; True for those that ``posterior`` holds.
+    site_priors : mapping
+        By site, the prior of those that may be reduced.
+
+    Examples
+    --------
+    >>> sites = (Site("a", torch.Size([1])), Site("b", torch.Size([1])))
+    >>> q = Dense(torch.zeros(2), torch.eye(2) / 2)
+    >>> JointFactor(sites, q).marginals()["b"].scale
+    tensor([0.5000])
+    """
+
+    joint_sites: tuple[Site, ...]
+    posterior: Dense | LowRank
+    mask: Tensor | None = None
+    site_priors: Mapping[str, Prior] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in the order of the vector."""
+        return self.joint_sites
+
+    @property
+    def priors(self) -> Mapping[str, Prior]:
+        """See `Factor.priors`."""
+        return self.site_priors
+
+    @override
+    def check(self) -> None:
+        kept = self.kept()
+        for name, marginal in self.marginals().items():
+            check_finite(name, "location", marginal.loc)
+            check_finite(name, "scale", marginal.scale)
+            check_positive(name, marginal.scale[kept[name]])
+
+    @override
+    def locations(self) -> dict[str, Tensor]:
+        return self._by_site(self._embed(self.posterior.loc, 0.0))
+
+    @override
+    def marginals(self) -> dict[str, Diagonal]:
+        marginals = self.posterior.marginals()
+        loc, scale = (self._by_site(self._embed(t, 0.0)) for t in (marginals.loc, marginals.scale))
+        return {name: Diagonal(loc[name], scale[name]) for name in loc}
+
+    @override
+    def kept(self) -> dict[str, Tensor]:
+        return self._by_site(self._mask)
+
+    @override
+    def with_priors(self, priors: Mapping[str, Prior]) -> JointFactor:
+        mine = {site.name: priors[site.name] for site in self.sites if site.name in priors}
+        return replace(self, site_priors=mine)
+
+    @override
+    def scores(self) -> dict[str, Tensor]:
+        alone = delta_f_spike(self._exact.marginals(), self._log_prior[self._mask])
+        return self._reducible(self._embed(alone.to(self.posterior.loc.dtype), 0.0))
+
+    @override
+    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+        path = eliminate(self._exact, self._log_prior[self._mask], stop)
+        return self._reducible(self._embed(path.to(self.posterior.loc.dtype), -torch.inf))
+
+    @override
+    def delta_f(
+        self,
+        scores: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> dict[str, float]:
+        drop = self._drop(masks)
+        gone, _ = self._exact.split(drop)
+        parts = torch.zeros_like(self._log_prior[self._mask])
+        parts[drop] = delta_f_spike_chain(gone, self._log_prior[self._mask][drop])
+        by_site = self._by_site(self._embed(parts, 0.0))
+        return {name: float(part.sum()) for name, part in by_site.items() if name in masks}
+
+    @override
+    def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:
+        drop = self._drop(masks)
+        _, rest = self._exact.split(drop)
+        rest = rest.to(self.posterior.loc.dtype)
+        return replace(self, posterior=rest, mask=self._embed(~drop, False))
+
+    @property
+    def _mask(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        return torch.ones_like(self.posterior.loc, dtype=torch.bool)
+
+    @property
+    def _exact(self) -> Dense | LowRank:
+        return self.posterior.to(torch.float64)
+
+    @property
+    def _log_prior(self) -> Tensor:
+        """Over all elements; ``inf`` where there is no prior, which keeps them."""
+        like = self.posterior.loc.double()
+        return torch.cat(
+            [
+                self._log_density_at_zero(site.name).to(like).expand(site.shape).reshape(-1)
+                for site in self.sites
+            ]
+        )
+
+    def _log_density_at_zero(self, name: str) -> Tensor:
+        if name in self.priors:
+            return self.priors[name].log_density_at_zero
+        return torch.tensor(torch.inf)
+
+    def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Over the elements that the posterior holds, which go."""
+        kept = self.kept() | dict(masks)
+        return ~torch.cat([kept[site.name].reshape(-1) for site in self.sites])[self._mask]
+
+    def _embed(self, vector: Tensor, fill: float | bool) -> Tensor:
+        """Put the elements that the posterior holds into a vector over all elements."""
+        full = vector.new_full(self._mask.shape, fill)
+        full[self._mask] = vector
+        return full
+
+    def _by_site(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([site.shape.numel() for site in self.sites])
+        return {
+            site.name: part.reshape(site.shape)
+            for site, part in zip(self.sites, parts, strict=True)
+        }
+
+    def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
+        return {name: part for name, part in self._by_site(vector).items() if name in self.priors}
