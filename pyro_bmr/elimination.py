@@ -21,9 +21,10 @@ def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Ten
     the result is the running maximum of :math:`\Delta F` along the path, so that comparing it with
     a threshold stops the search there.
 
-    A step costs :math:`O(n^2)` at most for `Dense`. For `LowRank` the cheapest elements go in
-    blocks, each of which is scored jointly, in its order, and ends before the first element that
-    would cost more than ``stop`` given all before it.
+    A step costs :math:`O(n^2)` at most for `Dense`. For `LowRank` the cheaper half of the
+    elements goes as a block, which is scored jointly, in its order, and ends before the first
+    element that costs more, given all before it, than any of the block by itself; then the rest is
+    scored again.
 
     Parameters
     ----------
@@ -76,10 +77,6 @@ def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor
     return path
 
 
-# A block takes one part of so many of all that looks worth dropping; the rest is scored again.
-_PARTS = 8
-
-
 def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> Tensor:
     shift = log_prior + 0.5 * LOG_2PI
     candidate = shift.isfinite()
@@ -95,9 +92,9 @@ def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> T
         cheap = int(scores.isfinite().sum())
         if not cheap:
             break
-        block = scores.topk(min(size, -(-cheap // _PARTS)), largest=False).indices
+        single, block = scores.topk(min(size, -(-cheap // 2)), largest=False)
         chain = delta_f_spike_chain(rest.select(block), log_prior[block])
-        dear = (chain[1:] > stop).nonzero()
+        dear = (chain[1:] > single[-1]).nonzero()
         accepted = 1 + int(dear[0, 0]) if len(dear) else len(block)
         # Later blocks are no longer than this one could be.
         size = 2 * accepted
