@@ -17,7 +17,16 @@ from pyro_bmr.pruned_guide import PrunedGuide
 from pyro_bmr.pruning import Pruning, Round, prune
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.scores import Scores
-from pyro_bmr.selection import by_evidence, magnitude, random, snr, spr, top_k
+from pyro_bmr.selection import (
+    by_blocks,
+    by_evidence,
+    exhaustive,
+    magnitude,
+    random,
+    snr,
+    spr,
+    top_k,
+)
 from pyro_bmr.training import fit
 
 __all__ = [
@@ -40,9 +49,11 @@ __all__ = [
     "Site",
     "Spike",
     "bayesianize",
+    "by_blocks",
     "by_evidence",
     "delta_f",
     "elements",
+    "exhaustive",
     "fan_in_normal",
     "fit",
     "free_energy",

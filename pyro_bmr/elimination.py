@@ -50,14 +50,14 @@ def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Ten
 
 
 def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor:
-    # The columns of a Cholesky factor whose pivots are chosen on the way: what is left of the
-    # covariance is Σ − G Gᵀ, of which a step needs one column and the diagonal.
+    # The rows of a Cholesky factor R whose pivots are chosen on the way: what is left of the
+    # covariance is Σ − Rᵀ R, of which a step needs one row and the diagonal.
     covariance, loc = posterior.covariance, posterior.loc.clone()
     variance = covariance.diagonal().clone()
     shift = log_prior + 0.5 * LOG_2PI
     candidate = shift.isfinite()
     count = int(candidate.sum())
-    gone = covariance.new_empty(count, len(loc))
+    root = covariance.new_empty(count, len(loc))
     path = torch.full_like(loc, torch.inf)
     dearest = torch.tensor(-torch.inf, dtype=loc.dtype, device=loc.device)
     for step in range(count):
@@ -69,11 +69,11 @@ def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor
             break
         path[best] = dearest
         candidate[best] = False
-        column = covariance[best] - gone[:step, best] @ gone[:step]
+        column = covariance[best] - root[:step, best] @ root[:step]
         column /= variance[best].sqrt()
         loc -= column * (loc[best] / variance[best].sqrt())
         variance -= column.square()
-        gone[step] = column
+        root[step] = column
     return path
 
 

@@ -8,7 +8,7 @@ order should elements go, what did dropping these together do, and what remains.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_bmr.gaussian import Diagonal
+from pyro_bmr.gaussian import Dense, Diagonal, LowRank
+
+Search = Callable[[Dense | LowRank, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,23 @@ class Factor(ABC):
             What `scores` returned.
         stop : float
             Nats; elements beyond are not searched and get ``inf``.
+        """
+
+    @abstractmethod
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
+        """By reducible site, True where a search over sets keeps an element.
+
+        Parameters
+        ----------
+        scores : mapping
+            What `scores` returned.
+        choose : callable
+            From a correlated posterior and ln p(θ = 0) of its elements to a boolean tensor, True
+            for those to drop.
+        margin : float
+            In nats: what dropping an element costs beyond its ΔF.
         """
 
     @abstractmethod

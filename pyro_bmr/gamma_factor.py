@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pyro_bmr.factors import Factor, Prior, Site, check_finite, check_positive
+from pyro_bmr.factors import Factor, Prior, Search, Site, check_finite, check_positive
 from pyro_bmr.gaussian import Diagonal
 
 
@@ -77,6 +77,12 @@ class GammaFactor(Factor):
 
     @override
     def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
         return {}
 
     @override

@@ -12,7 +12,7 @@ from torch.distributions import transform_to
 from typing_extensions import override
 
 from pyro_bmr.evidence import delta_f_spike, total_dropped
-from pyro_bmr.factors import Factor, Prior, Site, check_finite, check_positive
+from pyro_bmr.factors import Factor, Prior, Search, Site, check_finite, check_positive
 from pyro_bmr.gaussian import Diagonal
 from pyro_bmr.sweep import sweep
 
@@ -112,6 +112,12 @@ class IndependentFactor(Factor):
     @override
     def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
         return {name: scores[name] for name in self.priors}
+
+    @override
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
+        return {name: scores[name] > -margin for name in self.priors}
 
     @override
     def delta_f(

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from pyro_bmr.elimination import eliminate
 from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain
-from pyro_bmr.factors import Factor, Prior, Site, check_finite, check_positive
+from pyro_bmr.factors import Factor, Prior, Search, Site, check_finite, check_positive
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 
 
@@ -89,6 +89,17 @@ class JointFactor(Factor):
     def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
         path = eliminate(self._exact, self._log_prior[self._mask], stop)
         return self._reducible(self._embed(path.to(self.posterior.loc.dtype), -torch.inf))
+
+    @override
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
+        log_prior = self._log_prior[self._mask]
+        candidate = log_prior.isfinite()
+        keep = torch.ones_like(candidate)
+        posterior, _ = self._exact.split(candidate)
+        keep[candidate] = ~choose(posterior, log_prior[candidate] + margin)
+        return self._reducible(self._embed(keep, False))
 
     @override
     def delta_f(

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from pyro_bmr.factors import Factor
+from pyro_bmr.factors import Factor, Search
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,27 @@ class Scores:
         for factor in self.factors:
             path |= factor.elimination(self.delta_f, stop)
         return path
+
+    def search(self, choose: Search, margin: float = 0.0) -> dict[str, Tensor]:
+        """Search sets of correlated elements; independent ones each decide for themselves.
+
+        Parameters
+        ----------
+        choose : callable
+            From a correlated posterior and ln p(θ = 0) of its elements to a boolean tensor, True
+            for those to drop.
+        margin : float
+            In nats: what dropping an element costs beyond its ΔF.
+
+        Returns
+        -------
+        dict of Tensor
+            By site, True where kept.
+        """
+        masks: dict[str, Tensor] = {}
+        for factor in self.factors:
+            masks |= factor.search(self.delta_f, choose, margin)
+        return masks
 
 
 def score(factors: tuple[Factor, ...]) -> Scores:

@@ -8,11 +8,15 @@ reduction as they are, so a selection does not write to them afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from pyro_bmr.greedy import search_greedily
 from pyro_bmr.scores import Scores
+from pyro_bmr.subset_search import search_all, search_blocks
+from pyro_bmr.subsets import MOST_ELEMENTS
 
 Selection = Callable[[Scores], Mapping[str, Tensor]]
 
@@ -20,8 +24,8 @@ Selection = Callable[[Scores], Mapping[str, Tensor]]
 def by_evidence(margin: float = 0.0) -> Selection:
     r"""Drop what the evidence says: elements with :math:`\Delta F \le -` ``margin``.
 
-    Correlated elements go one at a time, and the rest is conditioned on each before the next is
-    scored, so that of two redundant weights one stays.
+    Independent elements decide each for itself. Sets of correlated ones are searched greedily,
+    for the lowest joint :math:`\Delta F`, so that of two redundant weights one stays.
 
     Parameters
     ----------
@@ -46,8 +50,84 @@ def by_evidence(margin: float = 0.0) -> Selection:
     """
 
     def select(scores: Scores) -> dict[str, Tensor]:
-        path = scores.elimination(stop=-margin)
-        return {name: delta_f > -margin for name, delta_f in path.items()}
+        return scores.search(search_greedily, margin)
+
+    return select
+
+
+def exhaustive(margin: float = 0.0) -> Selection:
+    r"""Drop the set with the lowest joint :math:`\Delta F` among all sets.
+
+    Independent elements decide each for itself; of a correlated posterior with ``n`` reducible
+    elements all :math:`2^n` sets are scored, which `sites` can keep small.
+
+    Parameters
+    ----------
+    margin : float
+        In nats, as in `by_evidence`.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Raises
+    ------
+    ValueError
+        When it is used, if a correlated posterior has more than 16 reducible elements.
+
+    Examples
+    --------
+    >>> exhaustive()(Scores((), {}))
+    {}
+    """  # noqa: DOC502
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        return scores.search(search_all, margin)
+
+    return select
+
+
+def by_blocks(size: int = 8) -> Selection:
+    r"""Drop in blocks, as SPM does, where elements are correlated.
+
+    All elements that look redundant go at once if that lowers the free energy; if not, the best
+    of all subsets of the ``size`` most redundant; and so on with what is left.
+
+    Parameters
+    ----------
+    size : int
+        Of how many elements all subsets are scored, between 1 and 16.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not between 1 and 16.
+
+    References
+    ----------
+    Friston & Penny (2011), "Post hoc Bayesian model selection", NeuroImage 56(4); the routine
+    ``spm_dcm_bmr_all`` of SPM12.
+
+    Examples
+    --------
+    >>> by_blocks()(Scores((), {}))
+    {}
+    """
+    if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
+        msg = (
+            f"by_blocks got size={size!r}. Expected of how many elements to score all subsets, "
+            f"between 1 and {MOST_ELEMENTS}"
+        )
+        raise ValueError(msg)
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        return scores.search(partial(search_blocks, size=size))
 
     return select
 

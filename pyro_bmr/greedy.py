@@ -1,0 +1,129 @@
+"""Greedy search of the set of correlated elements to drop, from both ends and in pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.elimination import eliminate
+from pyro_bmr.evidence import delta_f_spike_chain
+from pyro_bmr.gaussian import LOG_2PI, Dense, LowRank
+
+# Of so many elements all pairs are looked at.
+MOST_IN_PAIRS = 512
+
+
+def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
+    r"""Drop one element at a time, then exchange, until no step lowers the free energy.
+
+    Backward elimination from the full set, and then the best change of mind about one element or
+    about two as long as that lowers :math:`\Delta F`; the same changes from the empty set on; the
+    better of the two ends counts. Where there are more than 512 elements, the search goes backward
+    only, and minds change about the 512 whose own change would cost least; a `LowRank` posterior
+    of so many is eliminated and no more.
+
+    Parameters
+    ----------
+    posterior : Dense or LowRank
+        Posterior of ``n`` elements.
+    log_prior : Tensor
+        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``.
+
+    Returns
+    -------
+    Tensor
+        Boolean, of shape ``(n,)``; True for the elements that go.
+
+    References
+    ----------
+    Goodnight (1979), "A tutorial on the SWEEP operator", The American Statistician 33(3), which
+    scores and makes the exchanges.
+
+    Examples
+    --------
+    >>> twins = Dense(torch.ones(2), torch.tensor([[1.0, 0.0], [-0.99, 0.1411]]))
+    >>> search_greedily(twins, torch.tensor([-2.0, -2.1]))
+    tensor([False,  True])
+    """
+    backward = eliminate(posterior, log_prior, 0.0) <= 0
+    if len(log_prior) <= MOST_IN_PAIRS:
+        dense = posterior if isinstance(posterior, Dense) else posterior.dense()
+        starts = (backward, torch.ones_like(backward))
+        ends = [_exchange(dense, log_prior, start) for start in starts]
+        return min(ends, key=lambda end: float(_joint(dense, log_prior, end)))
+    return backward if isinstance(posterior, LowRank) else _refine(posterior, log_prior, backward)
+
+
+def _joint(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
+    return delta_f_spike_chain(posterior.split(dropped)[0], log_prior[dropped]).sum()
+
+
+def _refine(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
+    undecided = torch.zeros_like(dropped)
+    cheapest = _change_of_mind(posterior, log_prior, dropped).topk(MOST_IN_PAIRS, largest=False)
+    undecided[cheapest.indices] = True
+    fixed = dropped & ~undecided
+    _, rest = posterior.split(fixed)
+    few, _ = rest.split(undecided[~fixed])
+    dropped = dropped.clone()
+    dropped[undecided] = _exchange(few, log_prior[undecided], dropped[undecided])
+    return dropped
+
+
+def _change_of_mind(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
+    """Change of F when one element is dropped, or taken back, and all others stay as they are."""
+    shift = log_prior + 0.5 * LOG_2PI
+    gone, rest = posterior.split(dropped)
+    natural, marginal = gone.natural(), rest.marginals()
+    precision = natural.precision.diagonal()
+    change = torch.empty_like(shift)
+    change[dropped] = 0.5 * (precision.log() - natural.linear.square() / precision)
+    change[~dropped] = marginal.scale.log() + 0.5 * (marginal.loc / marginal.scale).square()
+    return change + torch.where(dropped, -shift, shift)
+
+
+def _exchange(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
+    # The tableau of Σ and μ, swept on the elements that are out, holds what it takes to score any
+    # change of mind: pivots d (variances of those in; for those out, minus their precisions) and
+    # the last column t. For one, ΔF changes by ±shift + (ln |d| + t² / d) / 2; for two, by the
+    # same with the 2 × 2 block in place of d.
+    count = len(log_prior)
+    tableau = posterior.loc.new_zeros(count + 1, count + 1)
+    tableau[:count, :count] = posterior.covariance
+    tableau[:count, count] = tableau[count, :count] = posterior.loc
+    for i in dropped.nonzero()[:, 0].tolist():
+        _sweep(tableau, i)
+    while True:
+        change = _score_exchanges(tableau, log_prior + 0.5 * LOG_2PI)
+        best = int(change.argmin())
+        if change.view(-1)[best] > -_ROUNDING:
+            return tableau.diagonal()[:count] < 0
+        for i in {best // count, best % count}:
+            _sweep(tableau, i)
+
+
+# An exchange that gains less, in nats, is taken for rounding.
+_ROUNDING = 1e-9
+
+
+def _sweep(tableau: Tensor, i: int) -> None:
+    pivot, column = tableau[i, i].clone(), tableau[i].clone()
+    tableau.addr_(column, column / pivot, alpha=-1)
+    tableau[i] = tableau[:, i] = column / pivot.abs()
+    tableau[i, i] = -1 / pivot
+
+
+def _score_exchanges(tableau: Tensor, shift: Tensor) -> Tensor:
+    """Change of F by exchanging two elements, or on the diagonal by changing one."""
+    pivot, last = tableau.diagonal()[:-1], tableau[:-1, -1]
+    signed = torch.where(pivot > 0, shift, -shift)
+    covariance = tableau[:-1, :-1]
+    product = torch.outer(pivot, pivot)
+    determinant = product - covariance.square()
+    quadratic = torch.outer(last.square(), pivot) - covariance * torch.outer(last, last)
+    quadratic = (quadratic + quadratic.mT) / determinant
+    change = signed[:, None] + signed + 0.5 * (determinant.abs().log() + quadratic)
+    # Rounding may have cost a nearly singular pair its sign.
+    change = torch.where(determinant * product > 0, change, torch.inf)
+    alone = signed + 0.5 * (pivot.abs().log() + last.square() / pivot)
+    return change.diagonal_scatter(alone)
