@@ -84,6 +84,16 @@ class Dense:
         r""":math:`\Sigma = L L^\top`, of shape ``(n, n)``."""
         return self.scale_tril @ self.scale_tril.mT
 
+    def root(self) -> Tensor:
+        r"""Return a matrix :math:`R` with :math:`\Sigma = R R^\top`.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(n, n)``.
+        """
+        return self.scale_tril
+
     def marginals(self) -> Diagonal:
         """Return the marginal of every element by itself.
 
@@ -183,6 +193,16 @@ class LowRank:
             The same Gaussian.
         """
         return LowRank(*(t.to(dtype) for t in (self.loc, self.cov_factor, self.cov_diag)))
+
+    def root(self) -> Tensor:
+        r"""Return a matrix :math:`R` with :math:`\Sigma = R R^\top`.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(n, k + n)``.
+        """
+        return torch.cat([self.cov_factor, self.cov_diag.sqrt().diag()], dim=-1)
 
     def marginals(self) -> Diagonal:
         """Return the marginal of every element by itself.
