@@ -50,7 +50,7 @@ def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Ten
     --------
     >>> twins = Dense(torch.ones(2), torch.tensor([[1.0, 0.0], [-0.99, 0.1411]]))
     >>> delta_f_of_all_subsets(twins, torch.tensor([-1.0, -1.0]))
-    tensor([ 0.0000,  0.4189,  0.4189, 98.3...], dtype=torch.float64)
+    tensor([ 0.0000,  0.4189,  0.4189, 97.8336], dtype=torch.float64)
     """
     count = len(log_prior)
     if count > MOST_ELEMENTS:
