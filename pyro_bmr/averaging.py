@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pyro_bmr.averaged_guide import AveragedGuide, Mixture, SpikeAndSlab
 from pyro_bmr.factors import Factor
+from pyro_bmr.inclusion import LearnedPrior, check_options, find_log_odds, read_scores
 from pyro_bmr.model_space import EnumeratedSpace, IndependentSpace, SampledSpace, read_spaces
 from pyro_bmr.occam_window import Window, find_window
-from pyro_bmr.presence import LearnedPrior, check_options, find_log_odds, read_scores
 from pyro_bmr.rendering import render
 
 

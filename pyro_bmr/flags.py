@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import transform_to
