@@ -1,6 +1,8 @@
 """Bayesian model reduction for Pyro: prune a trained posterior by its free energy."""
 
 from pyro_bmr.auto_gamma import AutoGamma, mean_field
+from pyro_bmr.averaged_guide import AveragedGuide
+from pyro_bmr.averaging import Average, average
 from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.evidence import delta_f
 from pyro_bmr.factors import Prior, Site
@@ -8,10 +10,12 @@ from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_factors
 from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.inclusion import LearnedPrior, Presence, presence
 from pyro_bmr.independent_factor import IndependentFactor
 from pyro_bmr.joint_factor import JointFactor
 from pyro_bmr.measurement import free_energy
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
+from pyro_bmr.occam_window import Window
 from pyro_bmr.priors import Spike, log_density_at_zero
 from pyro_bmr.pruned_guide import PrunedGuide
 from pyro_bmr.pruning import Pruning, Round, prune
@@ -27,18 +31,23 @@ from pyro_bmr.selection import (
     spr,
     top_k,
 )
+from pyro_bmr.subsets import delta_f_of_all_subsets
 from pyro_bmr.training import fit
 
 __all__ = [
     "AutoGamma",
+    "Average",
+    "AveragedGuide",
     "Dense",
     "Diagonal",
     "GlobalELBO",
     "IndependentFactor",
     "JointFactor",
+    "LearnedPrior",
     "LocalELBO",
     "LowRank",
     "MomentsELBO",
+    "Presence",
     "Prior",
     "PrunedGuide",
     "PrunedModel",
@@ -48,10 +57,13 @@ __all__ = [
     "Scores",
     "Site",
     "Spike",
+    "Window",
+    "average",
     "bayesianize",
     "by_blocks",
     "by_evidence",
     "delta_f",
+    "delta_f_of_all_subsets",
     "elements",
     "exhaustive",
     "fan_in_normal",
@@ -62,6 +74,7 @@ __all__ = [
     "magnitude",
     "mean_field",
     "normal",
+    "presence",
     "prune",
     "random",
     "read_factors",

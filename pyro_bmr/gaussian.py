@@ -94,6 +94,26 @@ class Dense:
         """
         return self.scale_tril
 
+    @property
+    def noise_size(self) -> int:
+        """How many standard normals `transform` needs."""
+        return len(self.loc)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """Turn standard normals into draws.
+
+        Parameters
+        ----------
+        noise : Tensor
+            At least ``noise_size`` of them in the last dimension; the first ones are used.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(..., n)``.
+        """
+        return self.loc + noise[..., : len(self.loc)] @ self.scale_tril.mT
+
     def marginals(self) -> Diagonal:
         """Return the marginal of every element by itself.
 
@@ -203,6 +223,28 @@ class LowRank:
             Of shape ``(n, k + n)``.
         """
         return torch.cat([self.cov_factor, self.cov_diag.sqrt().diag()], dim=-1)
+
+    @property
+    def noise_size(self) -> int:
+        """How many standard normals `transform` needs."""
+        return self.cov_factor.shape[-1] + len(self.loc)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """Turn standard normals into draws.
+
+        Parameters
+        ----------
+        noise : Tensor
+            At least ``noise_size`` of them in the last dimension; the first ones are used.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(..., n)``.
+        """
+        rank = self.cov_factor.shape[-1]
+        latent, own = noise[..., :rank], noise[..., rank : rank + len(self.loc)]
+        return self.loc + latent @ self.cov_factor.mT + own * self.cov_diag.sqrt()
 
     def marginals(self) -> Diagonal:
         """Return the marginal of every element by itself.

@@ -121,6 +121,60 @@ class JointFactor(Factor):
         rest = rest.to(self.posterior.loc.dtype)
         return replace(self, posterior=rest, mask=self._embed(~drop, False))
 
+    def left(self) -> tuple[Dense | LowRank, Tensor]:
+        """Return what has not been pruned, for those who search among its subsets.
+
+        Returns
+        -------
+        posterior : Dense or LowRank
+            Of the elements that are left, in float64.
+        log_prior : Tensor
+            ln p(θ_i = 0) of each in nats; ``inf`` for those that cannot go.
+        """
+        return self._exact, self._log_prior[self._mask]
+
+    def spread(self, vector: Tensor, fill: float | bool) -> dict[str, Tensor]:
+        """Bring a value for each element that is left into the shapes of the sites.
+
+        Parameters
+        ----------
+        vector : Tensor
+            In the order of `left`, as its last dimension.
+        fill : float or bool
+            For elements that have been pruned before.
+
+        Returns
+        -------
+        dict of Tensor
+            By site, of its shape after the leading dimensions of ``vector``.
+        """
+        full = vector.new_full(vector.shape[:-1] + self._mask.shape, fill)
+        full[..., self._mask] = vector
+        parts = full.split([site.shape.numel() for site in self.sites], -1)
+        return {
+            site.name: part.reshape(vector.shape[:-1] + site.shape)
+            for site, part in zip(self.sites, parts, strict=True)
+        }
+
+    def gather(self, values: Mapping[str, float]) -> Tensor:
+        """Give each element that is left the value of its site.
+
+        Parameters
+        ----------
+        values : mapping
+            By site; 0 for sites that are absent.
+
+        Returns
+        -------
+        Tensor
+            In the order of `left`, in float64.
+        """
+        parts = [
+            torch.full((site.shape.numel(),), values.get(site.name, 0.0), dtype=torch.float64)
+            for site in self.sites
+        ]
+        return torch.cat(parts).to(self.posterior.loc.device)[self._mask]
+
     @property
     def _mask(self) -> Tensor:
         if self.mask is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -82,7 +82,7 @@ class PrunedGuide(PyroModule):
     """
 
     def __init__(self, factors: tuple[Factor, ...], origin: Origin) -> None:
-        super().__init__(_unused_name())
+        super().__init__(unused_name())
         self.origin = origin
         self.factors = PyroModule()
         for factor in factors:
@@ -112,7 +112,7 @@ class PrunedGuide(PyroModule):
         dict of Tensor
             A value a site.
         """
-        plates = self._plates(*args, **kwargs)
+        plates = make_plates(self.origin, self.parts, *args, **kwargs)
         return {name: value for part in self.parts for name, value in part(plates)}
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ class PrunedGuide(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a copy its own names in the param store, so that it does not share parameters."""
         super().__setstate__(state)
-        name, context = _unused_name(), type(self._pyro_context)()
+        name, context = unused_name(), type(self._pyro_context)()
         for path, module in self.named_modules():
             module._pyro_name = f"{name}.{path}" if path else name
             module._pyro_context = context
@@ -176,22 +176,6 @@ class PrunedGuide(PyroModule):
             marginals = factor.marginals()
             for site in factor.sites:
                 yield site, marginals[site.name]
-
-    def _plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Build the plates that the sites lie in, as `AutoGuide` does."""
-        create_plates = self.origin.create_plates
-        created = [] if create_plates is None else create_plates(*args, **kwargs)
-        plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
-        for part in self.parts:
-            for frame in (frame for site in part.sites for frame in site.plates):
-                if frame.name not in plates:
-                    plates[frame.name] = pyro.plate(
-                        frame.name,
-                        frame.full_size or frame.size,
-                        dim=frame.dim,
-                        subsample_size=frame.size,
-                    )
-        return plates
 
 
 class _IndependentPart(PyroModule):
@@ -227,7 +211,7 @@ class _IndependentPart(PyroModule):
         )
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        with _inside(self.site, plates):
+        with inside_plates(self.site, plates):
             fn = dist.Normal(self.loc, self.scale)
             if self.mask is not None:
                 mask = pyro.subsample(self.mask, event_dim=self.site.event_dim)
@@ -237,7 +221,7 @@ class _IndependentPart(PyroModule):
                 fn.to_event(self.site.event_dim),
                 infer={"is_auxiliary": True},
             )
-        yield self.site.name, _sample_site(self.site, value, plates)
+        yield self.site.name, sample_site(self.site, value, plates)
 
 
 class _JointPart(PyroModule):
@@ -271,15 +255,7 @@ class _JointPart(PyroModule):
                 self.distribution(),
                 infer={"is_auxiliary": True},
             )
-        if self.mask is not None:
-            full = latent.new_zeros(latent.shape[:-1] + self.mask.shape)
-            latent = full.masked_scatter(self.mask, latent)
-        batch_shape = latent.shape[:-1]
-        for site, part in zip(
-            self.sites, latent.split([s.shape.numel() for s in self.sites], -1), strict=True
-        ):
-            shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
-            yield site.name, _sample_site(site, part.reshape(shape), plates)
+        yield from sample_sites(self.sites, latent, self.mask, plates)
 
 
 class _DensePart(_JointPart):
@@ -328,7 +304,7 @@ class _GammaPart(PyroModule):
         return GammaFactor(self.site, self.concentration.detach(), self.mean.detach())
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        with _inside(self.site, plates):
+        with inside_plates(self.site, plates):
             concentration = self.concentration
             fn = dist.Gamma(concentration, concentration / self.mean)
             yield self.site.name, pyro.sample(self.site.name, fn.to_event(self.site.event_dim))
@@ -350,26 +326,153 @@ def _module(factor: Factor) -> Any:
 _serial = count()
 
 
-def _unused_name() -> str:
-    """Name a guide so that nothing in the param store is taken for its parameters."""
+def unused_name(kind: str = "PrunedGuide") -> str:
+    """Name a guide so that nothing in the param store is taken for its parameters.
+
+    Parameters
+    ----------
+    kind : str
+        What the name begins with.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Examples
+    --------
+    >>> unused_name("Other")[:5]
+    'Other'
+    """
     taken = tuple(pyro.get_param_store().keys())
-    names = (f"PrunedGuide{i}" for i in _serial)
+    names = (f"{kind}{i}" for i in _serial)
     return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))
 
 
-def _inside(site: Site, plates: Mapping[str, Any]) -> ExitStack:
+def make_plates(origin: Origin, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Build the plates that sites lie in, as `pyro.infer.autoguide.AutoGuide` does.
+
+    Parameters
+    ----------
+    origin : Origin
+        How the guide was first called.
+    parts : iterable
+        Each with ``sites``.
+    *args, **kwargs
+        Those of the model.
+
+    Returns
+    -------
+    dict
+        By name.
+
+    Examples
+    --------
+    >>> make_plates(Origin(), ())
+    {}
+    """
+    created = [] if origin.create_plates is None else origin.create_plates(*args, **kwargs)
+    plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
+    for frame in (frame for part in parts for site in part.sites for frame in site.plates):
+        if frame.name not in plates:
+            plates[frame.name] = pyro.plate(
+                frame.name,
+                frame.full_size or frame.size,
+                dim=frame.dim,
+                subsample_size=frame.size,
+            )
+    return plates
+
+
+def inside_plates(site: Site, plates: Mapping[str, Any]) -> ExitStack:
+    """Enter the plates of a site.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    plates : mapping
+        By name.
+
+    Returns
+    -------
+    ExitStack
+        A context.
+
+    Examples
+    --------
+    >>> with inside_plates(Site("w", torch.Size([])), {}):
+    ...     pass
+    """
     stack = ExitStack()
     for frame in site.plates:
         stack.enter_context(plates[frame.name])
     return stack
 
 
-def _sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) -> Tensor:
+def sample_sites(
+    sites: tuple[Site, ...], latent: Tensor, mask: Tensor | None, plates: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """Sample sites at the parts of a vector.
+
+    Parameters
+    ----------
+    sites : tuple of Site
+        Their flattened unconstrained values follow one another in the vector.
+    latent : Tensor
+        The vector, in the last dimension, without the elements that were pruned.
+    mask : Tensor, optional
+        Boolean, over all elements; True for those in the vector.
+    plates : mapping
+        By name.
+
+    Yields
+    ------
+    tuple
+        Name and value.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([True, False])
+    >>> list(sample_sites((Site("w", torch.Size([2]), 1),), torch.ones(1), mask, {}))
+    [('w', tensor([1., 0.]))]
+    """
+    if mask is not None:
+        full = latent.new_zeros(latent.shape[:-1] + mask.shape)
+        latent = full.masked_scatter(mask, latent)
+    batch_shape = latent.shape[:-1]
+    for site, part in zip(sites, latent.split([s.shape.numel() for s in sites], -1), strict=True):
+        shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
+        yield site.name, sample_site(site, part.reshape(shape), plates)
+
+
+def sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) -> Tensor:
+    """Sample a site at a value.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    unconstrained : Tensor
+        The value on the real line.
+    plates : mapping
+        By name.
+
+    Returns
+    -------
+    Tensor
+        The value on the support.
+
+    Examples
+    --------
+    >>> sample_site(Site("w", torch.Size([])), torch.tensor(1.0), {})
+    tensor(1.)
+    """
     transform = biject_to(site.support)
     value = transform(unconstrained)
     # A site's event may have other dimensions than its unconstrained value (a simplex has).
     event_dim = site.event_dim + value.dim() - unconstrained.dim()
     log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
     log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
-    with _inside(site, plates):
+    with inside_plates(site, plates):
         return pyro.sample(site.name, dist.Delta(value, log_density, event_dim))

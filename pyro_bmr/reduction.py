@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.factors import Factor, Prior, Site
+from pyro_bmr.flags import count_pruned, count_undecided, count_wide, naive_delta_f
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
@@ -114,12 +116,14 @@ def reduce(
     chosen = _checked(select, scores)
     pruned = tuple(factor.prune(chosen) for factor in scores.factors)
     masks = _masks(pruned, scores)
+    rows = _summarize(scores, chosen, pruned, reasons)
     return Reduction(
         model=PrunedModel(full_model, masks),
         guide=PrunedGuide(pruned, origin),
         masks=masks,
         scores=scores.delta_f,
-        sites=_summarize(scores, chosen, pruned, reasons),
+        sites=rows,
+        naive_delta_f=naive_delta_f(scores, chosen, {row.name: row.delta_f for row in rows}),
     )
 
 
@@ -138,7 +142,13 @@ class SiteSummary:
     delta_f : float
         Its part in the joint ΔF, in nats: the parts of all sites add up to the whole.
     note : str
-        Why it was left whole, or which elements could not be scored.
+        Why it was left whole, or what to doubt.
+    unscored : int
+        How many elements cannot go because they have no prior density at zero.
+    wide : int
+        How many elements have a posterior more than 5 % wider than their Gaussian prior.
+    pruned_before : int
+        How many elements had been pruned before.
 
     Examples
     --------
@@ -151,6 +161,9 @@ class SiteSummary:
     kept: int
     delta_f: float
     note: str = ""
+    unscored: int = 0
+    wide: int = 0
+    pruned_before: int = 0
 
     @property
     def total(self) -> int:
@@ -175,6 +188,9 @@ class Reduction:
         By site, ΔF in nats of dropping each element by itself.
     sites : tuple of SiteSummary
         A row a site, those left whole with their reason.
+    naive_delta_f : float, optional
+        What ``delta_f`` would be, in nats, had every correlated element gone whose own ΔF is at
+        most 0, and no other; None if nothing is correlated.
 
     Examples
     --------
@@ -187,6 +203,7 @@ class Reduction:
     masks: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
     sites: tuple[SiteSummary, ...]
+    naive_delta_f: float | None = None
 
     @property
     def delta_f(self) -> float:
@@ -199,6 +216,19 @@ class Reduction:
         total = sum(site.total for site in self.sites)
         return 1.0 - sum(site.kept for site in self.sites) / total if total else 0.0
 
+    @cached_property
+    def undecided(self) -> dict[str, int]:
+        r"""By reducible site, how many elements have :math:`|\Delta F| < 0.05` nats.
+
+        As a rule because the data say nothing about them, so that the sign is noise; see
+        `pyro_bmr.flags`.
+        """
+        return {
+            site.name: count_undecided(self.scores[site.name], site.pruned_before)
+            for site in self.sites
+            if site.name in self.scores
+        }
+
     def summary(self) -> pd.DataFrame:
         """Return a table with a row a site.
 
@@ -206,7 +236,8 @@ class Reduction:
         -------
         DataFrame
             Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``delta_f``
-            (nats) and ``note``.
+            (nats), ``undecided``, ``wide``, ``unscored`` (how many elements to doubt, see
+            `undecided` and `SiteSummary`) and ``note``.
         """
         rows = [
             {
@@ -216,7 +247,10 @@ class Reduction:
                 "kept": site.kept,
                 "pruned %": 100 * (1 - site.kept / site.total) if site.total else 0.0,
                 "delta_f": site.delta_f,
-                "note": site.note,
+                "undecided": self.undecided.get(site.name, 0),
+                "wide": site.wide,
+                "unscored": site.unscored,
+                "note": self._note(site),
             }
             for site in self.sites
         ]
@@ -251,6 +285,12 @@ class Reduction:
         for column in ("shape", "total", "kept", "pruned", "ΔF (nats)"):
             table.add_column(column, justify="right")
         table.add_column("note")
+        if self._naive_differs:
+            table.caption = (
+                "dropping every element whose own ΔF is at most 0 would have given "
+                f"ΔF = {self.naive_delta_f:+.2f} nats"
+            )
+            table.caption_justify = "left"
         for site in self.sites:
             table.add_row(
                 site.name,
@@ -259,7 +299,7 @@ class Reduction:
                 f"{site.kept:,}",
                 f"{1 - site.kept / site.total:.1%}" if site.total else "",
                 f"{site.delta_f:+.2f}" if site.kept < site.total else "",
-                site.note,
+                self._note(site),
             )
         return table
 
@@ -269,6 +309,15 @@ class Reduction:
     def _repr_html_(self) -> str:
         table = self.summary().round({"pruned %": 1, "delta_f": 2})
         return f"<p>{self.sparsity:.1%} pruned, ΔF = {self.delta_f:+.2f} nats</p>{table.to_html()}"
+
+    @property
+    def _naive_differs(self) -> bool:
+        return self.naive_delta_f is not None and abs(self.naive_delta_f - self.delta_f) >= 0.005
+
+    def _note(self, site: SiteSummary) -> str:
+        undecided = self.undecided.get(site.name, 0)
+        notes = [site.note, f"{undecided:,} undecided" if undecided else ""]
+        return "; ".join(note for note in notes if note)
 
 
 def _check_options(select: Any, groups: Any, reduced_prior: Any) -> None:
@@ -376,14 +425,17 @@ def _summarize(
     rows = []
     for before, after in zip(scores.factors, pruned, strict=True):
         delta_f = before.delta_f(scores.delta_f, chosen)
-        kept = after.kept()
+        kept, kept_before, wide = after.kept(), before.kept(), count_wide(before)
         rows += [
             SiteSummary(
                 site.name,
                 tuple(site.shape),
                 int(kept[site.name].count_nonzero()),
                 delta_f.get(site.name, 0.0),
-                _note(site.name, scores, reasons),
+                _note(site.name, scores, wide.get(site.name, 0), reasons),
+                scores.unscored.get(site.name, 0),
+                wide.get(site.name, 0),
+                count_pruned(kept_before[site.name]),
             )
             for site in before.sites
         ]
@@ -396,11 +448,15 @@ def _summarize(
     return tuple(rows + absent)
 
 
-def _note(name: str, scores: Scores, reasons: Mapping[str, str]) -> str:
+def _note(name: str, scores: Scores, wide: int, reasons: Mapping[str, str]) -> str:
     if name in reasons:
         return f"not reduced: {reasons[name]}"
     unscored = scores.unscored[name]
-    return f"{unscored} without a prior, kept" if unscored else ""
+    notes = [
+        f"{unscored:,} without a prior, kept" if unscored else "",
+        f"{wide:,} wider than the prior" if wide else "",
+    ]
+    return "; ".join(note for note in notes if note)
 
 
 def _masks(pruned: tuple[Factor, ...], scores: Scores) -> dict[str, Tensor]:
