@@ -15,14 +15,8 @@ from pyro_bmr.factors import Site
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.handlers import module_key
 from pyro_bmr.occam_window import Window
-from pyro_bmr.pruned_guide import (
-    Origin,
-    inside_plates,
-    make_plates,
-    sample_site,
-    sample_sites,
-    unused_name,
-)
+from pyro_bmr.pruned_guide import Origin, unused_name
+from pyro_bmr.site_sampling import inside_plates, sample_site, sample_sites
 
 
 class AveragedGuide(PyroModule):
@@ -75,7 +69,7 @@ class AveragedGuide(PyroModule):
             A value a site.
         """
         parts = tuple(self.factors.children())
-        plates = make_plates(self.origin, parts, *args, **kwargs)
+        plates = self.origin.make_plates(parts, *args, **kwargs)
         return {name: value for part in parts for name, value in part(plates)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -234,6 +234,17 @@ class EnumeratedSpace(ModelSpace):
     ----------
     elements : OpenElements
         Those that may be present or absent.
+
+    Examples
+    --------
+    >>> from pyro_bmr.factors import Prior, Site
+    >>> priors = {"w": Prior(torch.tensor(-1.0))}
+    >>> site, q = Site("w", torch.Size([1])), Dense(torch.ones(1), torch.ones(1, 1))
+    >>> factor = JointFactor((site,), q).with_priors(priors)
+    >>> scores = Scores((factor,), factor.scores())
+    >>> (space,) = read_spaces(scores, num_samples=100, seed=0)
+    >>> space.delta_f
+    tensor([0.0000, 0.4189], dtype=torch.float64)
     """
 
     elements: OpenElements
@@ -295,11 +306,16 @@ class SampledSpace(ModelSpace):
         Steps of the walk, of which the first fifth does not count.
     seed : int
         Of its random numbers.
+
+    Examples
+    --------
+    >>> SampledSpace(None, num_samples=100, seed=0).exact
+    False
     """
 
     elements: OpenElements
     num_samples: int
-    seed: int = field(default=0)
+    seed: int
 
     @property
     def exact(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -13,10 +12,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.util import sum_rightmost
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_bmr.distributions import PrunedDistribution
 from pyro_bmr.factors import Factor, Site
@@ -25,6 +22,7 @@ from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.handlers import module_key
 from pyro_bmr.independent_factor import IndependentFactor
 from pyro_bmr.joint_factor import JointFactor
+from pyro_bmr.site_sampling import inside_plates, make_plates, sample_site, sample_sites
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,24 @@ class Origin:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     create_plates: Callable[..., Any] | None = None
+
+    def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Build the plates of a guide for the model.
+
+        Parameters
+        ----------
+        parts : iterable
+            Each with ``sites``.
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        dict
+            By name.
+        """
+        created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
+        return make_plates(parts, created)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         """Return itself: the copy of a guide is a guide for the same model."""
@@ -112,7 +128,7 @@ class PrunedGuide(PyroModule):
         dict of Tensor
             A value a site.
         """
-        plates = make_plates(self.origin, self.parts, *args, **kwargs)
+        plates = self.origin.make_plates(self.parts, *args, **kwargs)
         return {name: value for part in self.parts for name, value in part(plates)}
 
     @torch.no_grad()
@@ -347,132 +363,3 @@ def unused_name(kind: str = "PrunedGuide") -> str:
     taken = tuple(pyro.get_param_store().keys())
     names = (f"{kind}{i}" for i in _serial)
     return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))
-
-
-def make_plates(origin: Origin, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Build the plates that sites lie in, as `pyro.infer.autoguide.AutoGuide` does.
-
-    Parameters
-    ----------
-    origin : Origin
-        How the guide was first called.
-    parts : iterable
-        Each with ``sites``.
-    *args, **kwargs
-        Those of the model.
-
-    Returns
-    -------
-    dict
-        By name.
-
-    Examples
-    --------
-    >>> make_plates(Origin(), ())
-    {}
-    """
-    created = [] if origin.create_plates is None else origin.create_plates(*args, **kwargs)
-    plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
-    for frame in (frame for part in parts for site in part.sites for frame in site.plates):
-        if frame.name not in plates:
-            plates[frame.name] = pyro.plate(
-                frame.name,
-                frame.full_size or frame.size,
-                dim=frame.dim,
-                subsample_size=frame.size,
-            )
-    return plates
-
-
-def inside_plates(site: Site, plates: Mapping[str, Any]) -> ExitStack:
-    """Enter the plates of a site.
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    plates : mapping
-        By name.
-
-    Returns
-    -------
-    ExitStack
-        A context.
-
-    Examples
-    --------
-    >>> with inside_plates(Site("w", torch.Size([])), {}):
-    ...     pass
-    """
-    stack = ExitStack()
-    for frame in site.plates:
-        stack.enter_context(plates[frame.name])
-    return stack
-
-
-def sample_sites(
-    sites: tuple[Site, ...], latent: Tensor, mask: Tensor | None, plates: Mapping[str, Any]
-) -> Iterator[tuple[str, Tensor]]:
-    """Sample sites at the parts of a vector.
-
-    Parameters
-    ----------
-    sites : tuple of Site
-        Their flattened unconstrained values follow one another in the vector.
-    latent : Tensor
-        The vector, in the last dimension, without the elements that were pruned.
-    mask : Tensor, optional
-        Boolean, over all elements; True for those in the vector.
-    plates : mapping
-        By name.
-
-    Yields
-    ------
-    tuple
-        Name and value.
-
-    Examples
-    --------
-    >>> mask = torch.tensor([True, False])
-    >>> list(sample_sites((Site("w", torch.Size([2]), 1),), torch.ones(1), mask, {}))
-    [('w', tensor([1., 0.]))]
-    """
-    if mask is not None:
-        full = latent.new_zeros(latent.shape[:-1] + mask.shape)
-        latent = full.masked_scatter(mask, latent)
-    batch_shape = latent.shape[:-1]
-    for site, part in zip(sites, latent.split([s.shape.numel() for s in sites], -1), strict=True):
-        shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
-        yield site.name, sample_site(site, part.reshape(shape), plates)
-
-
-def sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) -> Tensor:
-    """Sample a site at a value.
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    unconstrained : Tensor
-        The value on the real line.
-    plates : mapping
-        By name.
-
-    Returns
-    -------
-    Tensor
-        The value on the support.
-
-    Examples
-    --------
-    >>> sample_site(Site("w", torch.Size([])), torch.tensor(1.0), {})
-    tensor(1.)
-    """
-    transform = biject_to(site.support)
-    value = transform(unconstrained)
-    # A site's event may have other dimensions than its unconstrained value (a simplex has).
-    event_dim = site.event_dim + value.dim() - unconstrained.dim()
-    log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
-    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
-    with inside_plates(site, plates):
-        return pyro.sample(site.name, dist.Delta(value, log_density, event_dim))

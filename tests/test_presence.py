@@ -189,6 +189,19 @@ def test_more_than_16_elements_are_sampled_within_the_error_that_is_reported(fam
     assert torch.equal(joint(again), joint(found))
 
 
+def test_a_walk_crosses_between_twins():
+    """Nine pairs of which one must be there each: flips pass through both being there."""
+    tril = torch.tensor([[0.7, 0.0], [-0.6993, 0.0313]]).double()
+    loc = torch.full((9, 2), 0.5).double() + 0.2 * torch.randn(9, 2).double()
+    blocks = [Dense(pair, tril) for pair in loc]
+    posterior = Dense(loc.reshape(-1), torch.block_diag(*[tril] * 9))
+    found = bmr.presence(full_covariance(posterior))
+    exact = torch.cat([enumerate_by_chain(b, 0.0) for b in blocks])
+    error = torch.cat([found.standard_error["a"], found.standard_error["b"]])
+    assert (error < 0.04).all()
+    assert ((joint(found) - exact).abs() < 5 * error).all()
+
+
 def test_a_learned_prior_is_the_fixed_point_of_its_equation():
     loc = torch.cat([torch.zeros(80), torch.full((20,), 2.0)]).double()
     guide = mean_field(loc, torch.full((100,), 0.3).double())
