@@ -12,9 +12,11 @@ from pyro_bmr.independent_factor import IndependentFactor
 from pyro_bmr.joint_factor import JointFactor
 from pyro_bmr.measurement import free_energy
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
-from pyro_bmr.priors import Spike, log_density_at_zero
+from pyro_bmr.priors import log_density_at_zero
 from pyro_bmr.pruned_guide import PrunedGuide
 from pyro_bmr.pruning import Pruning, Round, prune
+from pyro_bmr.reduced_posteriors import reduced_posterior
+from pyro_bmr.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.scores import Scores
 from pyro_bmr.selection import by_evidence, magnitude, random, snr, spr, top_k
@@ -24,9 +26,11 @@ __all__ = [
     "AutoGamma",
     "Dense",
     "Diagonal",
+    "Gaussian",
     "GlobalELBO",
     "IndependentFactor",
     "JointFactor",
+    "Laplace",
     "LocalELBO",
     "LowRank",
     "MomentsELBO",
@@ -55,6 +59,7 @@ __all__ = [
     "random",
     "read_factors",
     "reduce",
+    "reduced_posterior",
     "snr",
     "spr",
     "top_k",

@@ -16,8 +16,9 @@ from pyro_bmr.factors import Factor, Prior, Site
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.priors import Spike, read_priors
+from pyro_bmr.priors import read_priors
 from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.reduced_priors import Spike
 from pyro_bmr.rendering import render
 from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
