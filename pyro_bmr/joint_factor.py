@@ -63,12 +63,12 @@ class JointFactor(Factor):
 
     @override
     def locations(self) -> dict[str, Tensor]:
-        return self._by_site(self._embed(self.posterior.loc, 0.0))
+        return self.spread(self.posterior.loc, 0.0)
 
     @override
     def marginals(self) -> dict[str, Diagonal]:
         marginals = self.posterior.marginals()
-        loc, scale = (self._by_site(self._embed(t, 0.0)) for t in (marginals.loc, marginals.scale))
+        loc, scale = (self.spread(t, 0.0) for t in (marginals.loc, marginals.scale))
         return {name: Diagonal(loc[name], scale[name]) for name in loc}
 
     @override
@@ -82,13 +82,13 @@ class JointFactor(Factor):
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        alone = delta_f_spike(self._exact.marginals(), self._log_prior[self._mask])
-        return self._reducible(self._embed(alone.to(self.posterior.loc.dtype), 0.0))
+        alone = delta_f_spike(self.exact.marginals(), self._log_prior[self._mask])
+        return self._reducible(alone, 0.0)
 
     @override
     def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
-        path = eliminate(self._exact, self._log_prior[self._mask], stop)
-        return self._reducible(self._embed(path.to(self.posterior.loc.dtype), -torch.inf))
+        path = eliminate(self.exact, self._log_prior[self._mask], stop)
+        return self._reducible(path, -torch.inf)
 
     @override
     def delta_f(
@@ -97,16 +97,16 @@ class JointFactor(Factor):
         masks: Mapping[str, Tensor],
     ) -> dict[str, float]:
         drop = self._drop(masks)
-        gone, _ = self._exact.split(drop)
+        gone, _ = self.exact.split(drop)
         parts = torch.zeros_like(self._log_prior[self._mask])
         parts[drop] = delta_f_spike_chain(gone, self._log_prior[self._mask][drop])
-        by_site = self._by_site(self._embed(parts, 0.0))
+        by_site = self.spread(parts, 0.0)
         return {name: float(part.sum()) for name, part in by_site.items() if name in masks}
 
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:
         drop = self._drop(masks)
-        _, rest = self._exact.split(drop)
+        _, rest = self.exact.split(drop)
         rest = rest.to(self.posterior.loc.dtype)
         return replace(self, posterior=rest, mask=self._embed(~drop, False))
 
@@ -117,8 +117,41 @@ class JointFactor(Factor):
         return torch.ones_like(self.posterior.loc, dtype=torch.bool)
 
     @property
-    def _exact(self) -> Dense | LowRank:
+    def exact(self) -> Dense | LowRank:
+        """The posterior in float64."""
         return self.posterior.to(torch.float64)
+
+    def gather(self, by_site: Mapping[str, Tensor]) -> Tensor:
+        """Return the elements that the posterior holds, of a tensor a site.
+
+        Parameters
+        ----------
+        by_site : mapping
+            By site of the factor, a tensor of its shape.
+
+        Returns
+        -------
+        Tensor
+            In the order of the posterior.
+        """
+        return torch.cat([by_site[site.name].reshape(-1) for site in self.sites])[self._mask]
+
+    def spread(self, vector: Tensor, fill: float) -> dict[str, Tensor]:
+        """Return a tensor a site, from the elements that the posterior holds.
+
+        Parameters
+        ----------
+        vector : Tensor
+            In the order of the posterior.
+        fill : float
+            For elements that were pruned before.
+
+        Returns
+        -------
+        dict of Tensor
+            By site.
+        """
+        return self._by_site(self._embed(vector, fill))
 
     @property
     def _log_prior(self) -> Tensor:
@@ -139,7 +172,7 @@ class JointFactor(Factor):
     def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Over the elements that the posterior holds, which go."""
         kept = self.kept() | dict(masks)
-        return ~torch.cat([kept[site.name].reshape(-1) for site in self.sites])[self._mask]
+        return ~self.gather(kept)
 
     def _embed(self, vector: Tensor, fill: float | bool) -> Tensor:
         """Put the elements that the posterior holds into a vector over all elements."""
@@ -154,5 +187,6 @@ class JointFactor(Factor):
             for site, part in zip(self.sites, parts, strict=True)
         }
 
-    def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
-        return {name: part for name, part in self._by_site(vector).items() if name in self.priors}
+    def _reducible(self, vector: Tensor, fill: float) -> dict[str, Tensor]:
+        by_site = self.spread(vector.to(self.posterior.loc.dtype), fill)
+        return {name: part for name, part in by_site.items() if name in self.priors}

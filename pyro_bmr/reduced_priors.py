@@ -81,6 +81,9 @@ class Laplace:
         _check_scale("Laplace", self.scale)
 
 
+ReducedPrior = Spike | Gaussian | Laplace
+
+
 def _check_scale(name: str, scale: float | Tensor) -> None:
     values = torch.as_tensor(scale)
     if not ((values > 0) & values.isfinite()).all():
