@@ -63,12 +63,12 @@ class JointFactor(Factor):
 
     @override
     def locations(self) -> dict[str, Tensor]:
-        return self.spread(self.posterior.loc, 0.0)
+        return self._by_site(self._embed(self.posterior.loc, 0.0))
 
     @override
     def marginals(self) -> dict[str, Diagonal]:
         marginals = self.posterior.marginals()
-        loc, scale = (self.spread(t, 0.0) for t in (marginals.loc, marginals.scale))
+        loc, scale = (self._by_site(self._embed(t, 0.0)) for t in (marginals.loc, marginals.scale))
         return {name: Diagonal(loc[name], scale[name]) for name in loc}
 
     @override
@@ -82,13 +82,13 @@ class JointFactor(Factor):
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        alone = delta_f_spike(self.exact.marginals(), self._log_prior[self._mask])
-        return self._reducible(alone, 0.0)
+        alone = delta_f_spike(self._exact.marginals(), self._log_prior[self._mask])
+        return self._reducible(self._embed(alone.to(self.posterior.loc.dtype), 0.0))
 
     @override
     def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
-        path = eliminate(self.exact, self._log_prior[self._mask], stop)
-        return self._reducible(path, -torch.inf)
+        path = eliminate(self._exact, self._log_prior[self._mask], stop)
+        return self._reducible(self._embed(path.to(self.posterior.loc.dtype), -torch.inf))
 
     @override
     def delta_f(
@@ -97,31 +97,20 @@ class JointFactor(Factor):
         masks: Mapping[str, Tensor],
     ) -> dict[str, float]:
         drop = self._drop(masks)
-        gone, _ = self.exact.split(drop)
+        gone, _ = self._exact.split(drop)
         parts = torch.zeros_like(self._log_prior[self._mask])
         parts[drop] = delta_f_spike_chain(gone, self._log_prior[self._mask][drop])
-        by_site = self.spread(parts, 0.0)
+        by_site = self._by_site(self._embed(parts, 0.0))
         return {name: float(part.sum()) for name, part in by_site.items() if name in masks}
 
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:
         drop = self._drop(masks)
-        _, rest = self.exact.split(drop)
+        _, rest = self._exact.split(drop)
         rest = rest.to(self.posterior.loc.dtype)
         return replace(self, posterior=rest, mask=self._embed(~drop, False))
 
-    @property
-    def _mask(self) -> Tensor:
-        if self.mask is not None:
-            return self.mask
-        return torch.ones_like(self.posterior.loc, dtype=torch.bool)
-
-    @property
-    def exact(self) -> Dense | LowRank:
-        """The posterior in float64."""
-        return self.posterior.to(torch.float64)
-
-    def gather(self, by_site: Mapping[str, Tensor]) -> Tensor:
+    def flatten(self, by_site: Mapping[str, Tensor]) -> Tensor:
         """Return the elements that the posterior holds, of a tensor a site.
 
         Parameters
@@ -136,14 +125,14 @@ class JointFactor(Factor):
         """
         return torch.cat([by_site[site.name].reshape(-1) for site in self.sites])[self._mask]
 
-    def spread(self, vector: Tensor, fill: float) -> dict[str, Tensor]:
+    def spread(self, vector: Tensor, fill: float | bool) -> dict[str, Tensor]:
         """Return a tensor a site, from the elements that the posterior holds.
 
         Parameters
         ----------
         vector : Tensor
             In the order of the posterior.
-        fill : float
+        fill : float or bool
             For elements that were pruned before.
 
         Returns
@@ -152,6 +141,16 @@ class JointFactor(Factor):
             By site.
         """
         return self._by_site(self._embed(vector, fill))
+
+    @property
+    def _mask(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        return torch.ones_like(self.posterior.loc, dtype=torch.bool)
+
+    @property
+    def _exact(self) -> Dense | LowRank:
+        return self.posterior.to(torch.float64)
 
     @property
     def _log_prior(self) -> Tensor:
@@ -172,7 +171,7 @@ class JointFactor(Factor):
     def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Over the elements that the posterior holds, which go."""
         kept = self.kept() | dict(masks)
-        return ~self.gather(kept)
+        return ~torch.cat([kept[site.name].reshape(-1) for site in self.sites])[self._mask]
 
     def _embed(self, vector: Tensor, fill: float | bool) -> Tensor:
         """Put the elements that the posterior holds into a vector over all elements."""
@@ -187,6 +186,5 @@ class JointFactor(Factor):
             for site, part in zip(self.sites, parts, strict=True)
         }
 
-    def _reducible(self, vector: Tensor, fill: float) -> dict[str, Tensor]:
-        by_site = self.spread(vector.to(self.posterior.loc.dtype), fill)
-        return {name: part for name, part in by_site.items() if name in self.priors}
+    def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
+        return {name: part for name, part in self._by_site(vector).items() if name in self.priors}

@@ -121,6 +121,7 @@ def read_problem(
     model: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
+    sites: Iterable[str] | None,
 ) -> Problem:
     """Read a guide, and the priors of the model that it was trained for.
 
@@ -132,11 +133,13 @@ def read_problem(
         Its model, if the guide does not know it.
     args, kwargs
         Arguments to run the model with; those of the guide's first call otherwise.
+    sites : iterable of str, optional
+        Sample sites to reduce; all that can be otherwise.
 
     Returns
     -------
     Problem
-        With all sites that may be reduced.
+        With the sites that may be reduced.
 
     Raises
     ------
@@ -149,7 +152,7 @@ def read_problem(
     >>> from pyro.infer.autoguide import AutoNormal
     >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
     >>> _ = guide()
-    >>> list(read_problem(guide, None, (), None).priors)
+    >>> list(read_problem(guide, None, (), None, None).priors)
     ['w']
     """
     factors = read_guide(guide)
@@ -166,7 +169,7 @@ def read_problem(
         origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
     origin = replace(origin, model=full_model)
     priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
-    return Problem(factors, origin, priors, reasons)
+    return Problem(factors, origin, priors, reasons).choose(sites)
 
 
 def assign(

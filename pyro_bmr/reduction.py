@@ -106,7 +106,7 @@ def reduce(
     ...
     """
     _check_options(select, groups, reduced_prior)
-    problem = read_problem(guide, model, args, kwargs).choose(sites)
+    problem = read_problem(guide, model, args, kwargs, sites)
     problem, reduced_priors = assign(problem, reduced_prior)
     problem.warn_if_empty()
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from pyro_bmr.evidence import delta_f_gaussian, total_dropped
 from pyro_bmr.factors import Factor, Prior
-from pyro_bmr.gaussian import Diagonal
+from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.independent_factor import IndependentFactor
 from pyro_bmr.joint_factor import JointFactor
 from pyro_bmr.laplace import reduce_to_laplace
@@ -199,7 +199,8 @@ class SwitchedIndependent(SwitchedFactor):
         prior, reduced = self.priors[self._name], self.reduced[self._name]
         gaussian = _on(self.factor.loc, prior)
         scores, after = _REDUCE[type(reduced)](self.factor.stored, gaussian, reduced)
-        return scores + _excess(prior).to(scores.device), after
+        scores = scores + _excess(prior).to(scores.device)
+        return torch.where(scores.isnan(), torch.inf, scores), after
 
 
 @dataclass(frozen=True)
@@ -238,18 +239,18 @@ class SwitchedJoint(SwitchedFactor):
 
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:
-        take = ~self.factor.gather(self.kept() | dict(masks))
+        take = ~self.factor.flatten(self.kept() | dict(masks))
         prior, reduced = self._prior, self._reduced
         changed = Diagonal(
             torch.where(take, reduced.loc, prior.loc), torch.where(take, reduced.scale, prior.scale)
         )
-        _, after = shrink(self.factor.exact, prior, changed)
+        _, after = shrink(self._exact, prior, changed)
         return replace(self.factor, posterior=after.to(self.factor.posterior.loc.dtype))
 
     @cached_property
     def _copy(self) -> JointFactor:
         """A factor whose spikes are the reduced priors of this one."""
-        copy, log_prior = noisy_copy(self.factor.exact, self._prior, self._reduced)
+        copy, log_prior = noisy_copy(self._exact, self._prior, self._reduced)
         by_site = self.factor.spread(log_prior, torch.inf)
         priors = {
             name: Prior(by_site[name] + _excess(prior).to(log_prior.device))
@@ -258,13 +259,17 @@ class SwitchedJoint(SwitchedFactor):
         return JointFactor(self.sites, copy, self.factor.mask, priors)
 
     @property
+    def _exact(self) -> Dense | LowRank:
+        return self.factor.posterior.to(torch.float64)
+
+    @property
     def _prior(self) -> Diagonal:
-        like = self.factor.exact.loc
+        like = self.factor.posterior.loc.double()
         return self._gathered({name: _on(like, prior) for name, prior in self.priors.items()})
 
     @property
     def _reduced(self) -> Diagonal:
-        like = self.factor.exact.loc
+        like = self.factor.posterior.loc.double()
         return self._gathered(
             {
                 name: Diagonal(*(torch.as_tensor(t).to(like) for t in (one.loc, one.scale)))
@@ -274,12 +279,12 @@ class SwitchedJoint(SwitchedFactor):
         )
 
     def _gathered(self, by_site: Mapping[str, Diagonal]) -> Diagonal:
-        like = self.factor.exact.loc
+        like = self.factor.posterior.loc.double()
         standard = Diagonal(like.new_zeros(()), like.new_ones(()))
         full = {site: by_site.get(site.name, standard) for site in self.sites}
         return Diagonal(
-            self.factor.gather({s.name: g.loc.expand(s.shape) for s, g in full.items()}),
-            self.factor.gather({s.name: g.scale.expand(s.shape) for s, g in full.items()}),
+            self.factor.flatten({s.name: g.loc.expand(s.shape) for s, g in full.items()}),
+            self.factor.flatten({s.name: g.scale.expand(s.shape) for s, g in full.items()}),
         )
 
     def _rounded(self, by_site: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import TransformedDistribution, constraints
 from typing_extensions import override
 
 from pyro_bmr.distributions import PrunedDistribution
@@ -290,6 +290,8 @@ def switch_prior(fn: Any, new: NewPrior) -> Any:
                 for name, t in parameters.items()
             }
         )
+    if isinstance(fn, TransformedDistribution):
+        return dist.TransformedDistribution(switch_prior(fn.base_dist, new), fn.transforms)
     return SwitchedDistribution(fn, new.family(**parameters), new.mask)
 
 

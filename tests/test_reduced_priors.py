@@ -26,6 +26,7 @@ from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.guides import read_guide
 from pyro_bmr.laplace import reduce_to_laplace
 from pyro_bmr.shrinkage import noisy_copy, shrink
+from pyro_bmr.switching import NewPrior, switch_prior
 from pyro_bmr.testing import check_guide_family
 
 NOISE, N, COLUMNS = 0.5, 30, 6
@@ -439,6 +440,24 @@ def test_plates_that_subsample_and_masks(device):
     )
     expected = log_prior[:, :2].sum() * 5
     torch.testing.assert_close(latent(trace, "w")["log_prob_sum"], expected)
+
+
+@pytest.mark.parametrize("log_normal", [True, False])
+def test_a_prior_that_is_gaussian_in_other_coordinates_is_switched_there(log_normal):
+    normal = dist.Normal(torch.zeros(3), 2.0)
+    exp = torch.distributions.ExpTransform()
+    fn = dist.LogNormal(0 * normal.loc, 2.0) if log_normal else None
+    fn = fn or dist.TransformedDistribution(normal, [exp])
+    mask = torch.tensor([True, False, False])
+    value = torch.tensor([0.5, 1.0, 2.0])
+    for family, r in (
+        (dist.Normal, dist.Normal(torch.tensor(1.0), 0.5)),
+        (dist.Laplace, dist.Laplace(torch.tensor(0.0), 0.5)),
+    ):
+        new = NewPrior(mask, family, {"loc": r.loc, "scale": r.scale})
+        switched = switch_prior(fn.to_event(1), new).base_dist
+        of_log = torch.where(mask, normal.log_prob(value.log()), r.log_prob(value.log()))
+        torch.testing.assert_close(switched.log_prob(value), of_log - value.log())
 
 
 def test_what_was_shrunk_to_a_laplace_can_still_be_pruned():
