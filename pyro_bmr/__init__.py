@@ -21,6 +21,7 @@ from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.scores import Scores
 from pyro_bmr.selection import by_evidence, magnitude, random, snr, spr, top_k
 from pyro_bmr.training import fit
+from pyro_bmr.tuning import TunedPrior, tune_prior
 
 __all__ = [
     "AutoGamma",
@@ -43,6 +44,7 @@ __all__ = [
     "Scores",
     "Site",
     "Spike",
+    "TunedPrior",
     "bayesianize",
     "by_evidence",
     "delta_f",
@@ -63,4 +65,5 @@ __all__ = [
     "snr",
     "spr",
     "top_k",
+    "tune_prior",
 ]

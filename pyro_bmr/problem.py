@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pyro_bmr.factors import Factor, Prior, Site
 from pyro_bmr.guides import read_guide, read_origin
+from pyro_bmr.handlers import PrunedModel
 from pyro_bmr.priors import read_priors
-from pyro_bmr.pruned_guide import Origin
+from pyro_bmr.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.switching import NewPrior, SwitchedModel
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ def read_problem(
 
 
 def assign(
-    problem: Problem, reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+    problem: Problem,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+    sites: Iterable[str] | None = None,
 ) -> tuple[Problem, dict[str, ReducedPrior]]:
     """Give every site that may be reduced its reduced prior.
 
@@ -183,6 +187,8 @@ def assign(
         What to reduce.
     reduced_prior : Spike, Gaussian, Laplace or mapping
         One for all sites, or by site; a site that is not in the mapping stays whole.
+    sites : iterable of str, optional
+        Those that the caller named.
 
     Returns
     -------
@@ -194,7 +200,7 @@ def assign(
     Raises
     ------
     ValueError
-        If a mapping names a site that cannot take its reduced prior.
+        If the caller names a site that cannot take its reduced prior.
 
     Examples
     --------
@@ -207,9 +213,55 @@ def assign(
         problem = problem.without(unfit).choose(by_site, "reduced_prior")
     else:
         unfit = _unfit(problem, dict.fromkeys(problem.priors, reduced_prior))
-        problem = problem.without(unfit)
+        problem = problem.without(unfit).choose(sites)
         by_site = dict.fromkeys(problem.priors, reduced_prior)
     return problem, {name: by_site[name] for name in problem.priors}
+
+
+def assemble(
+    origin: Origin,
+    remaining: tuple[Factor, ...],
+    new_priors: Mapping[str, NewPrior],
+    spiked: Collection[str] = (),
+) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
+    """Make the model and the guide of a reduced posterior.
+
+    Parameters
+    ----------
+    origin : Origin
+        The full model, and what to call it with.
+    remaining : tuple of Factor
+        The reduced posterior.
+    new_priors : mapping
+        By site whose prior changes.
+    spiked : collection of str
+        Sites that were reduced to spikes.
+
+    Returns
+    -------
+    model : PrunedModel
+        With the new priors, and pruned elements at zero.
+    guide : PrunedGuide
+        Of the posterior.
+    masks : dict of Tensor
+        What is not zero, of every site that is or was reduced to spikes.
+
+    Examples
+    --------
+    >>> assemble(Origin(print), (), {})[2]
+    {}
+    """
+    full_model: Any = origin.model
+    if new_priors:
+        full_model = SwitchedModel(full_model, new_priors)
+    masks = {
+        name: kept
+        for factor in remaining
+        for name, kept in factor.kept().items()
+        if name in spiked or not kept.all()
+    }
+    guide = PrunedGuide(remaining, replace(origin, model=full_model))
+    return PrunedModel(full_model, masks), guide, masks
 
 
 def _unfit(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> dict[str, str]:

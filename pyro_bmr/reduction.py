@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from pyro_bmr.factors import Factor
 from pyro_bmr.groups import elements
 from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.problem import assign, read_problem
+from pyro_bmr.problem import assemble, assign, read_problem
 from pyro_bmr.pruned_guide import PrunedGuide
 from pyro_bmr.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.rendering import render
 from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
 from pyro_bmr.switched_factors import SwitchedFactor, with_reduced_priors
-from pyro_bmr.switching import NewPrior, SwitchedModel
+from pyro_bmr.switching import NewPrior
 
 
 @torch.inference_mode(False)
@@ -107,20 +107,18 @@ def reduce(
     """
     _check_options(select, groups, reduced_prior)
     problem = read_problem(guide, model, args, kwargs, sites)
-    problem, reduced_priors = assign(problem, reduced_prior)
+    problem, reduced_priors = assign(problem, reduced_prior, sites)
     problem.warn_if_empty()
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
     scores = score(with_reduced_priors(factors, reduced_priors))
     chosen = _checked(select, scores)
     remaining = tuple(factor.prune(chosen) for factor in scores.factors)
     new_priors = _new_priors(scores, chosen)
-    full_model: Any = problem.origin.model
-    if new_priors:
-        full_model = SwitchedModel(full_model, new_priors)
-    pruned = _pruned(remaining, scores.delta_f.keys() - new_priors.keys())
+    spiked = scores.delta_f.keys() - new_priors.keys()
+    model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
     return Reduction(
-        model=PrunedModel(full_model, pruned),
-        guide=PrunedGuide(remaining, replace(problem.origin, model=full_model)),
+        model=model,
+        guide=guide,
         masks=pruned | {name: new.mask for name, new in new_priors.items()},
         scores=scores.delta_f,
         sites=_summarize(scores, chosen, remaining, problem.reasons),
@@ -402,14 +400,4 @@ def _new_priors(scores: Scores, chosen: Mapping[str, Tensor]) -> dict[str, NewPr
         for factor in scores.factors
         if isinstance(factor, SwitchedFactor)
         for name, new in factor.new_priors(masks).items()
-    }
-
-
-def _pruned(remaining: tuple[Factor, ...], spiked: Set[str]) -> dict[str, Tensor]:
-    """By site, what is not zero, of every site that is or was reduced to spikes."""
-    return {
-        name: kept
-        for factor in remaining
-        for name, kept in factor.kept().items()
-        if name in spiked or not kept.all()
     }

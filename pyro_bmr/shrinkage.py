@@ -112,9 +112,10 @@ def shrink(
 def _observation(prior: Diagonal, reduced: Diagonal) -> tuple[Tensor, Tensor, Tensor]:
     """Return J², J² y and the variance of the noise; J² is negative for a wider prior."""
     s0, s_r = prior.scale.square(), reduced.scale.square()
-    gain, offset = (s0 - s_r) / s0, reduced.loc - prior.loc * s_r / s0
     # A prior that is a point mass stays.
-    return (*(torch.where(s0 > 0, t, 0.0) for t in (gain, offset)), s_r)
+    gain = torch.where(s0 > 0, (s0 - s_r) / s0, 0.0)
+    offset = torch.where(s0 > 0, reduced.loc - prior.loc * s_r / s0, 0.0)
+    return gain, offset, s_r
 
 
 def _triangular(root: Tensor) -> Tensor:

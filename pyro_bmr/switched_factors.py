@@ -129,6 +129,19 @@ class SwitchedFactor(Factor):
             for name, prior in self.priors.items()
         }
 
+    @abstractmethod
+    def switch(self, masks: Mapping[str, Tensor]) -> tuple[float, Factor]:
+        """Return ΔF in nats of all elements that take their reduced prior, and what remains.
+
+        Unlike `Factor.delta_f` it takes also priors that are wider, wherever the reduced
+        posterior is proper.
+
+        Parameters
+        ----------
+        masks : mapping
+            By site, True for elements that keep their prior.
+        """
+
     def new_priors(self, masks: Mapping[str, Tensor]) -> dict[str, NewPrior]:
         """Return the priors that elements take.
 
@@ -189,6 +202,10 @@ class SwitchedIndependent(SwitchedFactor):
     def prune(self, masks: Mapping[str, Tensor]) -> IndependentFactor:
         return self.factor.replaced(self._reduction[1], ~masks[self._name])
 
+    @override
+    def switch(self, masks: Mapping[str, Tensor]) -> tuple[float, Factor]:
+        return total_dropped(self._reduction[0], masks[self._name]), self.prune(masks)
+
     @property
     def _name(self) -> str:
         return self.factor.site.name
@@ -238,14 +255,24 @@ class SwitchedJoint(SwitchedFactor):
         return self._copy.delta_f(scores, masks)
 
     @override
-    def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:
+    def prune(self, masks: Mapping[str, Tensor]) -> Factor:
+        return self.switch(masks)[1]
+
+    @override
+    def switch(self, masks: Mapping[str, Tensor]) -> tuple[float, Factor]:
         take = ~self.factor.flatten(self.kept() | dict(masks))
         prior, reduced = self._prior, self._reduced
         changed = Diagonal(
             torch.where(take, reduced.loc, prior.loc), torch.where(take, reduced.scale, prior.scale)
         )
-        _, after = shrink(self._exact, prior, changed)
-        return replace(self.factor, posterior=after.to(self.factor.posterior.loc.dtype))
+        delta_f, after = shrink(self._exact, prior, changed)
+        excess = sum(
+            total_dropped(_excess(prior).to(take.device).expand(masks[name].shape), masks[name])
+            for name, prior in self.priors.items()
+            if name in masks
+        )
+        after = after.to(self.factor.posterior.loc.dtype)
+        return delta_f + excess, replace(self.factor, posterior=after)
 
     @cached_property
     def _copy(self) -> JointFactor:
