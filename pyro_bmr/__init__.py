@@ -16,9 +16,11 @@ from pyro_bmr.joint_factor import JointFactor
 from pyro_bmr.measurement import free_energy
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
 from pyro_bmr.occam_window import Window
-from pyro_bmr.priors import Spike, log_density_at_zero
+from pyro_bmr.priors import log_density_at_zero
 from pyro_bmr.pruned_guide import PrunedGuide
 from pyro_bmr.pruning import Pruning, Round, prune
+from pyro_bmr.reduced_posteriors import reduced_posterior
+from pyro_bmr.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.scores import Scores
 from pyro_bmr.selection import (
@@ -33,6 +35,7 @@ from pyro_bmr.selection import (
 )
 from pyro_bmr.subsets import delta_f_of_all_subsets
 from pyro_bmr.training import fit
+from pyro_bmr.tuning import TunedPrior, tune_prior
 
 __all__ = [
     "AutoGamma",
@@ -40,9 +43,11 @@ __all__ = [
     "AveragedGuide",
     "Dense",
     "Diagonal",
+    "Gaussian",
     "GlobalELBO",
     "IndependentFactor",
     "JointFactor",
+    "Laplace",
     "LearnedPrior",
     "LocalELBO",
     "LowRank",
@@ -57,6 +62,7 @@ __all__ = [
     "Scores",
     "Site",
     "Spike",
+    "TunedPrior",
     "Window",
     "average",
     "bayesianize",
@@ -79,7 +85,9 @@ __all__ = [
     "random",
     "read_factors",
     "reduce",
+    "reduced_posterior",
     "snr",
     "spr",
     "top_k",
+    "tune_prior",
 ]

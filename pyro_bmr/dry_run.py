@@ -105,6 +105,8 @@ def find_modules(program: Any) -> list[torch.nn.Module]:
         seen.add(id(this))
         if isinstance(this, torch.nn.Module):
             found.append(this)
+            # A model of this package that wraps a function.
+            ahead.append(vars(this).get("model"))
             continue
         ahead += [getattr(this, name, None) for name in ("func", "__wrapped__")]
         owner = getattr(this, "__self__", None)

@@ -128,15 +128,13 @@ class Factor(ABC):
         """By reducible site, ΔF in nats of dropping each element by itself; 0 if pruned before."""
 
     @abstractmethod
-    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By reducible site, the ΔF at which each element falls when the best one goes first.
 
         Parameters
         ----------
         scores : mapping
             What `scores` returned.
-        stop : float
-            Nats; elements beyond are not searched and get ``inf``.
         """
 
     @abstractmethod

@@ -76,7 +76,7 @@ class GammaFactor(Factor):
         return {}
 
     @override
-    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
     @override

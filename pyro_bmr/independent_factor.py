@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from pyro.distributions import constraints
@@ -103,14 +104,14 @@ class IndependentFactor(Factor):
     def scores(self) -> dict[str, Tensor]:
         if self.prior is None:
             return {}
-        stored = Diagonal(self.loc, self.scale)
-        scores = delta_f_spike(stored, self.prior.log_density_at_zero, self._scale_transform)
+        held = Diagonal(self.loc, self.scale)
+        scores = delta_f_spike(held, self.prior.log_density_at_zero, self._scale_transform)
         if self.mask is not None:
             scores = torch.where(self.mask, scores, 0)
         return {self.site.name: scores}
 
     @override
-    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: scores[name] for name in self.priors}
 
     @override
@@ -134,7 +135,36 @@ class IndependentFactor(Factor):
         return replace(self, mask=mask if self.mask is None else mask & self.mask)
 
     @property
-    def _scale_transform(self) -> Callable[[Tensor], Tensor]:
+    def stored(self) -> Diagonal:
+        """Means and standard deviations; those of pruned elements mean nothing."""
+        return Diagonal(self.loc, self._scale_transform(self.scale))
+
+    def replaced(self, posterior: Diagonal, taken: Tensor) -> IndependentFactor:
+        """Return the factor with another posterior of some elements, and no prior.
+
+        Parameters
+        ----------
+        posterior : Diagonal
+            Of the site's shape; read where ``taken``.
+        taken : Tensor
+            Boolean, of the site's shape.
+
+        Returns
+        -------
+        IndependentFactor
+            All other elements exactly as they were.
+        """
+        scale = torch.where(taken, posterior.scale, 1.0)
+        parameter = self._scale_transform.inv(scale).to(self.scale)
+        return replace(
+            self,
+            loc=torch.where(taken, posterior.loc.to(self.loc), self.loc),
+            scale=torch.where(taken, parameter, self.scale),
+            prior=None,
+        )
+
+    @property
+    def _scale_transform(self) -> Any:
         return transform_to(self.scale_constraint or constraints.real)
 
 

@@ -82,19 +82,19 @@ class JointFactor(Factor):
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        alone = delta_f_spike(self._exact.marginals(), self._log_prior[self._mask])
+        alone = delta_f_spike(self._exact.marginals(), self._log_prior)
         return self._reducible(self._embed(alone.to(self.posterior.loc.dtype), 0.0))
 
     @override
-    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
-        path = eliminate(self._exact, self._log_prior[self._mask], stop)
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        path = eliminate(self._exact, self._log_prior, torch.inf)
         return self._reducible(self._embed(path.to(self.posterior.loc.dtype), -torch.inf))
 
     @override
     def search(
         self, scores: Mapping[str, Tensor], choose: Search, margin: float
     ) -> dict[str, Tensor]:
-        log_prior = self._log_prior[self._mask]
+        log_prior = self._log_prior
         candidate = log_prior.isfinite()
         keep = torch.ones_like(candidate)
         posterior, _ = self._exact.split(candidate)
@@ -109,8 +109,8 @@ class JointFactor(Factor):
     ) -> dict[str, float]:
         drop = self._drop(masks)
         gone, _ = self._exact.split(drop)
-        parts = torch.zeros_like(self._log_prior[self._mask])
-        parts[drop] = delta_f_spike_chain(gone, self._log_prior[self._mask][drop])
+        parts = torch.zeros_like(self._log_prior)
+        parts[drop] = delta_f_spike_chain(gone, self._log_prior[drop])
         by_site = self._by_site(self._embed(parts, 0.0))
         return {name: float(part.sum()) for name, part in by_site.items() if name in masks}
 
@@ -131,7 +131,7 @@ class JointFactor(Factor):
         log_prior : Tensor
             ln p(θ_i = 0) of each in nats; ``inf`` for those that cannot go.
         """
-        return self._exact, self._log_prior[self._mask]
+        return self._exact, self._log_prior
 
     def spread(self, vector: Tensor, fill: float | bool) -> dict[str, Tensor]:
         """Bring a value for each element that is left into the shapes of the sites.
@@ -156,24 +156,21 @@ class JointFactor(Factor):
             for site, part in zip(self.sites, parts, strict=True)
         }
 
-    def gather(self, values: Mapping[str, float]) -> Tensor:
-        """Give each element that is left the value of its site.
+    def flatten(self, by_site: Mapping[str, Tensor]) -> Tensor:
+        """Return the elements that are left, of a tensor a site.
 
         Parameters
         ----------
-        values : mapping
-            By site; 0 for sites that are absent.
+        by_site : mapping
+            By site of the factor, a tensor that broadcasts to its shape.
 
         Returns
         -------
         Tensor
-            In the order of `left`, in float64.
+            In the order of `left`.
         """
-        parts = [
-            torch.full((site.shape.numel(),), values.get(site.name, 0.0), dtype=torch.float64)
-            for site in self.sites
-        ]
-        return torch.cat(parts).to(self.posterior.loc.device)[self._mask]
+        parts = [by_site[site.name].expand(site.shape).reshape(-1) for site in self.sites]
+        return torch.cat(parts)[self._mask]
 
     @property
     def _mask(self) -> Tensor:
@@ -187,14 +184,10 @@ class JointFactor(Factor):
 
     @property
     def _log_prior(self) -> Tensor:
-        """Over all elements; ``inf`` where there is no prior, which keeps them."""
+        """Of what is left; ``inf`` where there is no prior, which keeps it."""
         like = self.posterior.loc.double()
-        return torch.cat(
-            [
-                self._log_density_at_zero(site.name).to(like).expand(site.shape).reshape(-1)
-                for site in self.sites
-            ]
-        )
+        names = [site.name for site in self.sites]
+        return self.flatten({name: self._log_density_at_zero(name).to(like) for name in names})
 
     def _log_density_at_zero(self, name: str) -> Tensor:
         if name in self.priors:
@@ -203,8 +196,7 @@ class JointFactor(Factor):
 
     def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Over the elements that the posterior holds, which go."""
-        kept = self.kept() | dict(masks)
-        return ~torch.cat([kept[site.name].reshape(-1) for site in self.sites])[self._mask]
+        return ~self.flatten(self.kept() | dict(masks))
 
     def _embed(self, vector: Tensor, fill: float | bool) -> Tensor:
         """Put the elements that the posterior holds into a vector over all elements."""

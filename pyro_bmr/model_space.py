@@ -223,7 +223,12 @@ class OpenElements:
         Tensor
             One a element.
         """
-        return self.factor.gather(by_site)[self.mask]
+        device = self.mask.device
+        values = {
+            site.name: torch.tensor(by_site.get(site.name, 0.0), dtype=torch.float64, device=device)
+            for site in self.factor.sites
+        }
+        return self.factor.flatten(values)[self.mask]
 
 
 @dataclass(frozen=True)

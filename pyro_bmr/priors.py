@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -25,17 +24,6 @@ from pyro_bmr.distributions import PrunedDistribution, find_core
 from pyro_bmr.dry_run import dry_run
 from pyro_bmr.factors import Prior, Site
 from pyro_bmr.gaussian import Diagonal
-
-
-@dataclass(frozen=True)
-class Spike:
-    """The reduced prior that is a point mass at zero.
-
-    Examples
-    --------
-    >>> Spike()
-    Spike()
-    """
 
 
 def read_priors(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,16 +12,18 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.factors import Factor, Prior, Site
+from pyro_bmr.factors import Factor
 from pyro_bmr.flags import count_pruned, count_undecided, count_wide, naive_delta_f
 from pyro_bmr.groups import elements
-from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.priors import Spike, read_priors
+from pyro_bmr.problem import assemble, assign, read_problem
 from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.rendering import render
 from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
+from pyro_bmr.switched_factors import SwitchedFactor, with_reduced_priors
+from pyro_bmr.switching import NewPrior
 
 
 @torch.inference_mode(False)
@@ -36,14 +37,15 @@ def reduce(
     sites: Iterable[str] | None = None,
     groups: Callable[[str, torch.Size], Tensor | None] = elements,
     select: Selection = by_evidence(),
-    reduced_prior: Spike = Spike(),
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
 ) -> Reduction:
     r"""Reduce a trained guide: score every nested sparse prior, and prune what is not worth it.
 
     .. math:: \Delta F = \ln p(\theta_S = 0) - \ln q(\theta_S = 0)
 
     is, without any refitting, the change of the free energy when the prior of a set :math:`S` of
-    weights becomes a point mass at zero. Negative is better.
+    weights becomes a point mass at zero. Negative is better. For any other reduced prior
+    :math:`r` it is :math:`-\ln \int q(\theta_S) \, r(\theta_S) / p(\theta_S) \, d\theta_S`.
 
     The guide, the param store and the random number generators are left as they were. The model is
     run once, at the posterior's location, to read its priors.
@@ -64,8 +66,11 @@ def reduce(
     select : callable
         What to drop: `by_evidence`, `top_k`, `snr`, `spr`, `magnitude`, `random`, or any function
         from `Scores` to a mask a site, True for what is kept.
-    reduced_prior : Spike
-        The prior of what is dropped.
+    reduced_prior : Spike, Gaussian, Laplace or mapping
+        The prior of what is dropped, or by site. With `Gaussian` and `Laplace` nothing becomes
+        zero: the elements that ``select`` does not keep take this prior, and the posterior
+        :math:`q \, r / p`; ``masks`` is True where an element keeps its prior. That needs a
+        Gaussian prior, and for `Laplace` a posterior of independent elements.
 
     Returns
     -------
@@ -77,8 +82,8 @@ def reduce(
     TypeError
         If the guide's family, ``select``, ``groups`` or ``reduced_prior`` is not known.
     ValueError
-        If the guide was never called or is not finite, if a named site cannot be reduced, or if
-        ``select`` returns a mask that does not fit.
+        If the guide was never called or is not finite, if a named site cannot be reduced or
+        cannot take its reduced prior, or if ``select`` returns a mask that does not fit.
 
     References
     ----------
@@ -97,30 +102,27 @@ def reduce(
     >>> result = reduce(guide)
     >>> result.masks["w"], round(result.delta_f, 3)
     (tensor([False,  True]), -0.693)
+    >>> from pyro_bmr import Gaussian
+    >>> print(reduce(guide, reduced_prior=Gaussian(0.0, 0.5)))
+    0.0% pruned, 1 of 2 shrunk, ΔF = -0.41 nats
+    ...
     """
     _check_options(select, groups, reduced_prior)
-    factors = read_guide(guide)
-    origin = read_origin(guide)
-    full_model = _known(origin.model if model is None else model, guide)
-    if args or kwargs:
-        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
-    origin = replace(origin, model=full_model)
-    priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
-    for name in _not_chosen(sites, priors, reasons):
-        reasons[name] = "it is not among sites="
-        del priors[name]
-    if not priors:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        warnings.warn(f"no site of this guide can be reduced ({listed})", stacklevel=3)
-    scores = score(tuple(factor.with_priors(priors) for factor in factors))
+    problem = read_problem(guide, model, args, kwargs, sites)
+    problem, reduced_priors = assign(problem, reduced_prior, sites)
+    problem.warn_if_empty()
+    factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
+    scores = score(with_reduced_priors(factors, reduced_priors))
     chosen = _checked(select, scores)
-    pruned = tuple(factor.prune(chosen) for factor in scores.factors)
-    masks = _masks(pruned, scores)
-    rows = _summarize(scores, chosen, pruned, reasons)
+    remaining = tuple(factor.prune(chosen) for factor in scores.factors)
+    new_priors = _new_priors(scores, chosen)
+    spiked = scores.delta_f.keys() - new_priors.keys()
+    model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
+    rows = _summarize(scores, chosen, remaining, problem.reasons)
     return Reduction(
-        model=PrunedModel(full_model, masks),
-        guide=PrunedGuide(pruned, origin),
-        masks=masks,
+        model=model,
+        guide=guide,
+        masks=pruned | {name: new.mask for name, new in new_priors.items()},
         scores=scores.delta_f,
         sites=rows,
         naive_delta_f=naive_delta_f(scores, chosen, {row.name: row.delta_f for row in rows}),
@@ -149,6 +151,8 @@ class SiteSummary:
         How many elements have a posterior more than 5 % wider than their Gaussian prior.
     pruned_before : int
         How many elements had been pruned before.
+    shrunk : int
+        How many elements took a reduced prior other than the spike.
 
     Examples
     --------
@@ -164,6 +168,7 @@ class SiteSummary:
     unscored: int = 0
     wide: int = 0
     pruned_before: int = 0
+    shrunk: int = 0
 
     @property
     def total(self) -> int:
@@ -178,14 +183,16 @@ class Reduction:
     Parameters
     ----------
     model : PrunedModel
-        The model under masks: same sites and shapes, pruned elements exactly 0.
+        The model under masks: same sites and shapes, pruned elements exactly 0, shrunk ones with
+        their reduced prior.
     guide : PrunedGuide
         The posterior given that the pruned elements are 0, ready for `pyro.infer.Predictive` and
         for further training.
     masks : mapping
-        By site, a boolean tensor, True where kept; sites left whole are absent.
+        By site, a boolean tensor, True where kept; where a site was shrunk, True for elements
+        that keep their prior. Sites left whole are absent.
     scores : mapping
-        By site, ΔF in nats of dropping each element by itself.
+        By site, ΔF in nats of dropping each element by itself, or of its shrinkage.
     sites : tuple of SiteSummary
         A row a site, those left whole with their reason.
     naive_delta_f : float, optional
@@ -229,15 +236,20 @@ class Reduction:
             if site.name in self.scores
         }
 
+    @property
+    def shrunk(self) -> int:
+        """How many elements took a reduced prior other than the spike."""
+        return sum(site.shrunk for site in self.sites)
+
     def summary(self) -> pd.DataFrame:
         """Return a table with a row a site.
 
         Returns
         -------
         DataFrame
-            Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``delta_f``
-            (nats), ``undecided``, ``wide``, ``unscored`` (how many elements to doubt, see
-            `undecided` and `SiteSummary`) and ``note``.
+            Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``shrunk`` if
+            any element was, ``delta_f`` (nats), ``undecided``, ``wide``, ``unscored`` (how many
+            elements to doubt, see `undecided` and `SiteSummary`) and ``note``.
         """
         rows = [
             {
@@ -246,6 +258,7 @@ class Reduction:
                 "total": site.total,
                 "kept": site.kept,
                 "pruned %": 100 * (1 - site.kept / site.total) if site.total else 0.0,
+                **({"shrunk": site.shrunk} if self.shrunk else {}),
                 "delta_f": site.delta_f,
                 "undecided": self.undecided.get(site.name, 0),
                 "wide": site.wide,
@@ -278,11 +291,10 @@ class Reduction:
         )
 
     def __rich__(self) -> Table:
-        table = Table(
-            title=f"{self.sparsity:.1%} pruned, ΔF = {self.delta_f:+.2f} nats", title_justify="left"
-        )
+        table = Table(title=self._title, title_justify="left")
         table.add_column("site")
-        for column in ("shape", "total", "kept", "pruned", "ΔF (nats)"):
+        shrunk = ["shrunk"] if self.shrunk else []
+        for column in ("shape", "total", "kept", "pruned", *shrunk, "ΔF (nats)"):
             table.add_column(column, justify="right")
         table.add_column("note")
         if self._naive_differs:
@@ -298,7 +310,8 @@ class Reduction:
                 f"{site.total:,}",
                 f"{site.kept:,}",
                 f"{1 - site.kept / site.total:.1%}" if site.total else "",
-                f"{site.delta_f:+.2f}" if site.kept < site.total else "",
+                *(f"{site.shrunk:,}" for _ in shrunk),
+                f"{site.delta_f:+.2f}" if site.kept < site.total or site.shrunk else "",
                 self._note(site),
             )
         return table
@@ -308,7 +321,13 @@ class Reduction:
 
     def _repr_html_(self) -> str:
         table = self.summary().round({"pruned %": 1, "delta_f": 2})
-        return f"<p>{self.sparsity:.1%} pruned, ΔF = {self.delta_f:+.2f} nats</p>{table.to_html()}"
+        return f"<p>{self._title}</p>{table.to_html()}"
+
+    @property
+    def _title(self) -> str:
+        total = sum(site.total for site in self.sites)
+        shrunk = f", {self.shrunk:,} of {total:,} shrunk" if self.shrunk else ""
+        return f"{self.sparsity:.1%} pruned{shrunk}, ΔF = {self.delta_f:+.2f} nats"
 
     @property
     def _naive_differs(self) -> bool:
@@ -327,55 +346,14 @@ def _check_options(select: Any, groups: Any, reduced_prior: Any) -> None:
     if groups is not elements:
         msg = f"got groups={groups!r}. Expected pyro_bmr.elements, the only grouping so far"
         raise TypeError(msg)
-    if not isinstance(reduced_prior, Spike):
+    by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}
+    if not all(isinstance(one, ReducedPrior) for one in by_site.values()):
         msg = (
-            f"got reduced_prior={reduced_prior!r}. Expected pyro_bmr.Spike(), the only reduced "
-            "prior that reduce knows so far; pyro_bmr.delta_f scores Gaussian ones"
+            f"got reduced_prior={reduced_prior!r}. Expected pyro_bmr.Spike(), "
+            "Gaussian(loc, scale) or Laplace(scale), or a mapping from sites to these; "
+            "pyro_bmr.delta_f scores those of other families"
         )
         raise TypeError(msg)
-
-
-def _known(model: Callable[..., Any] | None, guide: Any) -> Callable[..., Any]:
-    if model is None:
-        msg = (
-            f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
-            "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
-            "model: reduce(guide, model=model)"
-        )
-        raise ValueError(msg)
-    return model
-
-
-def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
-    return {
-        site.name: (site, loc)
-        for factor in factors
-        for site, loc in zip(factor.sites, factor.locations().values(), strict=True)
-    }
-
-
-def _not_chosen(
-    sites: Iterable[str] | None, priors: Mapping[str, Prior], reasons: Mapping[str, str]
-) -> set[str]:
-    """Check the caller's choice of sites, and return those that he leaves out."""
-    if sites is None:
-        return set()
-    chosen = {sites} if isinstance(sites, str) else set(sites)
-    if not chosen:
-        msg = "got an empty sites=. Expected names of sample sites, or None for all"
-        raise ValueError(msg)
-    unknown = sorted(chosen - priors.keys() - reasons.keys())
-    if unknown:
-        msg = f"sites= names {unknown}. Expected some of {sorted({*priors, *reasons})}"
-        raise ValueError(msg)
-    whole = "; ".join(f"{name!r}: {reasons[name]}" for name in sorted(chosen & reasons.keys()))
-    if whole:
-        msg = (
-            f"sites= names sites that cannot be reduced: {whole}. Expected some of "
-            f"{sorted(priors)}; leave these out"
-        )
-        raise ValueError(msg)
-    return priors.keys() - chosen
 
 
 def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
@@ -407,9 +385,8 @@ def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
             raise ValueError(msg)
         if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
             msg = (
-                f"select drops elements of the site {name!r} that have no prior density at zero; "
-                f"{scores.unscored[name]} of its elements have none. Expected a mask that keeps "
-                "those whose delta_f is inf"
+                f"select drops elements of the site {name!r} that cannot go: "
+                f"{_unscored(name, scores)}. Expected a mask that keeps those whose delta_f is inf"
             )
             raise ValueError(msg)
         checked[name] = mask.contiguous()
@@ -419,13 +396,14 @@ def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
 def _summarize(
     scores: Scores,
     chosen: Mapping[str, Tensor],
-    pruned: tuple[Factor, ...],
+    remaining: tuple[Factor, ...],
     reasons: Mapping[str, str],
 ) -> tuple[SiteSummary, ...]:
     rows = []
-    for before, after in zip(scores.factors, pruned, strict=True):
+    for before, after in zip(scores.factors, remaining, strict=True):
         delta_f = before.delta_f(scores.delta_f, chosen)
         kept, kept_before, wide = after.kept(), before.kept(), count_wide(before)
+        shrunk = before.reduced if isinstance(before, SwitchedFactor) else {}
         rows += [
             SiteSummary(
                 site.name,
@@ -436,6 +414,7 @@ def _summarize(
                 scores.unscored.get(site.name, 0),
                 wide.get(site.name, 0),
                 count_pruned(kept_before[site.name]),
+                int((kept[site.name] & ~chosen[site.name]).sum()) if site.name in shrunk else 0,
             )
             for site in before.sites
         ]
@@ -451,19 +430,30 @@ def _summarize(
 def _note(name: str, scores: Scores, wide: int, reasons: Mapping[str, str]) -> str:
     if name in reasons:
         return f"not reduced: {reasons[name]}"
-    unscored = scores.unscored[name]
     notes = [
-        f"{unscored:,} without a prior, kept" if unscored else "",
+        f"{_unscored(name, scores)}, kept" if scores.unscored[name] else "",
         f"{wide:,} wider than the prior" if wide else "",
     ]
     return "; ".join(note for note in notes if note)
 
 
-def _masks(pruned: tuple[Factor, ...], scores: Scores) -> dict[str, Tensor]:
-    """By site, what is kept of every site that is or was reduced."""
+def _unscored(name: str, scores: Scores) -> str:
+    """Count the elements that cannot go, by what keeps them."""
+    refused = {
+        factor.refusal: factor.refused(scores.delta_f)[name]
+        for factor in scores.factors
+        if isinstance(factor, SwitchedFactor) and name in factor.reduced
+    }
+    counts = {"without a prior": scores.unscored[name] - sum(refused.values())} | refused
+    return ", ".join(f"{count:,} {why}" for why, count in counts.items() if count)
+
+
+def _new_priors(scores: Scores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:
+    """By site that is shrunk, the new prior; its mask is True where an element keeps its own."""
+    masks = {name: mask & scores.kept[name] for name, mask in chosen.items()}
     return {
-        name: kept
-        for factor in pruned
-        for name, kept in factor.kept().items()
-        if name in scores.delta_f or not kept.all()
+        name: new
+        for factor in scores.factors
+        if isinstance(factor, SwitchedFactor)
+        for name, new in factor.new_priors(masks).items()
     }

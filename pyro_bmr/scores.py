@@ -77,16 +77,11 @@ class Scores:
             for name, scores in self.delta_f.items()
         }
 
-    def elimination(self, stop: float = float("inf")) -> dict[str, Tensor]:
+    def elimination(self) -> dict[str, Tensor]:
         """Return the ΔF at which each element falls when the cheapest always goes first.
 
         Independent elements fall at their own ΔF. Correlated ones are scored again after each
         removal, given all that went before.
-
-        Parameters
-        ----------
-        stop : float
-            Nats; the search goes no further, and elements beyond get ``inf`` if correlated.
 
         Returns
         -------
@@ -95,7 +90,7 @@ class Scores:
         """
         path: dict[str, Tensor] = {}
         for factor in self.factors:
-            path |= factor.elimination(self.delta_f, stop)
+            path |= factor.elimination(self.delta_f)
         return path
 
     def search(self, choose: Search, margin: float = 0.0) -> dict[str, Tensor]:

@@ -1,0 +1,280 @@
+"""What a reduction starts from: the posterior of a guide, and the prior of its sites."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from pyro_bmr.factors import Factor, Prior, Site
+from pyro_bmr.guides import read_guide, read_origin
+from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.priors import read_priors
+from pyro_bmr.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.switching import NewPrior, SwitchedModel
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A posterior, the priors of the sites that may be reduced, and why others may not.
+
+    Parameters
+    ----------
+    factors : tuple of Factor
+        The posterior.
+    origin : Origin
+        The model, and what to call it with.
+    priors : mapping
+        By site that may be reduced.
+    reasons : mapping
+        By any other latent site, why it stays whole.
+
+    Examples
+    --------
+    >>> Problem((), Origin(), {}, {"z": "it is discrete"}).without({}).reasons
+    {'z': 'it is discrete'}
+    """
+
+    factors: tuple[Factor, ...]
+    origin: Origin
+    priors: Mapping[str, Prior]
+    reasons: Mapping[str, str]
+
+    def without(self, reasons: Mapping[str, str]) -> Problem:
+        """Leave sites whole.
+
+        Parameters
+        ----------
+        reasons : mapping
+            By site, why.
+
+        Returns
+        -------
+        Problem
+            Without their priors.
+        """
+        priors = {name: prior for name, prior in self.priors.items() if name not in reasons}
+        return replace(self, priors=priors, reasons={**self.reasons, **reasons})
+
+    def choose(self, sites: Iterable[str] | None, option: str = "sites") -> Problem:
+        """Leave all sites whole but those that the caller names.
+
+        Parameters
+        ----------
+        sites : iterable of str, optional
+            All that can be reduced if None.
+        option : str
+            What the caller calls them.
+
+        Returns
+        -------
+        Problem
+            With the priors of these.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or of a site that cannot be reduced.
+        """
+        if sites is None:
+            return self
+        chosen = {sites} if isinstance(sites, str) else set(sites)
+        if not chosen:
+            msg = f"got an empty {option}=. Expected names of sample sites, or None for all"
+            raise ValueError(msg)
+        known = sorted({*self.priors, *self.reasons})
+        unknown = sorted(chosen.difference(known))
+        if unknown:
+            msg = f"{option}= names {unknown}. Expected some of {known}"
+            raise ValueError(msg)
+        whole = sorted(chosen & self.reasons.keys())
+        if whole:
+            listed = "; ".join(f"{name!r}: {self.reasons[name]}" for name in whole)
+            msg = (
+                f"{option}= names sites that cannot be reduced: {listed}. Expected some of "
+                f"{sorted(self.priors)}; leave these out"
+            )
+            raise ValueError(msg)
+        return self.without(
+            {name: f"it is not among {option}=" for name in self.priors if name not in chosen}
+        )
+
+    def warn_if_empty(self, stacklevel: int = 3) -> None:
+        """Warn if no site is left.
+
+        Parameters
+        ----------
+        stacklevel : int
+            As in `warnings.warn`, from the caller's point of view.
+        """
+        if not self.priors:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+            warnings.warn(
+                f"no site of this guide can be reduced ({listed})", stacklevel=stacklevel + 1
+            )
+
+
+def read_problem(
+    guide: Any,
+    model: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    sites: Iterable[str] | None,
+) -> Problem:
+    """Read a guide, and the priors of the model that it was trained for.
+
+    Parameters
+    ----------
+    guide : callable
+        A trained guide.
+    model : callable, optional
+        Its model, if the guide does not know it.
+    args, kwargs
+        Arguments to run the model with; those of the guide's first call otherwise.
+    sites : iterable of str, optional
+        Sample sites to reduce; all that can be otherwise.
+
+    Returns
+    -------
+    Problem
+        With the sites that may be reduced.
+
+    Raises
+    ------
+    ValueError
+        If neither the caller nor the guide knows the model.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
+    >>> _ = guide()
+    >>> list(read_problem(guide, None, (), None, None).priors)
+    ['w']
+    """
+    factors = read_guide(guide)
+    origin = read_origin(guide)
+    full_model = origin.model if model is None else model
+    if full_model is None:
+        msg = (
+            f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
+            "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
+            "model: reduce(guide, model=model)"
+        )
+        raise ValueError(msg)
+    if args or kwargs:
+        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+    origin = replace(origin, model=full_model)
+    priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
+    return Problem(factors, origin, priors, reasons).choose(sites)
+
+
+def assign(
+    problem: Problem,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+    sites: Iterable[str] | None = None,
+) -> tuple[Problem, dict[str, ReducedPrior]]:
+    """Give every site that may be reduced its reduced prior.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to reduce.
+    reduced_prior : Spike, Gaussian, Laplace or mapping
+        One for all sites, or by site; a site that is not in the mapping stays whole.
+    sites : iterable of str, optional
+        Those that the caller named.
+
+    Returns
+    -------
+    problem : Problem
+        Without the sites that cannot take theirs.
+    reduced_priors : dict
+        By remaining site.
+
+    Raises
+    ------
+    ValueError
+        If the caller names a site that cannot take its reduced prior.
+
+    Examples
+    --------
+    >>> assign(Problem((), Origin(), {}, {}), Spike())[1]
+    {}
+    """
+    if isinstance(reduced_prior, Mapping):
+        by_site = dict(reduced_prior)
+        unfit = _unfit(problem, by_site)
+        problem = problem.without(unfit).choose(by_site, "reduced_prior")
+    else:
+        unfit = _unfit(problem, dict.fromkeys(problem.priors, reduced_prior))
+        problem = problem.without(unfit).choose(sites)
+        by_site = dict.fromkeys(problem.priors, reduced_prior)
+    return problem, {name: by_site[name] for name in problem.priors}
+
+
+def assemble(
+    origin: Origin,
+    remaining: tuple[Factor, ...],
+    new_priors: Mapping[str, NewPrior],
+    spiked: Collection[str] = (),
+) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
+    """Make the model and the guide of a reduced posterior.
+
+    Parameters
+    ----------
+    origin : Origin
+        The full model, and what to call it with.
+    remaining : tuple of Factor
+        The reduced posterior.
+    new_priors : mapping
+        By site whose prior changes.
+    spiked : collection of str
+        Sites that were reduced to spikes.
+
+    Returns
+    -------
+    model : PrunedModel
+        With the new priors, and pruned elements at zero.
+    guide : PrunedGuide
+        Of the posterior.
+    masks : dict of Tensor
+        What is not zero, of every site that is or was reduced to spikes.
+
+    Examples
+    --------
+    >>> assemble(Origin(print), (), {})[2]
+    {}
+    """
+    full_model: Any = origin.model
+    if new_priors:
+        full_model = SwitchedModel(full_model, new_priors)
+    masks = {
+        name: kept
+        for factor in remaining
+        for name, kept in factor.kept().items()
+        if name in spiked or not kept.all()
+    }
+    guide = PrunedGuide(remaining, replace(origin, model=full_model))
+    return PrunedModel(full_model, masks), guide, masks
+
+
+def _unfit(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> dict[str, str]:
+    return {
+        name: f"its prior is not Gaussian, and {type(by_site[name]).__name__}() needs one"
+        for name, prior in problem.priors.items()
+        if name in by_site and not isinstance(by_site[name], Spike) and prior.gaussian is None
+    }
+
+
+def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
+    return {
+        site.name: (site, loc)
+        for factor in factors
+        for site, loc in zip(factor.sites, factor.locations().values(), strict=True)
+    }
