@@ -48,13 +48,17 @@ def reduce(
 
     Parameters
     ----------
-    guide : callable
-        A guide trained by SVI: ``AutoNormal``, ``AutoDiagonalNormal``,
-        ``AutoMultivariateNormal``, ``AutoGuideList`` of these, or the guide of a reduction.
+    guide : callable, MCMC or mapping
+        A guide trained by SVI that is Gaussian in unconstrained coordinates: one of Pyro's
+        autoguides or messengers, an ``AutoGuideList`` of these, a guide that you wrote, or the
+        guide of a reduction. Or a finished ``pyro.infer.MCMC``, or posterior samples by site, of
+        which the moments are matched.
     model : callable, optional
         The model that the guide was trained for, if the guide does not know it.
     args, kwargs : optional
-        Arguments to run the model with; those of the guide's first call otherwise.
+        Arguments to run the model with (and a guide that has to be run to be read); those of the
+        guide's first call otherwise. Messengers, ``AutoStructured``, ``AutoGaussian``, guides
+        that you wrote and samples by site do not remember theirs.
     sites : iterable of str, optional
         Sample sites to reduce; all that can be otherwise.
     groups : callable
@@ -97,12 +101,13 @@ def reduce(
     (tensor([False,  True]), -0.693)
     """
     _check_options(select, groups, reduced_prior)
-    factors = read_guide(guide)
     origin = read_origin(guide)
-    full_model = _known(origin.model if model is None else model, guide)
     if args or kwargs:
         origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
-    origin = replace(origin, model=full_model)
+    if model is not None:
+        origin = replace(origin, model=model)
+    factors = read_guide(guide, origin)
+    full_model = _known(origin.model, guide)
     priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
     for name in _not_chosen(sites, priors, reasons):
         reasons[name] = "it is not among sites="
