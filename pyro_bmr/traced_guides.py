@@ -17,7 +17,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.dry_run import check_owned, dry_run, find_modules
@@ -240,7 +240,8 @@ def _supports(origin: Origin) -> dict[str, constraints.Constraint]:
         return {}
     with poutine.block(), poutine.trace() as traced:
         _call("model", origin.model, origin)
-    return {name: node["fn"].support for name, node in traced.trace.iter_stochastic_nodes()}
+    latent = prune_subsample_sites(traced.trace).iter_stochastic_nodes()
+    return {name: node["fn"].support for name, node in latent}
 
 
 def _call(what: str, program: Callable[..., Any], origin: Origin) -> None:
