@@ -143,9 +143,10 @@ def make_list(model):
 
 
 def only(model, names):
-    """Hide all other sites; poutine.block(expose=names) would hide a messenger's parameters."""
-    others = {*FIRST, *SECOND, *NOISE, "y"} - {*names}
-    return poutine.block(model, hide=[*others])
+    """Hide other sample sites; poutine.block(expose=) would hide a messenger's parameters too."""
+    return poutine.block(
+        model, hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in names
+    )
 
 
 def make_nested(model):
