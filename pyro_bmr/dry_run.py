@@ -117,3 +117,36 @@ def find_modules(program: Any) -> list[torch.nn.Module]:
             ahead += variables.nonlocals.values()
             ahead += [v for v in variables.globals.values() if isinstance(v, torch.nn.Module)]
     return found
+
+
+def check_owned(name: str, own: Tensor) -> None:
+    """Look for a parameter that the param store knows otherwise.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the param store; as an attribute of a module, that of its unconstrained value.
+    own : Tensor
+        The unconstrained value that its module holds.
+
+    Raises
+    ------
+    ValueError
+        If the param store holds another tensor under this name.
+
+    Examples
+    --------
+    >>> check_owned("AutoNormal.locs.w", torch.zeros(3))
+    """
+    name = name.removesuffix("_unconstrained")
+    entries: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
+    stored = entries.get(name, own)
+    local = pyro.settings.get("module_local_params")
+    if not (local or stored is own or torch.equal(stored, own)):
+        msg = (
+            f"the guide's parameter {name!r} differs from the entry of that name in Pyro's param "
+            "store: another guide of that name was trained, or a store was loaded. Expected them "
+            "to agree: call the guide once to take the values of the store, or "
+            "pyro.clear_param_store() to keep those of the guide"
+        )
+        raise ValueError(msg)

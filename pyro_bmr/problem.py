@@ -157,20 +157,20 @@ def read_problem(
     >>> list(read_problem(guide, None, (), None, None).priors)
     ['w']
     """
-    factors = read_guide(guide)
     origin = read_origin(guide)
-    full_model = origin.model if model is None else model
-    if full_model is None:
+    if args or kwargs:
+        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+    if model is not None:
+        origin = replace(origin, model=model)
+    factors = read_guide(guide, origin)
+    if origin.model is None:
         msg = (
             f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
             "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
             "model: reduce(guide, model=model)"
         )
         raise ValueError(msg)
-    if args or kwargs:
-        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
-    origin = replace(origin, model=full_model)
-    priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
+    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, _locations(factors))
     return Problem(factors, origin, priors, reasons).choose(sites)
 
 

@@ -52,13 +52,17 @@ def reduce(
 
     Parameters
     ----------
-    guide : callable
-        A guide trained by SVI: ``AutoNormal``, ``AutoDiagonalNormal``,
-        ``AutoMultivariateNormal``, ``AutoGuideList`` of these, or the guide of a reduction.
+    guide : callable, MCMC or mapping
+        A guide trained by SVI that is Gaussian in unconstrained coordinates: one of Pyro's
+        autoguides or messengers, an ``AutoGuideList`` of these, a guide that you wrote, or the
+        guide of a reduction. Or a finished ``pyro.infer.MCMC``, or posterior samples by site, of
+        which the moments are matched.
     model : callable, optional
         The model that the guide was trained for, if the guide does not know it.
     args, kwargs : optional
-        Arguments to run the model with; those of the guide's first call otherwise.
+        Arguments to run the model with (and a guide that has to be run to be read); those of the
+        guide's first call otherwise. Messengers, ``AutoStructured``, ``AutoGaussian``, guides
+        that you wrote and samples by site do not remember theirs.
     sites : iterable of str, optional
         Sample sites to reduce; all that can be otherwise.
     groups : callable

@@ -476,10 +476,11 @@ def test_what_was_shrunk_to_a_laplace_can_still_be_pruned():
 def test_elements_that_cannot_be_shrunk_are_counted_and_kept():
     guide = make_elements([0.0, 0.0, 0.5], [0.5, 1.5, 0.4])
     wide = bmr.reduce(guide, reduced_prior=bmr.Gaussian(0.0, 9.0), select=bmr.by_evidence(-99.0))
-    assert wide.summary().loc["w", "note"] == "1 with an improper reduced posterior, kept"
+    note = "1 with an improper reduced posterior, kept; 1 wider than the prior"
+    assert wide.summary().loc["w", "note"] == note
     assert wide.masks["w"].tolist() == [False, True, False]
     laplace = bmr.reduce(guide, reduced_prior=bmr.Laplace(0.1))
-    assert laplace.summary().loc["w", "note"] == "1 with an improper reduced posterior, kept"
+    assert laplace.summary().loc["w", "note"] == note
     for result in (wide, laplace):
         assert all(v.isfinite().all() for v in result.guide.state_dict().values())
         assert math.isfinite(result.delta_f)
