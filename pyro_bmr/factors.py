@@ -8,7 +8,7 @@ order should elements go, what did dropping these together do, and what remains.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_bmr.gaussian import Diagonal
+
+# From a number of elements to one vector of standard normals a draw, of that many elements each.
+Normals = Callable[[int], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,12 @@ class Prior:
     ----------
     log_density_at_zero : Tensor
         ln p(θ = 0) in nats and float64; broadcasts to the site's shape. ``inf`` at elements that
-        have no prior, which keeps them.
+        have no prior, which keeps them. Under a hierarchical prior, its expectation.
     gaussian : Diagonal, optional
-        The prior itself where it is Gaussian, in float64; broadcasts to the site's shape.
+        The prior itself where it is Gaussian, in float64; broadcasts to the site's shape. Under a
+        hierarchical prior, the Gaussian of the expected natural parameters.
+    note : str
+        What the reader of a reduction should know of it.
 
     Examples
     --------
@@ -85,6 +91,7 @@ class Prior:
 
     log_density_at_zero: Tensor
     gaussian: Diagonal | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,19 @@ class Factor(ABC):
         """By site, True where an element has not been pruned before."""
 
     @abstractmethod
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        """Draw some of its sites, in unconstrained coordinates, from the noise that is given.
+
+        Parameters
+        ----------
+        names : collection of str
+            Sites that it holds.
+        normals : callable
+            From a number of elements to their standard normals, a vector a draw. Where the
+            posterior is Gaussian, a draw is the mean plus something linear in them.
+        """
+
+    @abstractmethod
     def with_priors(self, priors: Mapping[str, Prior]) -> Factor:
         """Return the factor with the priors of the sites that may be reduced."""
 
@@ -149,6 +169,29 @@ class Factor(ABC):
 
         What was pruned before stays pruned, whatever its mask says now.
         """
+
+
+def find_element_support(support: constraints.Constraint) -> constraints.Constraint:
+    """Return the support of one element of a site whose elements have their own.
+
+    Parameters
+    ----------
+    support : Constraint
+        Of a site.
+
+    Returns
+    -------
+    Constraint
+        Without what ``to_event`` put around it.
+
+    Examples
+    --------
+    >>> find_element_support(constraints.independent(constraints.real, 2))
+    Real()
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def check_finite(name: str, what: str, values: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_bmr.distributions import PrunedDistribution
-from pyro_bmr.factors import Factor, Site
+from pyro_bmr.factors import Factor, Site, find_element_support
 from pyro_bmr.gamma_factor import GammaFactor
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.handlers import module_key
@@ -227,17 +227,18 @@ class _IndependentPart(PyroModule):
         )
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        kept = None
         with _inside(self.site, plates):
             fn = dist.Normal(self.loc, self.scale)
             if self.mask is not None:
-                mask = pyro.subsample(self.mask, event_dim=self.site.event_dim)
-                fn = PrunedDistribution(fn, mask)
+                kept = pyro.subsample(self.mask, event_dim=self.site.event_dim)
+                fn = PrunedDistribution(fn, kept)
             value = pyro.sample(
                 f"{self.site.name}_unconstrained",
                 fn.to_event(self.site.event_dim),
                 infer={"is_auxiliary": True},
             )
-        yield self.site.name, _sample_site(self.site, value, plates)
+        yield self.site.name, _sample_site(self.site, value, plates, kept)
 
 
 class _JointPart(PyroModule):
@@ -275,11 +276,12 @@ class _JointPart(PyroModule):
             full = latent.new_zeros(latent.shape[:-1] + self.mask.shape)
             latent = full.masked_scatter(self.mask, latent)
         batch_shape = latent.shape[:-1]
-        for site, part in zip(
-            self.sites, latent.split([s.shape.numel() for s in self.sites], -1), strict=True
-        ):
+        sizes = [site.shape.numel() for site in self.sites]
+        masks = [None] * len(sizes) if self.mask is None else self.mask.split(sizes)
+        for site, part, mask in zip(self.sites, latent.split(sizes, -1), masks, strict=True):
             shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
-            yield site.name, _sample_site(site, part.reshape(shape), plates)
+            kept = None if mask is None else mask.reshape(site.shape)
+            yield site.name, _sample_site(site, part.reshape(shape), plates, kept)
 
 
 class _DensePart(_JointPart):
@@ -364,12 +366,16 @@ def _inside(site: Site, plates: Mapping[str, Any]) -> ExitStack:
     return stack
 
 
-def _sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) -> Tensor:
-    transform = biject_to(site.support)
+def _sample_site(
+    site: Site, unconstrained: Tensor, plates: Mapping[str, Any], kept: Tensor | None
+) -> Tensor:
+    transform = biject_to(find_element_support(site.support))
     value = transform(unconstrained)
     # A site's event may have other dimensions than its unconstrained value (a simplex has).
     event_dim = site.event_dim + value.dim() - unconstrained.dim()
     log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
+    if kept is not None and not transform.domain.event_dim:
+        log_density = torch.where(kept, log_density, 0)
     log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
     with _inside(site, plates):
         return pyro.sample(site.name, dist.Delta(value, log_density, event_dim))

@@ -12,15 +12,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.factors import Factor, Prior, Site
+from pyro_bmr.factors import Factor, Prior
 from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.priors import Spike, read_priors
+from pyro_bmr.priors import Spike
 from pyro_bmr.pruned_guide import PrunedGuide
 from pyro_bmr.rendering import render
 from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
+from pyro_bmr.site_priors import read_priors
 
 
 @torch.inference_mode(False)
@@ -103,10 +104,7 @@ def reduce(
     if args or kwargs:
         origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
     origin = replace(origin, model=full_model)
-    priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
-    for name in _not_chosen(sites, priors, reasons):
-        reasons[name] = "it is not among sites="
-        del priors[name]
+    priors, reasons = read_priors(full_model, origin.args, origin.kwargs, factors, sites)
     if not priors:
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         warnings.warn(f"no site of this guide can be reduced ({listed})", stacklevel=3)
@@ -297,38 +295,6 @@ def _known(model: Callable[..., Any] | None, guide: Any) -> Callable[..., Any]:
     return model
 
 
-def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
-    return {
-        site.name: (site, loc)
-        for factor in factors
-        for site, loc in zip(factor.sites, factor.locations().values(), strict=True)
-    }
-
-
-def _not_chosen(
-    sites: Iterable[str] | None, priors: Mapping[str, Prior], reasons: Mapping[str, str]
-) -> set[str]:
-    """Check the caller's choice of sites, and return those that he leaves out."""
-    if sites is None:
-        return set()
-    chosen = {sites} if isinstance(sites, str) else set(sites)
-    if not chosen:
-        msg = "got an empty sites=. Expected names of sample sites, or None for all"
-        raise ValueError(msg)
-    unknown = sorted(chosen - priors.keys() - reasons.keys())
-    if unknown:
-        msg = f"sites= names {unknown}. Expected some of {sorted({*priors, *reasons})}"
-        raise ValueError(msg)
-    whole = "; ".join(f"{name!r}: {reasons[name]}" for name in sorted(chosen & reasons.keys()))
-    if whole:
-        msg = (
-            f"sites= names sites that cannot be reduced: {whole}. Expected some of "
-            f"{sorted(priors)}; leave these out"
-        )
-        raise ValueError(msg)
-    return priors.keys() - chosen
-
-
 def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
     """Select, check the masks that come back, and complete them."""
     masks = select(scores)
@@ -383,7 +349,7 @@ def _summarize(
                 tuple(site.shape),
                 int(kept[site.name].count_nonzero()),
                 delta_f.get(site.name, 0.0),
-                _note(site.name, scores, reasons),
+                _note(site.name, before.priors, reasons),
             )
             for site in before.sites
         ]
@@ -396,11 +362,10 @@ def _summarize(
     return tuple(rows + absent)
 
 
-def _note(name: str, scores: Scores, reasons: Mapping[str, str]) -> str:
+def _note(name: str, priors: Mapping[str, Prior], reasons: Mapping[str, str]) -> str:
     if name in reasons:
         return f"not reduced: {reasons[name]}"
-    unscored = scores.unscored[name]
-    return f"{unscored} without a prior, kept" if unscored else ""
+    return priors[name].note if name in priors else ""
 
 
 def _masks(pruned: tuple[Factor, ...], scores: Scores) -> dict[str, Tensor]:
