@@ -91,18 +91,15 @@ def expect_priors(
     holders = [(factor, names) for factor, names in holders if names]
     normals = _Design(len(holders)).normals
     draws = zip(*(factor.draws(names, normals) for factor, names in holders), strict=True)
-    readings = (
-        {name: read_prior(nodes[name]) for name in parents}
-        for nodes in runs.at(_merged(parts) for parts in draws)
-    )
     halves: dict[str, list[_Half]] = {name: [] for name in parents}
-    for index in range(2 * _PAIRS):
-        plus, minus = next(readings), next(readings)
-        for name in parents:
-            pair = _Pair(plus[name], minus[name])
-            if index % _PAIRS == 0:
-                halves[name].append(_Half(pair))
-            halves[name][-1].add(pair)
+    with runs.elsewhere() as run:
+        for index in range(2 * _PAIRS):
+            plus, minus = (run(_merged(next(draws))) for _ in range(2))
+            for name in parents:
+                pair = _Pair(read_prior(plus[name]), read_prior(minus[name]))
+                if index % _PAIRS == 0:
+                    halves[name].append(_Half(pair))
+                halves[name][-1].add(pair)
     return {name: _combine(*(half.expectation() for half in two)) for name, two in halves.items()}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,24 +81,23 @@ class ModelRuns:
             )
             raise RuntimeError(msg) from error
 
-    def at(self, draws: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Any]]:
+    @contextmanager
+    def elsewhere(self) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Any]]]:
         """Run with some sites elsewhere, and the same random numbers every time.
-
-        Parameters
-        ----------
-        draws : iterable of mapping
-            By site, its value in unconstrained coordinates.
 
         Yields
         ------
-        dict
-            The trace of each run.
+        callable
+            From a value in unconstrained coordinates a site, for some of the sites, to the trace.
         """
+
+        def run(values: Mapping[str, Tensor]) -> dict[str, Any]:
+            pyro.set_rng_seed(0)
+            here = {name: loc.clone() for name, (_, loc) in self.locations.items()}
+            return self._trace(here | dict(values))
+
         with dry_run(self.model), torch.no_grad():
-            for draw in draws:
-                pyro.set_rng_seed(0)
-                here = {name: loc.clone() for name, (_, loc) in self.locations.items()}
-                yield self._trace(here | dict(draw))
+            yield run
 
     def _tracked(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
         with dry_run(self.model), TrackProvenance():
@@ -140,8 +140,10 @@ def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
         found |= get_provenance(tensor)
         plain = detach_provenance(tensor)
         if plain.requires_grad and leaves:
+            with torch.enable_grad():
+                total = plain.sum()
             gradients = torch.autograd.grad(
-                plain.sum(), list(leaves.values()), retain_graph=True, allow_unused=True
+                total, list(leaves.values()), retain_graph=True, allow_unused=True
             )
             found |= {name for name, g in zip(leaves, gradients, strict=True) if g is not None}
     return found

@@ -14,6 +14,7 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.distributions import (
+    AffineTransform,
     Cauchy,
     ComposeTransform,
     Independent,
@@ -243,10 +244,13 @@ def is_transformed_by_support(fn: Any) -> bool:
 
 
 def _parts(transforms: list[Any]) -> list[Transform]:
+    """Flatten a composition, without the parts that change nothing."""
     parts: list[Transform] = []
     for transform in transforms:
-        inner = isinstance(transform, ComposeTransform)
-        parts += _parts(transform.parts) if inner else [transform]
+        if isinstance(transform, ComposeTransform):
+            parts += _parts(transform.parts)
+        elif transform != AffineTransform(0.0, 1.0):
+            parts.append(transform)
     return parts
 
 
