@@ -21,6 +21,7 @@ from torch.distributions import (
     kl_divergence,
     register_kl,
 )
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 from typing_extensions import override
 
 
@@ -94,9 +95,9 @@ class PrunedDistribution(TorchDistribution):
         Tensor or float
             Broadcasts to the batch shape.
         """
-        if self.support is constraints.real:
+        if find_element_support(self.support) is constraints.real:
             return 0.0
-        return biject_to(self.support)(like.new_zeros(()))
+        return biject_to(find_element_support(self.support))(like.new_zeros(()))
 
     def put_at_origin(self, value: Tensor) -> Tensor:
         """Put the pruned elements of a value where they are.
@@ -198,6 +199,29 @@ def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution
         )
         raise ValueError(msg)
     return PrunedDistribution(fn, mask)
+
+
+def find_element_support(support: constraints.Constraint) -> constraints.Constraint:
+    """Return the support of one element of a site whose elements have their own.
+
+    Parameters
+    ----------
+    support : Constraint
+        Of a site.
+
+    Returns
+    -------
+    Constraint
+        Without what ``to_event`` or a mixture put around it.
+
+    Examples
+    --------
+    >>> find_element_support(constraints.independent(constraints.real, 2))
+    Real()
+    """
+    while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
 
 
 def find_core(fn: Any) -> Any:

@@ -162,13 +162,13 @@ class _Half:
 
     def _gaussian_terms(self, pair: _Pair) -> dict[str, Tensor]:
         # Where both are affine in the draws, all pairs have the same middle.
-        bend = (pair.loc - self.centre.loc).abs() / self.centre.log_scale.exp()
-        bend = bend + (pair.log_scale - self.centre.log_scale).abs()
+        loc_bend = (pair.loc - self.centre.loc).abs() / self.centre.log_scale.exp()
         loc_step, log_scale_step = (t[0] - t[1] for t in (pair.locs, pair.log_scales))
         precisions = [(2 * (self.centre.log_scale - t)).exp() for t in pair.log_scales]
         linears = [m * p for m, p in zip(pair.locs, precisions, strict=True)]
         return {
-            "bend": bend,
+            "loc bend": loc_bend,
+            "log scale bend": (pair.log_scale - self.centre.log_scale).abs(),
             "loc variance": loc_step.square() / 4,
             "log scale variance": log_scale_step.square() / 4,
             "covariance": loc_step * log_scale_step / 4,
@@ -184,10 +184,11 @@ class _Half:
         if "precision" not in mean:
             return _Expectation(density, error)
         # Weighting jointly Gaussian m and ln s by s^-2 moves m by -2 Cov(m, ln s).
-        affine = mean["bend"] < _TOLERANCE
+        log_linear = mean["log scale bend"] < _TOLERANCE
+        affine = log_linear & (mean["loc bend"] < _TOLERANCE)
         unit = (-2 * self.centre.log_scale).exp()
         tilted = self.centre.loc - 2 * mean["covariance"]
-        gain = torch.where(affine, (2 * mean["log scale variance"]).exp(), mean["precision"])
+        gain = torch.where(log_linear, (2 * mean["log scale variance"]).exp(), mean["precision"])
         linear = torch.where(affine, tilted * gain, mean["linear"]) * unit
         square = (tilted.square() + mean["loc variance"]) * gain * unit
         exact = -0.5 * (LOG_2PI + square) - self.centre.log_scale

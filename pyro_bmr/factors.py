@@ -17,6 +17,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_bmr.distributions import find_element_support
 from pyro_bmr.gaussian import Diagonal
 
 # From a number of elements to one vector of standard normals a draw, of that many elements each.
@@ -65,7 +66,7 @@ class Site:
         Tensor
             The value of the sample site.
         """
-        return biject_to(self.support)(unconstrained)
+        return biject_to(find_element_support(self.support))(unconstrained)
 
 
 @dataclass(frozen=True)
@@ -169,29 +170,6 @@ class Factor(ABC):
 
         What was pruned before stays pruned, whatever its mask says now.
         """
-
-
-def find_element_support(support: constraints.Constraint) -> constraints.Constraint:
-    """Return the support of one element of a site whose elements have their own.
-
-    Parameters
-    ----------
-    support : Constraint
-        Of a site.
-
-    Returns
-    -------
-    Constraint
-        Without what ``to_event`` put around it.
-
-    Examples
-    --------
-    >>> find_element_support(constraints.independent(constraints.real, 2))
-    Real()
-    """
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def check_finite(name: str, what: str, values: Tensor) -> None:

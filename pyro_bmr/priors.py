@@ -27,8 +27,7 @@ from torch.distributions import (
     biject_to,
 )
 
-from pyro_bmr.distributions import PrunedDistribution, find_core
-from pyro_bmr.factors import find_element_support
+from pyro_bmr.distributions import PrunedDistribution, find_core, find_element_support
 from pyro_bmr.gaussian import Diagonal
 
 

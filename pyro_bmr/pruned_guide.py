@@ -18,8 +18,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_bmr.distributions import PrunedDistribution
-from pyro_bmr.factors import Factor, Site, find_element_support
+from pyro_bmr.distributions import PrunedDistribution, find_element_support
+from pyro_bmr.factors import Factor, Site
 from pyro_bmr.gamma_factor import GammaFactor
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.handlers import module_key

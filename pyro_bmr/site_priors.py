@@ -11,9 +11,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_bmr.distributions import find_core
+from pyro_bmr.distributions import find_core, find_element_support
 from pyro_bmr.expected_priors import expect_priors
-from pyro_bmr.factors import Factor, Prior, Site, find_element_support
+from pyro_bmr.factors import Factor, Prior, Site
 from pyro_bmr.model_runs import ModelRuns, find_sources
 from pyro_bmr.priors import (
     Reading,
