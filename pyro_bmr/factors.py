@@ -8,7 +8,7 @@ order should elements go, what did dropping these together do, and what remains.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,14 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_bmr.distributions import find_element_support
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 
+# From a correlated posterior and ln p(θ = 0) of its elements to those to drop.
 Search = Callable[[Dense | LowRank, Tensor], Tensor]
+
+# From a number of elements to one vector of standard normals a draw, of that many elements each.
+Normals = Callable[[int], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Site:
         Tensor
             The value of the sample site.
         """
-        return biject_to(self.support)(unconstrained)
+        return biject_to(find_element_support(self.support))(unconstrained)
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,12 @@ class Prior:
     ----------
     log_density_at_zero : Tensor
         ln p(θ = 0) in nats and float64; broadcasts to the site's shape. ``inf`` at elements that
-        have no prior, which keeps them.
+        have no prior, which keeps them. Under a hierarchical prior, its expectation.
     gaussian : Diagonal, optional
-        The prior itself where it is Gaussian, in float64; broadcasts to the site's shape.
+        The prior itself where it is Gaussian, in float64; broadcasts to the site's shape. Under a
+        hierarchical prior, the Gaussian of the expected natural parameters.
+    note : str
+        What the reader of a reduction should know of it.
 
     Examples
     --------
@@ -87,6 +95,7 @@ class Prior:
 
     log_density_at_zero: Tensor
     gaussian: Diagonal | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,19 @@ class Factor(ABC):
     @abstractmethod
     def kept(self) -> dict[str, Tensor]:
         """By site, True where an element has not been pruned before."""
+
+    @abstractmethod
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        """Draw some of its sites, in unconstrained coordinates, from the noise that is given.
+
+        Parameters
+        ----------
+        names : collection of str
+            Sites that it holds.
+        normals : callable
+            From a number of elements to their standard normals, a vector a draw. Where the
+            posterior is Gaussian, a draw is the mean plus something linear in them.
+        """
 
     @abstractmethod
     def with_priors(self, priors: Mapping[str, Prior]) -> Factor:

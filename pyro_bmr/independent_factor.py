@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.distributions import transform_to
 from typing_extensions import override
 
 from pyro_bmr.evidence import delta_f_spike, total_dropped
-from pyro_bmr.factors import Factor, Prior, Search, Site, check_finite, check_positive
+from pyro_bmr.factors import Factor, Normals, Prior, Search, Site, check_finite, check_positive
 from pyro_bmr.gaussian import Diagonal
 from pyro_bmr.sweep import sweep
 
@@ -95,6 +95,13 @@ class IndependentFactor(Factor):
     def kept(self) -> dict[str, Tensor]:
         everything = torch.ones((), dtype=torch.bool, device=self.loc.device).expand(self.loc.shape)
         return {self.site.name: everything if self.mask is None else self.mask}
+
+    @override
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        marginal = self.marginals()[self.site.name]
+        for noise in normals(self.loc.numel()):
+            step = marginal.scale * noise.to(marginal.scale).reshape(self.loc.shape)
+            yield {self.site.name: marginal.loc + step}
 
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> IndependentFactor:

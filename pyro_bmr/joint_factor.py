@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from pyro_bmr.elimination import eliminate
 from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain
-from pyro_bmr.factors import Factor, Prior, Search, Site, check_finite, check_positive
+from pyro_bmr.factors import Factor, Normals, Prior, Search, Site, check_finite, check_positive
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 
 
@@ -74,6 +75,18 @@ class JointFactor(Factor):
     @override
     def kept(self) -> dict[str, Tensor]:
         return self._by_site(self._mask)
+
+    @override
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        mine = [torch.full(s.shape, s.name in names).reshape(-1) for s in self.sites]
+        wanted = torch.cat(mine).to(self.posterior.loc.device)
+        held, _ = self._exact.split(wanted[self._mask])
+        latent_size, draw = _LATENT[type(held)](held)
+        for noise in normals(latent_size):
+            full = torch.zeros_like(wanted, dtype=self.posterior.loc.dtype)
+            full[wanted & self._mask] = draw(noise.to(held.loc)).to(full)
+            by_site = self._by_site(full)
+            yield {name: by_site[name] for name in names}
 
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> JointFactor:
@@ -213,3 +226,23 @@ class JointFactor(Factor):
 
     def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
         return {name: part for name, part in self._by_site(vector).items() if name in self.priors}
+
+
+def _latent_dense(gaussian: Dense) -> tuple[int, Callable[[Tensor], Tensor]]:
+    return len(gaussian.loc), lambda noise: gaussian.loc + gaussian.scale_tril @ noise
+
+
+def _latent_low_rank(gaussian: LowRank) -> tuple[int, Callable[[Tensor], Tensor]]:
+    size, rank = gaussian.cov_factor.shape
+
+    def draw(noise: Tensor) -> Tensor:
+        common, own = noise.split([rank, size])
+        return gaussian.loc + gaussian.cov_factor @ common + gaussian.cov_diag.sqrt() * own
+
+    return size + rank, draw
+
+
+_LATENT: dict[type, Callable[[Any], tuple[int, Callable[[Tensor], Tensor]]]] = {
+    Dense: _latent_dense,
+    LowRank: _latent_low_rank,
+}

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_bmr.factors import Factor, Prior, Site
+from pyro_bmr.factors import Factor, Prior
 from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.priors import read_priors
 from pyro_bmr.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.site_priors import read_priors
 from pyro_bmr.switching import NewPrior, SwitchedModel
 
 
@@ -170,8 +170,8 @@ def read_problem(
             "model: reduce(guide, model=model)"
         )
         raise ValueError(msg)
-    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, _locations(factors))
-    return Problem(factors, origin, priors, reasons).choose(sites)
+    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, factors, sites)
+    return Problem(factors, origin, priors, reasons)
 
 
 def assign(
@@ -269,12 +269,4 @@ def _unfit(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> dict[str, s
         name: f"its prior is not Gaussian, and {type(by_site[name]).__name__}() needs one"
         for name, prior in problem.priors.items()
         if name in by_site and not isinstance(by_site[name], Spike) and prior.gaussian is None
-    }
-
-
-def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
-    return {
-        site.name: (site, loc)
-        for factor in factors
-        for site, loc in zip(factor.sites, factor.locations().values(), strict=True)
     }

@@ -227,17 +227,18 @@ class _IndependentPart(PyroModule):
         )
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        kept = None
         with inside_plates(self.site, plates):
             fn = dist.Normal(self.loc, self.scale)
             if self.mask is not None:
-                mask = pyro.subsample(self.mask, event_dim=self.site.event_dim)
-                fn = PrunedDistribution(fn, mask)
+                kept = pyro.subsample(self.mask, event_dim=self.site.event_dim)
+                fn = PrunedDistribution(fn, kept)
             value = pyro.sample(
                 f"{self.site.name}_unconstrained",
                 fn.to_event(self.site.event_dim),
                 infer={"is_auxiliary": True},
             )
-        yield self.site.name, sample_site(self.site, value, plates)
+        yield self.site.name, sample_site(self.site, value, plates, kept)
 
 
 class _JointPart(PyroModule):

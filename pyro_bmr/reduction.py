@@ -388,9 +388,11 @@ def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
             )
             raise ValueError(msg)
         if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
+            (factor,) = (factor for factor in scores.factors if name in factor.priors)
             msg = (
                 f"select drops elements of the site {name!r} that cannot go: "
-                f"{_unscored(name, scores)}. Expected a mask that keeps those whose delta_f is inf"
+                f"{'; '.join(_doubts(name, factor, scores))}. Expected a mask that keeps those "
+                "whose delta_f is inf"
             )
             raise ValueError(msg)
         checked[name] = mask.contiguous()
@@ -414,7 +416,7 @@ def _summarize(
                 tuple(site.shape),
                 int(kept[site.name].count_nonzero()),
                 delta_f.get(site.name, 0.0),
-                _note(site.name, scores, wide.get(site.name, 0), reasons),
+                _note(site.name, before, scores, wide.get(site.name, 0), reasons),
                 scores.unscored.get(site.name, 0),
                 wide.get(site.name, 0),
                 count_pruned(kept_before[site.name]),
@@ -431,25 +433,20 @@ def _summarize(
     return tuple(rows + absent)
 
 
-def _note(name: str, scores: Scores, wide: int, reasons: Mapping[str, str]) -> str:
+def _note(name: str, factor: Factor, scores: Scores, wide: int, reasons: Mapping[str, str]) -> str:
     if name in reasons:
         return f"not reduced: {reasons[name]}"
-    notes = [
-        f"{_unscored(name, scores)}, kept" if scores.unscored[name] else "",
-        f"{wide:,} wider than the prior" if wide else "",
-    ]
-    return "; ".join(note for note in notes if note)
+    wider = [f"{wide:,} wider than the prior"] if wide else []
+    return "; ".join(_doubts(name, factor, scores) + wider)
 
 
-def _unscored(name: str, scores: Scores) -> str:
-    """Count the elements that cannot go, by what keeps them."""
-    refused = {
-        factor.refusal: factor.refused(scores.delta_f)[name]
-        for factor in scores.factors
-        if isinstance(factor, SwitchedFactor) and name in factor.reduced
-    }
-    counts = {"without a prior": scores.unscored[name] - sum(refused.values())} | refused
-    return ", ".join(f"{count:,} {why}" for why, count in counts.items() if count)
+def _doubts(name: str, factor: Factor, scores: Scores) -> list[str]:
+    """Say what is known of the prior, and which elements cannot go."""
+    doubts = [factor.priors[name].note]
+    if isinstance(factor, SwitchedFactor):
+        refused = factor.refused(scores.delta_f).get(name, 0)
+        doubts += [f"{refused:,} {factor.refusal}, kept"] if refused else []
+    return [doubt for doubt in doubts if doubt]
 
 
 def _new_priors(scores: Scores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:

@@ -13,6 +13,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_bmr.distributions import find_element_support
 from pyro_bmr.factors import Site
 
 
@@ -105,12 +106,17 @@ def sample_sites(
         full = latent.new_zeros(latent.shape[:-1] + mask.shape)
         latent = full.masked_scatter(mask, latent)
     batch_shape = latent.shape[:-1]
-    for site, part in zip(sites, latent.split([s.shape.numel() for s in sites], -1), strict=True):
+    sizes = [site.shape.numel() for site in sites]
+    masks = [None] * len(sizes) if mask is None else mask.split(sizes)
+    for site, part, kept in zip(sites, latent.split(sizes, -1), masks, strict=True):
         shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
-        yield site.name, sample_site(site, part.reshape(shape), plates)
+        left = None if kept is None else kept.reshape(site.shape)
+        yield site.name, sample_site(site, part.reshape(shape), plates, left)
 
 
-def sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) -> Tensor:
+def sample_site(
+    site: Site, unconstrained: Tensor, plates: Mapping[str, Any], kept: Tensor | None = None
+) -> Tensor:
     """Sample a site at a value.
 
     Parameters
@@ -121,6 +127,8 @@ def sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) ->
         The value on the real line.
     plates : mapping
         By name.
+    kept : Tensor, optional
+        Boolean, of the shape of the value; False where it is a point mass.
 
     Returns
     -------
@@ -132,11 +140,13 @@ def sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) ->
     >>> sample_site(Site("w", torch.Size([])), torch.tensor(1.0), {})
     tensor(1.)
     """
-    transform = biject_to(site.support)
+    transform = biject_to(find_element_support(site.support))
     value = transform(unconstrained)
     # A site's event may have other dimensions than its unconstrained value (a simplex has).
     event_dim = site.event_dim + value.dim() - unconstrained.dim()
     log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
+    if kept is not None and not transform.domain.event_dim:
+        log_density = torch.where(kept, log_density, 0)
     log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
     with inside_plates(site, plates):
         return pyro.sample(site.name, dist.Delta(value, log_density, event_dim))

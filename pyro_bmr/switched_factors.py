@@ -6,7 +6,7 @@ They answer the questions of `Factor` with "take the reduced prior" in the place
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from torch.distributions import Normal
 from typing_extensions import override
 
 from pyro_bmr.evidence import delta_f_gaussian, total_dropped
-from pyro_bmr.factors import Factor, Prior, Search
+from pyro_bmr.factors import Factor, Normals, Prior, Search
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.independent_factor import IndependentFactor
 from pyro_bmr.joint_factor import JointFactor
@@ -101,6 +101,10 @@ class SwitchedFactor(Factor):
     @override
     def kept(self) -> dict[str, Tensor]:
         return self.factor.kept()
+
+    @override
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        return self.factor.draws(names, normals)
 
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> SwitchedFactor:
