@@ -17,6 +17,7 @@ from pyro.infer.autoguide import (
 )
 
 import pyro_bmr as bmr
+from conftest import make_case
 from pyro_bmr.subsets import subset_members
 
 N, NOISE, PRIOR = 30, 0.5, 1.3
@@ -184,16 +185,28 @@ def test_low_rank_posteriors_average_as_their_dense_twins():
     torch.testing.assert_close(draws.var(0), first.variance["w"], rtol=0.1, atol=1e-3)
 
 
-def test_every_guide_family_averages(case):
+CASES = [
+    ("network", "AutoNormal"),
+    ("network", "AutoMultivariateNormal"),
+    ("network", "mean_field"),
+    ("functional", "AutoLowRankMultivariateNormal"),
+    ("functional", "AutoStructured"),
+    ("functional", "nested AutoGuideList"),
+]
+
+
+@pytest.mark.parametrize("names", CASES, ids="-".join)
+def test_every_kind_of_factor_averages(names, device):
     """Names, shapes and prediction; what was pruned before stays absent."""
-    first = bmr.reduce(case.guide, select=bmr.random(0.3))
+    case = make_case(*names, device)
+    first = case.reduce(select=bmr.random(0.3))
     store = pyro.get_param_store().keys()
     before = torch.get_rng_state()
     found = bmr.average(first.guide, num_samples=60, max_models=20)
     assert torch.equal(torch.get_rng_state(), before)
     assert pyro.get_param_store().keys() == store
     x, _ = case.args
-    full = poutine.trace(case.guide).get_trace(*case.args)
+    full = case.trace()
     for program in (found.guide, copy.deepcopy(found.guide)):
         draw = poutine.trace(program).get_trace(*case.args)
         for name, mask in first.masks.items():
