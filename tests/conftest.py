@@ -16,7 +16,7 @@ import torch
 import tyxe_guide
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer import HMC, MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer import HMC, MCMC, SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoGaussian,
@@ -199,10 +199,8 @@ def write_guide(model):
 
 
 def make_mcmc(model):
-    """Enough draws for the covariance of the functional model, too few for the network's."""
-    few = isinstance(model, Network)
-    kernel = HMC(model, step_size=0.05, num_steps=4) if few else NUTS(model, max_tree_depth=4)
-    return MCMC(kernel, 60 if few else 150, warmup_steps=50, disable_progbar=True)
+    kernel = HMC(model, step_size=0.05, num_steps=4)
+    return MCMC(kernel, 60, warmup_steps=30, disable_progbar=True)
 
 
 @dataclass(frozen=True)
