@@ -165,10 +165,11 @@ class _Reader(Messenger):
             torch.autograd.grad(element, [*parents.values()], retain_graph=True)
             for element in loc.reshape(-1)
         ]
-        return {
+        jacobians = {
             parent: torch.stack([row[i].reshape(-1) for row in rows])
             for i, parent in enumerate(parents)
         }
+        return {parent: jacobian for parent, jacobian in jacobians.items() if jacobian.any()}
 
 
 def _check_linear(
