@@ -291,4 +291,6 @@ def guide_name(request):
 def case(request, guide_name, device):
     if GUIDES[guide_name].not_for == request.param:
         pytest.skip(f"{guide_name} is not for the {request.param}")
+    if guide_name == "AutoGaussian" and device != "cpu":
+        pytest.skip("Pyro's AutoGaussian runs on the CPU only")
     return make_case(request.param, guide_name, device)
