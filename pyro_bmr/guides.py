@@ -1,4 +1,7 @@
-"""Guide families, read as factors. The one file that knows the inside of Pyro's autoguides."""
+"""Guide families, read as factors.
+
+With `autoguides` and `affine_guides` the only file that knows the inside of Pyro's autoguides.
+"""
 
 from __future__ import annotations
 
@@ -294,7 +297,8 @@ def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | Non
     callable
         From the name of a site to location and scale, if there are such parameters.
     """
-    messengers = [guide for guide in guides if isinstance(guide, AutoNormalMessenger)]
+    stock = AutoNormalMessenger.get_posterior
+    messengers = [g for g in guides if getattr(type(g), "get_posterior", None) is stock]
 
     def full_rows(name: str) -> tuple[Tensor, Tensor] | None:
         for guide in messengers:

@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.nn import PyroModule
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
@@ -165,10 +166,11 @@ class _Reader(Messenger):
             torch.autograd.grad(element, [*parents.values()], retain_graph=True)
             for element in loc.reshape(-1)
         ]
-        return {
+        jacobians = {
             parent: torch.stack([row[i].reshape(-1) for row in rows])
             for i, parent in enumerate(parents)
         }
+        return {parent: jacobian for parent, jacobian in jacobians.items() if jacobian.any()}
 
 
 def _check_linear(
@@ -267,9 +269,9 @@ def _left_alone(guide: Any, model: Any) -> Iterator[None]:
     contents = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
     own = {id(p) for root in roots for p in root.parameters()}
     for root in find_modules(guide):
-        for path, parameter in root.named_parameters():
-            home = getattr(root, "_pyro_name", None)
-            check_owned(f"{home}.{path}" if home else path, parameter)
+        if isinstance(root, PyroModule):
+            for path, parameter in root.named_parameters():
+                check_owned(".".join(filter(None, (root._pyro_name, path))), parameter)
     stored = set(pyro.get_param_store().keys())
     try:
         yield
