@@ -106,12 +106,9 @@ class _Readable:
     """A site that may be reduced: its prior at the location, and the sites that this depends on."""
 
     site: Site
+    support: constraints.Constraint
     reading: Reading
     parents: tuple[str, ...]
-
-    @property
-    def is_real(self) -> bool:
-        return find_element_support(self.site.support) is constraints.real
 
 
 _POSITIVE = (constraints.positive, constraints.nonnegative)
@@ -161,7 +158,9 @@ def _read(
     if obstacle:
         raise UnreadablePriorError(obstacle)
     _check_shape(node, site)
-    return _Readable(site, read_prior(node), tuple(sorted(parents)))
+    # As the model has it: that of the guide may be a copy, which torch does not take for the same.
+    support = find_element_support(node["fn"].support)
+    return _Readable(site, support, read_prior(node), tuple(sorted(parents)))
 
 
 def _obstacle_of_support(fn: Any) -> str:
@@ -198,7 +197,7 @@ def _choose(
 ) -> list[str]:
     """Return the sites to reduce, and note why the others stay whole."""
     if sites is None:
-        wanted = {name for name, found in readable.items() if found.is_real}
+        wanted = {name for name, found in readable.items() if found.support is constraints.real}
     else:
         wanted = {sites} if isinstance(sites, str) else set(sites)
         _check_named(wanted, readable, reasons)
@@ -228,8 +227,9 @@ def _not_wanted(found: _Readable, *, named: bool) -> str:
         return "it is not among sites="
     image = found.site.constrain(torch.zeros(found.site.shape)).reshape(-1)
     pruned = f"{image[0]:g}" if len(image) and (image == image[0]).all() else "the image of 0"
-    support = _constrained(find_element_support(found.site.support))
-    return f"{support}; sites= may name it, which sets pruned elements to {pruned}"
+    return (
+        f"{_constrained(found.support)}; sites= may name it, which sets pruned elements to {pruned}"
+    )
 
 
 def _check_named(

@@ -308,6 +308,16 @@ def test_a_parent_of_a_reduced_site_stays_whole_unless_it_is_named_alone():
             bmr.reduce(guide, sites=both)
 
 
+def test_the_copy_of_a_reduction_is_reduced_alike():
+    guide = AutoNormal(hierarchical_mean)
+    guide()
+    result = bmr.reduce(guide, select=lambda s: {"w": torch.tensor([True, True, False])})
+    again = bmr.reduce(copy.deepcopy(result).guide)
+    assert set(again.scores) == {"w"}
+    torch.testing.assert_close(again.scores["w"][:2], result.scores["w"][:2])
+    assert "it is positive; sites= may" in again.summary().loc["s", "note"]
+
+
 def test_a_grandparent_is_reduced_with_its_grandchildren():
     def model():
         a = pyro.sample("a", dist.Normal(0 * ONE, ONE))
