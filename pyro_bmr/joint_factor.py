@@ -110,8 +110,9 @@ class JointFactor(Factor):
         log_prior = self._log_prior
         candidate = log_prior.isfinite()
         keep = torch.ones_like(candidate)
-        posterior, _ = self._exact.split(candidate)
-        keep[candidate] = ~choose(posterior, log_prior[candidate] + margin)
+        if candidate.any():
+            posterior, _ = self._exact.split(candidate)
+            keep[candidate] = ~choose(posterior, log_prior[candidate] + margin)
         return self._reducible(self._embed(keep, False))
 
     @override
