@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyro_bmr.distributions import find_element_support
 from pyro_bmr.dry_run import dry_run
 from pyro_bmr.factors import Factor
 from pyro_bmr.gaussian import Dense, LowRank
@@ -142,12 +143,16 @@ def _whiten(factor: Factor, draws: Mapping[str, Sequence[Tensor]]) -> Tensor:
     rows, kept = [], factor.kept()
     for site in factor.sites:
         values = torch.stack([*draws[site.name]])
-        if values[0].shape != site.constrain(torch.zeros(site.shape).to(values)).shape:
+        origin = site.constrain(torch.zeros(site.shape).to(values))
+        if values[0].shape != origin.shape:
             return torch.zeros(len(values), 0, dtype=torch.float64)
-        if not (values[:, ~kept[site.name]] == 0).all():
-            msg = f"draws of pruned elements of the site {site.name!r} are not 0"
+        if not (values == origin)[:, ~kept[site.name]].all():
+            msg = (
+                f"draws of pruned elements of the site {site.name!r} are not 0 in unconstrained "
+                "coordinates"
+            )
             raise AssertionError(msg)
-        unconstrained = biject_to(site.support).inv(values).double()
+        unconstrained = biject_to(find_element_support(site.support)).inv(values).double()
         rows.append(unconstrained[:, kept[site.name]].reshape(len(values), -1))
     posterior = _dense(factor)
     centred = torch.cat(rows, -1) - posterior.loc
