@@ -12,8 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.factors import Factor
-from pyro_bmr.flags import count_pruned, count_undecided, count_wide, naive_delta_f
+from pyro_bmr.flags import count_undecided, naive_delta_f
 from pyro_bmr.groups import elements
 from pyro_bmr.handlers import PrunedModel
 from pyro_bmr.problem import assemble, assign, read_problem
@@ -22,6 +21,7 @@ from pyro_bmr.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.rendering import render
 from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
+from pyro_bmr.summaries import SiteSummary, name_doubts, summarize
 from pyro_bmr.switched_factors import SwitchedFactor, with_reduced_priors
 from pyro_bmr.switching import NewPrior
 
@@ -122,7 +122,7 @@ def reduce(
     new_priors = _new_priors(scores, chosen)
     spiked = scores.delta_f.keys() - new_priors.keys()
     model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
-    rows = _summarize(scores, chosen, remaining, problem.reasons)
+    rows = summarize(scores, chosen, remaining, problem.reasons)
     return Reduction(
         model=model,
         guide=guide,
@@ -131,53 +131,6 @@ def reduce(
         sites=rows,
         naive_delta_f=naive_delta_f(scores, chosen, {row.name: row.delta_f for row in rows}),
     )
-
-
-@dataclass(frozen=True)
-class SiteSummary:
-    """What a reduction did to one sample site.
-
-    Parameters
-    ----------
-    name : str
-        The site.
-    shape : tuple of int
-        Its shape, at the full size of its plates.
-    kept : int
-        How many elements stay.
-    delta_f : float
-        Its part in the joint ΔF, in nats: the parts of all sites add up to the whole.
-    note : str
-        Why it was left whole, or what to doubt.
-    unscored : int
-        How many elements cannot go because they have no prior density at zero.
-    wide : int
-        How many elements have a posterior more than 5 % wider than their Gaussian prior.
-    pruned_before : int
-        How many elements had been pruned before.
-    shrunk : int
-        How many elements took a reduced prior other than the spike.
-
-    Examples
-    --------
-    >>> SiteSummary("w", (2, 3), kept=2, delta_f=-1.0).total
-    6
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    delta_f: float
-    note: str = ""
-    unscored: int = 0
-    wide: int = 0
-    pruned_before: int = 0
-    shrunk: int = 0
-
-    @property
-    def total(self) -> int:
-        """How many elements it has."""
-        return torch.Size(self.shape).numel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,62 +344,12 @@ def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
             (factor,) = (factor for factor in scores.factors if name in factor.priors)
             msg = (
                 f"select drops elements of the site {name!r} that cannot go: "
-                f"{'; '.join(_doubts(name, factor, scores))}. Expected a mask that keeps those "
+                f"{'; '.join(name_doubts(name, factor, scores))}. Expected a mask that keeps those "
                 "whose delta_f is inf"
             )
             raise ValueError(msg)
         checked[name] = mask.contiguous()
     return checked
-
-
-def _summarize(
-    scores: Scores,
-    chosen: Mapping[str, Tensor],
-    remaining: tuple[Factor, ...],
-    reasons: Mapping[str, str],
-) -> tuple[SiteSummary, ...]:
-    rows = []
-    for before, after in zip(scores.factors, remaining, strict=True):
-        delta_f = before.delta_f(scores.delta_f, chosen)
-        kept, kept_before, wide = after.kept(), before.kept(), count_wide(before)
-        shrunk = before.reduced if isinstance(before, SwitchedFactor) else {}
-        rows += [
-            SiteSummary(
-                site.name,
-                tuple(site.shape),
-                int(kept[site.name].count_nonzero()),
-                delta_f.get(site.name, 0.0),
-                _note(site.name, before, scores, wide.get(site.name, 0), reasons),
-                scores.unscored.get(site.name, 0),
-                wide.get(site.name, 0),
-                count_pruned(kept_before[site.name]),
-                int((kept[site.name] & ~chosen[site.name]).sum()) if site.name in shrunk else 0,
-            )
-            for site in before.sites
-        ]
-    held = {row.name for row in rows}
-    absent = [
-        SiteSummary(n, (0,), 0, 0.0, f"not reduced: {r}")
-        for n, r in reasons.items()
-        if n not in held
-    ]
-    return tuple(rows + absent)
-
-
-def _note(name: str, factor: Factor, scores: Scores, wide: int, reasons: Mapping[str, str]) -> str:
-    if name in reasons:
-        return f"not reduced: {reasons[name]}"
-    wider = [f"{wide:,} wider than the prior"] if wide else []
-    return "; ".join(_doubts(name, factor, scores) + wider)
-
-
-def _doubts(name: str, factor: Factor, scores: Scores) -> list[str]:
-    """Say what is known of the prior, and which elements cannot go."""
-    doubts = [factor.priors[name].note]
-    if isinstance(factor, SwitchedFactor):
-        refused = factor.refused(scores.delta_f).get(name, 0)
-        doubts += [f"{refused:,} {factor.refusal}, kept"] if refused else []
-    return [doubt for doubt in doubts if doubt]
 
 
 def _new_priors(scores: Scores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:
