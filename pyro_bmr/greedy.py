@@ -1,4 +1,4 @@
-"""Greedy search of the set of correlated elements to drop, from both ends and in pairs."""
+"""Greedy search of the set of correlated elements to drop, from three starts and in pairs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.elimination import eliminate
-from pyro_bmr.evidence import delta_f_spike_chain
+from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.gaussian import LOG_2PI, Dense, LowRank
 
 # Of so many elements all pairs are looked at.
@@ -16,11 +16,11 @@ MOST_IN_PAIRS = 512
 def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     r"""Drop one element at a time, then exchange, until no step lowers the free energy.
 
-    Backward elimination from the full set, and then the best change of mind about one element or
-    about two as long as that lowers :math:`\Delta F`; the same changes from the empty set on; the
-    better of the two ends counts. Where there are more than 512 elements, the search goes backward
-    only, and minds change about the 512 whose own change would cost least; a `LowRank` posterior
-    of so many is eliminated and no more.
+    Three starts: backward elimination, everything gone, and all gone that is worth it by itself.
+    From each the best change of mind about one element or about two is made as long as that lowers
+    :math:`\Delta F`; the best of the three ends counts. Where there are more than 512 elements, the
+    search starts with the elimination only, and minds change about the 512 whose own change would
+    cost least; a `LowRank` posterior of so many is eliminated and no more.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     backward = eliminate(posterior, log_prior, 0.0) <= 0
     if len(log_prior) <= MOST_IN_PAIRS:
         dense = posterior if isinstance(posterior, Dense) else posterior.dense()
-        starts = (backward, torch.ones_like(backward))
+        alone = delta_f_spike(dense.marginals(), log_prior) <= 0
+        starts = (backward, torch.ones_like(backward), alone)
         ends = [_exchange(dense, log_prior, start) for start in starts]
         return min(ends, key=lambda end: float(_joint(dense, log_prior, end)))
     return backward if isinstance(posterior, LowRank) else _refine(posterior, log_prior, backward)
