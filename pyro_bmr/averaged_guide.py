@@ -11,12 +11,14 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_bmr.factors import Site
+from pyro_bmr.factors import Factor, Site
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.guides import read_factors
 from pyro_bmr.handlers import module_key
 from pyro_bmr.occam_window import Window
 from pyro_bmr.pruned_guide import Origin, unused_name
 from pyro_bmr.site_sampling import inside_plates, sample_site, sample_sites
+from pyro_bmr.statements import NotGaussianError
 
 
 class AveragedGuide(PyroModule):
@@ -71,6 +73,15 @@ class AveragedGuide(PyroModule):
         parts = tuple(self.factors.children())
         plates = self.origin.make_plates(parts, *args, **kwargs)
         return {name: value for part in parts for name, value in part(plates)}
+
+
+@read_factors.register
+def _(guide: AveragedGuide) -> tuple[Factor, ...]:  # noqa: ARG001
+    msg = (
+        "an AveragedGuide is a mixture, not a Gaussian. Expected the guide that was averaged: "
+        "reduce that"
+    )
+    raise NotGaussianError(msg)
 
 
 class SpikeAndSlab(PyroModule):

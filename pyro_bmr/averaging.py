@@ -16,7 +16,7 @@ from pyro_bmr.factors import Factor
 from pyro_bmr.inclusion import LearnedPrior, check_options, find_log_odds, read_scores
 from pyro_bmr.model_space import EnumeratedSpace, IndependentSpace, SampledSpace, read_spaces
 from pyro_bmr.occam_window import Window, find_window
-from pyro_bmr.rendering import render
+from pyro_bmr.rendering import render, render_html
 
 
 @torch.no_grad()
@@ -132,7 +132,8 @@ class Average:
     Parameters
     ----------
     model : callable
-        The full model, which goes with the guide.
+        The full model, which goes with the guide in `pyro.infer.Predictive`. Its prior has no
+        spikes, so that an ELBO of the two means nothing.
     guide : AveragedGuide
         Draws a reduced model by its weight, then the weights of that model.
     presence : mapping
@@ -168,7 +169,7 @@ class Average:
 
     def __rich__(self) -> Group:
         sites = Table(
-            title=f"average over reduced models that hold {self.mass:.1%} of the probability",
+            title=f"average over models with {self.mass:.1%} of the probability",
             title_justify="left",
         )
         sites.add_column("site")
@@ -186,6 +187,9 @@ class Average:
 
     def __str__(self) -> str:
         return render(self)
+
+    def _repr_html_(self) -> str:
+        return render_html(self)
 
 
 # Of a window, so many models and of each so many absent elements are printed.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_bmr.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
 from pyro_bmr.reduction import Reduction, reduce
-from pyro_bmr.rendering import render
+from pyro_bmr.rendering import render, render_html
 from pyro_bmr.scores import Scores
 
 
@@ -211,6 +211,9 @@ class Presence:
 
     def __str__(self) -> str:
         return render(self)
+
+    def _repr_html_(self) -> str:
+        return render_html(self)
 
 
 def read_scores(guide: Any, **options: Any) -> tuple[Scores, Reduction]:

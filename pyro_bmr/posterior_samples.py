@@ -135,7 +135,7 @@ def _gaussian(sites: list[Site], draws: Tensor, dtype: torch.dtype) -> tuple[Fac
     flat = draws.reshape(total, size)
     loc = flat.mean(0)
     centred = (flat - loc) / (total - 1) ** 0.5
-    _warn(total, effective, size, enough)
+    _warn(total, min(effective, total), size, enough)
     if enough:
         upper = torch.linalg.qr(centred, mode="r").R
         tril = (upper * upper.diagonal().sign()[:, None]).mT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from inspect import isfunction
 from typing import Any
 
 from torch import Tensor
@@ -147,6 +148,8 @@ def read_problem(
     ------
     ValueError
         If neither the caller nor the guide knows the model.
+    TypeError
+        If the arguments are not in a tuple, or what comes is no guide but has one.
 
     Examples
     --------
@@ -157,11 +160,18 @@ def read_problem(
     >>> list(read_problem(guide, None, (), None, None).priors)
     ['w']
     """
+    _check_call(guide, args)
     origin = read_origin(guide)
     if args or kwargs:
         origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
     if model is not None:
         origin = replace(origin, model=model)
+    if origin.model is None and isfunction(guide):
+        msg = (
+            f"a guide function such as {guide.__name__} does not know its model. Pass the model "
+            "and how to call both: reduce(guide, model=model, args=(x, y))"
+        )
+        raise ValueError(msg)
     factors = read_guide(guide, origin)
     if origin.model is None:
         msg = (
@@ -262,6 +272,18 @@ def assemble(
     }
     guide = PrunedGuide(remaining, replace(origin, model=full_model))
     return PrunedModel(full_model, masks), guide, masks
+
+
+def _check_call(guide: Any, args: Any) -> None:
+    if not isinstance(args, tuple | list):
+        msg = (
+            f"got args= of type {type(args).__name__}. Expected the arguments of the model in a "
+            "tuple, as in args=(x, y) or args=(x,)"
+        )
+        raise TypeError(msg)
+    if not callable(guide) and hasattr(guide, "guide"):
+        msg = f"got a {type(guide).__name__}. Pass its guide: reduce(result.guide)"
+        raise TypeError(msg)
 
 
 def _unfit(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> dict[str, str]:

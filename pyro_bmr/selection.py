@@ -7,6 +7,7 @@ reduction as they are, so a selection does not write to them afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -52,6 +53,8 @@ def by_evidence(margin: float = 0.0) -> Selection:
     def select(scores: Scores) -> dict[str, Tensor]:
         return scores.search(search_greedily, margin)
 
+    _check_margin(margin, "by_evidence")
+
     return select
 
 
@@ -84,6 +87,8 @@ def exhaustive(margin: float = 0.0) -> Selection:
 
     def select(scores: Scores) -> dict[str, Tensor]:
         return scores.search(search_all, margin)
+
+    _check_margin(margin, "exhaustive")
 
     return select
 
@@ -156,7 +161,9 @@ def top_k(n: int) -> Selection:
     {}
     """
     if not isinstance(n, int) or n < 0:
-        msg = f"top_k got n={n!r}. Expected how many elements to keep, as in select=top_k(100)"
+        msg = (
+            f"top_k got n={_shown(n)}. Expected how many elements to keep, as in select=top_k(100)"
+        )
         raise ValueError(msg)
 
     def select(scores: Scores) -> dict[str, Tensor]:
@@ -280,10 +287,23 @@ def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> 
     return select
 
 
+def _check_margin(margin: float, name: str) -> None:
+    if not isinstance(margin, int | float) or math.isnan(margin):
+        msg = (
+            f"{name} got margin={_shown(margin)}. Expected a number of nats, as in "
+            f"select={name}(margin=1.0)"
+        )
+        raise ValueError(msg)
+
+
+def _shown(value: object) -> str:
+    return "the scores themselves" if isinstance(value, Scores) else repr(value)
+
+
 def _check_fraction(fraction: float) -> None:
     if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
         msg = (
-            f"got fraction={fraction!r}. Expected the part that goes, between 0 and 1, as in "
+            f"got fraction={_shown(fraction)}. Expected the part that goes, between 0 and 1, as in "
             "select=snr(0.5)"
         )
         raise ValueError(msg)

@@ -352,6 +352,6 @@ def _note(chosen: Tuned, groups: Tensor, silent: int) -> str:
     notes = [
         f"{scales.format(spiked)} at the lower end, where the spike wins" if spiked else "",
         f"{scales.format(capped)} at the upper end of the search" if capped else "",
-        f"{silent} without a prior or a narrower posterior, kept" if silent else "",
+        f"{silent} without a prior, or wider than it, as they were" if silent else "",
     ]
     return "; ".join(note for note in notes if note)
