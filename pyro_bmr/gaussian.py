@@ -43,6 +43,30 @@ class Diagonal:
         return Natural(precision * self.loc.double(), precision)
 
 
+def triangular(root: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of ``root @ root.mT`` without forming it.
+
+    Orthogonalising the rows never squares the root, which matters when they are nearly collinear.
+
+    Parameters
+    ----------
+    root : Tensor
+        Of shape ``(n, m)`` with ``m >= n``.
+
+    Returns
+    -------
+    Tensor
+        Of shape ``(n, n)``.
+
+    Examples
+    --------
+    >>> triangular(torch.tensor([[3.0, 4.0]]))
+    tensor([[5.]])
+    """
+    upper = torch.linalg.qr(root.mT, mode="r").R
+    return torch.where(upper.diagonal()[:, None] < 0, -upper, upper).mT
+
+
 @dataclass(frozen=True)
 class Dense:
     r"""A joint Gaussian :math:`N(\mu, L L^\top)` over a vector.
@@ -135,6 +159,21 @@ class Dense:
         precision = torch.cholesky_inverse(self.scale_tril.double())
         return Natural(precision @ self.loc.double(), precision)
 
+    def ordered(self, order: Tensor) -> Tensor:
+        """Return the Cholesky factor of the covariance with the elements in another order.
+
+        Parameters
+        ----------
+        order : Tensor
+            Positions, of shape ``(n,)``.
+
+        Returns
+        -------
+        Tensor
+            Lower, of shape ``(n, n)``.
+        """
+        return triangular(self.scale_tril[order])
+
     def split(self, drop: Tensor) -> tuple[Dense, Dense]:
         r"""Factor the joint into the marginal of a set and the conditional of the rest.
 
@@ -156,11 +195,9 @@ class Dense:
         """
         # With S in front, the Cholesky factor of the covariance is [[A, 0], [B, C]]: A belongs to
         # the marginal of S, and C to the conditional of the rest, for Σ_RR − B Bᵀ = C Cᵀ and
-        # Σ_RS Σ_SS⁻¹ = B A⁻¹. Orthogonalising the rows of L gives that factor without ever
-        # squaring L, which matters when columns are nearly collinear.
+        # Σ_RS Σ_SS⁻¹ = B A⁻¹.
         order = torch.cat([drop.nonzero()[:, 0], (~drop).nonzero()[:, 0]])
-        upper = torch.linalg.qr(self.scale_tril[order].mT, mode="r").R
-        tril = (upper * upper.diagonal().sign()[:, None]).mT
+        tril = self.ordered(order)
         size = int(drop.sum())
         loc = self.loc[order]
         whitened = torch.linalg.solve_triangular(tril[:size, :size], loc[:size, None], upper=False)[

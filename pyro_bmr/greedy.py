@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_bmr.elimination import eliminate
 from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.tableau import make_tableau, sweep_tableau
 
 # Of so many elements all pairs are looked at.
 MOST_IN_PAIRS = 512
@@ -50,13 +51,19 @@ def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
         dense = posterior if isinstance(posterior, Dense) else posterior.dense()
         alone = delta_f_spike(dense.marginals(), log_prior) <= 0
         starts = (backward, torch.ones_like(backward), alone)
-        ends = [_exchange(dense, log_prior, start) for start in starts]
-        return min(ends, key=lambda end: float(_joint(dense, log_prior, end)))
-    return backward if isinstance(posterior, LowRank) else _refine(posterior, log_prior, backward)
+        ends = [*starts, *(_exchange(dense, log_prior, start) for start in starts)]
+        return _best(dense, log_prior, ends)
+    if isinstance(posterior, LowRank):
+        return backward
+    return _best(posterior, log_prior, [backward, _refine(posterior, log_prior, backward)])
 
 
-def _joint(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
-    return delta_f_spike_chain(posterior.split(dropped)[0], log_prior[dropped]).sum()
+def _best(posterior: Dense, log_prior: Tensor, ends: list[Tensor]) -> Tensor:
+    def delta_f(dropped: Tensor) -> float:
+        chain = delta_f_spike_chain(posterior.split(dropped)[0], log_prior[dropped])
+        return float(chain.sum())
+
+    return min(ends, key=delta_f)
 
 
 def _refine(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
@@ -83,48 +90,43 @@ def _change_of_mind(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Ten
     return change + torch.where(dropped, -shift, shift)
 
 
-def _exchange(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
-    # The tableau of Σ and μ, swept on the elements that are out, holds what it takes to score any
-    # change of mind: pivots d (variances of those in; for those out, minus their precisions) and
-    # the last column t. For one, ΔF changes by ±shift + (ln |d| + t² / d) / 2; for two, by the
-    # same with the 2 × 2 block in place of d.
-    count = len(log_prior)
-    tableau = posterior.loc.new_zeros(count + 1, count + 1)
-    tableau[:count, :count] = posterior.covariance
-    tableau[:count, count] = tableau[count, :count] = posterior.loc
-    for i in dropped.nonzero()[:, 0].tolist():
-        _sweep(tableau, i)
-    while True:
-        change = _score_exchanges(tableau, log_prior + 0.5 * LOG_2PI)
-        best = int(change.argmin())
-        if change.view(-1)[best] > -_ROUNDING:
-            return tableau.diagonal()[:count] < 0
-        for i in {best // count, best % count}:
-            _sweep(tableau, i)
-
-
 # An exchange that gains less, in nats, is taken for rounding.
 _ROUNDING = 1e-9
+# After so many exchanges the tableau is made anew.
+_EXCHANGES_A_TABLEAU = 50
 
 
-def _sweep(tableau: Tensor, i: int) -> None:
-    pivot, column = tableau[i, i].clone(), tableau[i].clone()
-    tableau.addr_(column, column / pivot, alpha=-1)
-    tableau[i] = tableau[:, i] = column / pivot.abs()
-    tableau[i, i] = -1 / pivot
+def _exchange(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
+    dropped = dropped.clone()
+    shift = log_prior + 0.5 * LOG_2PI
+    # Where rounding beats the gains, exchanges could go round in circles.
+    for step in range(10 * len(dropped)):
+        if step % _EXCHANGES_A_TABLEAU == 0:
+            tableau = make_tableau(posterior, dropped)
+        change = _score_exchanges(tableau, shift, dropped)
+        best = int(change.argmin())
+        if change.view(-1)[best] > -_ROUNDING:
+            break
+        for i in {best // len(dropped), best % len(dropped)}:
+            sweep_tableau(tableau[None], torch.tensor([i], device=dropped.device))
+            dropped[i] ^= True
+    return dropped
 
 
-def _score_exchanges(tableau: Tensor, shift: Tensor) -> Tensor:
+def _score_exchanges(tableau: Tensor, shift: Tensor, dropped: Tensor) -> Tensor:
     """Change of F by exchanging two elements, or on the diagonal by changing one."""
+    # With a pivot d and t at the edge, one element changes F by ±shift + (ln |d| + t² / d) / 2, and
+    # two do so with their 2 × 2 block in the place of d.
     pivot, last = tableau.diagonal()[:-1], tableau[:-1, -1]
-    signed = torch.where(pivot > 0, shift, -shift)
+    signed = torch.where(dropped, -shift, shift)
     covariance = tableau[:-1, :-1]
     product = torch.outer(pivot, pivot)
     determinant = product - covariance.square()
     quadratic = torch.outer(last.square(), pivot) - covariance * torch.outer(last, last)
     quadratic = (quadratic + quadratic.mT) / determinant
-    change = signed[:, None] + signed + 0.5 * (determinant.abs().log() + quadratic)
-    # Rounding may have cost a nearly singular pair its sign.
-    change = torch.where(determinant * product > 0, change, torch.inf)
+    pairs = signed[:, None] + signed + 0.5 * (determinant.abs().log() + quadratic)
     alone = signed + 0.5 * (pivot.abs().log() + last.square() / pivot)
-    return change.diagonal_scatter(alone)
+    # Rounding may have cost a nearly singular element, or pair, its sign.
+    sound = (pivot < 0) == dropped
+    change = torch.where(determinant * product > 0, pairs, torch.inf).diagonal_scatter(alone)
+    return torch.where(sound[:, None] & sound & change.isfinite(), change, torch.inf)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,10 +81,9 @@ class JointFactor(Factor):
         mine = [torch.full(s.shape, s.name in names).reshape(-1) for s in self.sites]
         wanted = torch.cat(mine).to(self.posterior.loc.device)
         held, _ = self._exact.split(wanted[self._mask])
-        latent_size, draw = _LATENT[type(held)](held)
-        for noise in normals(latent_size):
+        for noise in normals(held.noise_size):
             full = torch.zeros_like(wanted, dtype=self.posterior.loc.dtype)
-            full[wanted & self._mask] = draw(noise.to(held.loc)).to(full)
+            full[wanted & self._mask] = held.transform(noise.to(held.loc)).to(full)
             by_site = self._by_site(full)
             yield {name: by_site[name] for name in names}
 
@@ -110,7 +109,9 @@ class JointFactor(Factor):
         log_prior = self._log_prior
         candidate = log_prior.isfinite()
         keep = torch.ones_like(candidate)
-        if candidate.any():
+        if math.isinf(margin):
+            keep[candidate] = margin > 0
+        elif candidate.any():
             posterior, _ = self._exact.split(candidate)
             keep[candidate] = ~choose(posterior, log_prior[candidate] + margin)
         return self._reducible(self._embed(keep, False))
@@ -227,23 +228,3 @@ class JointFactor(Factor):
 
     def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
         return {name: part for name, part in self._by_site(vector).items() if name in self.priors}
-
-
-def _latent_dense(gaussian: Dense) -> tuple[int, Callable[[Tensor], Tensor]]:
-    return len(gaussian.loc), lambda noise: gaussian.loc + gaussian.scale_tril @ noise
-
-
-def _latent_low_rank(gaussian: LowRank) -> tuple[int, Callable[[Tensor], Tensor]]:
-    size, rank = gaussian.cov_factor.shape
-
-    def draw(noise: Tensor) -> Tensor:
-        common, own = noise.split([rank, size])
-        return gaussian.loc + gaussian.cov_factor @ common + gaussian.cov_diag.sqrt() * own
-
-    return size + rank, draw
-
-
-_LATENT: dict[type, Callable[[Any], tuple[int, Callable[[Tensor], Tensor]]]] = {
-    Dense: _latent_dense,
-    LowRank: _latent_low_rank,
-}

@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 
 from pyro_bmr.dry_run import dry_run
 from pyro_bmr.factors import Factor, Site
-from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.gaussian import Dense, Diagonal, triangular
 from pyro_bmr.joint_factor import JointFactor
 from pyro_bmr.linear_gaussian import Conditional, join
 from pyro_bmr.pruned_guide import Origin
@@ -137,9 +137,7 @@ def _gaussian(sites: list[Site], draws: Tensor, dtype: torch.dtype) -> tuple[Fac
     centred = (flat - loc) / (total - 1) ** 0.5
     _warn(total, min(effective, total), size, enough)
     if enough:
-        upper = torch.linalg.qr(centred, mode="r").R
-        tril = (upper * upper.diagonal().sign()[:, None]).mT
-        return (JointFactor(tuple(sites), Dense(loc, tril).to(dtype)),)
+        return (JointFactor(tuple(sites), Dense(loc, triangular(centred.mT)).to(dtype)),)
     scale = centred.square().sum(0).sqrt()
     split = [site.shape.numel() for site in sites]
     return join(

@@ -354,10 +354,11 @@ def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
 
 def _new_priors(scores: Scores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:
     """By site that is shrunk, the new prior; its mask is True where an element keeps its own."""
-    masks = {name: mask & scores.kept[name] for name, mask in chosen.items()}
     return {
         name: new
         for factor in scores.factors
         if isinstance(factor, SwitchedFactor)
-        for name, new in factor.new_priors(masks).items()
+        for name, new in factor.new_priors(
+            {name: chosen[name] & kept for name, kept in factor.kept().items() if name in chosen}
+        ).items()
     }

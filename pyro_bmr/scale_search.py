@@ -102,7 +102,8 @@ def find_best_variance(curvature: Tensor, slope: Tensor, group: Tensor, highest:
     tensor([3.0000], dtype=torch.float64)
     """
     tells = curvature > 0
-    improper = (-0.5 / curvature[~tells]).nan_to_num(posinf=torch.inf)
+    silent = curvature[~tells]
+    improper = torch.where(silent < 0, -0.5 / silent, torch.inf)
     highest = highest.scatter_reduce(0, group[~tells], improper, "amin")
     curvature, slope, group = curvature[tells], slope[tells], group[tells]
     count = len(highest)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.evidence import delta_f_gaussian, delta_f_spike_chain
-from pyro_bmr.gaussian import LOG_2PI, Dense, Diagonal, LowRank
+from pyro_bmr.gaussian import LOG_2PI, Dense, Diagonal, LowRank, triangular
 from pyro_bmr.reduced_posteriors import reduced_gaussian
 from pyro_bmr.triples import check_proper
 
@@ -67,7 +67,7 @@ def noisy_copy(
         cov_diag = jacobian.square() * posterior.cov_diag + noise
         return LowRank(loc, jacobian[:, None] * posterior.cov_factor, cov_diag), log_prior
     root = torch.cat([reduced.scale.diag(), jacobian[:, None] * posterior.scale_tril], 1)
-    return Dense(loc, _triangular(root)), log_prior
+    return Dense(loc, triangular(root)), log_prior
 
 
 def shrink(
@@ -118,12 +118,6 @@ def _observation(prior: Diagonal, reduced: Diagonal) -> tuple[Tensor, Tensor, Te
     return gain, offset, s_r
 
 
-def _triangular(root: Tensor) -> Tensor:
-    """Return the lower Cholesky factor of ``root @ root.mT``, without forming it."""
-    upper = torch.linalg.qr(root.mT, mode="r").R
-    return (upper * upper.diagonal().sign()[:, None]).mT
-
-
 def _shrink_dense(posterior: Dense, prior: Diagonal, reduced: Diagonal) -> tuple[float, Dense]:
     delta_f, posterior = _narrow_dense(posterior, prior, reduced, reduced.scale < prior.scale)
     wider = reduced.scale >= prior.scale
@@ -171,7 +165,7 @@ def _widen_dense(
         ((mean - r.loc) / r.scale).square() - ((mean - p.loc) / p.scale).square()
     )
     evidence, shift, factor = _reweigh(rows, change, slope, posterior.scale_tril)
-    rest = Dense(posterior.loc + shift, _triangular(factor))
+    rest = Dense(posterior.loc + shift, triangular(factor))
     return float(at_mean.sum()) - evidence, rest
 
 

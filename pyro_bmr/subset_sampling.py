@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_bmr.elimination import eliminate
 from pyro_bmr.evidence import delta_f_spike_chain
 from pyro_bmr.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.tableau import make_tableau, sweep_tableau
 
 CHAINS = 4
 
@@ -118,17 +119,17 @@ def _flip(
     num_samples: int,
     generator: torch.Generator,
 ) -> Iterator[Visit]:
-    covariance = posterior.covariance
     chain = torch.arange(len(kept), device=kept.device)
     for step in range(num_samples):
         if step % _FLIPS_A_TABLEAU == 0:
-            tableau, linear = _tableau(covariance, posterior.loc, kept)
+            tableau = torch.stack([make_tableau(posterior, ~k) for k in kept])
             delta_f = _delta_f(posterior, shift, kept)
         # A kept element has mean m and variance t; for a dropped one, −t and m are the precision
         # and precision times mean that it has given the other dropped ones at zero.
         sign = torch.where(kept, 1.0, -1.0)
-        size = (sign * tableau.diagonal(dim1=-2, dim2=-1)).clamp_min(torch.finfo(shift.dtype).tiny)
-        cost = shift + 0.5 * (sign * size.log() + linear.square() / size)
+        pivots = tableau.diagonal(dim1=-2, dim2=-1)[:, :-1]
+        size = (sign * pivots).clamp_min(torch.finfo(shift.dtype).tiny)
+        cost = shift + 0.5 * (sign * size.log() + tableau[:, :-1, -1].square() / size)
         log_rate = torch.nn.functional.logsigmoid(-sign * (cost + log_odds))
         weight = (-log_rate.logsumexp(-1)).clamp_max(_LONGEST).exp()
         yield Visit(kept, delta_f, weight, torch.sigmoid(cost + log_odds))
@@ -139,41 +140,11 @@ def _flip(
         kept = kept.clone()
         kept[chain, pivot] ^= True
         delta_f = delta_f + (sign * cost)[chain, pivot]
-        _sweep(tableau, linear, pivot, sign[chain, pivot])
+        sweep_tableau(tableau, pivot)
 
 
 # Logarithm of the longest time at a subset: where it is cut, others weigh less than 1e-13.
 _LONGEST = 30.0
-
-
-def _tableau(covariance: Tensor, loc: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Condition on the dropped elements; keep their precision in their place, negative."""
-    drop = (~kept).to(loc)
-    block = drop[:, :, None] * drop[:, None, :]
-    tril = torch.linalg.cholesky(block * covariance + (1 - drop).diag_embed())
-    precision = block * torch.cholesky_inverse(tril)
-    gain = covariance @ precision
-    # Rows of kept elements of the gain, and nothing in those of dropped ones.
-    gain = gain * (1 - drop)[:, :, None]
-    rest = kept[:, :, None] & kept[:, None, :]
-    tableau = torch.where(rest, covariance - gain @ covariance, gain + gain.mT - precision)
-    linear = torch.where(kept, loc - gain @ loc, precision @ loc)
-    return tableau, linear
-
-
-def _sweep(tableau: Tensor, linear: Tensor, pivot: Tensor, sign: Tensor) -> None:
-    """Drop the pivot of each chain where the sign is 1, and bring it back where it is -1."""
-    chain = torch.arange(len(pivot), device=pivot.device)
-    column, entry = tableau[chain, pivot].clone(), linear[chain, pivot].clone()
-    scale = column[chain, pivot].clone()
-    ratio = column / scale[:, None]
-    linear -= ratio * entry[:, None]
-    tableau.baddbmm_(ratio[:, :, None], column[:, None, :], alpha=-1.0)
-    ratio *= sign[:, None]
-    ratio[chain, pivot] = -1 / scale
-    tableau[chain, pivot] = ratio
-    tableau[chain, :, pivot] = ratio
-    linear[chain, pivot] = sign * entry / scale
 
 
 def _redraw(

@@ -159,8 +159,9 @@ class SwitchedFactor(Factor):
         dict of NewPrior
             By site.
         """
+        locations = self.locations()
         return {
-            name: NewPrior(masks[name], *_AS_PRIOR[type(one)](one, masks[name].device))
+            name: NewPrior(masks[name], *_AS_PRIOR[type(one)](one, locations[name]))
             for name, one in self.reduced.items()
         }
 
@@ -315,7 +316,7 @@ class SwitchedJoint(SwitchedFactor):
         like = self.factor.posterior.loc.double()
         return self._gathered(
             {
-                name: Diagonal(*(torch.as_tensor(t).to(like) for t in (one.loc, one.scale)))
+                name: Diagonal(*(_like(t, like) for t in (one.loc, one.scale)))
                 for name, one in self.reduced.items()
                 if isinstance(one, Gaussian)
             }
@@ -374,22 +375,26 @@ def _excess(prior: Prior) -> Tensor:
 
 
 def _to_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Gaussian) -> Any:
-    loc, scale = (torch.as_tensor(t).to(prior.loc) for t in (reduced.loc, reduced.scale))
+    loc, scale = (_like(t, prior.loc) for t in (reduced.loc, reduced.scale))
     three = posterior, prior, Diagonal(loc, scale)
     return delta_f_gaussian(*three), reduced_gaussian(*three)
 
 
 def _to_laplace(posterior: Diagonal, prior: Diagonal, reduced: Laplace) -> Any:
-    return reduce_to_laplace(posterior, prior, torch.as_tensor(reduced.scale).to(prior.loc))
+    return reduce_to_laplace(posterior, prior, _like(reduced.scale, prior.loc))
 
 
-def _gaussian_prior(reduced: Gaussian, device: torch.device) -> Any:
-    loc, scale = (torch.as_tensor(t, device=device) for t in (reduced.loc, reduced.scale))
+def _like(value: Tensor | float, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+def _gaussian_prior(reduced: Gaussian, like: Tensor) -> Any:
+    loc, scale = (_like(t, like) for t in (reduced.loc, reduced.scale))
     return dist.Normal, {"loc": loc, "scale": scale}
 
 
-def _laplace_prior(reduced: Laplace, device: torch.device) -> Any:
-    scale = torch.as_tensor(reduced.scale, device=device)
+def _laplace_prior(reduced: Laplace, like: Tensor) -> Any:
+    scale = _like(reduced.scale, like)
     return dist.Laplace, {"loc": torch.zeros_like(scale), "scale": scale}
 
 

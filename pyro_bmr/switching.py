@@ -81,7 +81,7 @@ class SwitchMessenger(Messenger):
         msg["fn"] = switch_prior(msg["fn"], NewPrior(mask, new.family, parameters))
 
 
-_PARAMETERS = ("loc", "scale", "concentration", "rate")
+_PARAMETERS = ("loc", "scale")
 
 
 class SwitchedModel(nn.Module):

@@ -111,8 +111,8 @@ def tune_prior(
     masks: dict[str, Tensor] = {}
     for name, label in labels.items():
         gaussian: Any = problem.priors[name].gaussian
-        best = chosen.variance.to(label.device)[label]
-        variance = torch.where(label >= 0, best, torch.nan)
+        variance = torch.full(label.shape, torch.nan, dtype=torch.float64, device=label.device)
+        variance[label >= 0] = chosen.variance.to(label.device)[label[label >= 0]]
         masks[name] = variance.isnan()
         scale = torch.where(masks[name], gaussian.scale.to(label.device), variance.sqrt())
         reduced[name] = Gaussian(gaussian.loc.to(label.device), scale)
