@@ -24,6 +24,8 @@ from torch.distributions import (
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 from typing_extensions import override
 
+POSITIVE = (constraints.positive, constraints.nonnegative)
+
 
 class PrunedDistribution(TorchDistribution):
     r"""Independent elements, of which some are a point mass at zero.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import getclosurevars, isfunction
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 @contextmanager
@@ -36,8 +37,16 @@ def dry_run(*programs: Any) -> Iterator[None]:
     >>> "w" in pyro.get_param_store()
     False
     """
-    buffers = [b for p in programs for module in find_modules(p) for b in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+    before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def remember(module: torch.nn.Module, _args: Any = None) -> None:
+        for buffer in module.buffers():
+            before.setdefault(id(buffer), (buffer, buffer.detach().clone()))
+
+    for module in (module for program in programs for module in find_modules(program)):
+        remember(module)
+    # Modules that a program finds in other ways are seen when they run.
+    hook = register_module_forward_pre_hook(remember)
     random_state = get_rng_state()
     store = pyro.get_param_store()
     with (
@@ -49,8 +58,9 @@ def dry_run(*programs: Any) -> Iterator[None]:
         try:
             yield
         finally:
+            hook.remove()
             set_rng_state(random_state)
-            for buffer, value in zip(buffers, before, strict=True):
+            for buffer, value in before.values():
                 buffer.data.copy_(value)
 
 
@@ -113,9 +123,10 @@ def find_modules(program: Any) -> list[torch.nn.Module]:
         ahead += [owner, *vars(owner).values()] if hasattr(owner, "__dict__") else []
         ahead += getattr(this, "args", ())
         if isfunction(this):
-            variables = getclosurevars(this)
-            ahead += variables.nonlocals.values()
-            ahead += [v for v in variables.globals.values() if isinstance(v, torch.nn.Module)]
+            with suppress(ValueError):  # a variable that has no value yet
+                variables = getclosurevars(this)
+                ahead += variables.nonlocals.values()
+                ahead += [v for v in variables.globals.values() if isinstance(v, torch.nn.Module)]
     return found
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_bmr.factors import Factor, Prior
 from pyro_bmr.gaussian import LOG_2PI, Diagonal, Natural
 from pyro_bmr.model_runs import ModelRuns
-from pyro_bmr.priors import Reading, read_prior
+from pyro_bmr.priors import Reading, UnreadablePriorError, read_prior
 
 # Pairs of draws u and 2 E[u] - u a half, and so many directions that are orthogonal in them.
 _PAIRS = 16
@@ -33,13 +33,14 @@ _TOLERANCE = 1e-4
 
 def expect_priors(
     runs: ModelRuns, factors: Sequence[Factor], parents: Mapping[str, Collection[str]]
-) -> dict[str, tuple[Prior, Tensor]]:
+) -> tuple[dict[str, tuple[Prior, Tensor]], dict[str, str]]:
     r"""Take the expectation of priors under the posterior of the sites that they depend on.
 
     The model runs at 64 draws of the parents. These come in pairs that are symmetric about the
-    posterior mean in unconstrained coordinates, and the coordinates have exactly the covariance
-    of the posterior, one of each site at a time. Expectations of functions that are affine or
-    quadratic in them are therefore exact: for a Normal prior with
+    posterior mean in unconstrained coordinates, and up to 16 coordinates at a time have exactly
+    the covariance of the posterior. Expectations of functions that are affine or quadratic in so
+    few of them are therefore exact, and those in more are estimates, whose error is noted: for a
+    Normal prior with
 
     .. math:: \ln s = c + \sum_j a_j u_j, \quad E[\ln s] = c + \sum_j a_j E[u_j], \quad
               E[s^{-2}] = \exp(-2 E[\ln s] + 2 \mathrm{Var}[\ln s]),
@@ -59,10 +60,12 @@ def expect_priors(
 
     Returns
     -------
-    dict
+    expected : dict
         By site, its expected prior and the standard error of the log density in nats, 0 where it is
         exact. The expected log density is not that of the effective Gaussian, whose natural
         parameters are the expected ones.
+    failures : dict of str
+        By site whose prior cannot be read at every draw, why.
 
     References
     ----------
@@ -80,27 +83,37 @@ def expect_priors(
     >>> site = Site("s", torch.Size([]), support=dist.HalfCauchy.support)
     >>> factor = IndependentFactor(site, torch.tensor(0.5), torch.tensor(0.3))
     >>> runs = ModelRuns(model, locations={"s": (site, factor.loc)})
-    >>> prior, error = expect_priors(runs, [factor], {"w": ["s"]})["w"]
+    >>> prior, error = expect_priors(runs, [factor], {"w": ["s"]})[0]["w"]
     >>> prior.log_density_at_zero + 0.5 * LOG_2PI  # -E[ln s]
     tensor(-0.5000, dtype=torch.float64)
     """
     if not parents:
-        return {}
+        return {}, {}
     wanted = {name for names in parents.values() for name in names}
     holders = [(f, {s.name for s in f.sites} & wanted) for f in factors]
     holders = [(factor, names) for factor, names in holders if names]
     normals = _Design(len(holders)).normals
     draws = zip(*(factor.draws(names, normals) for factor, names in holders), strict=True)
     halves: dict[str, list[_Half]] = {name: [] for name in parents}
+    failures: dict[str, str] = {}
     with runs.elsewhere() as run:
         for index in range(2 * _PAIRS):
             plus, minus = (run(_merged(next(draws))) for _ in range(2))
-            for name in parents:
-                pair = _Pair(read_prior(plus[name]), read_prior(minus[name]))
+            for name in parents.keys() - failures.keys():
+                try:
+                    pair = _Pair(read_prior(plus[name]), read_prior(minus[name]))
+                except UnreadablePriorError as error:
+                    failures[name] = f"at some values of {', '.join(sorted(wanted))} {error}"
+                    continue
                 if index % _PAIRS == 0:
                     halves[name].append(_Half(pair))
                 halves[name][-1].add(pair)
-    return {name: _combine(*(half.expectation() for half in two)) for name, two in halves.items()}
+    expected = {
+        name: _combine(*(half.expectation() for half in two))
+        for name, two in halves.items()
+        if name not in failures
+    }
+    return expected, failures
 
 
 class _Design:

@@ -108,6 +108,11 @@ class Factor(ABC):
         """The sites that it holds."""
 
     @property
+    def obstacle(self) -> str:
+        """Why it cannot be reduced whatever its prior; empty for a Gaussian."""
+        return ""
+
+    @property
     @abstractmethod
     def priors(self) -> Mapping[str, Prior]:
         """By site, its prior; a site that is not here stays whole."""

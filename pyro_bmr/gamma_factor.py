@@ -44,6 +44,11 @@ class GammaFactor(Factor):
         return (self.site,)
 
     @property
+    def obstacle(self) -> str:
+        """See `Factor.obstacle`."""
+        return "its posterior is a Gamma distribution, of which no element can be zero"
+
+    @property
     def priors(self) -> Mapping[str, Prior]:
         """Empty: see `Factor.priors`."""
         return {}

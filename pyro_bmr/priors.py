@@ -244,7 +244,7 @@ def _parts(transforms: list[Any]) -> list[Transform]:
 
 def _at_full_size(node: Any, values: Tensor) -> Tensor:
     """Return what broadcasts to all rows of the plates, of which the trace saw some."""
-    for frame in node["cond_indep_stack"]:
+    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
         full_size = frame.full_size or frame.size
         dim = frame.dim - node["fn"].event_dim
         if full_size == frame.size or values.dim() < -dim:
@@ -253,7 +253,7 @@ def _at_full_size(node: Any, values: Tensor) -> Tensor:
         if not (values == row).all():
             msg = (
                 f"its prior differs along the plate {frame.name!r}, of which only {frame.size} of "
-                f"{full_size} rows were seen"
+                f"{full_size} rows were seen; args= may show all rows"
             )
             raise UnreadablePriorError(msg)
         values = row

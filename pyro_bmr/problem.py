@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from inspect import isfunction
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_bmr.factors import Factor, Prior
@@ -210,7 +211,7 @@ def assign(
     Raises
     ------
     ValueError
-        If the caller names a site that cannot take its reduced prior.
+        If the caller names a site that cannot take its reduced prior, or one does not fit.
 
     Examples
     --------
@@ -225,6 +226,7 @@ def assign(
         unfit = _unfit(problem, dict.fromkeys(problem.priors, reduced_prior))
         problem = problem.without(unfit).choose(sites)
         by_site = dict.fromkeys(problem.priors, reduced_prior)
+    _check_shapes(problem, {name: by_site[name] for name in problem.priors})
     return problem, {name: by_site[name] for name in problem.priors}
 
 
@@ -284,6 +286,25 @@ def _check_call(guide: Any, args: Any) -> None:
     if not callable(guide) and hasattr(guide, "guide"):
         msg = f"got a {type(guide).__name__}. Pass its guide: reduce(result.guide)"
         raise TypeError(msg)
+
+
+def _check_shapes(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> None:
+    shapes = {site.name: site.shape for factor in problem.factors for site in factor.sites}
+    for name, one in by_site.items():
+        for what, value in vars(one).items():
+            if not isinstance(value, Tensor) or name not in shapes:
+                continue
+            try:
+                fits = torch.broadcast_shapes(value.shape, shapes[name]) == shapes[name]
+            except RuntimeError:
+                fits = False
+            if not fits:
+                msg = (
+                    f"got a reduced prior whose {what} has the shape {tuple(value.shape)} for the "
+                    f"site {name!r}. Expected a number, or a tensor that broadcasts to "
+                    f"{tuple(shapes[name])}; a mapping gives each site its own"
+                )
+                raise ValueError(msg)
 
 
 def _unfit(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> dict[str, str]:

@@ -111,7 +111,8 @@ def find_best_variance(curvature: Tensor, slope: Tensor, group: Tensor, highest:
     largest = highest.new_zeros(count).scatter_reduce(0, group, curvature, "amax")
     single = (square - curvature) / curvature.square()
     top = highest.new_zeros(count).scatter_reduce(0, group, single, "amax")
-    low = torch.minimum(_FLOOR / largest, highest)
+    # Where the likelihood says next to nothing, the lower end is one below any prior.
+    low = torch.minimum(_FLOOR / largest, _FLOOR**2 * highest)
     # A little more, so that the best variance of a single element is inside.
     high = torch.maximum(torch.minimum(1.01 * top, highest), low)
 

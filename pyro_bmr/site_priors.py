@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_bmr.distributions import find_core, find_element_support
+from pyro_bmr.distributions import POSITIVE, find_core, find_element_support
+from pyro_bmr.dry_run import find_modules
 from pyro_bmr.expected_priors import expect_priors
 from pyro_bmr.factors import Factor, Prior, Site
 from pyro_bmr.model_runs import ModelRuns, find_sources
@@ -89,11 +91,19 @@ def read_priors(
     _check_held(locations, nodes, latent)
     reasons = {name: _absence(node) for name, node in latent.items() if name not in locations}
     readable: dict[str, _Readable] = {}
+    modules = find_modules(model)
+    obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
     for name in (name for name in latent if name in locations):
         try:
-            readable[name] = _read(latent[name], locations[name][0], latent, leaves)
+            found = _read(latent[name], locations[name][0], latent, leaves)
+            _check_parameters(latent[name], nodes, leaves, modules)
         except (UnregisteredPriorError, UnreadablePriorError) as error:
             reasons[name] = str(error)
+            continue
+        if obstacles[name]:
+            reasons[name] = obstacles[name]
+        else:
+            readable[name] = found
     chosen = _choose(sites, readable, reasons)
     priors = _priors(runs, factors, {name: readable[name] for name in chosen}, reasons)
     if sites is not None:
@@ -109,9 +119,6 @@ class _Readable:
     support: constraints.Constraint
     reading: Reading
     parents: tuple[str, ...]
-
-
-_POSITIVE = (constraints.positive, constraints.nonnegative)
 
 
 def _is_latent(node: Any) -> bool:
@@ -163,6 +170,30 @@ def _read(
     return _Readable(site, support, read_prior(node), tuple(sorted(parents)))
 
 
+def _check_parameters(
+    node: Any,
+    nodes: Mapping[str, Any],
+    leaves: Mapping[str, Tensor],
+    modules: Iterable[torch.nn.Module],
+) -> None:
+    """Refuse a prior that is read from a parameter as it was before training."""
+    store = pyro.get_param_store()
+    owned = [path for module in modules for path, _ in module.named_parameters()]
+    lost = {
+        source
+        for source in find_sources(node["fn"], leaves) - set(leaves)
+        if nodes[source]["type"] == "param"
+        and source not in store
+        and not any(source.endswith(path.removesuffix("_unconstrained")) for path in owned)
+    }
+    if lost:
+        msg = (
+            f"its prior depends on the parameter {_listed(lost)}, which the param store does not "
+            "hold: load the store that was saved after training"
+        )
+        raise UnreadablePriorError(msg)
+
+
 def _obstacle_of_support(fn: Any) -> str:
     support = find_element_support(fn.support)
     if support.is_discrete:
@@ -185,7 +216,7 @@ def _obstacle_of_scale(node: Any) -> str:
 
 
 def _constrained(support: constraints.Constraint) -> str:
-    return "it is positive" if support in _POSITIVE else f"it is constrained to {support}"
+    return "it is positive" if support in POSITIVE else f"it is constrained to {support}"
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -197,7 +228,12 @@ def _choose(
 ) -> list[str]:
     """Return the sites to reduce, and note why the others stay whole."""
     if sites is None:
-        wanted = {name for name, found in readable.items() if found.support is constraints.real}
+        # Missing observations are latent sites of this name (pyro.sample with obs_mask=).
+        wanted = {
+            name
+            for name, found in readable.items()
+            if found.support is constraints.real and not name.endswith("_unobserved")
+        }
     else:
         wanted = {sites} if isinstance(sites, str) else set(sites)
         _check_named(wanted, readable, reasons)
@@ -225,6 +261,8 @@ def _choose(
 def _not_wanted(found: _Readable, *, named: bool) -> str:
     if named:
         return "it is not among sites="
+    if found.support is constraints.real:
+        return "it stands for missing observations; sites= may name it"
     image = found.site.constrain(torch.zeros(found.site.shape)).reshape(-1)
     pruned = f"{image[0]:g}" if len(image) and (image == image[0]).all() else "the image of 0"
     return (
@@ -258,9 +296,10 @@ def _priors(
     reasons: dict[str, str],
 ) -> dict[str, Prior]:
     parents = {name: found.parents for name, found in chosen.items() if found.parents}
-    expected = expect_priors(runs, factors, parents)
+    expected, failures = expect_priors(runs, factors, parents)
+    reasons |= failures
     priors = {}
-    for name, found in chosen.items():
+    for name, found in ((n, f) for n, f in chosen.items() if n not in failures):
         reading = found.reading
         exact = (Prior(reading.log_density, reading.gaussian), torch.zeros(()))
         prior, error = expected.get(name, exact)
@@ -288,7 +327,7 @@ def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
 
 def _check_shape(node: Any, site: Site) -> None:
     shape = list(node["fn"].shape())
-    for frame in node["cond_indep_stack"]:
+    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
         shape[frame.dim - node["fn"].event_dim] = frame.full_size or frame.size
     if tuple(shape) != tuple(site.shape):
         msg = (

@@ -27,7 +27,7 @@ from torch.distributions.transforms import (
     _InverseTransform,
 )
 
-from pyro_bmr.distributions import find_core
+from pyro_bmr.distributions import POSITIVE, find_core, find_element_support
 from pyro_bmr.factors import Site
 from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 
@@ -111,6 +111,8 @@ def read_statement(
     family = next((_FAMILIES[t] for t in type(core).__mro__ if t in _FAMILIES), None)
     if family is None:
         raise NotGaussianError(_refusal(name, _kind(core)))
+    if isinstance(core, Gamma) and find_element_support(support) not in POSITIVE:
+        raise NotGaussianError(_refusal(name, f"it is a Gamma on the support {support}"))
     if isinstance(core, Gamma):
         ahead = transforms
     else:

@@ -143,16 +143,15 @@ def _whiten(factor: Factor, draws: Mapping[str, Sequence[Tensor]]) -> Tensor:
     rows, kept = [], factor.kept()
     for site in factor.sites:
         values = torch.stack([*draws[site.name]])
-        origin = site.constrain(torch.zeros(site.shape).to(values))
-        if values[0].shape != origin.shape:
+        unconstrained = biject_to(find_element_support(site.support)).inv(values).double()
+        if unconstrained[0].shape != site.shape:
             return torch.zeros(len(values), 0, dtype=torch.float64)
-        if not (values == origin)[:, ~kept[site.name]].all():
+        if not (unconstrained[:, ~kept[site.name]] == 0).all():
             msg = (
                 f"draws of pruned elements of the site {site.name!r} are not 0 in unconstrained "
                 "coordinates"
             )
             raise AssertionError(msg)
-        unconstrained = biject_to(find_element_support(site.support)).inv(values).double()
         rows.append(unconstrained[:, kept[site.name]].reshape(len(values), -1))
     posterior = _dense(factor)
     centred = torch.cat(rows, -1) - posterior.loc

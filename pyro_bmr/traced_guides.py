@@ -22,7 +22,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.dry_run import check_owned, dry_run, find_modules
-from pyro_bmr.factors import Factor
+from pyro_bmr.factors import Factor, check_finite
 from pyro_bmr.gamma_factor import GammaFactor
 from pyro_bmr.linear_gaussian import Conditional, join
 from pyro_bmr.pruned_guide import Origin
@@ -94,6 +94,8 @@ def trace_factors(
     with dry_run(guide, origin.model), _left_alone(guide, origin.model):
         supports = {} if isinstance(guide, GuideMessenger) else _supports(origin)
         first = run({})
+        for name, statement in first.statements.items():
+            check_finite(name, "location", statement.loc)
         weights = {name: first.weights(name) for name in first.statements}
         generator = torch.Generator().manual_seed(0)
         for reach in (1.0, 3.0, 10.0):

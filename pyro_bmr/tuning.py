@@ -50,7 +50,8 @@ def tune_prior(
 
     A scale is searched up to 100 times that of the widest prior of its group. Where the evidence
     rises all the way to a scale of zero, the spike wins: the scale is then 1 % of the smallest
-    standard deviation of the likelihood of an element, and the note says so. Independent elements
+    standard deviation of the likelihood of an element, or of the widest prior if that is less, and
+    the note says so. Independent elements
     whose posterior is wider than their prior keep it.
 
     Parameters

@@ -73,8 +73,6 @@ def test_a_guide_family_that_is_not_known(family):
     guide = family(model)
     with pytest.raises(TypeError, match=f"guide of type {family.__name__}.*rain AutoNormal"):
         bmr.reduce(guide)
-    with pytest.raises(TypeError, match="guide of type function"):
-        bmr.reduce(lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +152,7 @@ def test_options_that_do_not_exist_yet(guide):
     ("select", "error", "message"),
     [
         (0.5, TypeError, "got select=0.5. Expected a selection"),
-        (bmr.by_evidence, TypeError, r"returned a function.*select=by_evidence\(\)"),
+        (lambda scores: bmr.by_evidence(), TypeError, r"returned a function.*by_evidence\(\)"),
         (bmr.top_k, ValueError, r"select=top_k\(100\)"),
         (bmr.snr, ValueError, r"select=snr\(0.5\)"),
         (lambda scores: None, TypeError, "returned a NoneType"),

@@ -670,3 +670,66 @@ def test_a_list_of_guides_holds_parents_and_children_apart():
     prior = priors_of(horseshoe, guide)["w"]
     expected = -0.5 * math.log(2 * math.pi) - locations["tau"] - locations["lam"]
     torch.testing.assert_close(prior.log_density_at_zero, expected, rtol=0, atol=1e-5)
+
+
+def test_a_learnable_prior_that_the_param_store_has_lost_is_not_read_as_it_began():
+    def model():
+        scale = pyro.param("s", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("w", dist.Normal(0.0, scale).expand([3]).to_event(1))
+
+    guide = AutoNormal(model)
+    guide()
+    pyro.get_param_store()["s"] = torch.tensor(0.1)
+    assert bmr.reduce(guide).scores["w"].abs().max() < 0.1
+    pyro.clear_param_store()
+    with pytest.warns(UserWarning, match="depends on the parameter 's', which the param store"):
+        assert bmr.reduce(guide).scores == {}
+
+
+def test_a_gamma_posterior_of_a_log_normal_site_stays_whole():
+    def model():
+        pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    guide = bmr.mean_field(model, gamma=["tau"])
+    guide()
+    assert "Gamma" in bmr.reduce(guide).summary().loc["tau", "note"]
+    with pytest.raises(ValueError, match="'tau': its posterior is a Gamma distribution"):
+        bmr.reduce(guide, sites=["tau"])
+
+
+def test_missing_observations_are_left_alone_unless_named():
+    x = torch.randn(20, 2)
+    y, seen = x[:, 0].clone(), torch.arange(20) < 15
+
+    def model(x, y=None, seen=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y, obs_mask=seen)
+
+    guide = AutoNormal(model)
+    guide(x, y, seen)
+    assert set(bmr.reduce(guide).scores) == {"w"}
+
+
+def test_a_prior_that_cannot_be_read_at_some_draws_keeps_its_site_whole():
+    def model():
+        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+        with pyro.plate("rows", 6, subsample_size=3):
+            lam = pyro.sample("lam", dist.HalfCauchy(1.0))
+            pyro.sample("w", dist.Normal(0.0, tau * lam))
+
+    guide = AutoNormal(model)
+    guide()
+    with pytest.warns(UserWarning, match=r"w: at some values of lam, tau.*only 3 of 6 rows"):
+        bmr.reduce(guide)
+
+
+def test_sequential_plates():
+    def model():
+        for i in pyro.plate("p", 3):
+            pyro.sample(f"w{i}", dist.Normal(0.0, 1.0))
+
+    samples = {f"w{i}": torch.randn(1000) for i in range(3)}
+    with pytest.warns(UserWarning, match="moment"):
+        assert set(bmr.reduce(samples, model=model).scores) == set(samples)

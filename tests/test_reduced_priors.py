@@ -571,3 +571,23 @@ def test_a_model_that_wraps_a_function_leaves_its_modules_alone():
     before = norm.running_mean.clone()
     bmr.reduce(shrunk.guide)
     assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
+def test_reduced_priors_that_do_not_fit(family):
+    guide = family(lambda: pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1)))
+    guide()
+    with pytest.raises(ValueError, match=r"loc has the shape \(7,\) for the site 'w'.*\(3,\)"):
+        bmr.reduce(guide, reduced_prior=bmr.Gaussian(torch.zeros(7), 0.1))
+
+
+def test_numbers_are_not_rounded_to_single_precision():
+    def model():
+        pyro.sample("w", dist.Normal(torch.zeros(3).double(), 0.1).to_event(1))
+
+    guide = AutoNormal(model, init_scale=0.05)
+    guide()
+    result = bmr.reduce(guide, reduced_prior=bmr.Gaussian(0.0, 0.07), select=bmr.by_evidence(-9.0))
+    trace = poutine.trace(result.model).get_trace()
+    fn = trace.nodes["w"]["fn"].base_dist
+    assert (fn.scale == 0.07).all()

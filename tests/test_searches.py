@@ -8,10 +8,11 @@ from torch.distributions import MultivariateNormal
 
 from pyro_bmr.elimination import eliminate
 from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain
-from pyro_bmr.gaussian import Dense, LowRank
+from pyro_bmr.gaussian import Dense, LowRank, triangular
 from pyro_bmr.greedy import MOST_IN_PAIRS, search_greedily
 from pyro_bmr.subset_search import search_all, search_blocks
 from pyro_bmr.subsets import delta_f_of_all_subsets, subset_members
+from pyro_bmr.tableau import make_tableau, sweep_tableau
 
 UNIT_NORMAL_AT_ZERO = -0.5 * math.log(2 * math.pi)
 
@@ -151,3 +152,34 @@ def test_greedy_on_more_elements_than_fit_in_pairs_is_no_worse_than_elimination(
     greedy = joint(posterior, log_prior, search_greedily(posterior, log_prior))
     eliminated = joint(posterior, log_prior, eliminate(posterior, log_prior, 0.0) <= 0)
     assert greedy <= eliminated + 1e-6
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-9, 1e-12])
+def test_searches_of_nearly_singular_posteriors_end_no_worse_than_elimination(size):
+    common = torch.randn(20, 3).double()
+    tril = triangular(torch.cat([common, size * torch.eye(20).double()], dim=1))
+    posterior = Dense(common @ torch.randn(3).double(), tril)
+    log_prior = torch.full((20,), UNIT_NORMAL_AT_ZERO).double()
+    found = joint(posterior, log_prior, search_greedily(posterior, log_prior))
+    assert found <= joint(posterior, log_prior, eliminate(posterior, log_prior, 0.0) <= 0) + 1e-6
+    assert found <= joint(posterior, log_prior, torch.ones(20, dtype=torch.bool)) + 1e-6
+
+
+@pytest.mark.parametrize("dropped", [[], [0, 3], [0, 1, 2, 3, 4, 5]])
+def test_the_tableau_is_conditioning_and_a_sweep_changes_one_element(dropped):
+    root = torch.randn(6, 8).double()
+    posterior = Dense(torch.randn(6).double(), triangular(root))
+    out = torch.zeros(6, dtype=torch.bool)
+    out[dropped] = True
+    tableau = make_tableau(posterior, out)
+    gone, rest = posterior.split(out)
+    torch.testing.assert_close(tableau[:6, :6][~out][:, ~out], rest.covariance)
+    torch.testing.assert_close(tableau[:6, 6][~out], rest.loc)
+    torch.testing.assert_close(-tableau[:6, :6][out][:, out], gone.natural().precision)
+    torch.testing.assert_close(tableau[:6, 6][out], gone.natural().linear)
+    for i in range(6):
+        other, swept = out.clone(), tableau.clone()
+        other[i] ^= True
+        sweep_tableau(swept[None], torch.tensor([i]))
+        expected = make_tableau(posterior, other)
+        torch.testing.assert_close(swept[:, :6], expected[:, :6])

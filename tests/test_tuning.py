@@ -281,7 +281,7 @@ def test_pruned_elements_and_wide_ones_are_left_out():
     assert result.scales[name][2] == 1
     assert result.summary().loc[name, "tuned"] == 2
     note = result.summary().loc[name, "note"]
-    assert note.endswith("1 without a prior or a narrower posterior, kept")
+    assert note.endswith("1 without a prior, or wider than it, as they were")
     draw = pyro.poutine.trace(result.model).get_trace().nodes["fc.weight"]["value"]
     assert (draw == 0).tolist() == [False, True, False, False]
     assert math.isfinite(Trace_ELBO().loss(result.model, result.guide))
