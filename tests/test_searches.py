@@ -1,7 +1,9 @@
 """Searches of sets of correlated elements, against all subsets and against each other."""
 
 import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -14,6 +16,7 @@ from pyro_bmr.subset_search import search_all, search_blocks
 from pyro_bmr.subsets import delta_f_of_all_subsets, subset_members
 from pyro_bmr.tableau import make_tableau, sweep_tableau
 
+ROOT = Path(__file__).parents[1]
 UNIT_NORMAL_AT_ZERO = -0.5 * math.log(2 * math.pi)
 
 
@@ -76,6 +79,16 @@ def test_blocks_of_independent_elements_are_what_each_says_by_itself():
     posterior = Dense(loc, 0.5 * torch.eye(20).double())
     log_prior = torch.full((20,), UNIT_NORMAL_AT_ZERO).double()
     assert torch.equal(search_blocks(posterior, log_prior), loc == 0)
+
+
+def test_the_readme_quotes_the_benchmark():
+    table = pd.read_csv(ROOT / "benchmarks" / "searches.csv")
+    optima = table["greedy optima"].dropna().astype(int)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"the best in {optima.min()} to {optima.max()} of each hundred" in readme
+    large = table.set_index("problem")["seconds"].dropna()
+    assert large["dense, 2,000 weights"] < 20
+    assert large["rank 20, 1,000,000 weights"] < 60
 
 
 def low_rank(size, rank=3):
