@@ -44,7 +44,7 @@ MARGINS = (0.0, -1.0)
 def main() -> None:
     """Run all seeds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(20)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(40)))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -69,13 +69,12 @@ def run(seed: int) -> Iterator[dict[str, Any]]:
         A row.
     """
     x, y, coefficients = make_data(seed)
+    guides = {}
     for centred in (True, False):
-        model = make_model(centred=centred)
-        guide = train_mean_field(model, x, y, seed)
-        yield from rows(seed, centred, guide, x, y, coefficients)
-        if not centred:
-            dense = train_dense(model, guide, x, y, seed)
-            yield from rows(seed, centred, dense, x, y, coefficients)
+        guides[centred] = train_mean_field(make_model(centred=centred), x, y, seed)
+        yield from rows(seed, centred, guides[centred], x, y, coefficients)
+    dense = train_dense(make_model(centred=False), guides[True], x, y, seed)
+    yield from rows(seed, False, dense, x, y, coefficients)
 
 
 def make_data(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,14 +153,14 @@ def train_mean_field(model: Callable[..., Any], x: Tensor, y: Tensor, seed: int)
 def train_dense(
     model: Callable[..., Any], start: AutoNormal, x: Tensor, y: Tensor, seed: int
 ) -> AutoMultivariateNormal:
-    """Train an AutoMultivariateNormal from where a mean-field guide is.
+    """Train an AutoMultivariateNormal in the non-centred form from where a centred guide is.
 
     Parameters
     ----------
     model, x, y
-        The problem.
+        The problem, non-centred.
     start : AutoNormal
-        Where to start.
+        Of the centred form, which finds the true coefficients where the other may not.
     seed : int
         For `pyro.set_rng_seed`.
 
@@ -170,7 +169,9 @@ def train_dense(
     AutoMultivariateNormal
         Trained.
     """
-    init = init_to_value(values=start.median())
+    values = start.median()
+    values["b"] = values["b"] / (values["tau"] * values["lam"])
+    init = init_to_value(values=values)
     guide = AutoMultivariateNormal(model, init_loc_fn=init, init_scale=0.05)
     bmr.fit(model, guide, x, y, num_epochs=4000, lr=decay(0.01), seed=seed, progress=False)
     return guide
