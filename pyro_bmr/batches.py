@@ -47,7 +47,7 @@ class Batches:
     @property
     def size(self) -> int:
         """How many rows there are; 1 if they are not counted."""
-        return len(next(iter(self.tensors.values()))) if self.batch_size else 1
+        return 1 if self.batch_size is None else len(next(iter(self.tensors.values())))
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
         """Return a batch.

@@ -1,4 +1,4 @@
-"""Distributions with elements at exactly zero."""
+"""Distributions with elements at exactly zero, in unconstrained coordinates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from pyro.distributions import (
     TorchDistribution,
 )
 from torch import Tensor
-from torch.distributions import Gamma, LogNormal, constraints, kl_divergence, register_kl
+from torch.distributions import (
+    Gamma,
+    LogNormal,
+    biject_to,
+    constraints,
+    kl_divergence,
+    register_kl,
+)
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 from typing_extensions import override
+
+POSITIVE = (constraints.positive, constraints.nonnegative)
 
 
 class PrunedDistribution(TorchDistribution):
@@ -24,7 +34,9 @@ class PrunedDistribution(TorchDistribution):
               + \sum_{i \notin \text{kept}} \ln \delta(\theta_i)
 
     A pruned element is 0 in every draw and adds exactly 0 to the log density; any other value has
-    the log density ``-inf``, and is an error where arguments are validated.
+    the log density ``-inf``, and is an error where arguments are validated. Where the support is
+    not the real line, a pruned element is where 0 in unconstrained coordinates leads to: at 1 if
+    it is positive.
 
     Parameters
     ----------
@@ -64,32 +76,66 @@ class PrunedDistribution(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean, 0 where pruned."""
-        return torch.where(self.mask, self.base_dist.mean, 0)
+        """The mean; where pruned, the point."""
+        return self.put_at_origin(self.base_dist.mean)
 
     @property
     def variance(self) -> Tensor:
         """The variance, 0 where pruned."""
         return torch.where(self.mask, self.base_dist.variance, 0)
 
+    def origin(self, like: Tensor) -> Tensor | float:
+        """Return where pruned elements are: what 0 in unconstrained coordinates leads to.
+
+        Parameters
+        ----------
+        like : Tensor
+            Whose dtype and device it takes.
+
+        Returns
+        -------
+        Tensor or float
+            Broadcasts to the batch shape.
+        """
+        if find_element_support(self.support) is constraints.real:
+            return 0.0
+        return biject_to(find_element_support(self.support))(like.new_zeros(()))
+
+    def put_at_origin(self, value: Tensor) -> Tensor:
+        """Put the pruned elements of a value where they are.
+
+        Parameters
+        ----------
+        value : Tensor
+            Broadcasts with the batch shape.
+
+        Returns
+        -------
+        Tensor
+            The same at all other elements.
+        """
+        return torch.where(self.mask, value, self.origin(value))
+
     @override
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return torch.where(self.mask, self.base_dist.sample(sample_shape), 0)
+        return self.put_at_origin(self.base_dist.sample(sample_shape))
 
     @override
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return torch.where(self.mask, self.base_dist.rsample(sample_shape), 0)
+        return self.put_at_origin(self.base_dist.rsample(sample_shape))
 
     @override
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args and not (self.mask | (value == 0)).all():
+        origin = self.origin(value)
+        at_origin = value == origin
+        if self._validate_args and not (self.mask | at_origin).all():
             msg = (
-                "a pruned element has a value other than 0. Expected the guide of the same "
+                f"a pruned element has a value other than {origin}. Expected the guide of the same "
                 "reduction: use result.model with result.guide, not with the full guide, a fresh "
                 "one, or MCMC"
             )
             raise ValueError(msg)
-        spike = torch.where(value == 0, 0.0, -torch.inf)
+        spike = torch.where(at_origin, 0.0, -torch.inf)
         return torch.where(self.mask, self.base_dist.log_prob(value), spike)
 
     @override
@@ -155,6 +201,29 @@ def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution
         )
         raise ValueError(msg)
     return PrunedDistribution(fn, mask)
+
+
+def find_element_support(support: constraints.Constraint) -> constraints.Constraint:
+    """Return the support of one element of a site whose elements have their own.
+
+    Parameters
+    ----------
+    support : Constraint
+        Of a site.
+
+    Returns
+    -------
+    Constraint
+        Without what ``to_event`` or a mixture put around it.
+
+    Examples
+    --------
+    >>> find_element_support(constraints.independent(constraints.real, 2))
+    Real()
+    """
+    while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
 
 
 def find_core(fn: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import getclosurevars, isfunction
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 @contextmanager
@@ -36,8 +37,16 @@ def dry_run(*programs: Any) -> Iterator[None]:
     >>> "w" in pyro.get_param_store()
     False
     """
-    buffers = [b for p in programs for module in find_modules(p) for b in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+    before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def remember(module: torch.nn.Module, _args: Any = None) -> None:
+        for buffer in module.buffers():
+            before.setdefault(id(buffer), (buffer, buffer.detach().clone()))
+
+    for module in (module for program in programs for module in find_modules(program)):
+        remember(module)
+    # Modules that a program finds in other ways are seen when they run.
+    hook = register_module_forward_pre_hook(remember)
     random_state = get_rng_state()
     store = pyro.get_param_store()
     with (
@@ -49,8 +58,9 @@ def dry_run(*programs: Any) -> Iterator[None]:
         try:
             yield
         finally:
+            hook.remove()
             set_rng_state(random_state)
-            for buffer, value in zip(buffers, before, strict=True):
+            for buffer, value in before.values():
                 buffer.data.copy_(value)
 
 
@@ -105,13 +115,49 @@ def find_modules(program: Any) -> list[torch.nn.Module]:
         seen.add(id(this))
         if isinstance(this, torch.nn.Module):
             found.append(this)
+            # A model of this package that wraps a function.
+            ahead.append(vars(this).get("model"))
             continue
         ahead += [getattr(this, name, None) for name in ("func", "__wrapped__")]
         owner = getattr(this, "__self__", None)
         ahead += [owner, *vars(owner).values()] if hasattr(owner, "__dict__") else []
         ahead += getattr(this, "args", ())
         if isfunction(this):
-            variables = getclosurevars(this)
-            ahead += variables.nonlocals.values()
-            ahead += [v for v in variables.globals.values() if isinstance(v, torch.nn.Module)]
+            with suppress(ValueError):  # a variable that has no value yet
+                variables = getclosurevars(this)
+                ahead += variables.nonlocals.values()
+                ahead += [v for v in variables.globals.values() if isinstance(v, torch.nn.Module)]
     return found
+
+
+def check_owned(name: str, own: Tensor) -> None:
+    """Look for a parameter that the param store knows otherwise.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the param store; as an attribute of a module, that of its unconstrained value.
+    own : Tensor
+        The unconstrained value that its module holds.
+
+    Raises
+    ------
+    ValueError
+        If the param store holds another tensor under this name.
+
+    Examples
+    --------
+    >>> check_owned("AutoNormal.locs.w", torch.zeros(3))
+    """
+    name = name.removesuffix("_unconstrained")
+    entries: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
+    stored = entries.get(name, own)
+    local = pyro.settings.get("module_local_params")
+    if not (local or stored is own or torch.equal(stored, own)):
+        msg = (
+            f"the guide's parameter {name!r} differs from the entry of that name in Pyro's param "
+            "store: another guide of that name was trained, or a store was loaded. Expected them "
+            "to agree: call the guide once to take the values of the store, or "
+            "pyro.clear_param_store() to keep those of the guide"
+        )
+        raise ValueError(msg)

@@ -8,15 +8,16 @@ ratio of Friston and of SPM is ``-delta_f``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
-from pyro_bmr.gaussian import LOG_2PI, Dense, Diagonal
+from pyro_bmr.conjugate import CONJUGATE, delta_f_conjugate
+from pyro_bmr.gaussian import LOG_2PI, Dense, Diagonal, LowRank
 from pyro_bmr.sweep import sweep
-
-Family = TypeVar("Family", Diagonal, Dense)
+from pyro_bmr.triples import Family, check_proper, common_kind, dtype_of
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -32,11 +33,13 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
 
     Parameters
     ----------
-    posterior : Diagonal or Dense
-        The posterior :math:`q` under the full prior.
-    prior : Diagonal or Dense
-        The prior :math:`p`, of the same family and shape.
-    reduced : Diagonal or Dense
+    posterior : Diagonal, Dense or Distribution
+        The posterior :math:`q` under the full prior. A distribution of torch or Pyro may be a
+        ``Normal``, ``Gamma``, ``Beta`` or ``Dirichlet``, also in ``to_event``. The rows of a table
+        of Dirichlets, as for a Categorical with conditions, are a batch of them.
+    prior : Diagonal, Dense or Distribution
+        The prior :math:`p`, of the same family and shape; a distribution may broadcast.
+    reduced : Diagonal, Dense or Distribution
         The reduced prior :math:`r`, of the same family and shape. A scale of zero is a point
         mass and exact for `Diagonal`.
 
@@ -44,13 +47,13 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     -------
     Tensor
         :math:`\Delta F` in nats, in the posterior's dtype: one an element for `Diagonal`, a
-        scalar for `Dense`.
+        scalar for `Dense`, of the batch shape for a distribution.
 
     Raises
     ------
     ValueError
-        If the reduced posterior :math:`q r / p` cannot be normalised, or the three Gaussians do
-        not go together.
+        If the reduced posterior :math:`q r / p` cannot be normalised, or the three do not go
+        together.
 
     References
     ----------
@@ -62,26 +65,38 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     >>> one = torch.tensor(1.0)
     >>> delta_f(Diagonal(0.1 * one, 0.5 * one), Diagonal(0 * one, one), Diagonal(0 * one, 0 * one))
     tensor(-0.6731)
+    >>> import pyro.distributions as dist
+    >>> delta_f(dist.Beta(3.0, 1.0), dist.Beta(1.0, 1.0), dist.Beta(1.0, 2.0))
+    tensor(0.6931)
     """
-    families = {type(g) for g in (posterior, prior, reduced)}
-    shapes = {tuple(g.loc.shape) for g in (posterior, prior, reduced)}
-    if len(families) > 1 or len(shapes) > 1:
-        msg = (
-            f"got a {type(posterior).__name__} posterior, {type(prior).__name__} prior and "
-            f"{type(reduced).__name__} reduced prior of shapes {sorted(shapes)}. Expected three "
-            "Gaussians of one family and one shape"
-        )
-        raise ValueError(msg)
-    value = _DELTA_F[type(posterior)](posterior, prior, reduced)
-    improper = int(value.isnan().sum())
-    if improper:
-        msg = (
-            f"the reduced prior leaves {improper} of {value.numel()} posteriors improper: "
-            "posterior precision + reduced precision - prior precision must be positive. Expected "
-            "a reduced prior at most as wide as the prior, or a posterior narrower than the prior"
-        )
-        raise ValueError(msg)
-    return value.to(posterior.loc.dtype)
+    kind = common_kind(_DELTA_F, posterior, prior, reduced)
+    value = _DELTA_F[kind](posterior, prior, reduced)
+    check_proper(value.isnan())
+    return value.to(dtype_of(posterior))
+
+
+def delta_f_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -> Tensor:
+    r"""Score a Gaussian reduced prior for every element by itself, whether proper or not.
+
+    Parameters
+    ----------
+    posterior, prior, reduced : Diagonal
+        Of shapes that broadcast.
+
+    Returns
+    -------
+    Tensor
+        What `delta_f` is, in nats and float64; ``inf`` where the reduced posterior is improper.
+
+    Examples
+    --------
+    >>> one = torch.tensor(1.0)
+    >>> p, wide = Diagonal(0 * one, one), Diagonal(0 * one, 10 * one)
+    >>> delta_f_gaussian(Diagonal(0 * one, 1.5 * one), p, wide)
+    tensor(inf, dtype=torch.float64)
+    """
+    value = _delta_f_diagonal(posterior, prior, reduced)
+    return torch.where(value.isnan(), torch.inf, value)
 
 
 def delta_f_spike(
@@ -125,7 +140,7 @@ def delta_f_spike(
     return scores
 
 
-def delta_f_spike_chain(posterior: Dense, log_prior: Tensor) -> Tensor:
+def delta_f_spike_chain(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     r"""Split the joint removal of correlated elements into one term each, in their order.
 
     .. math:: \Delta F = \sum_i \ln p(\theta_i = 0)
@@ -133,7 +148,7 @@ def delta_f_spike_chain(posterior: Dense, log_prior: Tensor) -> Tensor:
 
     Parameters
     ----------
-    posterior : Dense
+    posterior : Dense or LowRank
         The **marginal** posterior of the ``n`` elements that go together.
     log_prior : Tensor
         :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``.
@@ -149,9 +164,7 @@ def delta_f_spike_chain(posterior: Dense, log_prior: Tensor) -> Tensor:
     >>> delta_f_spike_chain(q, torch.full((2,), -0.9189)).sum()
     tensor(-1.3862)
     """
-    tril = posterior.scale_tril
-    whitened = torch.linalg.solve_triangular(tril, posterior.loc[:, None], upper=False)[:, 0]
-    return log_prior + 0.5 * LOG_2PI + tril.diagonal().log() + 0.5 * whitened.square()
+    return _CHAIN[type(posterior)](posterior, log_prior)
 
 
 def total_dropped(scores: Tensor, mask: Tensor) -> float:
@@ -227,7 +240,53 @@ def _delta_f_dense(posterior: Dense, prior: Dense, reduced: Dense) -> Tensor:
     return q.log_partition() + r.log_partition() - p.log_partition() - (q + r - p).log_partition()
 
 
+def _chain_dense(posterior: Dense, log_prior: Tensor) -> Tensor:
+    tril = posterior.scale_tril
+    whitened = torch.linalg.solve_triangular(tril, posterior.loc[:, None], upper=False)[:, 0]
+    return log_prior + 0.5 * LOG_2PI + tril.diagonal().log() + 0.5 * whitened.square()
+
+
+# Elements that are conditioned on together: a matrix of so many columns fits into the cache.
+_CHAIN_BLOCK = 128
+
+
+def _chain_low_rank(posterior: LowRank, log_prior: Tensor) -> Tensor:
+    # Given a block and all before it, the latent normals z have the precision
+    # I + Σ w wᵀ / d and the mean V Σ -w μ / d: a block at a time, O(n k²) in all.
+    rank = posterior.cov_factor.shape[-1]
+    precision = torch.eye(rank, dtype=posterior.loc.dtype, device=posterior.loc.device)
+    linear = torch.zeros_like(precision[0])
+    parts = [log_prior[:0]]
+    for index in torch.arange(len(log_prior), device=log_prior.device).split(_CHAIN_BLOCK):
+        block = posterior.select(index)
+        tril = torch.linalg.cholesky(precision)
+        factor = torch.linalg.solve_triangular(tril, block.cov_factor.mT, upper=False).mT
+        shift = torch.cholesky_solve(linear[:, None], tril)[:, 0]
+        given = LowRank(block.loc + block.cov_factor @ shift, factor, block.cov_diag)
+        parts.append(delta_f_spike_chain(given.dense(), log_prior[index]))
+        weighted = block.cov_factor / block.cov_diag[:, None]
+        precision = precision + block.cov_factor.mT @ weighted
+        linear = linear - weighted.mT @ block.loc
+    return torch.cat(parts)
+
+
+def _delta_f_normal(*three: Normal) -> Tensor:
+    return _delta_f_diagonal(*(Diagonal(fn.loc, fn.scale) for fn in three))
+
+
+def _delta_f_independent(*three: Independent) -> Tensor:
+    posterior, prior, reduced = (fn.base_dist for fn in three)
+    kind = common_kind(_DELTA_F, posterior, prior, reduced)
+    value = _DELTA_F[kind](posterior, prior, reduced)
+    dims = three[0].reinterpreted_batch_ndims
+    return value.sum(tuple(range(-dims, 0))) if dims else value
+
+
 _DELTA_F: dict[type, Callable[..., Tensor]] = {
     Diagonal: _delta_f_diagonal,
     Dense: _delta_f_dense,
+    Normal: _delta_f_normal,
+    Independent: _delta_f_independent,
+    **{kind: partial(delta_f_conjugate, family) for kind, family in CONJUGATE.items()},
 }
+_CHAIN: dict[type, Callable[..., Tensor]] = {Dense: _chain_dense, LowRank: _chain_low_rank}

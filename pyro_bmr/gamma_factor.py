@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pyro_bmr.factors import Factor, Site, check_finite, check_positive
+from pyro_bmr.factors import Factor, Normals, Prior, Search, Site, check_finite, check_positive
 from pyro_bmr.gaussian import Diagonal
 
 
@@ -44,8 +44,13 @@ class GammaFactor(Factor):
         return (self.site,)
 
     @property
-    def log_prior(self) -> Mapping[str, Tensor]:
-        """Empty: see `Factor.log_prior`."""
+    def obstacle(self) -> str:
+        """See `Factor.obstacle`."""
+        return "its posterior is a Gamma distribution, of which no element can be zero"
+
+    @property
+    def priors(self) -> Mapping[str, Prior]:
+        """Empty: see `Factor.priors`."""
         return {}
 
     @override
@@ -68,7 +73,16 @@ class GammaFactor(Factor):
         return {self.site.name: torch.ones_like(self.mean, dtype=torch.bool)}
 
     @override
-    def with_log_prior(self, log_prior: Mapping[str, Tensor]) -> GammaFactor:
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        marginal = self.marginals()[self.site.name]
+        noise = torch.stack(list(normals(2 * self.mean.numel()))).to(self.mean)
+        log_tau = _log_gamma(self.concentration.reshape(-1), *noise.chunk(2, -1))
+        log_tau = (log_tau - log_tau.mean(0)) / log_tau.std(0, correction=0)
+        for step in log_tau:
+            yield {self.site.name: marginal.loc + marginal.scale * step.reshape(self.mean.shape)}
+
+    @override
+    def with_priors(self, priors: Mapping[str, Prior]) -> GammaFactor:
         return self
 
     @override
@@ -76,7 +90,13 @@ class GammaFactor(Factor):
         return {}
 
     @override
-    def elimination(self, scores: Mapping[str, Tensor], stop: float) -> dict[str, Tensor]:
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
         return {}
 
     @override
@@ -88,3 +108,12 @@ class GammaFactor(Factor):
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> GammaFactor:
         return self
+
+
+def _log_gamma(concentration: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    # Wilson & Hilferty (1931) for Gamma(a + 1), whose cube root is nearly normal from 1 on; and
+    # Gamma(a) = Gamma(a + 1) U^(1 / a), which does not underflow where a is small.
+    above = concentration + 1
+    cube_root = 1 - 1 / (9 * above) + first / (3 * above.sqrt())
+    log_uniform = torch.special.log_ndtr(second)
+    return 3 * cube_root.clamp(min=1e-3).log() + log_uniform / concentration

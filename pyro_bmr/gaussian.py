@@ -43,6 +43,30 @@ class Diagonal:
         return Natural(precision * self.loc.double(), precision)
 
 
+def triangular(root: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of ``root @ root.mT`` without forming it.
+
+    Orthogonalising the rows never squares the root, which matters when they are nearly collinear.
+
+    Parameters
+    ----------
+    root : Tensor
+        Of shape ``(n, m)`` with ``m >= n``.
+
+    Returns
+    -------
+    Tensor
+        Of shape ``(n, n)``.
+
+    Examples
+    --------
+    >>> triangular(torch.tensor([[3.0, 4.0]]))
+    tensor([[5.]])
+    """
+    upper = torch.linalg.qr(root.mT, mode="r").R
+    return torch.where(upper.diagonal()[:, None] < 0, -upper, upper).mT
+
+
 @dataclass(frozen=True)
 class Dense:
     r"""A joint Gaussian :math:`N(\mu, L L^\top)` over a vector.
@@ -64,10 +88,55 @@ class Dense:
     loc: Tensor
     scale_tril: Tensor
 
+    def to(self, dtype: torch.dtype) -> Dense:
+        """Convert to a floating-point type.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            The type.
+
+        Returns
+        -------
+        Dense
+            The same Gaussian.
+        """
+        return Dense(self.loc.to(dtype), self.scale_tril.to(dtype))
+
     @property
     def covariance(self) -> Tensor:
         r""":math:`\Sigma = L L^\top`, of shape ``(n, n)``."""
         return self.scale_tril @ self.scale_tril.mT
+
+    def root(self) -> Tensor:
+        r"""Return a matrix :math:`R` with :math:`\Sigma = R R^\top`.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(n, n)``.
+        """
+        return self.scale_tril
+
+    @property
+    def noise_size(self) -> int:
+        """How many standard normals `transform` needs."""
+        return len(self.loc)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """Turn standard normals into draws.
+
+        Parameters
+        ----------
+        noise : Tensor
+            At least ``noise_size`` of them in the last dimension; the first ones are used.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(..., n)``.
+        """
+        return self.loc + noise[..., : len(self.loc)] @ self.scale_tril.mT
 
     def marginals(self) -> Diagonal:
         """Return the marginal of every element by itself.
@@ -90,6 +159,21 @@ class Dense:
         precision = torch.cholesky_inverse(self.scale_tril.double())
         return Natural(precision @ self.loc.double(), precision)
 
+    def ordered(self, order: Tensor) -> Tensor:
+        """Return the Cholesky factor of the covariance with the elements in another order.
+
+        Parameters
+        ----------
+        order : Tensor
+            Positions, of shape ``(n,)``.
+
+        Returns
+        -------
+        Tensor
+            Lower, of shape ``(n, n)``.
+        """
+        return triangular(self.scale_tril[order])
+
     def split(self, drop: Tensor) -> tuple[Dense, Dense]:
         r"""Factor the joint into the marginal of a set and the conditional of the rest.
 
@@ -111,11 +195,9 @@ class Dense:
         """
         # With S in front, the Cholesky factor of the covariance is [[A, 0], [B, C]]: A belongs to
         # the marginal of S, and C to the conditional of the rest, for Σ_RR − B Bᵀ = C Cᵀ and
-        # Σ_RS Σ_SS⁻¹ = B A⁻¹. Orthogonalising the rows of L gives that factor without ever
-        # squaring L, which matters when columns are nearly collinear.
+        # Σ_RS Σ_SS⁻¹ = B A⁻¹.
         order = torch.cat([drop.nonzero()[:, 0], (~drop).nonzero()[:, 0]])
-        upper = torch.linalg.qr(self.scale_tril[order].mT, mode="r").R
-        tril = (upper * upper.diagonal().sign()[:, None]).mT
+        tril = self.ordered(order)
         size = int(drop.sum())
         loc = self.loc[order]
         whitened = torch.linalg.solve_triangular(tril[:size, :size], loc[:size, None], upper=False)[
@@ -125,6 +207,157 @@ class Dense:
             Dense(loc[:size], tril[:size, :size]),
             Dense(loc[size:] - tril[size:, :size] @ whitened, tril[size:, size:]),
         )
+
+
+@dataclass(frozen=True)
+class LowRank:
+    r"""A joint Gaussian :math:`N(\mu, W W^\top + \operatorname{diag}(d))` over a vector.
+
+    The matrix of all covariances is never formed: the elements are independent given
+    :math:`k` latent standard normals :math:`z`, with :math:`\theta = \mu + W z + \sqrt d \epsilon`.
+
+    Parameters
+    ----------
+    loc : Tensor
+        Mean, of shape ``(n,)``.
+    cov_factor : Tensor
+        :math:`W`, of shape ``(n, k)``.
+    cov_diag : Tensor
+        :math:`d`, of shape ``(n,)``; positive.
+
+    Examples
+    --------
+    >>> q = LowRank(torch.tensor([1.0, 2.0]), torch.ones(2, 1), torch.ones(2))
+    >>> q.split(torch.tensor([True, False]))[1].loc
+    tensor([1.5000])
+    """
+
+    loc: Tensor
+    cov_factor: Tensor
+    cov_diag: Tensor
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """Convert to a floating-point type.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            The type.
+
+        Returns
+        -------
+        LowRank
+            The same Gaussian.
+        """
+        return LowRank(*(t.to(dtype) for t in (self.loc, self.cov_factor, self.cov_diag)))
+
+    def root(self) -> Tensor:
+        r"""Return a matrix :math:`R` with :math:`\Sigma = R R^\top`.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(n, k + n)``.
+        """
+        return torch.cat([self.cov_factor, self.cov_diag.sqrt().diag()], dim=-1)
+
+    @property
+    def noise_size(self) -> int:
+        """How many standard normals `transform` needs."""
+        return self.cov_factor.shape[-1] + len(self.loc)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """Turn standard normals into draws.
+
+        Parameters
+        ----------
+        noise : Tensor
+            At least ``noise_size`` of them in the last dimension; the first ones are used.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(..., n)``.
+        """
+        rank = self.cov_factor.shape[-1]
+        latent, own = noise[..., :rank], noise[..., rank : rank + len(self.loc)]
+        return self.loc + latent @ self.cov_factor.mT + own * self.cov_diag.sqrt()
+
+    def marginals(self) -> Diagonal:
+        """Return the marginal of every element by itself.
+
+        Returns
+        -------
+        Diagonal
+            Means and standard deviations, of shape ``(n,)``.
+        """
+        return Diagonal(self.loc, (self.cov_diag + self.cov_factor.square().sum(-1)).sqrt())
+
+    def select(self, index: Tensor) -> LowRank:
+        """Return the marginal of some elements.
+
+        Parameters
+        ----------
+        index : Tensor
+            Their positions, or a mask that is True for them.
+
+        Returns
+        -------
+        LowRank
+            In the order of ``index``.
+        """
+        return LowRank(self.loc[index], self.cov_factor[index], self.cov_diag[index])
+
+    def dense(self) -> Dense:
+        """Return the same Gaussian with all its covariances.
+
+        Returns
+        -------
+        Dense
+            Of ``n * n`` numbers.
+        """
+        covariance = self.cov_factor @ self.cov_factor.mT + self.cov_diag.diag()
+        return Dense(self.loc, torch.linalg.cholesky(covariance))
+
+    def at_zero(self, drop: Tensor) -> LowRank:
+        r"""Condition on some elements being zero; they keep their place, to be left out.
+
+        With :math:`V^{-1} = I + W_S^\top D_S^{-1} W_S`, the latent normals are
+        :math:`N(-V W_S^\top D_S^{-1} \mu_S, V)` given :math:`\theta_S = 0`.
+
+        Parameters
+        ----------
+        drop : Tensor
+            Positions of the elements of :math:`S`, or a mask that is True for them.
+
+        Returns
+        -------
+        LowRank
+            Of ``n`` elements, of which those in :math:`S` mean nothing.
+        """
+        gone = self.select(drop)
+        weighted = gone.cov_factor / gone.cov_diag[:, None]
+        identity = torch.eye(weighted.shape[-1], dtype=weighted.dtype, device=weighted.device)
+        tril = torch.linalg.cholesky(identity + gone.cov_factor.mT @ weighted)
+        shift = torch.cholesky_solve((weighted.mT @ gone.loc)[:, None], tril)[:, 0]
+        factor = torch.linalg.solve_triangular(tril, self.cov_factor.mT, upper=False).mT
+        return LowRank(self.loc - self.cov_factor @ shift, factor, self.cov_diag)
+
+    def split(self, drop: Tensor) -> tuple[LowRank, LowRank]:
+        """Factor the joint into the marginal of a set and the conditional of the rest at zero.
+
+        Parameters
+        ----------
+        drop : Tensor
+            Boolean, of shape ``(n,)``; True for the elements of the set.
+
+        Returns
+        -------
+        tuple of LowRank
+            The marginal of the set and the conditional of the rest, each in the order of the
+            joint.
+        """
+        return self.select(drop), self.at_zero(drop).select(~drop)
 
 
 @dataclass(frozen=True)

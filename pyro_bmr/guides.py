@@ -1,39 +1,71 @@
-"""Guide families, read as factors. The one file that knows the inside of Pyro's autoguides."""
+"""Guide families, read as factors.
+
+With `autoguides` and `affine_guides` the only file that knows the inside of Pyro's autoguides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial, singledispatch
 from typing import Any
 
-import pyro
 import torch
+from pyro.infer import MCMC
 from pyro.infer.autoguide import (
+    AutoCallable,
+    AutoContinuous,
+    AutoDelta,
     AutoDiagonalNormal,
+    AutoDiscreteParallel,
     AutoGuide,
     AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalizingFlow,
+    AutoNormalMessenger,
+    AutoStructured,
 )
+from pyro.infer.autoguide.gaussian import AutoGaussianDense, AutoGaussianFunsor
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import constraints
 
+from pyro_bmr.affine_guides import read_gaussian, read_structured
 from pyro_bmr.auto_gamma import AutoGamma
-from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.autoguides import (
+    check_called,
+    read_parameter,
+    read_site,
+    read_value,
+    read_whole_site,
+)
+from pyro_bmr.factors import Factor, Site
 from pyro_bmr.gamma_factor import GammaFactor
-from pyro_bmr.gaussian import Dense
+from pyro_bmr.gaussian import Dense, LowRank
+from pyro_bmr.independent_factor import IndependentFactor
+from pyro_bmr.joint_factor import JointFactor
+from pyro_bmr.posterior_samples import match_moments
 from pyro_bmr.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.statements import NotGaussianError
+from pyro_bmr.traced_guides import trace_factors
 
 
-def read_guide(guide: Any) -> tuple[Factor, ...]:
+def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
     """Read the posterior that a guide holds, without touching the guide.
+
+    A guide whose family is registered with `read_factors` is read from its parameters; any other
+    is run a few times (`pyro_bmr.traced_guides`). Posterior samples are matched in their moments
+    (`pyro_bmr.posterior_samples`). A list of guides is read part by part.
 
     Parameters
     ----------
-    guide : callable
-        A trained guide of a registered family.
+    guide : callable, MCMC or mapping
+        A trained guide, a finished run of MCMC, or posterior samples by site.
+    origin : Origin, optional
+        The model and its arguments; what `read_origin` finds otherwise.
 
     Returns
     -------
@@ -43,21 +75,23 @@ def read_guide(guide: Any) -> tuple[Factor, ...]:
     Raises
     ------
     UnregisteredGuideError
-        If the family of the guide is not registered.
+        If it is nothing of this kind.
+    NotGaussianError
+        If the posterior is not Gaussian in unconstrained coordinates.
     ValueError
         If the guide was never called, or holds values that are not finite, or is no longer the
         owner of its parameters.
 
     Examples
     --------
-    >>> import pyro.distributions as dist
+    >>> import pyro, pyro.distributions as dist
     >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
     >>> _ = guide()
     >>> read_guide(guide)[0].site.shape
     torch.Size([3])
     """
     with torch.no_grad():
-        factors = read_factors(guide)
+        factors = _read(guide, read_origin(guide) if origin is None else origin)
     for factor in factors:
         factor.check()
     return factors
@@ -72,7 +106,8 @@ def read_factors(guide: Any) -> tuple[Factor, ...]:
     """Return the factors of a guide family; register a family of your own here.
 
     ``@read_factors.register(MyGuide)`` on a function that returns `IndependentFactor` and
-    `JointFactor` objects; `pyro_bmr.testing.check_guide_family` checks it.
+    `JointFactor` objects; `pyro_bmr.testing.check_guide_family` checks it. A family that is not
+    registered is read by running the guide.
 
     Parameters
     ----------
@@ -96,24 +131,26 @@ def read_factors(guide: Any) -> tuple[Factor, ...]:
         ...
     pyro_bmr.guides.UnregisteredGuideError: cannot reduce a guide of type ...
     """  # noqa: DOC202
-    known = ", ".join(sorted(t.__name__ for t in read_factors.registry if t is not object))
+    known = ", ".join(
+        sorted(t.__name__ for t in read_factors.registry if t not in {object, *_REMEDIES})
+    )
     msg = (
-        f"cannot reduce a guide of type {type(guide).__name__}. Expected one of {known}, or a "
-        "family registered with @pyro_bmr.read_factors.register; a guide without a Gaussian "
-        "posterior, such as AutoDelta, has to be trained again as one of these, also where it is "
-        "part of an AutoGuideList"
+        f"cannot reduce a guide of type {type(guide).__name__}. Expected one of {known}; a family "
+        "registered with @pyro_bmr.read_factors.register; an AutoGuideList of these; any other "
+        "guide that draws from Gaussians when it is called; a finished pyro.infer.MCMC; or a "
+        "mapping of site names to posterior samples"
     )
     raise UnregisteredGuideError(msg)
 
 
 @read_factors.register
 def _(guide: AutoNormal) -> tuple[Factor, ...]:
-    _check_called(guide)
+    check_called(guide)
     factors = []
     for name, node in guide.prototype_trace.iter_stochastic_nodes():
-        loc = _parameter(guide, f"locs.{name}")
-        scale = _parameter(guide, f"scales.{name}")
-        site = _site(node, loc.shape, guide._event_dims[name])
+        loc = read_parameter(guide, f"locs.{name}")
+        scale = read_parameter(guide, f"scales.{name}")
+        site = read_site(node, loc.shape, guide._event_dims[name])
         factors.append(IndependentFactor(site, loc, scale, guide.scale_constraint))
     return tuple(factors)
 
@@ -122,7 +159,7 @@ def _(guide: AutoNormal) -> tuple[Factor, ...]:
 def _(guide: AutoDiagonalNormal) -> tuple[Factor, ...]:
     sites = _joint_sites(guide)
     sizes = [site.shape.numel() for site in sites]
-    loc, scale = (_parameter(guide, name).split(sizes) for name in ("loc", "scale"))
+    loc, scale = (read_parameter(guide, name).split(sizes) for name in ("loc", "scale"))
     return tuple(
         IndependentFactor(
             site, loc[i].view(site.shape), scale[i].view(site.shape), guide.scale_constraint
@@ -133,33 +170,144 @@ def _(guide: AutoDiagonalNormal) -> tuple[Factor, ...]:
 
 @read_factors.register
 def _(guide: AutoMultivariateNormal) -> tuple[Factor, ...]:
+    # The guide that AutoLaplaceApproximation.laplace_approximation returns is one, too.
     sites = _joint_sites(guide)
-    scale = transform_to(guide.scale_constraint)(_parameter(guide, "scale"))
-    tril = transform_to(guide.scale_tril_constraint)(_parameter(guide, "scale_tril"))
-    return (JointFactor(sites, Dense(_parameter(guide, "loc"), scale[:, None] * tril)),)
+    loc = read_value(guide, "loc", constraints.real)
+    scale = read_value(guide, "scale", guide.scale_constraint)
+    tril = read_value(guide, "scale_tril", guide.scale_tril_constraint)
+    return (JointFactor(sites, Dense(loc, scale[:, None] * tril)),)
+
+
+@read_factors.register
+def _(guide: AutoLowRankMultivariateNormal) -> tuple[Factor, ...]:
+    sites = _joint_sites(guide)
+    scale = read_value(guide, "scale", guide.scale_constraint)
+    factor = scale[:, None] * read_parameter(guide, "cov_factor")
+    return (JointFactor(sites, LowRank(read_parameter(guide, "loc"), factor, scale.square())),)
 
 
 @read_factors.register
 def _(guide: AutoGamma) -> tuple[Factor, ...]:
-    _check_called(guide)
+    check_called(guide)
     factors = []
     for name, node in guide.prototype_trace.iter_stochastic_nodes():
         homes = ("concentrations", "means")
-        concentration, mean = (_parameter(guide, f"{home}.{name}").exp() for home in homes)
-        site = _site(node, mean.shape, node["fn"].event_dim)
+        concentration, mean = (read_parameter(guide, f"{home}.{name}").exp() for home in homes)
+        site = read_site(node, mean.shape, node["fn"].event_dim)
         factors.append(GammaFactor(site, concentration, mean))
     return tuple(factors)
 
 
-@read_factors.register
-def _(guide: AutoGuideList) -> tuple[Factor, ...]:
-    _check_called(guide)
-    return tuple(factor for part in guide for factor in read_factors(part))
+read_factors.register(AutoStructured, read_structured)
+read_factors.register(AutoGaussianDense, read_gaussian)
 
 
 @read_factors.register
 def _(guide: PrunedGuide) -> tuple[Factor, ...]:
     return tuple(part.factor() for part in guide.parts)
+
+
+_TRAIN_AGAIN = "Train AutoNormal, AutoMultivariateNormal or another Gaussian guide"
+_REMEDIES = {
+    AutoDelta: "it is a point estimate, whose posterior has no variance to weigh against the "
+    "prior. Train AutoNormal instead, or take the Laplace approximation: train "
+    "AutoLaplaceApproximation and reduce what its laplace_approximation(*args) returns",
+    AutoLaplaceApproximation: "before laplace_approximation(*args) is called it is a point "
+    "estimate. Call it, and reduce the guide that it returns",
+    AutoNormalizingFlow: f"the posterior of a flow is not Gaussian. {_TRAIN_AGAIN} instead",
+    AutoDiscreteParallel: "its sites are discrete, and have no density at zero. Hide them from the "
+    "guide (poutine.block) and sum them out (config_enumerate, TraceEnum_ELBO) instead",
+    AutoGaussianFunsor: "its covariance is never formed. Its parameters are those of "
+    'AutoGaussian(model, backend="dense"): make that guide, call it once, load_state_dict(...) '
+    "from this one, and reduce it",
+}
+
+
+def _refuse(guide: Any, remedy: str) -> tuple[Factor, ...]:
+    msg = (
+        f"cannot reduce a guide of type {type(guide).__name__}, also as a part of an "
+        f"AutoGuideList: {remedy}"
+    )
+    raise NotGaussianError(msg)
+
+
+for _family, _remedy in _REMEDIES.items():
+    read_factors.register(_family, partial(_refuse, remedy=_remedy))
+
+
+@singledispatch
+def _read(guide: Any, origin: Origin) -> tuple[Factor, ...]:
+    """Read a guide of a registered family, and any other by running it.
+
+    Returns
+    -------
+    tuple of Factor
+        Its independent factors.
+    """
+    registered: list[Any] = []
+    others: list[Any] = []
+    for part in _parts(guide):
+        (registered if _is_registered(part) else others).append(part)
+    factors = [factor for part in registered for factor in read_factors(part)]
+    if not others:
+        return tuple(factors)
+    for part in others:
+        if not callable(part):
+            return read_factors(part)
+        if isinstance(part, AutoGuide):
+            check_called(part)
+    held = {site.name for factor in factors for site in factor.sites}
+    traced = trace_factors(guide, origin, held=held, full_rows=_full_rows(others))
+    return (*factors, *traced) or read_factors(guide)
+
+
+@_read.register(MCMC)
+def _(guide: MCMC, origin: Origin) -> tuple[Factor, ...]:
+    if guide._samples is None:
+        msg = "this MCMC has no samples yet. Expected a finished one: call mcmc.run(*args)"
+        raise ValueError(msg)
+    return match_moments(guide.get_samples(group_by_chain=True), origin, chains=True)
+
+
+@_read.register(Mapping)
+def _(guide: Mapping[str, Tensor], origin: Origin) -> tuple[Factor, ...]:
+    return match_moments(guide, origin, chains=False)
+
+
+def _parts(guide: Any) -> Iterator[Any]:
+    if isinstance(guide, AutoGuideList) and not _is_registered(guide):
+        check_called(guide)
+        for part in guide:
+            yield from _parts(part)
+    elif isinstance(guide, AutoCallable) and not _is_registered(guide):
+        yield from _parts(guide._guide)
+    else:
+        yield guide
+
+
+def _is_registered(guide: Any) -> bool:
+    return read_factors.dispatch(type(guide)) is not read_factors.dispatch(object)
+
+
+def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | None]:
+    """Find mean-field parameters by name: messengers hold all rows of a plate and draw some.
+
+    Returns
+    -------
+    callable
+        From the name of a site to location and scale, if there are such parameters.
+    """
+    stock = AutoNormalMessenger.get_posterior
+    messengers = [g for g in guides if getattr(type(g), "get_posterior", None) is stock]
+
+    def full_rows(name: str) -> tuple[Tensor, Tensor] | None:
+        for guide in messengers:
+            if f"locs.{name}_unconstrained" in dict(guide.named_parameters()):
+                scale = read_value(guide, f"scales.{name}", constraints.positive)
+                return read_parameter(guide, f"locs.{name}"), scale
+        return None
+
+    return full_rows
 
 
 @singledispatch
@@ -181,7 +329,7 @@ def read_origin(guide: Any) -> Origin:
     >>> read_origin(print).model is None
     True
     """
-    return Origin(getattr(guide, "model", None))
+    return Origin(_without_guide_handlers(getattr(guide, "model", None)))
 
 
 @read_origin.register
@@ -189,15 +337,23 @@ def _(guide: PrunedGuide) -> Origin:
     return guide.origin
 
 
+@read_origin.register(MCMC)
+def _(guide: MCMC) -> Origin:
+    return Origin(getattr(guide.kernel, "model", None), guide._args or (), guide._kwargs or {})
+
+
 @read_origin.register
 def _(guide: AutoGuide) -> Origin:
-    first_call = guide.prototype_trace.nodes["_INPUT"]
+    # AutoStructured and AutoGaussian forget how they were called.
+    prototype = guide.prototype_trace
+    first_call = {} if prototype is None else prototype.nodes["_INPUT"]
+    args, kwargs = first_call.get("args", ()), first_call.get("kwargs", {})
     # copy.deepcopy and torch.save take the model away from an autoguide, also from the live one.
     model = None if guide._model is None else _without_guide_handlers(guide.model)
-    return Origin(model, first_call["args"], first_call["kwargs"], guide.create_plates)
+    return Origin(model, args, kwargs, guide.create_plates)
 
 
-def _without_guide_handlers(model: Callable[..., Any]) -> Callable[..., Any]:
+def _without_guide_handlers(model: Any) -> Any:
     """Peel off what only concerns the guide: initial values, and sites hidden from it.
 
     Returns
@@ -215,64 +371,11 @@ def _without_guide_handlers(model: Callable[..., Any]) -> Callable[..., Any]:
         model = inner
 
 
-def _check_called(guide: AutoGuide) -> None:
-    if guide.prototype_trace is None:
-        msg = (
-            f"this {type(guide).__name__} has never been called, so it has no parameters. Expected "
-            "a trained guide: train it by SVI, or call guide(*args) once"
-        )
-        raise ValueError(msg)
-
-
-def _joint_sites(guide: AutoDiagonalNormal | AutoMultivariateNormal) -> tuple[Site, ...]:
-    _check_called(guide)
+def _joint_sites(guide: AutoContinuous) -> tuple[Site, ...]:
+    check_called(guide)
     sites = []
     for name, node in guide.prototype_trace.iter_stochastic_nodes():
-        for frame in node["cond_indep_stack"]:
-            if frame.full_size not in (None, frame.size):
-                msg = (
-                    f"{type(guide).__name__} holds {frame.size} rows of the site {name!r}, whose "
-                    f"plate {frame.name!r} has {frame.full_size}: it cannot follow a sub-sampling "
-                    "plate. Expected a guide that holds all rows, such as AutoNormal"
-                )
-                raise ValueError(msg)
         shape = guide._unconstrained_shapes[name]
         event_dim = node["fn"].event_dim + len(shape) - node["value"].dim()
-        sites.append(_site(node, shape, event_dim))
+        sites.append(read_whole_site(guide, node, shape, event_dim))
     return tuple(sites)
-
-
-def _site(node: Any, shape: torch.Size, event_dim: int) -> Site:
-    return Site(
-        node["name"], torch.Size(shape), event_dim, node["fn"].support, node["cond_indep_stack"]
-    )
-
-
-def _parameter(guide: AutoGuide, path: str) -> Tensor:
-    """Read what a guide optimises, without the param store noticing.
-
-    Returns
-    -------
-    Tensor
-        The unconstrained parameter.
-
-    Raises
-    ------
-    ValueError
-        If the param store holds another tensor under the name of this parameter.
-    """
-    parameters: dict[str, Tensor] = dict(guide.named_parameters())
-    own = parameters[path if path in parameters else f"{path}_unconstrained"]
-    name = f"{guide._pyro_name}.{path}"
-    entries: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
-    stored = entries.get(name, own)
-    local = pyro.settings.get("module_local_params")
-    if not (local or stored is own or torch.equal(stored, own)):
-        msg = (
-            f"the guide's parameter {name!r} differs from the entry of that name in Pyro's param "
-            "store: another guide of that name was trained, or a store was loaded. Expected them "
-            "to agree: call the guide once to take the values of the store, or "
-            "pyro.clear_param_store() to keep those of the guide"
-        )
-        raise ValueError(msg)
-    return own.detach()

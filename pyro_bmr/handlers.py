@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_bmr.distributions import is_pruned, prune_distribution
+from pyro_bmr.distributions import find_core, is_pruned, prune_distribution
 
 
 class PruneMessenger(Messenger):
     """Effect handler that puts the pruned elements of latent sites at zero.
+
+    At zero in unconstrained coordinates: a pruned element of a positive site is 1.
 
     The distribution of a site is changed before it is sampled, so that draws, replayed values and
     log densities agree wherever a trace is taken; a value that comes from elsewhere (a guide that
@@ -27,7 +28,7 @@ class PruneMessenger(Messenger):
 
     Examples
     --------
-    >>> import pyro.distributions as dist
+    >>> import torch, pyro.distributions as dist
     >>> with PruneMessenger({"w": torch.tensor([True, False])}):
     ...     w = pyro.sample("w", dist.Normal(torch.ones(2), 1.0).to_event(1))
     >>> bool(w[1] == 0)
@@ -45,7 +46,7 @@ class PruneMessenger(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         # Handlers outside may by now have called the site observed (poutine.condition, Predictive).
         if msg["name"] in self.masks and is_pruned(msg["fn"]):
-            msg["value"] = torch.where(self._mask(msg), msg["value"], 0)
+            msg["value"] = find_core(msg["fn"]).put_at_origin(msg["value"])
 
     def _mask(self, msg: Any) -> Tensor:
         return pyro.subsample(self.masks[msg["name"]], event_dim=msg["fn"].event_dim)
@@ -61,6 +62,7 @@ class SiteBuffers(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> masks = SiteBuffers({"fc1.weight": torch.tensor([True, False])})
     >>> masks.by_site(), list(masks.state_dict())
     ({'fc1.weight': tensor([ True, False])}, ['/fc1/weight'])
@@ -102,7 +104,7 @@ class PrunedModel(nn.Module):
 
     Examples
     --------
-    >>> import pyro.distributions as dist
+    >>> import torch, pyro.distributions as dist
     >>> model = lambda: pyro.sample("w", dist.Normal(torch.ones(2), 1.0).to_event(1))
     >>> bool(PrunedModel(model, {"w": torch.tensor([True, False])})()[1] == 0)
     True

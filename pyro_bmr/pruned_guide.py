@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -12,16 +12,17 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.util import sum_rightmost
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_bmr.distributions import PrunedDistribution
-from pyro_bmr.factors import Factor, IndependentFactor, JointFactor, Site
+from pyro_bmr.factors import Factor, Site
 from pyro_bmr.gamma_factor import GammaFactor
-from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.handlers import module_key
+from pyro_bmr.independent_factor import IndependentFactor
+from pyro_bmr.joint_factor import JointFactor
+from pyro_bmr.site_sampling import inside_plates, make_plates, sample_site, sample_sites
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,24 @@ class Origin:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     create_plates: Callable[..., Any] | None = None
+
+    def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Build the plates of a guide for the model.
+
+        Parameters
+        ----------
+        parts : iterable
+            Each with ``sites``.
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        dict
+            By name.
+        """
+        created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
+        return make_plates(parts, created)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         """Return itself: the copy of a guide is a guide for the same model."""
@@ -79,12 +98,12 @@ class PrunedGuide(PyroModule):
     """
 
     def __init__(self, factors: tuple[Factor, ...], origin: Origin) -> None:
-        super().__init__(_unused_name())
+        super().__init__(unused_name())
         self.origin = origin
         self.factors = PyroModule()
         for factor in factors:
             key = "+".join(module_key(site.name) for site in factor.sites)
-            setattr(self.factors, key, _MODULES[type(factor)](factor))
+            setattr(self.factors, key, _module(factor))
 
     @property
     def model(self) -> Callable[..., Any] | None:
@@ -109,7 +128,7 @@ class PrunedGuide(PyroModule):
         dict of Tensor
             A value a site.
         """
-        plates = self._plates(*args, **kwargs)
+        plates = self.origin.make_plates(self.parts, *args, **kwargs)
         return {name: value for part in self.parts for name, value in part(plates)}
 
     @torch.no_grad()
@@ -162,7 +181,7 @@ class PrunedGuide(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a copy its own names in the param store, so that it does not share parameters."""
         super().__setstate__(state)
-        name, context = _unused_name(), type(self._pyro_context)()
+        name, context = unused_name(), type(self._pyro_context)()
         for path, module in self.named_modules():
             module._pyro_name = f"{name}.{path}" if path else name
             module._pyro_context = context
@@ -173,22 +192,6 @@ class PrunedGuide(PyroModule):
             marginals = factor.marginals()
             for site in factor.sites:
                 yield site, marginals[site.name]
-
-    def _plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Build the plates that the sites lie in, as `AutoGuide` does."""
-        create_plates = self.origin.create_plates
-        created = [] if create_plates is None else create_plates(*args, **kwargs)
-        plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
-        for part in self.parts:
-            for frame in (frame for site in part.sites for frame in site.plates):
-                if frame.name not in plates:
-                    plates[frame.name] = pyro.plate(
-                        frame.name,
-                        frame.full_size or frame.size,
-                        dim=frame.dim,
-                        subsample_size=frame.size,
-                    )
-        return plates
 
 
 class _IndependentPart(PyroModule):
@@ -224,56 +227,82 @@ class _IndependentPart(PyroModule):
         )
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        with _inside(self.site, plates):
+        kept = None
+        with inside_plates(self.site, plates):
             fn = dist.Normal(self.loc, self.scale)
             if self.mask is not None:
-                mask = pyro.subsample(self.mask, event_dim=self.site.event_dim)
-                fn = PrunedDistribution(fn, mask)
+                kept = pyro.subsample(self.mask, event_dim=self.site.event_dim)
+                fn = PrunedDistribution(fn, kept)
             value = pyro.sample(
                 f"{self.site.name}_unconstrained",
                 fn.to_event(self.site.event_dim),
                 infer={"is_auxiliary": True},
             )
-        yield self.site.name, _sample_site(self.site, value, plates)
+        yield self.site.name, sample_site(self.site, value, plates, kept)
 
 
 class _JointPart(PyroModule):
-    def __init__(self, factor: JointFactor) -> None:
+    """Draws a vector of what is kept of its sites; the scale of each element is a parameter."""
+
+    def __init__(self, factor: JointFactor, scale: Tensor) -> None:
         super().__init__()
         self.sites = factor.sites
         self.mask: Tensor | None
         self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
-        loc, tril = factor.posterior.loc.detach(), factor.posterior.scale_tril.detach()
-        scale = tril.diagonal()
-        self.loc = PyroParam(loc.clone(), constraints.real, 1)
-        self.scale = PyroParam(scale.clone(), constraints.softplus_positive, 1)
-        self.scale_tril = PyroParam(tril / scale[:, None], constraints.unit_lower_cholesky, 2)
+        self.loc = PyroParam(factor.posterior.loc.detach().clone(), constraints.real, 1)
+        self.scale = PyroParam(scale.detach().clone(), constraints.softplus_positive, 1)
 
+    @abstractmethod
+    def posterior(self) -> Dense | LowRank:
+        """Return the Gaussian over what is kept."""
+
+    @abstractmethod
+    def distribution(self) -> Any:
+        """Return the same as a distribution of Pyro."""
+
+    @torch.no_grad()
     def factor(self) -> JointFactor:
-        with torch.no_grad():
-            posterior = Dense(self.loc, self.scale[:, None] * self.scale_tril)
-        return JointFactor(
-            self.sites, Dense(posterior.loc.detach(), posterior.scale_tril), self.mask
-        )
+        return JointFactor(self.sites, self.posterior(), self.mask)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         latent = self.loc
         if latent.numel():
-            tril = self.scale[:, None] * self.scale_tril
             latent = pyro.sample(
                 "+".join(site.name for site in self.sites) + "_latent",
-                dist.MultivariateNormal(latent, scale_tril=tril),
+                self.distribution(),
                 infer={"is_auxiliary": True},
             )
-        if self.mask is not None:
-            full = latent.new_zeros(latent.shape[:-1] + self.mask.shape)
-            latent = full.masked_scatter(self.mask, latent)
-        batch_shape = latent.shape[:-1]
-        for site, part in zip(
-            self.sites, latent.split([s.shape.numel() for s in self.sites], -1), strict=True
-        ):
-            shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
-            yield site.name, _sample_site(site, part.reshape(shape), plates)
+        yield from sample_sites(self.sites, latent, self.mask, plates)
+
+
+class _DensePart(_JointPart):
+    def __init__(self, factor: JointFactor, posterior: Dense) -> None:
+        tril = posterior.scale_tril.detach()
+        scale = tril.diagonal()
+        super().__init__(factor, scale)
+        self.scale_tril = PyroParam(tril / scale[:, None], constraints.unit_lower_cholesky, 2)
+
+    def posterior(self) -> Dense:
+        return Dense(self.loc.detach(), self.scale[:, None] * self.scale_tril)
+
+    def distribution(self) -> Any:
+        return dist.MultivariateNormal(self.loc, scale_tril=self.scale[:, None] * self.scale_tril)
+
+
+class _LowRankPart(_JointPart):
+    def __init__(self, factor: JointFactor, posterior: LowRank) -> None:
+        scale = posterior.cov_diag.detach().sqrt()
+        super().__init__(factor, scale)
+        cov_factor = posterior.cov_factor.detach() / scale[:, None]
+        self.cov_factor = PyroParam(cov_factor, constraints.real, 2)
+
+    def posterior(self) -> LowRank:
+        scale = self.scale
+        return LowRank(self.loc.detach(), scale[:, None] * self.cov_factor, scale.square())
+
+    def distribution(self) -> Any:
+        cov_factor = self.scale[:, None] * self.cov_factor
+        return dist.LowRankMultivariateNormal(self.loc, cov_factor, self.scale.square())
 
 
 class _GammaPart(PyroModule):
@@ -292,7 +321,7 @@ class _GammaPart(PyroModule):
         return GammaFactor(self.site, self.concentration.detach(), self.mean.detach())
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        with _inside(self.site, plates):
+        with inside_plates(self.site, plates):
             concentration = self.concentration
             fn = dist.Gamma(concentration, concentration / self.mean)
             yield self.site.name, pyro.sample(self.site.name, fn.to_event(self.site.event_dim))
@@ -300,33 +329,38 @@ class _GammaPart(PyroModule):
 
 _MODULES = {
     IndependentFactor: _IndependentPart,
-    JointFactor: _JointPart,
     GammaFactor: _GammaPart,
 }
+_JOINT_MODULES = {Dense: _DensePart, LowRank: _LowRankPart}
+
+
+def _module(factor: Factor) -> Any:
+    if isinstance(factor, JointFactor):
+        return _JOINT_MODULES[type(factor.posterior)](factor, factor.posterior)
+    return _MODULES[type(factor)](factor)
+
 
 _serial = count()
 
 
-def _unused_name() -> str:
-    """Name a guide so that nothing in the param store is taken for its parameters."""
+def unused_name(kind: str = "PrunedGuide") -> str:
+    """Name a guide so that nothing in the param store is taken for its parameters.
+
+    Parameters
+    ----------
+    kind : str
+        What the name begins with.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Examples
+    --------
+    >>> unused_name("Other")[:5]
+    'Other'
+    """
     taken = tuple(pyro.get_param_store().keys())
-    names = (f"PrunedGuide{i}" for i in _serial)
+    names = (f"{kind}{i}" for i in _serial)
     return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))
-
-
-def _inside(site: Site, plates: Mapping[str, Any]) -> ExitStack:
-    stack = ExitStack()
-    for frame in site.plates:
-        stack.enter_context(plates[frame.name])
-    return stack
-
-
-def _sample_site(site: Site, unconstrained: Tensor, plates: Mapping[str, Any]) -> Tensor:
-    transform = biject_to(site.support)
-    value = transform(unconstrained)
-    # A site's event may have other dimensions than its unconstrained value (a simplex has).
-    event_dim = site.event_dim + value.dim() - unconstrained.dim()
-    log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
-    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
-    with _inside(site, plates):
-        return pyro.sample(site.name, dist.Delta(value, log_density, event_dim))

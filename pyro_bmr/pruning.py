@@ -21,7 +21,7 @@ from pyro_bmr.groups import elements
 from pyro_bmr.guides import read_guide
 from pyro_bmr.handlers import PrunedModel
 from pyro_bmr.measurement import free_energy_draws, mean_and_error
-from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.reduction import Reduction, SiteSummary, reduce
 from pyro_bmr.rendering import render
 from pyro_bmr.selection import Selection, by_evidence
@@ -152,7 +152,7 @@ def prune(
 
     if path is not None and path.exists():
         program.call(guide)
-        run["sites"] = _shapes(guide)
+        run["sites"] = _shapes(guide, Origin(full_model, args, program.kwargs))
         saved = load_checkpoint(path, run)
         _load_tensors(guide, saved["guide"])
         last, best = (_unpacked(saved[name], guide, reduced) for name in ("last", "best"))
@@ -161,7 +161,7 @@ def prune(
         if seed is not None:
             pyro.set_rng_seed(seed)
         fit(model, guide, *args, kwargs=kwargs, num_epochs=num_epochs, **fit_options)
-        run["sites"] = _shapes(guide)
+        run["sites"] = _shapes(guide, Origin(full_model, args, program.kwargs))
         last = best = program.measured(reduced(guide, _keep_all), ())
         save(last, best)
     while len(last.rounds) <= max_rounds:
@@ -374,8 +374,8 @@ def _keep_all(scores: Any) -> dict[str, Tensor]:
     return dict(scores.kept)
 
 
-def _shapes(guide: Any) -> dict[str, tuple[int, ...]]:
-    return {s.name: tuple(s.shape) for factor in read_guide(guide) for s in factor.sites}
+def _shapes(guide: Any, origin: Origin) -> dict[str, tuple[int, ...]]:
+    return {s.name: tuple(s.shape) for factor in read_guide(guide, origin) for s in factor.sites}
 
 
 def _fingerprint(value: Any) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -12,15 +12,18 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.factors import Factor, Site
+from pyro_bmr.flags import count_undecided, naive_delta_f
 from pyro_bmr.groups import elements
-from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.priors import Spike, read_priors
+from pyro_bmr.problem import assemble, assign, read_problem
 from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.rendering import render
 from pyro_bmr.scores import Scores, score
 from pyro_bmr.selection import Selection, by_evidence
+from pyro_bmr.summaries import SiteSummary, name_doubts, summarize
+from pyro_bmr.switched_factors import SwitchedFactor, with_reduced_priors
+from pyro_bmr.switching import NewPrior
 
 
 @torch.inference_mode(False)
@@ -34,27 +37,32 @@ def reduce(
     sites: Iterable[str] | None = None,
     groups: Callable[[str, torch.Size], Tensor | None] = elements,
     select: Selection = by_evidence(),
-    reduced_prior: Spike = Spike(),
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
 ) -> Reduction:
     r"""Reduce a trained guide: score every nested sparse prior, and prune what is not worth it.
 
     .. math:: \Delta F = \ln p(\theta_S = 0) - \ln q(\theta_S = 0)
 
     is, without any refitting, the change of the free energy when the prior of a set :math:`S` of
-    weights becomes a point mass at zero. Negative is better.
+    weights becomes a point mass at zero. Negative is better. For any other reduced prior
+    :math:`r` it is :math:`-\ln \int q(\theta_S) \, r(\theta_S) / p(\theta_S) \, d\theta_S`.
 
     The guide, the param store and the random number generators are left as they were. The model is
     run once, at the posterior's location, to read its priors.
 
     Parameters
     ----------
-    guide : callable
-        A guide trained by SVI: ``AutoNormal``, ``AutoDiagonalNormal``,
-        ``AutoMultivariateNormal``, ``AutoGuideList`` of these, or the guide of a reduction.
+    guide : callable, MCMC or mapping
+        A guide trained by SVI that is Gaussian in unconstrained coordinates: one of Pyro's
+        autoguides or messengers, an ``AutoGuideList`` of these, a guide that you wrote, or the
+        guide of a reduction. Or a finished ``pyro.infer.MCMC``, or posterior samples by site, of
+        which the moments are matched.
     model : callable, optional
         The model that the guide was trained for, if the guide does not know it.
     args, kwargs : optional
-        Arguments to run the model with; those of the guide's first call otherwise.
+        Arguments to run the model with (and a guide that has to be run to be read); those of the
+        guide's first call otherwise. Messengers, ``AutoStructured``, ``AutoGaussian``, guides
+        that you wrote and samples by site do not remember theirs.
     sites : iterable of str, optional
         Sample sites to reduce; all that can be otherwise.
     groups : callable
@@ -62,8 +70,11 @@ def reduce(
     select : callable
         What to drop: `by_evidence`, `top_k`, `snr`, `spr`, `magnitude`, `random`, or any function
         from `Scores` to a mask a site, True for what is kept.
-    reduced_prior : Spike
-        The prior of what is dropped.
+    reduced_prior : Spike, Gaussian, Laplace or mapping
+        The prior of what is dropped, or by site. With `Gaussian` and `Laplace` nothing becomes
+        zero: the elements that ``select`` does not keep take this prior, and the posterior
+        :math:`q \, r / p`; ``masks`` is True where an element keeps its prior. That needs a
+        Gaussian prior, and for `Laplace` a posterior of independent elements.
 
     Returns
     -------
@@ -75,8 +86,8 @@ def reduce(
     TypeError
         If the guide's family, ``select``, ``groups`` or ``reduced_prior`` is not known.
     ValueError
-        If the guide was never called or is not finite, if a named site cannot be reduced, or if
-        ``select`` returns a mask that does not fit.
+        If the guide was never called or is not finite, if a named site cannot be reduced or
+        cannot take its reduced prior, or if ``select`` returns a mask that does not fit.
 
     References
     ----------
@@ -95,67 +106,31 @@ def reduce(
     >>> result = reduce(guide)
     >>> result.masks["w"], round(result.delta_f, 3)
     (tensor([False,  True]), -0.693)
+    >>> from pyro_bmr import Gaussian
+    >>> print(reduce(guide, reduced_prior=Gaussian(0.0, 0.5)))
+    0.0% pruned, 1 of 2 shrunk, ΔF = -0.41 nats
+    ...
     """
     _check_options(select, groups, reduced_prior)
-    factors = read_guide(guide)
-    origin = read_origin(guide)
-    full_model = _known(origin.model if model is None else model, guide)
-    if args or kwargs:
-        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
-    origin = replace(origin, model=full_model)
-    log_priors, reasons = read_priors(full_model, origin.args, origin.kwargs, _locations(factors))
-    for name in _not_chosen(sites, log_priors, reasons):
-        reasons[name] = "it is not among sites="
-        del log_priors[name]
-    if not log_priors:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        warnings.warn(f"no site of this guide can be reduced ({listed})", stacklevel=3)
-    scores = score(tuple(factor.with_log_prior(log_priors) for factor in factors))
+    problem = read_problem(guide, model, args, kwargs, sites)
+    problem, reduced_priors = assign(problem, reduced_prior, sites)
+    problem.warn_if_empty()
+    factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
+    scores = score(with_reduced_priors(factors, reduced_priors))
     chosen = _checked(select, scores)
-    pruned = tuple(factor.prune(chosen) for factor in scores.factors)
-    masks = _masks(pruned, scores)
+    remaining = tuple(factor.prune(chosen) for factor in scores.factors)
+    new_priors = _new_priors(scores, chosen)
+    spiked = scores.delta_f.keys() - new_priors.keys()
+    model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
+    rows = summarize(scores, chosen, remaining, problem.reasons)
     return Reduction(
-        model=PrunedModel(full_model, masks),
-        guide=PrunedGuide(pruned, origin),
-        masks=masks,
+        model=model,
+        guide=guide,
+        masks=pruned | {name: new.mask for name, new in new_priors.items()},
         scores=scores.delta_f,
-        sites=_summarize(scores, chosen, pruned, reasons),
+        sites=rows,
+        naive_delta_f=naive_delta_f(scores, chosen, {row.name: row.delta_f for row in rows}),
     )
-
-
-@dataclass(frozen=True)
-class SiteSummary:
-    """What a reduction did to one sample site.
-
-    Parameters
-    ----------
-    name : str
-        The site.
-    shape : tuple of int
-        Its shape, at the full size of its plates.
-    kept : int
-        How many elements stay.
-    delta_f : float
-        Its part in the joint ΔF, in nats: the parts of all sites add up to the whole.
-    note : str
-        Why it was left whole, or which elements could not be scored.
-
-    Examples
-    --------
-    >>> SiteSummary("w", (2, 3), kept=2, delta_f=-1.0).total
-    6
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    delta_f: float
-    note: str = ""
-
-    @property
-    def total(self) -> int:
-        """How many elements it has."""
-        return torch.Size(self.shape).numel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,16 +140,21 @@ class Reduction:
     Parameters
     ----------
     model : PrunedModel
-        The model under masks: same sites and shapes, pruned elements exactly 0.
+        The model under masks: same sites and shapes, pruned elements exactly 0, shrunk ones with
+        their reduced prior.
     guide : PrunedGuide
         The posterior given that the pruned elements are 0, ready for `pyro.infer.Predictive` and
         for further training.
     masks : mapping
-        By site, a boolean tensor, True where kept; sites left whole are absent.
+        By site, a boolean tensor, True where kept; where a site was shrunk, True for elements
+        that keep their prior. Sites left whole are absent.
     scores : mapping
-        By site, ΔF in nats of dropping each element by itself.
+        By site, ΔF in nats of dropping each element by itself, or of its shrinkage.
     sites : tuple of SiteSummary
         A row a site, those left whole with their reason.
+    naive_delta_f : float, optional
+        What ``delta_f`` would be, in nats, had every correlated element gone whose own ΔF is at
+        most 0, and no other; None if nothing is correlated.
 
     Examples
     --------
@@ -187,6 +167,7 @@ class Reduction:
     masks: Mapping[str, Tensor]
     scores: Mapping[str, Tensor]
     sites: tuple[SiteSummary, ...]
+    naive_delta_f: float | None = None
 
     @property
     def delta_f(self) -> float:
@@ -199,14 +180,33 @@ class Reduction:
         total = sum(site.total for site in self.sites)
         return 1.0 - sum(site.kept for site in self.sites) / total if total else 0.0
 
+    @cached_property
+    def undecided(self) -> dict[str, int]:
+        r"""By reducible site, how many elements have :math:`|\Delta F| < 0.05` nats.
+
+        As a rule because the data say nothing about them, so that the sign is noise; see
+        `pyro_bmr.flags`.
+        """
+        return {
+            site.name: count_undecided(self.scores[site.name], site.pruned_before)
+            for site in self.sites
+            if site.name in self.scores
+        }
+
+    @property
+    def shrunk(self) -> int:
+        """How many elements took a reduced prior other than the spike."""
+        return sum(site.shrunk for site in self.sites)
+
     def summary(self) -> pd.DataFrame:
         """Return a table with a row a site.
 
         Returns
         -------
         DataFrame
-            Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``delta_f``
-            (nats) and ``note``.
+            Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``shrunk`` if
+            any element was, ``delta_f`` (nats), ``undecided``, ``wide``, ``unscored`` (how many
+            elements to doubt, see `undecided` and `SiteSummary`) and ``note``.
         """
         rows = [
             {
@@ -215,8 +215,12 @@ class Reduction:
                 "total": site.total,
                 "kept": site.kept,
                 "pruned %": 100 * (1 - site.kept / site.total) if site.total else 0.0,
+                **({"shrunk": site.shrunk} if self.shrunk else {}),
                 "delta_f": site.delta_f,
-                "note": site.note,
+                "undecided": self.undecided.get(site.name, 0),
+                "wide": site.wide,
+                "unscored": site.unscored,
+                "note": self._note(site),
             }
             for site in self.sites
         ]
@@ -244,13 +248,18 @@ class Reduction:
         )
 
     def __rich__(self) -> Table:
-        table = Table(
-            title=f"{self.sparsity:.1%} pruned, ΔF = {self.delta_f:+.2f} nats", title_justify="left"
-        )
+        table = Table(title=self._title, title_justify="left")
         table.add_column("site")
-        for column in ("shape", "total", "kept", "pruned", "ΔF (nats)"):
+        shrunk = ["shrunk"] if self.shrunk else []
+        for column in ("shape", "total", "kept", "pruned", *shrunk, "ΔF (nats)"):
             table.add_column(column, justify="right")
         table.add_column("note")
+        if self._naive_differs:
+            table.caption = (
+                "dropping every element whose own ΔF is at most 0 would have given "
+                f"ΔF = {self.naive_delta_f:+.2f} nats"
+            )
+            table.caption_justify = "left"
         for site in self.sites:
             table.add_row(
                 site.name,
@@ -258,8 +267,9 @@ class Reduction:
                 f"{site.total:,}",
                 f"{site.kept:,}",
                 f"{1 - site.kept / site.total:.1%}" if site.total else "",
-                f"{site.delta_f:+.2f}" if site.kept < site.total else "",
-                site.note,
+                *(f"{site.shrunk:,}" for _ in shrunk),
+                f"{site.delta_f:+.2f}" if site.kept < site.total or site.shrunk else "",
+                self._note(site),
             )
         return table
 
@@ -268,7 +278,22 @@ class Reduction:
 
     def _repr_html_(self) -> str:
         table = self.summary().round({"pruned %": 1, "delta_f": 2})
-        return f"<p>{self.sparsity:.1%} pruned, ΔF = {self.delta_f:+.2f} nats</p>{table.to_html()}"
+        return f"<p>{self._title}</p>{table.to_html()}"
+
+    @property
+    def _title(self) -> str:
+        total = sum(site.total for site in self.sites)
+        shrunk = f", {self.shrunk:,} of {total:,} shrunk" if self.shrunk else ""
+        return f"{self.sparsity:.1%} pruned{shrunk}, ΔF = {self.delta_f:+.2f} nats"
+
+    @property
+    def _naive_differs(self) -> bool:
+        return self.naive_delta_f is not None and abs(self.naive_delta_f - self.delta_f) >= 0.005
+
+    def _note(self, site: SiteSummary) -> str:
+        undecided = self.undecided.get(site.name, 0)
+        notes = [site.note, f"{undecided:,} undecided" if undecided else ""]
+        return "; ".join(note for note in notes if note)
 
 
 def _check_options(select: Any, groups: Any, reduced_prior: Any) -> None:
@@ -278,55 +303,14 @@ def _check_options(select: Any, groups: Any, reduced_prior: Any) -> None:
     if groups is not elements:
         msg = f"got groups={groups!r}. Expected pyro_bmr.elements, the only grouping so far"
         raise TypeError(msg)
-    if not isinstance(reduced_prior, Spike):
+    by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}
+    if not all(isinstance(one, ReducedPrior) for one in by_site.values()):
         msg = (
-            f"got reduced_prior={reduced_prior!r}. Expected pyro_bmr.Spike(), the only reduced "
-            "prior that reduce knows so far; pyro_bmr.delta_f scores Gaussian ones"
+            f"got reduced_prior={reduced_prior!r}. Expected pyro_bmr.Spike(), "
+            "Gaussian(loc, scale) or Laplace(scale), or a mapping from sites to these; "
+            "pyro_bmr.delta_f scores those of other families"
         )
         raise TypeError(msg)
-
-
-def _known(model: Callable[..., Any] | None, guide: Any) -> Callable[..., Any]:
-    if model is None:
-        msg = (
-            f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
-            "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
-            "model: reduce(guide, model=model)"
-        )
-        raise ValueError(msg)
-    return model
-
-
-def _locations(factors: tuple[Factor, ...]) -> dict[str, tuple[Site, Tensor]]:
-    return {
-        site.name: (site, loc)
-        for factor in factors
-        for site, loc in zip(factor.sites, factor.locations().values(), strict=True)
-    }
-
-
-def _not_chosen(
-    sites: Iterable[str] | None, log_priors: Mapping[str, Tensor], reasons: Mapping[str, str]
-) -> set[str]:
-    """Check the caller's choice of sites, and return those that he leaves out."""
-    if sites is None:
-        return set()
-    chosen = {sites} if isinstance(sites, str) else set(sites)
-    if not chosen:
-        msg = "got an empty sites=. Expected names of sample sites, or None for all"
-        raise ValueError(msg)
-    unknown = sorted(chosen - log_priors.keys() - reasons.keys())
-    if unknown:
-        msg = f"sites= names {unknown}. Expected some of {sorted({*log_priors, *reasons})}"
-        raise ValueError(msg)
-    whole = "; ".join(f"{name!r}: {reasons[name]}" for name in sorted(chosen & reasons.keys()))
-    if whole:
-        msg = (
-            f"sites= names sites that cannot be reduced: {whole}. Expected some of "
-            f"{sorted(log_priors)}; leave these out"
-        )
-        raise ValueError(msg)
-    return log_priors.keys() - chosen
 
 
 def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
@@ -357,57 +341,24 @@ def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
             )
             raise ValueError(msg)
         if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
+            (factor,) = (factor for factor in scores.factors if name in factor.priors)
             msg = (
-                f"select drops elements of the site {name!r} that have no prior density at zero; "
-                f"{scores.unscored[name]} of its elements have none. Expected a mask that keeps "
-                "those whose delta_f is inf"
+                f"select drops elements of the site {name!r} that cannot go: "
+                f"{'; '.join(name_doubts(name, factor, scores))}. Expected a mask that keeps those "
+                "whose delta_f is inf"
             )
             raise ValueError(msg)
         checked[name] = mask.contiguous()
     return checked
 
 
-def _summarize(
-    scores: Scores,
-    chosen: Mapping[str, Tensor],
-    pruned: tuple[Factor, ...],
-    reasons: Mapping[str, str],
-) -> tuple[SiteSummary, ...]:
-    rows = []
-    for before, after in zip(scores.factors, pruned, strict=True):
-        delta_f = before.delta_f(scores.delta_f, chosen)
-        kept = after.kept()
-        rows += [
-            SiteSummary(
-                site.name,
-                tuple(site.shape),
-                int(kept[site.name].count_nonzero()),
-                delta_f.get(site.name, 0.0),
-                _note(site.name, scores, reasons),
-            )
-            for site in before.sites
-        ]
-    held = {row.name for row in rows}
-    absent = [
-        SiteSummary(n, (0,), 0, 0.0, f"not reduced: {r}")
-        for n, r in reasons.items()
-        if n not in held
-    ]
-    return tuple(rows + absent)
-
-
-def _note(name: str, scores: Scores, reasons: Mapping[str, str]) -> str:
-    if name in reasons:
-        return f"not reduced: {reasons[name]}"
-    unscored = scores.unscored[name]
-    return f"{unscored} without a prior, kept" if unscored else ""
-
-
-def _masks(pruned: tuple[Factor, ...], scores: Scores) -> dict[str, Tensor]:
-    """By site, what is kept of every site that is or was reduced."""
+def _new_priors(scores: Scores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:
+    """By site that is shrunk, the new prior; its mask is True where an element keeps its own."""
     return {
-        name: kept
-        for factor in pruned
-        for name, kept in factor.kept().items()
-        if name in scores.delta_f or not kept.all()
+        name: new
+        for factor in scores.factors
+        if isinstance(factor, SwitchedFactor)
+        for name, new in factor.new_priors(
+            {name: chosen[name] & kept for name, kept in factor.kept().items() if name in chosen}
+        ).items()
     }

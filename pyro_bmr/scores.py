@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from pyro_bmr.factors import Factor
+from pyro_bmr.factors import Factor, Search
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Scores:
     Examples
     --------
     >>> import torch
-    >>> from pyro_bmr.factors import IndependentFactor, Site
+    >>> from pyro_bmr.factors import Prior, Site
+    >>> from pyro_bmr.independent_factor import IndependentFactor
     >>> site = Site("w", torch.Size([2]))
     >>> factor = IndependentFactor(site, torch.tensor([0.0, 3.0]), torch.ones(2))
-    >>> score((factor.with_log_prior({"w": torch.tensor(-0.9189)}),)).loc
+    >>> score((factor.with_priors({"w": Prior(torch.tensor(-0.9189))}),)).loc
     {'w': tensor([0., 3.])}
     """
 
@@ -76,16 +77,11 @@ class Scores:
             for name, scores in self.delta_f.items()
         }
 
-    def elimination(self, stop: float = float("inf")) -> dict[str, Tensor]:
+    def elimination(self) -> dict[str, Tensor]:
         """Return the ΔF at which each element falls when the cheapest always goes first.
 
         Independent elements fall at their own ΔF. Correlated ones are scored again after each
         removal, given all that went before.
-
-        Parameters
-        ----------
-        stop : float
-            Nats; the search goes no further, and elements beyond get ``inf`` if correlated.
 
         Returns
         -------
@@ -94,8 +90,29 @@ class Scores:
         """
         path: dict[str, Tensor] = {}
         for factor in self.factors:
-            path |= factor.elimination(self.delta_f, stop)
+            path |= factor.elimination(self.delta_f)
         return path
+
+    def search(self, choose: Search, margin: float = 0.0) -> dict[str, Tensor]:
+        """Search sets of correlated elements; independent ones each decide for themselves.
+
+        Parameters
+        ----------
+        choose : callable
+            From a correlated posterior and ln p(θ = 0) of its elements to a boolean tensor, True
+            for those to drop.
+        margin : float
+            In nats: what dropping an element costs beyond its ΔF.
+
+        Returns
+        -------
+        dict of Tensor
+            By site, True where kept.
+        """
+        masks: dict[str, Tensor] = {}
+        for factor in self.factors:
+            masks |= factor.search(self.delta_f, choose, margin)
+        return masks
 
 
 def score(factors: tuple[Factor, ...]) -> Scores:

@@ -7,12 +7,17 @@ reduction as they are, so a selection does not write to them afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from pyro_bmr.greedy import search_greedily
 from pyro_bmr.scores import Scores
+from pyro_bmr.subset_search import search_all, search_blocks
+from pyro_bmr.subsets import MOST_ELEMENTS
 
 Selection = Callable[[Scores], Mapping[str, Tensor]]
 
@@ -20,8 +25,8 @@ Selection = Callable[[Scores], Mapping[str, Tensor]]
 def by_evidence(margin: float = 0.0) -> Selection:
     r"""Drop what the evidence says: elements with :math:`\Delta F \le -` ``margin``.
 
-    Correlated elements go one at a time, and the rest is conditioned on each before the next is
-    scored, so that of two redundant weights one stays.
+    Independent elements decide each for itself. Sets of correlated ones are searched greedily,
+    for the lowest joint :math:`\Delta F`, so that of two redundant weights one stays.
 
     Parameters
     ----------
@@ -46,8 +51,88 @@ def by_evidence(margin: float = 0.0) -> Selection:
     """
 
     def select(scores: Scores) -> dict[str, Tensor]:
-        path = scores.elimination(stop=-margin)
-        return {name: delta_f > -margin for name, delta_f in path.items()}
+        return scores.search(search_greedily, margin)
+
+    _check_margin(margin, "by_evidence")
+
+    return select
+
+
+def exhaustive(margin: float = 0.0) -> Selection:
+    r"""Drop the set with the lowest joint :math:`\Delta F` among all sets.
+
+    Independent elements decide each for itself; of a correlated posterior with ``n`` reducible
+    elements all :math:`2^n` sets are scored, which `sites` can keep small.
+
+    Parameters
+    ----------
+    margin : float
+        In nats, as in `by_evidence`.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Raises
+    ------
+    ValueError
+        When it is used, if a correlated posterior has more than 16 reducible elements.
+
+    Examples
+    --------
+    >>> exhaustive()(Scores((), {}))
+    {}
+    """  # noqa: DOC502
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        return scores.search(search_all, margin)
+
+    _check_margin(margin, "exhaustive")
+
+    return select
+
+
+def by_blocks(size: int = 8) -> Selection:
+    r"""Drop in blocks, as SPM does, where elements are correlated.
+
+    All elements that look redundant go at once if that lowers the free energy; if not, the best
+    of all subsets of the ``size`` most redundant; and so on with what is left.
+
+    Parameters
+    ----------
+    size : int
+        Of how many elements all subsets are scored, between 1 and 16.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not between 1 and 16.
+
+    References
+    ----------
+    Friston & Penny (2011), "Post hoc Bayesian model selection", NeuroImage 56(4); the routine
+    ``spm_dcm_bmr_all`` of SPM12.
+
+    Examples
+    --------
+    >>> by_blocks()(Scores((), {}))
+    {}
+    """
+    if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
+        msg = (
+            f"by_blocks got size={size!r}. Expected of how many elements to score all subsets, "
+            f"between 1 and {MOST_ELEMENTS}"
+        )
+        raise ValueError(msg)
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        return scores.search(partial(search_blocks, size=size))
 
     return select
 
@@ -76,7 +161,9 @@ def top_k(n: int) -> Selection:
     {}
     """
     if not isinstance(n, int) or n < 0:
-        msg = f"top_k got n={n!r}. Expected how many elements to keep, as in select=top_k(100)"
+        msg = (
+            f"top_k got n={_shown(n)}. Expected how many elements to keep, as in select=top_k(100)"
+        )
         raise ValueError(msg)
 
     def select(scores: Scores) -> dict[str, Tensor]:
@@ -200,10 +287,23 @@ def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> 
     return select
 
 
+def _check_margin(margin: float, name: str) -> None:
+    if not isinstance(margin, int | float) or math.isnan(margin):
+        msg = (
+            f"{name} got margin={_shown(margin)}. Expected a number of nats, as in "
+            f"select={name}(margin=1.0)"
+        )
+        raise ValueError(msg)
+
+
+def _shown(value: object) -> str:
+    return "the scores themselves" if isinstance(value, Scores) else repr(value)
+
+
 def _check_fraction(fraction: float) -> None:
     if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
         msg = (
-            f"got fraction={fraction!r}. Expected the part that goes, between 0 and 1, as in "
+            f"got fraction={_shown(fraction)}. Expected the part that goes, between 0 and 1, as in "
             "select=snr(0.5)"
         )
         raise ValueError(msg)

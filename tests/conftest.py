@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import tyxe_guide
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.distributions import constraints
+from pyro.infer import HMC, MCMC, SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
+    AutoGaussian,
     AutoGuideList,
+    AutoHierarchicalNormalMessenger,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalMessenger,
+    AutoRegressiveMessenger,
+    AutoStructured,
 )
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
@@ -37,17 +49,45 @@ DEVICES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its data, and a trained guide."""
+    """A model, its data, and a trained guide or a finished MCMC."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
     guide: Any
+    told: dict[str, Any]
 
     def train(self, model: Any, guide: Any, steps: int, **optim_args: float) -> None:
         optim = pyro.optim.Adam({"lr": 0.02} | optim_args)
         svi = SVI(model, guide, optim, Trace_ELBO())
         for _ in range(steps):
             svi.step(*self.args)
+
+    def reduce(self, **options: Any) -> bmr.Reduction:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="moment matching")
+            return bmr.reduce(self.guide, **self.told, **options)
+
+    def trace(self) -> Any:
+        """One draw of all latent sites."""
+        if not isinstance(self.guide, MCMC):
+            # Messengers run the model, and so show its observed sites.
+            latent = poutine.block(self.guide, hide_fn=lambda msg: msg.get("is_observed", False))
+            return poutine.trace(latent).get_trace(*self.args)
+
+        def draw() -> None:
+            for name, values in self.guide.get_samples().items():
+                pyro.sample(name, dist.Delta(values[0]).to_event(values[0].dim()))
+
+        return poutine.trace(draw).get_trace()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a reduction must not change of the guide and of the param store."""
+        states = [dict(pyro.get_param_store().items())]
+        if isinstance(self.guide, nn.Module):
+            states.append(self.guide.state_dict())
+        if isinstance(self.guide, MCMC):
+            states.append(self.guide.get_samples())
+        return {n: v.detach().clone() for state in states for n, v in state.items()}
 
 
 class Network(PyroModule):
@@ -90,31 +130,151 @@ def make_functional(device):
 MODELS = {"network": Network, "functional": make_functional}
 
 
+NOISE = ["precision", "scale"]
+FIRST = ["fc1.weight", "fc1.bias", "weight"]
+SECOND = ["fc2.weight", "fc2.bias", "bias"]
+
+
 def make_list(model):
     guide = AutoGuideList(model)
-    noise = ["precision", "scale"]
-    guide.append(AutoNormal(poutine.block(model, expose=noise)))
-    guide.append(AutoMultivariateNormal(poutine.block(model, hide=noise)))
+    guide.append(AutoNormal(poutine.block(model, expose=NOISE)))
+    guide.append(AutoMultivariateNormal(poutine.block(model, hide=NOISE)))
     return guide
 
 
+def only(model, names):
+    """Hide other sample sites; poutine.block(expose=) would hide a messenger's parameters too."""
+    return poutine.block(
+        model, hide_fn=lambda msg: msg["type"] == "sample" and msg["name"] not in names
+    )
+
+
+def make_nested(model):
+    inner = AutoGuideList(poutine.block(model, expose=FIRST + NOISE))
+    inner.append(AutoStructured(poutine.block(model, expose=FIRST)))
+    inner.append(tyxe_guide.AutoNormal(poutine.block(model, expose=NOISE)))
+    guide = AutoGuideList(model)
+    guide.append(inner)
+    guide.append(AutoNormalMessenger(only(model, SECOND)))
+    return guide
+
+
+def make_regressive(model):
+    """Not for priors that are not Normal, which an affine map does not make Normal."""
+    normal = FIRST + ["fc2.weight", "fc2.bias"]
+    guide = AutoGuideList(model)
+    guide.append(AutoRegressiveMessenger(only(model, normal)))
+    guide.append(AutoNormal(poutine.block(model, expose=["bias", *NOISE])))
+    return guide
+
+
+def write_guide(model):
+    """Return a function of `pyro.sample` and `pyro.param` statements."""
+
+    def normal(name, like, *shape):
+        loc = pyro.param(f"{name}_loc", lambda: 0.1 * torch.randn(shape).to(like))
+        start = torch.full(shape, 0.1).to(like)
+        return loc, pyro.param(f"{name}_scale", start, constraint=constraints.positive)
+
+    def of_network(x, y=None):
+        for name, shape in {
+            "fc1.weight": (5, 4),
+            "fc1.bias": (5,),
+            "fc2.weight": (1, 5),
+            "fc2.bias": (1,),
+        }.items():
+            pyro.sample(name, dist.Normal(*normal(name, x, *shape)).to_event(len(shape)))
+        start = torch.tensor(9.0).to(x)
+        concentration = pyro.param("concentration", start, constraint=constraints.positive)
+        rate = pyro.param("rate", start, constraint=constraints.positive)
+        pyro.sample("precision", dist.Gamma(concentration, rate))
+
+    def of_functional(x, y=None):
+        with pyro.plate("inputs", 4):
+            pyro.sample("weight", dist.Normal(*normal("weight", x, 4)))
+        pyro.sample("bias", dist.Normal(*normal("bias", x)))
+        pyro.sample("scale", dist.LogNormal(*normal("scale", x)))
+
+    return of_network if isinstance(model, Network) else of_functional
+
+
+def make_mcmc(model):
+    kernel = HMC(model, step_size=0.05, num_steps=4)
+    return MCMC(kernel, 60, warmup_steps=30, disable_progbar=True)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a guide is made, what `reduce` has to be told, and what follows its training."""
+
+    make: Callable[[Any], Any]
+    told: tuple[str, ...] = ()
+    finish: Callable[..., Any] = lambda guide, *args: guide
+    steps: int = 80
+    not_for: str = ""
+
+
 GUIDES = {
-    "AutoNormal": AutoNormal,
-    "AutoDiagonalNormal": AutoDiagonalNormal,
-    "AutoMultivariateNormal": AutoMultivariateNormal,
-    "AutoGuideList": make_list,
-    "mean_field": lambda model: bmr.mean_field(model, gamma=["precision", "scale"]),
+    "AutoNormal": Family(AutoNormal),
+    "AutoDiagonalNormal": Family(AutoDiagonalNormal),
+    "AutoMultivariateNormal": Family(AutoMultivariateNormal),
+    "AutoLowRankMultivariateNormal": Family(AutoLowRankMultivariateNormal),
+    "AutoLaplaceApproximation": Family(
+        AutoLaplaceApproximation,
+        finish=lambda guide, *args: guide.laplace_approximation(*args),
+        steps=500,
+        # Before a batch norm the scale of weights is free, so that their MAP estimate is zero.
+        not_for="network",
+    ),
+    "AutoStructured": Family(AutoStructured, ("args",)),
+    "AutoGaussian": Family(AutoGaussian, ("args",)),
+    "AutoNormalMessenger": Family(AutoNormalMessenger, ("args",)),
+    "AutoHierarchicalNormalMessenger": Family(AutoHierarchicalNormalMessenger, ("args",)),
+    "AutoRegressiveMessenger": Family(make_regressive),
+    "AutoGuideList": Family(make_list),
+    "nested AutoGuideList": Family(make_nested),
+    "mean_field": Family(lambda model: bmr.mean_field(model, gamma=NOISE)),
+    "TyXe": Family(tyxe_guide.AutoNormal),
+    "hand-written": Family(write_guide, ("model", "args")),
+    "MCMC": Family(make_mcmc),
 }
 
 
-def make_case(model_name: str, guide_name: str, device: str = "cpu") -> Case:
+@functools.cache
+def trained(model_name: str, guide_name: str, device: str) -> Any:
+    """Train once for all tests: a finished MCMC, or the state of a guide and the store."""
+    case = new_case(model_name, guide_name, device)
+    if isinstance(case.guide, MCMC):
+        case.guide.run(*case.args)
+        return case.guide
+    with pyro.get_param_store().scope() as store:
+        case.train(case.model, case.guide, GUIDES[guide_name].steps)
+        state = case.guide.state_dict() if isinstance(case.guide, nn.Module) else None
+    return state, store
+
+
+def new_case(model_name: str, guide_name: str, device: str) -> Case:
+    pyro.set_rng_seed(0)
     x = torch.randn(40, 4)
     y = x[:, 0] - 2 * x[:, 1] + 0.3 * torch.randn(40)
     args = (x.to(device), y.to(device))
-    model = MODELS[model_name](device)
-    case = Case(model, args, GUIDES[guide_name](model))
-    case.train(model, case.guide, 80)
-    return case
+    model, family = MODELS[model_name](device), GUIDES[guide_name]
+    told = {name: {"model": model, "args": args}[name] for name in family.told}
+    return Case(model, args, family.make(model), told)
+
+
+def make_case(model_name: str, guide_name: str, device: str = "cpu") -> Case:
+    result = trained(model_name, guide_name, device)
+    case = new_case(model_name, guide_name, device)
+    if isinstance(result, MCMC):
+        return replace(case, model=result.kernel.model, guide=result)
+    state, store = copy.deepcopy(result)
+    if state is None:
+        pyro.get_param_store().set_state(store)
+    else:
+        case.guide(*case.args)
+        case.guide.load_state_dict(state)
+    return replace(case, guide=GUIDES[guide_name].finish(case.guide, *case.args))
 
 
 @pytest.fixture(params=DEVICES)
@@ -129,4 +289,8 @@ def guide_name(request):
 
 @pytest.fixture(params=list(MODELS))
 def case(request, guide_name, device):
+    if GUIDES[guide_name].not_for == request.param:
+        pytest.skip(f"{guide_name} is not for the {request.param}")
+    if guide_name == "AutoGaussian" and device != "cpu":
+        pytest.skip("Pyro's AutoGaussian runs on the CPU only")
     return make_case(request.param, guide_name, device)

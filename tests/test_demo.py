@@ -113,7 +113,7 @@ def run_blocks(page):
 
 def test_the_readme(capsys):
     blocks, namespace = run_blocks(ROOT / "README.md")
-    assert blocks == 4
+    assert blocks == 6
     result = namespace["result"]
     assert result.masks["w"].nonzero().flatten().tolist() == [0, 3]
     assert (namespace["draws"]["y"].shape) == (100, 200)
@@ -121,7 +121,11 @@ def test_the_readme(capsys):
     assert all((result.guide()["w"] == 0).tolist()[i] for i in (1, 2, 4, 5, 6, 7, 8, 9))
     # The table is there as it is printed, but for digits that another machine may not share.
     readme = re.sub(r"[+-]?\d+\.\d+", "#", (ROOT / "README.md").read_text())
-    assert re.sub(r"[+-]?\d+\.\d+", "#", str(result)) in readme
+    for shown in (result, namespace["correlated"]):
+        assert re.sub(r"[+-]?\d+\.\d+", "#", str(shown).strip()) in readme
+    assert namespace["correlated"].masks["w"][[3, 10]].sum() == 1
+    assert namespace["correlated"].naive_delta_f > 100
+    assert namespace["draws"]["y"].shape == (100, 200)
 
 
 def test_how_it_works(capsys):

@@ -254,20 +254,18 @@ def test_a_guide_family_can_be_registered():
         def __init__(self):
             super().__init__()
             self.loc = torch.nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
-            self.scale = pyro.nn.PyroParam(torch.ones(3) / 2, dist.constraints.positive)
+            self.spread = pyro.nn.PyroParam(torch.ones(3) / 2, dist.constraints.positive)
 
         def forward(self, x, y=None):
-            pyro.sample("w", dist.Normal(self.loc, self.scale).to_event(1))
+            pyro.sample("w", dist.Normal(self.loc, self.spread).to_event(1))
             pyro.sample("scale", dist.Delta(torch.tensor(1.0)))
 
     @bmr.read_factors.register
     def _(guide: MeanField):
         site = bmr.Site("w", torch.Size([3]), event_dim=1)
-        return (bmr.IndependentFactor(site, guide.loc.detach(), guide.scale.detach()),)
+        return (bmr.IndependentFactor(site, guide.loc.detach(), guide.spread.detach()),)
 
-    from pyro_bmr.testing import check_guide_family
-
-    check_guide_family(MeanField())
+    check_guide_family(MeanField(), args=(X, Y))
     result = bmr.reduce(MeanField(), model=model, args=(X, Y))
     assert result.masks["w"].tolist() == [False, True, True]
     assert result.summary().loc["scale", "note"] == "not reduced: the guide does not hold it"

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 
 import numpy as np
 import pyro
@@ -27,7 +28,7 @@ def drop_some(scores):
 
 @pytest.fixture
 def result(case):
-    return bmr.reduce(case.guide, select=drop_some)
+    return case.reduce(select=drop_some)
 
 
 def latent_values(trace):
@@ -47,7 +48,7 @@ def assert_pruned_are_zero(values, masks):
 
 def test_law_1_names_and_shapes_stay_and_pruned_elements_are_zero_in_every_draw(case, result):
     x, _ = case.args
-    full = latent_values(poutine.trace(case.guide).get_trace(*case.args))
+    full = latent_values(case.trace())
     reduced = latent_values(poutine.trace(result.guide).get_trace(*case.args))
     assert {n: v.shape for n, v in full.items()} == {n: v.shape for n, v in reduced.items()}
     assert_pruned_are_zero(reduced, result.masks)
@@ -65,7 +66,7 @@ def test_law_1_names_and_shapes_stay_and_pruned_elements_are_zero_in_every_draw(
 
 def test_law_1_holds_for_values_that_come_from_elsewhere(case, result):
     """A trace of the full guide, replayed under the reduced model, gives reduced predictions."""
-    full = poutine.trace(case.guide).get_trace(*case.args)
+    full = case.trace()
     values = {
         name: torch.where(result.masks[name], value, 0) if name in result.masks else value
         for name, value in latent_values(full).items()
@@ -120,7 +121,7 @@ def test_law_2_the_loss_is_the_free_energy_of_the_reduced_problem(case, result):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_law_3_no_gradient_step_brings_a_pruned_element_back(case, result, weight_decay):
     before = {n: v.clone() for n, v in result.guide.median().items()}
-    case.train(result.model, result.guide, 200, weight_decay=weight_decay)
+    case.train(result.model, result.guide, 40, weight_decay=weight_decay)
     after = result.guide.median()
     draw = latent_values(poutine.trace(result.guide).get_trace(*case.args))
     for name, mask in result.masks.items():
@@ -140,9 +141,9 @@ def test_law_4_reductions_compose(case):
         some, first = drop_some(scores), drop_first(scores)
         return {name: some[name] & first[name] for name in some}
 
-    one = bmr.reduce(case.guide, select=drop_first)
+    one = case.reduce(select=drop_first)
     two = bmr.reduce(one.guide, select=drop_some)
-    both = bmr.reduce(case.guide, select=drop_both)
+    both = case.reduce(select=drop_both)
     assert two.sparsity == both.sparsity
     assert one.delta_f + two.delta_f == pytest.approx(both.delta_f, rel=1e-4)
     for name, mask in both.masks.items():
@@ -157,33 +158,31 @@ def test_law_4_reductions_compose(case):
     assert unchanged.sparsity == two.sparsity
 
 
-def test_law_5_the_guide_that_came_in_is_left_as_it_was(case):
-    store = pyro.get_param_store()
-    guide_before = {n: v.clone() for n, v in case.guide.state_dict().items()}
-    store_before = {n: v.detach().clone() for n, v in store.items()}
+def test_law_5_the_guide_that_came_in_is_left_as_it_was(case, guide_name):
+    before = case.state()
     module = isinstance(case.model, torch.nn.Module)
     model_before = {n: v.clone() for n, v in case.model.state_dict().items()} if module else {}
     random_before = torch.get_rng_state()
     python_before, numpy_before = random.getstate(), np.random.get_state()[1].copy()
 
-    result = bmr.reduce(case.guide)
+    result = case.reduce()
     print(result, result.summary(), result.delta_f)
 
     assert torch.equal(torch.get_rng_state(), random_before)
     assert random.getstate() == python_before
     assert (np.random.get_state()[1] == numpy_before).all()
-    assert dict(store.items()).keys() == store_before.keys()
-    for name, value in store.items():
-        assert torch.equal(value, store_before[name])
-    for before, after in ((guide_before, case.guide), (model_before, case.model)):
-        if before:
-            for name, value in after.state_dict().items():
-                assert torch.equal(value, before[name])
+    after = case.state()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    for name, value in model_before.items():
+        assert torch.equal(case.model.state_dict()[name], value)
     case.train(result.model, result.guide, 20)
-    for name, value in case.guide.state_dict().items():
-        assert torch.equal(value, guide_before[name])
-    case.train(case.model, case.guide, 1)
-    assert any(not torch.equal(v, guide_before[n]) for n, v in case.guide.state_dict().items())
+    after = case.state()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    if guide_name not in ("MCMC", "AutoLaplaceApproximation"):
+        case.train(case.model, case.guide, 1)
+        after = case.state()
+        assert any(not torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_law_6_copies_are_independent_and_states_can_be_saved(case, result, device, tmp_path):
@@ -220,5 +219,7 @@ def test_law_6_copies_are_independent_and_states_can_be_saved(case, result, devi
 
 
 def test_the_guide_family_obeys_its_law(case, result):
-    check_guide_family(case.guide)
-    check_guide_family(result.guide)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="moment matching")
+        check_guide_family(case.guide, **case.told, num_draws=150)
+    check_guide_family(result.guide, num_draws=150)

@@ -89,6 +89,18 @@ def test_of_two_collinear_weights_one_stays():
     assert result.delta_f < 0
 
 
+def test_a_diagonal_guide_keeps_both_of_a_collinear_pair():
+    """Where the best mean-field guide sees two weights worth keeping, full covariance sees one."""
+    problem = Problem()
+    loc, tril = problem.posterior()
+    guide = AutoNormal(problem.model)
+    guide()
+    precision = torch.cholesky_inverse(tril).diagonal()
+    guide.locs.w, guide.scales.w = loc, precision.rsqrt()
+    assert bmr.reduce(guide).masks["w"][:2].all()
+    assert bmr.reduce(problem.guide()).masks["w"][:2].sum() == 1
+
+
 def test_greedy_selection_is_step_by_step_the_best_by_analytic_evidence():
     problem = Problem(columns=10)
     guide = problem.guide()

@@ -110,7 +110,7 @@ def test_an_element_without_a_prior_is_kept_and_counted(model):
     assert torch.equal(result.masks["w"], hidden)
     assert f"{int(hidden.sum())} without a prior, kept" in result.summary().loc["w", "note"]
     everything = {"w": torch.zeros_like(hidden)}
-    with pytest.raises(ValueError, match="no prior density at zero"):
+    with pytest.raises(ValueError, match="cannot go: .* without a prior"):
         reduced(model, select=lambda s: everything)
     for baseline in (bmr.snr(1.0), bmr.random(1.0), bmr.top_k(0)):
         assert torch.equal(reduced(model, select=baseline).masks["w"], hidden)
@@ -216,11 +216,6 @@ WHOLE = {
     "positive": (lambda: pyro.sample("w", dist.Gamma(1.0, 1.0)), "it is positive"),
     "interval": (lambda: pyro.sample("w", dist.Uniform(-1.0, 1.0)), "constrained to Interval"),
     "simplex": (lambda: pyro.sample("w", dist.Dirichlet(torch.ones(3))), "constrained to Simplex"),
-    "hierarchical": (hierarchical, "depends on 'tau'"),
-    "learnable module": (LearnablePriorScale(), "learnable"),
-    "learnable param": (learnable_param, "learnable"),
-    "closed-over parameter": (closed_over_parameter, "learnable"),
-    "written in place": (written_in_place, "depends on other sites"),
     "mask from a site": (masked_by_a_site, "depends on 'tau'"),
     "scaled": (scaled, "poutine.scale"),
     "masked out": (hidden_by_a_mask, "masked out"),

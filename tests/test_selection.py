@@ -95,7 +95,17 @@ def test_what_a_result_shows(guide):
     result = bmr.reduce(guide)
     table = result.summary()
     assert list(table.index) == ["a", "b"]
-    assert list(table.columns) == ["shape", "total", "kept", "pruned %", "delta_f", "note"]
+    assert list(table.columns) == [
+        "shape",
+        "total",
+        "kept",
+        "pruned %",
+        "delta_f",
+        "undecided",
+        "wide",
+        "unscored",
+        "note",
+    ]
     assert table["delta_f"].sum() == pytest.approx(result.delta_f)
     assert table["kept"].sum() == flat(result.masks).sum()
     assert 1 - table["kept"].sum() / table["total"].sum() == pytest.approx(result.sparsity)

@@ -1,0 +1,346 @@
+"""How probable it is that each element is present, given the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from pyro_bmr.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
+from pyro_bmr.reduction import Reduction, reduce
+from pyro_bmr.rendering import render, render_html
+from pyro_bmr.scores import Scores
+
+
+@torch.no_grad()
+def presence(
+    guide: Any,
+    *,
+    prior: float | LearnedPrior = 0.5,
+    model: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    sites: Iterable[str] | None = None,
+    num_samples: int = 2000,
+    seed: int = 0,
+) -> Presence:
+    r"""Return the posterior probability that each element is there, rather than exactly zero.
+
+    Under the prior that each element is there with the probability :math:`\pi`, independently,
+    and then has the prior of the model, a set :math:`S` of absent elements has the posterior
+    probability
+
+    .. math:: P(S) \propto e^{-\Delta F_S} \left(\frac{1 - \pi}{\pi}\right)^{|S|}
+
+    which for independent elements is
+    :math:`P(i) = 1 / (1 + e^{-\Delta F_i - \operatorname{logit} \pi})`. For up to 16 correlated
+    elements it is summed over all subsets; for more, a random walk over subsets estimates it
+    (see `pyro_bmr.subset_sampling.walk`), and ``standard_error`` says how well.
+
+    The guide, the param store and the random number generators are left as they were.
+
+    Parameters
+    ----------
+    guide : callable
+        A trained guide, as in `reduce`.
+    prior : float or LearnedPrior
+        :math:`\pi`, the probability before the data; or how to learn it from them.
+    model, args, kwargs, sites : optional
+        As in `reduce`.
+    num_samples : int
+        Steps of each of the 4 chains where there are more than 16 correlated elements.
+    seed : int
+        Of their random numbers.
+
+    Returns
+    -------
+    Presence
+        Probabilities by site.
+
+    Raises
+    ------
+    ValueError
+        If ``prior`` is not between 0 and 1, or ``num_samples`` is too small.
+
+    References
+    ----------
+    Mitchell & Beauchamp (1988), "Bayesian variable selection in linear regression", JASA 83;
+    Marković, Friston & Kiebel (2023), arXiv:2309.12095, for the learned prior.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist, pyro
+    >>> from pyro.infer.autoguide import AutoNormal, init_to_value
+    >>> def model():
+    ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    >>> start = init_to_value(values={"w": torch.tensor([0.0, 1.0])})
+    >>> guide = AutoNormal(model, init_loc_fn=start, init_scale=0.5)
+    >>> _ = guide()
+    >>> presence(guide).probability["w"]
+    tensor([0.3333, 0.7870])
+    """
+    check_options(prior, num_samples)
+    scores, _ = read_scores(guide, model=model, args=args, kwargs=kwargs, sites=sites)
+    spaces = read_spaces(scores, num_samples, seed)
+    log_odds = find_log_odds(spaces, scores, prior)
+    probability: dict[str, Tensor] = {}
+    standard_error: dict[str, Tensor] = {}
+    methods: dict[str, str] = {}
+    for space in spaces:
+        found = space.presences(log_odds)
+        probability |= found.probability
+        standard_error |= found.standard_error
+        methods |= dict.fromkeys(found.probability, found.method)
+    return Presence(probability, standard_error, log_odds, methods)
+
+
+@dataclass(frozen=True)
+class LearnedPrior:
+    r"""The probability that an element is present, learned from the data.
+
+    :math:`\pi \sim \operatorname{Beta}(\alpha_0, \beta_0)` is shared, and its variational
+    posterior :math:`\operatorname{Beta}(\alpha, \beta)` is the fixed point of
+
+    .. math:: P(i) = \frac{1}{1 + e^{-\Delta F_i - \zeta}}, \quad
+              \alpha = \alpha_0 + \sum_i P(i), \quad
+              \beta = \beta_0 + \sum_i (1 - P(i)), \quad
+              \zeta = \psi(\alpha) - \psi(\beta)
+
+    where :math:`\zeta = \mathbb E[\operatorname{logit} \pi]` takes the place of the prior log
+    odds and :math:`\psi` is the digamma function. It starts at
+    :math:`\psi(\alpha_0) - \psi(\beta_0)`. Correlated elements enter with the probabilities that
+    they have jointly.
+
+    Parameters
+    ----------
+    alpha, beta : float
+        :math:`\alpha_0` and :math:`\beta_0`.
+    by : str
+        What shares :math:`\pi`: ``"site"`` or ``"model"``.
+
+    References
+    ----------
+    Marković, Friston & Kiebel (2023), "Bayesian sparsification for deep neural networks with
+    Bayesian model reduction", arXiv:2309.12095: the spike-and-slab scheme, whose code has
+    :math:`\alpha_0 = \beta_0 = 1`, one :math:`\pi` a layer and four iterations.
+
+    Examples
+    --------
+    >>> LearnedPrior(alpha=1.0, beta=9.0)
+    LearnedPrior(alpha=1.0, beta=9.0, by='site')
+    """
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    by: str = "site"
+
+    def __post_init__(self) -> None:
+        if not (self.alpha > 0 and self.beta > 0):
+            msg = (
+                f"LearnedPrior got alpha={self.alpha!r} and beta={self.beta!r}. Expected positive "
+                "numbers, such as 1.0 and 1.0 for a uniform prior of the inclusion probability"
+            )
+            raise ValueError(msg)
+        if self.by not in {"site", "model"}:
+            msg = f"LearnedPrior got by={self.by!r}. Expected 'site' or 'model'"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class Presence:
+    """The posterior probability that each element is present.
+
+    Parameters
+    ----------
+    probability : mapping
+        By reducible site, a tensor of its shape; 0 where an element was pruned before, 1 where it
+        cannot go because it has no prior density at zero.
+    standard_error : mapping
+        The Monte Carlo standard error of that, by site; absent where the probability is exact.
+    log_odds : mapping
+        By site, the prior log odds: given, or ζ as it was learned.
+    methods : mapping
+        By site, how the probability was found.
+
+    Examples
+    --------
+    >>> Presence({"w": torch.tensor([0.25, 0.75])}, {}, {"w": 0.0}).expected_kept
+    1.0
+    """
+
+    probability: Mapping[str, Tensor]
+    standard_error: Mapping[str, Tensor]
+    log_odds: Mapping[str, float]
+    methods: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def expected_kept(self) -> float:
+        """How many elements are present on average."""
+        return sum(float(p.sum(dtype=torch.float64)) for p in self.probability.values())
+
+    def __rich__(self) -> Table:
+        total = sum(p.numel() for p in self.probability.values())
+        table = Table(
+            title=f"{self.expected_kept:,.1f} of {total:,} elements expected to be present",
+            title_justify="left",
+        )
+        table.add_column("site")
+        columns = ("total", "prior π", "expected", "P > 1/2", "P > 0.95", "largest std. error")
+        for column in columns:
+            table.add_column(column, justify="right")
+        table.add_column("found by")
+        for name, p in self.probability.items():
+            error = self.standard_error.get(name)
+            table.add_row(
+                name,
+                f"{p.numel():,}",
+                f"{1 / (1 + math.exp(-self.log_odds[name])):.3g}",
+                f"{float(p.sum(dtype=torch.float64)):,.1f}",
+                f"{int((p > 0.5).sum()):,}",
+                f"{int((p > 0.95).sum()):,}",
+                "" if error is None or not error.numel() else f"{float(error.max()):.1g}",
+                self.methods.get(name, ""),
+            )
+        return table
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        return render_html(self)
+
+
+def read_scores(guide: Any, **options: Any) -> tuple[Scores, Reduction]:
+    """Read posterior and prior of a guide, as a selection sees them, and drop nothing.
+
+    Parameters
+    ----------
+    guide : callable
+        A trained guide.
+    **options
+        Of `reduce`.
+
+    Returns
+    -------
+    scores : Scores
+        The factors, and ΔF of dropping each element by itself.
+    whole : Reduction
+        With the whole model, and a copy of the whole posterior as its guide.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
+    >>> _ = guide()
+    >>> scores, whole = read_scores(guide)
+    >>> whole.sparsity, list(scores.delta_f)
+    (0.0, ['w'])
+    """
+    seen: list[Scores] = []
+
+    def keep_everything(scores: Scores) -> dict[str, Tensor]:
+        seen.append(scores)
+        return dict(scores.kept)
+
+    whole = reduce(guide, select=keep_everything, **options)
+    return seen[0], whole
+
+
+def check_options(prior: float | LearnedPrior, num_samples: int) -> None:
+    """Check what `presence` and `average` have in common.
+
+    Parameters
+    ----------
+    prior : float or LearnedPrior
+        The inclusion probability.
+    num_samples : int
+        Steps of a walk.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not possible.
+
+    Examples
+    --------
+    >>> check_options(0.5, 2000)
+    """
+    known = isinstance(prior, LearnedPrior) or (
+        isinstance(prior, int | float) and 0 < float(prior) < 1
+    )
+    if not known:
+        msg = (
+            f"got prior={prior!r}. Expected the probability that an element is present, between 0 "
+            "and 1 and neither of them, or pyro_bmr.LearnedPrior()"
+        )
+        raise ValueError(msg)
+    if not isinstance(num_samples, int) or num_samples < FEWEST_SAMPLES:
+        msg = f"got num_samples={num_samples!r}. Expected at least {FEWEST_SAMPLES}"
+        raise ValueError(msg)
+
+
+def find_log_odds(
+    spaces: tuple[ModelSpace, ...], scores: Scores, prior: float | LearnedPrior
+) -> dict[str, float]:
+    """Return the prior log odds that an element is present, learned or not.
+
+    Parameters
+    ----------
+    spaces : tuple of ModelSpace
+        What can be present or absent.
+    scores : Scores
+        Of all of it.
+    prior : float or LearnedPrior
+        The inclusion probability.
+
+    Returns
+    -------
+    dict of float
+        By reducible site.
+
+    Examples
+    --------
+    >>> find_log_odds((), Scores((), {"w": torch.ones(1)}), 0.5)
+    {'w': 0.0}
+    """
+    if not isinstance(prior, LearnedPrior):
+        return dict.fromkeys(scores.delta_f, math.log(prior) - math.log1p(-prior))
+    # Elements that cannot go say nothing about how many of those that can are present.
+    closed = scores.unscored
+    open_ = {name: int(scores.kept[name].count_nonzero()) - closed[name] for name in closed}
+    shared = [list(open_)] if prior.by == "model" else [[name] for name in open_]
+    log_odds = dict.fromkeys(open_, _digamma(prior.alpha) - _digamma(prior.beta))
+    exact = all(space.exact for space in spaces)
+    for step in range(_ITERATIONS if exact else _NOISY_ITERATIONS):
+        expected: dict[str, float] = {}
+        for space in spaces:
+            expected |= space.expected_kept(log_odds)
+        change = 0.0
+        for names in shared:
+            present = sum(expected[name] - closed[name] for name in names)
+            absent = sum(open_[name] for name in names) - present
+            zeta = _digamma(prior.alpha + present) - _digamma(prior.beta + absent)
+            move = zeta - log_odds[names[0]]
+            # Where the expectation is noisy, later steps average over the noise.
+            move /= 1 if exact else max(1, step - _NOISY_ITERATIONS // 4)
+            log_odds |= dict.fromkeys(names, log_odds[names[0]] + move)
+            change = max(change, abs(move))
+        if change <= _TOLERANCE:
+            break
+    return log_odds
+
+
+_TOLERANCE = 1e-12
+_ITERATIONS = 1000
+_NOISY_ITERATIONS = 20
+
+
+def _digamma(x: float) -> float:
+    return float(torch.tensor(x, dtype=torch.float64).digamma())

@@ -1,0 +1,315 @@
+"""What a reduction starts from: the posterior of a guide, and the prior of its sites."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from inspect import isfunction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.factors import Factor, Prior
+from pyro_bmr.guides import read_guide, read_origin
+from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.site_priors import read_priors
+from pyro_bmr.switching import NewPrior, SwitchedModel
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A posterior, the priors of the sites that may be reduced, and why others may not.
+
+    Parameters
+    ----------
+    factors : tuple of Factor
+        The posterior.
+    origin : Origin
+        The model, and what to call it with.
+    priors : mapping
+        By site that may be reduced.
+    reasons : mapping
+        By any other latent site, why it stays whole.
+
+    Examples
+    --------
+    >>> Problem((), Origin(), {}, {"z": "it is discrete"}).without({}).reasons
+    {'z': 'it is discrete'}
+    """
+
+    factors: tuple[Factor, ...]
+    origin: Origin
+    priors: Mapping[str, Prior]
+    reasons: Mapping[str, str]
+
+    def without(self, reasons: Mapping[str, str]) -> Problem:
+        """Leave sites whole.
+
+        Parameters
+        ----------
+        reasons : mapping
+            By site, why.
+
+        Returns
+        -------
+        Problem
+            Without their priors.
+        """
+        priors = {name: prior for name, prior in self.priors.items() if name not in reasons}
+        return replace(self, priors=priors, reasons={**self.reasons, **reasons})
+
+    def choose(self, sites: Iterable[str] | None, option: str = "sites") -> Problem:
+        """Leave all sites whole but those that the caller names.
+
+        Parameters
+        ----------
+        sites : iterable of str, optional
+            All that can be reduced if None.
+        option : str
+            What the caller calls them.
+
+        Returns
+        -------
+        Problem
+            With the priors of these.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or of a site that cannot be reduced.
+        """
+        if sites is None:
+            return self
+        chosen = {sites} if isinstance(sites, str) else set(sites)
+        if not chosen:
+            msg = f"got an empty {option}=. Expected names of sample sites, or None for all"
+            raise ValueError(msg)
+        known = sorted({*self.priors, *self.reasons})
+        unknown = sorted(chosen.difference(known))
+        if unknown:
+            msg = f"{option}= names {unknown}. Expected some of {known}"
+            raise ValueError(msg)
+        whole = sorted(chosen & self.reasons.keys())
+        if whole:
+            listed = "; ".join(f"{name!r}: {self.reasons[name]}" for name in whole)
+            msg = (
+                f"{option}= names sites that cannot be reduced: {listed}. Expected some of "
+                f"{sorted(self.priors)}; leave these out"
+            )
+            raise ValueError(msg)
+        return self.without(
+            {name: f"it is not among {option}=" for name in self.priors if name not in chosen}
+        )
+
+    def warn_if_empty(self, stacklevel: int = 3) -> None:
+        """Warn if no site is left.
+
+        Parameters
+        ----------
+        stacklevel : int
+            As in `warnings.warn`, from the caller's point of view.
+        """
+        if not self.priors:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+            warnings.warn(
+                f"no site of this guide can be reduced ({listed})", stacklevel=stacklevel + 1
+            )
+
+
+def read_problem(
+    guide: Any,
+    model: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    sites: Iterable[str] | None,
+) -> Problem:
+    """Read a guide, and the priors of the model that it was trained for.
+
+    Parameters
+    ----------
+    guide : callable
+        A trained guide.
+    model : callable, optional
+        Its model, if the guide does not know it.
+    args, kwargs
+        Arguments to run the model with; those of the guide's first call otherwise.
+    sites : iterable of str, optional
+        Sample sites to reduce; all that can be otherwise.
+
+    Returns
+    -------
+    Problem
+        With the sites that may be reduced.
+
+    Raises
+    ------
+    ValueError
+        If neither the caller nor the guide knows the model.
+    TypeError
+        If the arguments are not in a tuple, or what comes is no guide but has one.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
+    >>> _ = guide()
+    >>> list(read_problem(guide, None, (), None, None).priors)
+    ['w']
+    """
+    _check_call(guide, args)
+    origin = read_origin(guide)
+    if args or kwargs:
+        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+    if model is not None:
+        origin = replace(origin, model=model)
+    if origin.model is None and isfunction(guide):
+        msg = (
+            f"a guide function such as {guide.__name__} does not know its model. Pass the model "
+            "and how to call both: reduce(guide, model=model, args=(x, y))"
+        )
+        raise ValueError(msg)
+    factors = read_guide(guide, origin)
+    if origin.model is None:
+        msg = (
+            f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
+            "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
+            "model: reduce(guide, model=model)"
+        )
+        raise ValueError(msg)
+    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, factors, sites)
+    return Problem(factors, origin, priors, reasons)
+
+
+def assign(
+    problem: Problem,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+    sites: Iterable[str] | None = None,
+) -> tuple[Problem, dict[str, ReducedPrior]]:
+    """Give every site that may be reduced its reduced prior.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to reduce.
+    reduced_prior : Spike, Gaussian, Laplace or mapping
+        One for all sites, or by site; a site that is not in the mapping stays whole.
+    sites : iterable of str, optional
+        Those that the caller named.
+
+    Returns
+    -------
+    problem : Problem
+        Without the sites that cannot take theirs.
+    reduced_priors : dict
+        By remaining site.
+
+    Raises
+    ------
+    ValueError
+        If the caller names a site that cannot take its reduced prior, or one does not fit.
+
+    Examples
+    --------
+    >>> assign(Problem((), Origin(), {}, {}), Spike())[1]
+    {}
+    """
+    if isinstance(reduced_prior, Mapping):
+        by_site = dict(reduced_prior)
+        unfit = _unfit(problem, by_site)
+        problem = problem.without(unfit).choose(by_site, "reduced_prior")
+    else:
+        unfit = _unfit(problem, dict.fromkeys(problem.priors, reduced_prior))
+        problem = problem.without(unfit).choose(sites)
+        by_site = dict.fromkeys(problem.priors, reduced_prior)
+    _check_shapes(problem, {name: by_site[name] for name in problem.priors})
+    return problem, {name: by_site[name] for name in problem.priors}
+
+
+def assemble(
+    origin: Origin,
+    remaining: tuple[Factor, ...],
+    new_priors: Mapping[str, NewPrior],
+    spiked: Collection[str] = (),
+) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
+    """Make the model and the guide of a reduced posterior.
+
+    Parameters
+    ----------
+    origin : Origin
+        The full model, and what to call it with.
+    remaining : tuple of Factor
+        The reduced posterior.
+    new_priors : mapping
+        By site whose prior changes.
+    spiked : collection of str
+        Sites that were reduced to spikes.
+
+    Returns
+    -------
+    model : PrunedModel
+        With the new priors, and pruned elements at zero.
+    guide : PrunedGuide
+        Of the posterior.
+    masks : dict of Tensor
+        What is not zero, of every site that is or was reduced to spikes.
+
+    Examples
+    --------
+    >>> assemble(Origin(print), (), {})[2]
+    {}
+    """
+    full_model: Any = origin.model
+    if new_priors:
+        full_model = SwitchedModel(full_model, new_priors)
+    masks = {
+        name: kept
+        for factor in remaining
+        for name, kept in factor.kept().items()
+        if name in spiked or not kept.all()
+    }
+    guide = PrunedGuide(remaining, replace(origin, model=full_model))
+    return PrunedModel(full_model, masks), guide, masks
+
+
+def _check_call(guide: Any, args: Any) -> None:
+    if not isinstance(args, tuple | list):
+        msg = (
+            f"got args= of type {type(args).__name__}. Expected the arguments of the model in a "
+            "tuple, as in args=(x, y) or args=(x,)"
+        )
+        raise TypeError(msg)
+    if not callable(guide) and hasattr(guide, "guide"):
+        msg = f"got a {type(guide).__name__}. Pass its guide: reduce(result.guide)"
+        raise TypeError(msg)
+
+
+def _check_shapes(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> None:
+    shapes = {site.name: site.shape for factor in problem.factors for site in factor.sites}
+    for name, one in by_site.items():
+        for what, value in vars(one).items():
+            if not isinstance(value, Tensor) or name not in shapes:
+                continue
+            try:
+                fits = torch.broadcast_shapes(value.shape, shapes[name]) == shapes[name]
+            except RuntimeError:
+                fits = False
+            if not fits:
+                msg = (
+                    f"got a reduced prior whose {what} has the shape {tuple(value.shape)} for the "
+                    f"site {name!r}. Expected a number, or a tensor that broadcasts to "
+                    f"{tuple(shapes[name])}; a mapping gives each site its own"
+                )
+                raise ValueError(msg)
+
+
+def _unfit(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> dict[str, str]:
+    return {
+        name: f"its prior is not Gaussian, and {type(by_site[name]).__name__}() needs one"
+        for name, prior in problem.priors.items()
+        if name in by_site and not isinstance(by_site[name], Spike) and prior.gaussian is None
+    }

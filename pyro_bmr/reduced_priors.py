@@ -1,0 +1,94 @@
+"""Reduced priors: what a reduction may put in the place of a prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spike:
+    """The reduced prior that is a point mass at zero.
+
+    Examples
+    --------
+    >>> Spike()
+    Spike()
+    """
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    r"""The reduced prior :math:`N(m_r, \sigma_r^2)`: shrinkage towards a value, without pruning.
+
+    Parameters
+    ----------
+    loc : float or Tensor
+        Its mean; broadcasts to the shape of a site.
+    scale : float or Tensor
+        Its standard deviation; positive, broadcasts to the shape of a site.
+
+    Raises
+    ------
+    ValueError
+        If a location is not finite, or a scale not positive and finite.
+
+    Examples
+    --------
+    >>> Gaussian(0.0, 0.1)
+    Gaussian(loc=0.0, scale=0.1)
+    """
+
+    loc: float | Tensor
+    scale: float | Tensor
+
+    def __post_init__(self) -> None:
+        loc = torch.as_tensor(self.loc)
+        if not loc.isfinite().all():
+            msg = f"got Gaussian(loc={self.loc!r}). Expected finite locations"
+            raise ValueError(msg)
+        _check_scale("Gaussian", self.scale)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    r"""The reduced prior :math:`\exp(-|\theta| / b) / 2b`: shrinkage that spares what is large.
+
+    The reduced posterior is two halves of Gaussians that meet at zero. A guide of Gaussians holds
+    the Normal of its mean and variance instead; :math:`\Delta F` is that of the exact one.
+
+    Parameters
+    ----------
+    scale : float or Tensor
+        :math:`b`; positive, broadcasts to the shape of a site.
+
+    Raises
+    ------
+    ValueError
+        If a scale is not positive and finite.
+
+    Examples
+    --------
+    >>> Laplace(0.1)
+    Laplace(scale=0.1)
+    """
+
+    scale: float | Tensor
+
+    def __post_init__(self) -> None:
+        _check_scale("Laplace", self.scale)
+
+
+ReducedPrior = Spike | Gaussian | Laplace
+
+
+def _check_scale(name: str, scale: float | Tensor) -> None:
+    values = torch.as_tensor(scale)
+    if not ((values > 0) & values.isfinite()).all():
+        msg = (
+            f"got {name}(scale={scale!r}). Expected positive and finite scales; Spike() is the "
+            "limit of a scale of zero"
+        )
+        raise ValueError(msg)
