@@ -18,8 +18,8 @@ def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Ten
     after each removal the rest is conditioned on it,
     :math:`\Sigma \leftarrow \Sigma - \Sigma_{\cdot i} \Sigma_{i \cdot} / \Sigma_{ii}`, and scored
     again. An element that becomes cheap only after a dear one went costs what the dear one cost:
-    the result is the running maximum of :math:`\Delta F` along the path, so that comparing it with
-    a threshold stops the search there.
+    the result is the running maximum of :math:`\Delta F` along the path, raised by rounding errors
+    so that it tells which element went first.
 
     A step costs :math:`O(n^2)` at most for `Dense`. For `LowRank` the cheaper half of the
     elements goes as a block, which is scored jointly, in its order, and ends before the first
@@ -58,32 +58,30 @@ def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor
     candidate = shift.isfinite()
     count = int(candidate.sum())
     root = covariance.new_empty(count, len(loc))
-    path = torch.full_like(loc, torch.inf)
-    dearest = torch.tensor(-torch.inf, dtype=loc.dtype, device=loc.device)
+    order, costs = [], []
     for step in range(count):
         variance.clamp_min_(torch.finfo(loc.dtype).tiny)
         scores = shift + 0.5 * (variance.log() + loc.square() / variance)
         best = torch.where(candidate, scores, torch.inf).argmin()
-        dearest = torch.maximum(dearest, scores[best])
-        if dearest > stop:
+        if scores[best] > stop:
             break
-        path[best] = dearest
+        order.append(best)
+        costs.append(scores[best])
         candidate[best] = False
         column = covariance[best] - root[:step, best] @ root[:step]
         column /= variance[best].sqrt()
         loc -= column * (loc[best] / variance[best].sqrt())
         variance -= column.square()
         root[step] = column
-    return path
+    return _path(posterior.loc, order, costs)
 
 
 def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> Tensor:
     shift = log_prior + 0.5 * LOG_2PI
     candidate = shift.isfinite()
-    path = torch.full_like(posterior.loc, torch.inf)
-    dearest = torch.tensor(-torch.inf, dtype=path.dtype, device=path.device)
+    order, costs = [], []
     gone = torch.zeros_like(candidate)
-    size = len(path)
+    size = len(shift)
     while candidate.any():
         rest = posterior.at_zero(gone)
         variance = rest.marginals().scale.square()
@@ -98,12 +96,22 @@ def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> T
         accepted = 1 + int(dear[0, 0]) if len(dear) else len(block)
         # Later blocks are no longer than this one could be.
         size = 2 * accepted
-        chain, block = chain[:accepted], block[:accepted]
-        dearest = torch.maximum(dearest, chain.cummax(0).values)
-        path[block] = dearest
-        dearest = dearest[-1]
+        block = block[:accepted]
+        order.append(block)
+        costs.append(chain[:accepted])
         gone[block] = True
         candidate[block] = False
+    return _path(posterior.loc, order, costs)
+
+
+def _path(like: Tensor, order: list[Tensor], costs: list[Tensor]) -> Tensor:
+    """Give each element the dearest price up to it; each price is above the one before."""
+    path = torch.full_like(like, torch.inf)
+    if order:
+        dearest = torch.cat([cost.reshape(-1) for cost in costs]).cummax(0).values
+        ulp = torch.finfo(path.dtype).eps * dearest.abs().max().clamp_min(1.0)
+        steps = torch.arange(len(dearest), dtype=path.dtype, device=path.device)
+        path[torch.cat([index.reshape(-1) for index in order])] = dearest + ulp * steps
     return path
 
 

@@ -46,7 +46,7 @@ def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     >>> search_greedily(twins, torch.tensor([-2.0, -2.1]))
     tensor([False,  True])
     """
-    backward = eliminate(posterior, log_prior, 0.0) <= 0
+    backward = eliminate(posterior, log_prior, 0.0).isfinite()
     if len(log_prior) <= MOST_IN_PAIRS:
         dense = posterior if isinstance(posterior, Dense) else posterior.dense()
         alone = delta_f_spike(dense.marginals(), log_prior) <= 0

@@ -100,7 +100,7 @@ class JointFactor(Factor):
     @override
     def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         path = eliminate(self._exact, self._log_prior, torch.inf)
-        return self._reducible(self._embed(path.to(self.posterior.loc.dtype), -torch.inf))
+        return self._reducible(self._embed(path, -torch.inf))
 
     @override
     def search(

@@ -98,7 +98,7 @@ def walk(
     device = posterior.loc.device
     generator = torch.Generator(device).manual_seed(seed)
     shift = (log_prior + 0.5 * LOG_2PI).to(posterior.loc)
-    start = eliminate(posterior, log_prior.to(posterior.loc), 0.0) > 0
+    start = eliminate(posterior, log_prior.to(posterior.loc), 0.0).isposinf()
     noise = torch.rand(CHAINS, len(shift), generator=generator, device=device)
     kept = start ^ (noise < _SCATTER)
     yield from _WALK[type(posterior)](posterior, shift, log_odds, kept, num_samples, generator)

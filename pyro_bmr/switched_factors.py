@@ -257,7 +257,7 @@ class SwitchedJoint(SwitchedFactor):
 
     @override
     def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._rounded(self._copy.elimination(scores))
+        return self._copy.elimination(scores)
 
     @override
     def search(

@@ -193,6 +193,7 @@ def test_law_6_copies_are_independent_and_states_can_be_saved(case, result, devi
     for name, value in result.guide.state_dict().items():
         assert torch.equal(value, before[name])
     again = bmr.reduce(copied.guide)
+    assert again.scores.keys() == result.scores.keys()
     assert again.model.model is copied.guide.model
 
     masks_before = {n: mask.clone() for n, mask in result.masks.items()}

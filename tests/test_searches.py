@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+import pyro_bmr as bmr
 from pyro_bmr.elimination import eliminate
 from pyro_bmr.evidence import delta_f_spike, delta_f_spike_chain
+from pyro_bmr.factors import Prior, Site
 from pyro_bmr.gaussian import Dense, LowRank, triangular
 from pyro_bmr.greedy import MOST_IN_PAIRS, search_greedily
+from pyro_bmr.joint_factor import JointFactor
+from pyro_bmr.scores import score
 from pyro_bmr.subset_search import search_all, search_blocks
 from pyro_bmr.subsets import delta_f_of_all_subsets, subset_members
 from pyro_bmr.tableau import make_tableau, sweep_tableau
@@ -135,6 +139,24 @@ def test_low_rank_is_dense_without_the_matrix(size):
         torch.testing.assert_close(mine.loc, theirs.loc)
         torch.testing.assert_close(mine.dense().covariance, theirs.covariance)
         torch.testing.assert_close(mine.marginals().scale, theirs.marginals().scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_top_k_keeps_what_is_left_after_so_many_single_removals(seed, dtype):
+    posterior, log_prior = regression(seed, rows=15)
+    posterior = posterior.to(dtype)
+    exact, gone, order = posterior.to(torch.float64), torch.zeros(12, dtype=torch.bool), []
+    while not gone.all():
+        ahead = (~gone).nonzero()[:, 0]
+        alone = delta_f_spike(exact.split(gone)[1].marginals(), log_prior[ahead])
+        order.append(ahead[alone.argmin()].item())
+        gone[order[-1]] = True
+    factor = JointFactor((Site("w", torch.Size([12])),), posterior)
+    scores = score((factor.with_priors({"w": Prior(log_prior[0])}),))
+    for n in range(13):
+        dropped = (~bmr.top_k(n)(scores)["w"]).nonzero()[:, 0]
+        assert set(dropped.tolist()) == set(order[: 12 - n])
 
 
 @pytest.mark.parametrize("stop", [0.0, math.inf])
