@@ -76,10 +76,10 @@ class AveragedGuide(PyroModule):
 
 
 @read_factors.register
-def _(guide: AveragedGuide) -> tuple[Factor, ...]:  # noqa: ARG001
+def _(guide: AveragedGuide) -> tuple[Factor, ...]:
     msg = (
-        "an AveragedGuide is a mixture, not a Gaussian. Expected the guide that was averaged: "
-        "reduce that"
+        f"the {type(guide).__name__} is a mixture, not a Gaussian. Expected the guide that was "
+        "averaged: reduce that"
     )
     raise NotGaussianError(msg)
 

@@ -16,7 +16,7 @@ from pyro_bmr.guides import read_guide, read_origin
 from pyro_bmr.handlers import PrunedModel
 from pyro_bmr.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.reduced_priors import ReducedPrior, Spike
-from pyro_bmr.site_priors import read_priors
+from pyro_bmr.site_priors import check_named, read_priors
 from pyro_bmr.switching import NewPrior, SwitchedModel
 
 
@@ -85,22 +85,7 @@ class Problem:
         if sites is None:
             return self
         chosen = {sites} if isinstance(sites, str) else set(sites)
-        if not chosen:
-            msg = f"got an empty {option}=. Expected names of sample sites, or None for all"
-            raise ValueError(msg)
-        known = sorted({*self.priors, *self.reasons})
-        unknown = sorted(chosen.difference(known))
-        if unknown:
-            msg = f"{option}= names {unknown}. Expected some of {known}"
-            raise ValueError(msg)
-        whole = sorted(chosen & self.reasons.keys())
-        if whole:
-            listed = "; ".join(f"{name!r}: {self.reasons[name]}" for name in whole)
-            msg = (
-                f"{option}= names sites that cannot be reduced: {listed}. Expected some of "
-                f"{sorted(self.priors)}; leave these out"
-            )
-            raise ValueError(msg)
+        check_named(chosen, self.priors, self.reasons, option)
         return self.without(
             {name: f"it is not among {option}=" for name in self.priors if name not in chosen}
         )

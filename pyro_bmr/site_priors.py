@@ -107,8 +107,53 @@ def read_priors(
     chosen = _choose(sites, readable, reasons)
     priors = _priors(runs, factors, {name: readable[name] for name in chosen}, reasons)
     if sites is not None:
-        _check_named(chosen, readable, reasons)
+        check_named(chosen, readable, reasons)
     return priors, reasons
+
+
+def check_named(
+    named: Collection[str],
+    readable: Collection[str],
+    reasons: Mapping[str, str],
+    option: str = "sites",
+) -> None:
+    """Check the sites that a caller names.
+
+    Parameters
+    ----------
+    named : collection of str
+        What he named.
+    readable : collection of str
+        Sites that may be reduced.
+    reasons : mapping
+        By other site, why it may not.
+    option : str
+        What the caller calls them.
+
+    Raises
+    ------
+    ValueError
+        If none is named, or one is unknown or may not be reduced.
+
+    Examples
+    --------
+    >>> check_named({"w"}, {"w"}, {"z": "it is discrete"})
+    """
+    if not named:
+        msg = f"got an empty {option}=. Expected names of sample sites, or None for all"
+        raise ValueError(msg)
+    known = sorted({*readable, *reasons})
+    unknown = sorted(set(named).difference(known))
+    if unknown:
+        msg = f"{option}= names {unknown}. Expected some of {known}"
+        raise ValueError(msg)
+    whole = "; ".join(f"{n!r}: {reasons[n]}" for n in sorted(set(named) & reasons.keys()))
+    if whole:
+        msg = (
+            f"{option}= names sites that cannot be reduced: {whole}. Expected some of "
+            f"{sorted(readable)}; leave these out"
+        )
+        raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -236,7 +281,7 @@ def _choose(
         }
     else:
         wanted = {sites} if isinstance(sites, str) else set(sites)
-        _check_named(wanted, readable, reasons)
+        check_named(wanted, readable, reasons)
     chosen: list[str] = []
     for name, found in reversed(list(readable.items())):
         children = [child for child in chosen if name in readable[child].parents]
@@ -268,25 +313,6 @@ def _not_wanted(found: _Readable, *, named: bool) -> str:
     return (
         f"{_constrained(found.support)}; sites= may name it, which sets pruned elements to {pruned}"
     )
-
-
-def _check_named(
-    named: Collection[str], readable: Mapping[str, _Readable], reasons: Mapping[str, str]
-) -> None:
-    if not named:
-        msg = "got an empty sites=. Expected names of sample sites, or None for all"
-        raise ValueError(msg)
-    unknown = sorted(set(named) - readable.keys() - reasons.keys())
-    if unknown:
-        msg = f"sites= names {unknown}. Expected some of {sorted({*readable, *reasons})}"
-        raise ValueError(msg)
-    whole = "; ".join(f"{n!r}: {reasons[n]}" for n in sorted(set(named) & reasons.keys()))
-    if whole:
-        msg = (
-            f"sites= names sites that cannot be reduced: {whole}. Expected some of "
-            f"{sorted(readable)}; leave these out"
-        )
-        raise ValueError(msg)
 
 
 def _priors(

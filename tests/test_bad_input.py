@@ -223,7 +223,7 @@ def test_blocks_are_small(size):
 def test_what_is_not_a_guide_but_has_one(guide):
     with pytest.raises(TypeError, match=r"got a Reduction. Pass its guide"):
         bmr.reduce(bmr.reduce(guide))
-    with pytest.raises(TypeError, match="an AveragedGuide is a mixture"):
+    with pytest.raises(TypeError, match="the AveragedGuide is a mixture"):
         bmr.reduce(bmr.average(guide).guide)
 
 

@@ -79,7 +79,7 @@ def test_the_evidence_of_a_model_is_the_density_of_its_data(data):
 @pytest.mark.parametrize("prior", [0.5, 0.2])
 def test_one_fit_knows_the_inclusion_probabilities_of_all_1024_models(data, prior):
     found = bmr.presence(exact_guide(*data, NOISE, SLAB), prior=prior).probability["w"]
-    np.testing.assert_allclose(found.numpy(), enumerate_models(*data, prior), atol=1e-6)
+    np.testing.assert_allclose(found.numpy(), enumerate_models(*data, prior), atol=1e-11)
 
 
 def test_a_gibbs_sampler_of_spike_and_slab_finds_the_same(data):
