@@ -31,16 +31,11 @@ def choose_variances(factors: tuple[Factor, ...], labels: Mapping[str, Tensor]) 
     Tuned
         By group.
 
-    Raises
-    ------
-    ValueError
-        If a low-rank posterior is too large for its joint evidence.
-
     Examples
     --------
     >>> choose_variances((), {}).variance
     tensor([nan], dtype=torch.float64)
-    """  # noqa: DOC502
+    """
     pools = [_POOL[type(factor)](factor, labels) for factor in factors if factor.priors]
     count = 1 + max((int(t.max()) for t in labels.values() if t.numel()), default=0)
     highest = torch.zeros(count, dtype=torch.float64)

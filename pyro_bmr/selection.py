@@ -62,7 +62,7 @@ def exhaustive(margin: float = 0.0) -> Selection:
     r"""Drop the set with the lowest joint :math:`\Delta F` among all sets.
 
     Independent elements decide each for itself; of a correlated posterior with ``n`` reducible
-    elements all :math:`2^n` sets are scored, which `sites` can keep small.
+    elements all :math:`2^n` sets are scored. More than 16 are an error; ``sites=`` can name a part.
 
     Parameters
     ----------
@@ -74,16 +74,11 @@ def exhaustive(margin: float = 0.0) -> Selection:
     callable
         From `Scores` to masks.
 
-    Raises
-    ------
-    ValueError
-        When it is used, if a correlated posterior has more than 16 reducible elements.
-
     Examples
     --------
     >>> exhaustive()(Scores((), {}))
     {}
-    """  # noqa: DOC502
+    """
 
     def select(scores: Scores) -> dict[str, Tensor]:
         return scores.search(search_all, margin)

@@ -7,12 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact_regression import ExactRegression
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 from pyro.infer.autoguide import (
-    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
     init_to_value,
@@ -32,16 +32,17 @@ from pyro_bmr.testing import check_guide_family
 NOISE, N, COLUMNS = 0.5, 30, 6
 
 
-class Regression:
+class Regression(ExactRegression):
     """Known noise, a prior that differs between weights, and nearly collinear columns."""
 
     def __init__(self):
-        self.x = torch.randn(N, COLUMNS).double()
-        self.x[:, 1] = self.x[:, 0] + 0.02 * torch.randn(N).double()
+        x = torch.randn(N, COLUMNS).double()
+        x[:, 1] = x[:, 0] + 0.02 * torch.randn(N).double()
         weights = torch.tensor([0.4, 0.4, -0.6, 0.0, 0.05, 0.0]).double()
-        self.y = self.x @ weights + NOISE * torch.randn(N).double()
-        self.loc = torch.tensor([0.0, 0.2, -0.3, 0.0, 0.5, 0.0]).double()
-        self.scale = torch.tensor([1.0, 1.5, 0.7, 1.0, 2.0, 0.8]).double()
+        y = x @ weights + NOISE * torch.randn(N).double()
+        loc = torch.tensor([0.0, 0.2, -0.3, 0.0, 0.5, 0.0]).double()
+        scale = torch.tensor([1.0, 1.5, 0.7, 1.0, 2.0, 0.8]).double()
+        super().__init__(x, y, NOISE, loc, scale)
 
     def model(self):
         w = pyro.sample("w", dist.Normal(self.loc, self.scale).to_event(1))
@@ -51,33 +52,6 @@ class Regression:
     def log_evidence(self, loc, scale):
         covariance = NOISE**2 * torch.eye(N) + self.x @ scale.square().diag() @ self.x.mT
         return MultivariateNormal(self.x @ loc, covariance).log_prob(self.y).item()
-
-    def posterior(self):
-        precision = self.x.mT @ self.x / NOISE**2 + self.scale.pow(-2).diag()
-        linear = self.x.mT @ self.y / NOISE**2 + self.loc / self.scale.square()
-        covariance = precision.inverse()
-        return covariance @ linear, covariance
-
-    def dense(self):
-        loc, covariance = self.posterior()
-        tril = torch.linalg.cholesky(covariance)
-        guide = AutoMultivariateNormal(self.model)
-        guide()
-        guide.loc.data.copy_(loc)
-        guide.scale = tril.diagonal()
-        guide.scale_tril = tril / tril.diagonal()[:, None]
-        return guide
-
-    def low_rank(self):
-        loc, covariance = self.posterior()
-        diagonal = 0.5 * torch.linalg.eigvalsh(covariance).min()
-        factor = torch.linalg.cholesky(covariance - diagonal * torch.eye(COLUMNS))
-        guide = AutoLowRankMultivariateNormal(self.model, rank=COLUMNS)
-        guide()
-        guide.loc.data.copy_(loc)
-        guide.scale = diagonal.sqrt().expand(COLUMNS).clone()
-        guide.cov_factor.data.copy_(factor / diagonal.sqrt())
-        return guide
 
 
 def keep(*kept):

@@ -7,12 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact_regression import ExactRegression
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
     AutoGuideList,
-    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
 )
@@ -26,14 +26,14 @@ from pyro_bmr.scale_search import find_best_variance
 N, NOISE = 40, 0.6
 
 
-class Regression:
+class Regression(ExactRegression):
     """Two sites of weights, whose exact posterior is correlated."""
 
     def __init__(self, weights=(0.9, -0.7, 0.5, 0.02, -0.03, 0.01), loc=0.0, scale=2.0):
-        self.x = torch.randn(N, 6).double() @ (torch.eye(6) + 0.4).double()
-        self.y = self.x @ torch.tensor(weights).double() + NOISE * torch.randn(N).double()
-        self.loc = torch.full((6,), loc, dtype=torch.float64)
-        self.scale = torch.full((6,), scale, dtype=torch.float64)
+        x = torch.randn(N, 6).double() @ (torch.eye(6) + 0.4).double()
+        y = x @ torch.tensor(weights).double() + NOISE * torch.randn(N).double()
+        loc, scale = (torch.full((6,), value, dtype=torch.float64) for value in (loc, scale))
+        super().__init__(x, y, NOISE, loc, scale)
 
     def model(self):
         a = pyro.sample("net.a", dist.Normal(self.loc[:3], self.scale[:3]).to_event(1))
@@ -44,33 +44,6 @@ class Regression:
     def log_evidence(self, scale):
         covariance = NOISE**2 * torch.eye(N).double() + (self.x * scale.square()) @ self.x.mT
         return MultivariateNormal(self.x @ self.loc, covariance).log_prob(self.y)
-
-    def posterior(self):
-        precision = self.x.mT @ self.x / NOISE**2 + self.scale.pow(-2).diag()
-        linear = self.x.mT @ self.y / NOISE**2 + self.loc / self.scale.square()
-        covariance = precision.inverse()
-        return covariance @ linear, covariance
-
-    def dense(self):
-        loc, covariance = self.posterior()
-        tril = torch.linalg.cholesky(covariance)
-        guide = AutoMultivariateNormal(self.model)
-        guide()
-        guide.loc.data.copy_(loc)
-        guide.scale = tril.diagonal()
-        guide.scale_tril = tril / tril.diagonal()[:, None]
-        return guide
-
-    def low_rank(self):
-        loc, covariance = self.posterior()
-        diagonal = 0.5 * torch.linalg.eigvalsh(covariance).min()
-        factor = torch.linalg.cholesky(covariance - diagonal * torch.eye(6))
-        guide = AutoLowRankMultivariateNormal(self.model, rank=6)
-        guide()
-        guide.loc.data.copy_(loc)
-        guide.scale = diagonal.sqrt().expand(6).clone()
-        guide.cov_factor.data.copy_(factor / diagonal.sqrt())
-        return guide
 
 
 def assert_exact(problem, result):
