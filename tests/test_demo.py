@@ -165,3 +165,9 @@ def test_links_within_the_repository(page):
     for link in links:
         if not link.startswith("http"):
             assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_map_names_every_module():
+    modules = {path.stem for path in (ROOT / "pyro_bmr").glob("*.py")} - {"__init__"}
+    _, where = (ROOT / "CONTRIBUTING.md").read_text().split("## Where is what")
+    assert set(re.findall(r"`(\w+)`", where)) - {"pyro_bmr"} == modules
