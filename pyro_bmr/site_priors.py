@@ -104,7 +104,13 @@ def read_priors(
             reasons[name] = obstacles[name]
         else:
             readable[name] = found
-    chosen = _choose(sites, readable, reasons)
+    # pyro.sample(name, ..., obs_mask=mask) makes a latent site of what is missing.
+    missing = {
+        name
+        for name in readable
+        if name.endswith("_unobserved") and f"{name.removesuffix('_unobserved')}_observed" in nodes
+    }
+    chosen = _choose(sites, readable, missing, reasons)
     priors = _priors(runs, factors, {name: readable[name] for name in chosen}, reasons)
     if sites is not None:
         check_named(chosen, readable, reasons)
@@ -269,16 +275,15 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _choose(
-    sites: Iterable[str] | None, readable: Mapping[str, _Readable], reasons: dict[str, str]
+    sites: Iterable[str] | None,
+    readable: Mapping[str, _Readable],
+    missing: Collection[str],
+    reasons: dict[str, str],
 ) -> list[str]:
     """Return the sites to reduce, and note why the others stay whole."""
     if sites is None:
-        # Missing observations are latent sites of this name (pyro.sample with obs_mask=).
-        wanted = {
-            name
-            for name, found in readable.items()
-            if found.support is constraints.real and not name.endswith("_unobserved")
-        }
+        wanted = {name for name, found in readable.items() if found.support is constraints.real}
+        wanted -= set(missing)
     else:
         wanted = {sites} if isinstance(sites, str) else set(sites)
         check_named(wanted, readable, reasons)

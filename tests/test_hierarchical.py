@@ -710,6 +710,14 @@ def test_missing_observations_are_left_alone_unless_named():
     guide = AutoNormal(model)
     guide(x, y, seen)
     assert set(bmr.reduce(guide).scores) == {"w"}
+    assert "missing" in bmr.reduce(guide).summary().loc["y_unobserved", "note"]
+
+    def other():
+        pyro.sample("z_unobserved", dist.Normal(0.0, 1.0))
+
+    guide = AutoNormal(other)
+    guide()
+    assert set(bmr.reduce(guide).scores) == {"z_unobserved"}
 
 
 def test_a_prior_that_cannot_be_read_at_some_draws_keeps_its_site_whole():
