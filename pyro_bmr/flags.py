@@ -158,7 +158,11 @@ def _wider_independent(
 ) -> dict[str, Tensor]:
     # What the guide optimises grows with the scale, so it can be compared as it is.
     transform = transform_to(factor.scale_constraint or constraints.real)
-    wider = {n: factor.scale > transform.inv(t).to(factor.scale) for n, t in widest.items()}
+    limits = {n: transform.inv(t).to(factor.scale) for n, t in widest.items()}
+    # Mostly none is wider, which one pass tells.
+    if not factor.scale.numel() or all((factor.scale.amax() <= t).all() for t in limits.values()):
+        return {name: torch.zeros((), dtype=torch.bool) for name in limits}
+    wider = {n: factor.scale > t for n, t in limits.items()}
     return wider if factor.mask is None else {n: t & factor.mask for n, t in wider.items()}
 
 

@@ -345,8 +345,10 @@ def _priors(
 
 def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
     shape = found.site.shape
-    masked = int(found.reading.masked.expand(shape).count_nonzero())
-    unbounded = int(infinite.expand(shape).count_nonzero())
+    masked, unbounded = (
+        int(t.count_nonzero()) * (shape.numel() // max(1, t.numel()))
+        for t in (found.reading.masked, infinite)
+    )
     largest = float(error.max()) if error.numel() else 0.0
     notes = [
         f"{masked} without a prior, kept" if masked else "",
