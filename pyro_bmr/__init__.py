@@ -1,29 +1,29 @@
 """Bayesian model reduction for Pyro: prune a trained posterior by its free energy."""
 
-from pyro_bmr.auto_gamma import AutoGamma, mean_field
-from pyro_bmr.averaged_guide import AveragedGuide
 from pyro_bmr.averaging import Average, average
-from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
-from pyro_bmr.evidence import delta_f
-from pyro_bmr.factors import Prior, Site
-from pyro_bmr.gaussian import Dense, Diagonal, LowRank
-from pyro_bmr.groups import elements
-from pyro_bmr.guides import read_factors
-from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.estimation.measurement import free_energy
+from pyro_bmr.factors.factor import Prior
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.guides.auto_gamma import AutoGamma, mean_field
+from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.guides.reading import read_factors
 from pyro_bmr.inclusion import LearnedPrior, Presence, presence
-from pyro_bmr.independent_factor import IndependentFactor
-from pyro_bmr.joint_factor import JointFactor
-from pyro_bmr.measurement import free_energy
+from pyro_bmr.mathematics.evidence import delta_f
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
+from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
-from pyro_bmr.occam_window import Window
-from pyro_bmr.priors import log_density_at_zero
-from pyro_bmr.pruned_guide import PrunedGuide
+from pyro_bmr.priors.families import log_density_at_zero
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.programs.sites import Site
 from pyro_bmr.pruning import Pruning, Round, prune
-from pyro_bmr.reduced_posteriors import reduced_posterior
-from pyro_bmr.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.reduction import Reduction, reduce
-from pyro_bmr.scores import Scores
-from pyro_bmr.selection import (
+from pyro_bmr.searches.subsets import delta_f_of_all_subsets
+from pyro_bmr.selection.groups import elements
+from pyro_bmr.selection.scores import Scores
+from pyro_bmr.selection.selections import (
     by_blocks,
     by_evidence,
     exhaustive,
@@ -33,9 +33,10 @@ from pyro_bmr.selection import (
     spr,
     top_k,
 )
-from pyro_bmr.subsets import delta_f_of_all_subsets
 from pyro_bmr.training import fit
 from pyro_bmr.tuning import TunedPrior, tune_prior
+from pyro_bmr.uncertainty.averaged_guide import AveragedGuide
+from pyro_bmr.uncertainty.occam_window import Window
 
 __all__ = [
     "AutoGamma",

@@ -11,12 +11,17 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.averaged_guide import AveragedGuide, Mixture, SpikeAndSlab
-from pyro_bmr.factors import Factor
+from pyro_bmr.factors.factor import Factor
 from pyro_bmr.inclusion import LearnedPrior, check_options, find_log_odds, read_scores
-from pyro_bmr.model_space import EnumeratedSpace, IndependentSpace, SampledSpace, read_spaces
-from pyro_bmr.occam_window import Window, find_window
-from pyro_bmr.rendering import render, render_html
+from pyro_bmr.reporting.rendering import render, render_html
+from pyro_bmr.uncertainty.averaged_guide import AveragedGuide, Mixture, SpikeAndSlab
+from pyro_bmr.uncertainty.model_space import (
+    EnumeratedSpace,
+    IndependentSpace,
+    SampledSpace,
+    read_spaces,
+)
+from pyro_bmr.uncertainty.occam_window import Window, find_window
 
 
 @torch.no_grad()

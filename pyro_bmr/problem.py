@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmr.factors import Factor, Prior
-from pyro_bmr.guides import read_guide, read_origin
-from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.pruned_guide import Origin, PrunedGuide
-from pyro_bmr.reduced_priors import ReducedPrior, Spike
-from pyro_bmr.site_priors import check_named, read_priors
-from pyro_bmr.switching import NewPrior, SwitchedModel
+from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.guides.reading import read_guide, read_origin
+from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.priors.site_priors import check_named, read_priors
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
 
 
 @dataclass(frozen=True)

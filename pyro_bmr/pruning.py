@@ -15,16 +15,16 @@ from pyro import poutine
 from rich.table import Table
 from torch import Tensor, nn
 
-from pyro_bmr.checkpoints import load_checkpoint, save_checkpoint
-from pyro_bmr.dry_run import dry_run, find_modules, unconstrained_parameters
-from pyro_bmr.groups import elements
-from pyro_bmr.guides import read_guide
-from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.measurement import free_energy_draws, mean_and_error
-from pyro_bmr.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.compiled.checkpoints import load_checkpoint, save_checkpoint
+from pyro_bmr.estimation.measurement import free_energy_draws, mean_and_error
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
+from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reduction import Reduction, SiteSummary, reduce
-from pyro_bmr.rendering import render
-from pyro_bmr.selection import Selection, by_evidence
+from pyro_bmr.reporting.rendering import render
+from pyro_bmr.selection.groups import elements
+from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training import fit
 
 

@@ -12,18 +12,18 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.flags import count_undecided, naive_delta_f
-from pyro_bmr.groups import elements
-from pyro_bmr.handlers import PrunedModel
+from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.problem import assemble, assign, read_problem
-from pyro_bmr.pruned_guide import PrunedGuide
-from pyro_bmr.reduced_priors import ReducedPrior, Spike
-from pyro_bmr.rendering import render
-from pyro_bmr.scores import Scores, score
-from pyro_bmr.selection import Selection, by_evidence
-from pyro_bmr.summaries import SiteSummary, name_doubts, summarize
-from pyro_bmr.switched_factors import SwitchedFactor, with_reduced_priors
-from pyro_bmr.switching import NewPrior
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.reporting.flags import count_undecided, naive_delta_f
+from pyro_bmr.reporting.rendering import render
+from pyro_bmr.reporting.summaries import SiteSummary, name_doubts, summarize
+from pyro_bmr.selection.groups import elements
+from pyro_bmr.selection.scores import Scores, score
+from pyro_bmr.selection.selections import Selection, by_evidence
+from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
+from pyro_bmr.shrunk.switching import NewPrior
 
 
 @torch.inference_mode(False)
@@ -185,7 +185,7 @@ class Reduction:
         r"""By reducible site, how many elements have :math:`|\Delta F| < 0.05` nats.
 
         As a rule because the data say nothing about them, so that the sign is noise; see
-        `pyro_bmr.flags`.
+        `pyro_bmr.reporting.flags`.
         """
         return {
             site.name: count_undecided(self.scores[site.name], site.pruned_before)

@@ -12,13 +12,13 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_bmr.distributions import find_element_support
-from pyro_bmr.dry_run import dry_run
-from pyro_bmr.factors import Factor
-from pyro_bmr.gaussian import Dense, LowRank
-from pyro_bmr.guides import read_guide, read_origin
-from pyro_bmr.joint_factor import JointFactor
-from pyro_bmr.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.guides.reading import read_guide, read_origin
+from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.programs.distributions import find_element_support
+from pyro_bmr.programs.dry_run import dry_run
 
 
 def check_guide_family(

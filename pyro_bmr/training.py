@@ -14,11 +14,11 @@ from pyro.infer import ELBO
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pyro_bmr.batches import Batches, BatchModel
-from pyro_bmr.compilation import NotStaticError
-from pyro_bmr.dry_run import unconstrained_parameters
-from pyro_bmr.estimators import GlobalELBO, LocalELBO, MomentsELBO
-from pyro_bmr.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
+from pyro_bmr.compiled.batches import Batches, BatchModel
+from pyro_bmr.compiled.compilation import NotStaticError
+from pyro_bmr.compiled.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
+from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.programs.dry_run import unconstrained_parameters
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,

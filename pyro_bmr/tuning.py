@@ -11,18 +11,18 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.factors import Factor
-from pyro_bmr.groups import elements
-from pyro_bmr.handlers import PrunedModel
-from pyro_bmr.independent_factor import IndependentFactor
-from pyro_bmr.prior_scales import choose_variances
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.prior_scales import choose_variances
+from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.mathematics.reduced_priors import Gaussian, ReducedPrior
+from pyro_bmr.mathematics.scale_search import Tuned
 from pyro_bmr.problem import assemble, assign, read_problem
-from pyro_bmr.pruned_guide import PrunedGuide
-from pyro_bmr.reduced_priors import Gaussian, ReducedPrior
-from pyro_bmr.rendering import render
-from pyro_bmr.scale_search import Tuned
-from pyro_bmr.switched_factors import SwitchedFactor, with_reduced_priors
-from pyro_bmr.switching import NewPrior
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.reporting.rendering import render
+from pyro_bmr.selection.groups import elements
+from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
+from pyro_bmr.shrunk.switching import NewPrior
 
 Grouping = Callable[[str, torch.Size], Tensor | None]
 

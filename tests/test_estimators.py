@@ -15,10 +15,10 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import pyro_bmr as bmr
-from pyro_bmr.compilation import compile_step, trace_gradient
+from pyro_bmr.compiled.compilation import compile_step, trace_gradient
 from pyro_bmr.demo import Regression
-from pyro_bmr.estimators import UnbiasedELBO
-from pyro_bmr.moments import UnknownOperationError, gaussian
+from pyro_bmr.estimation.estimators import UnbiasedELBO
+from pyro_bmr.moments.propagation import UnknownOperationError, gaussian
 
 ESTIMATORS = [bmr.GlobalELBO, bmr.LocalELBO, bmr.MomentsELBO]
 NOISE = {

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from pyro_bmr.evidence import delta_f, delta_f_spike, delta_f_spike_chain, total_dropped
-from pyro_bmr.gaussian import Dense, Diagonal
-from pyro_bmr.priors import log_density_at_zero
+from pyro_bmr.mathematics.evidence import delta_f, delta_f_spike, delta_f_spike_chain, total_dropped
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal
+from pyro_bmr.priors.families import log_density_at_zero
 
 locs = st.floats(-5, 5)
 scales = st.floats(0.05, 3)

@@ -5,7 +5,7 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import MultivariateNormal
 
-from pyro_bmr.gaussian import Dense, Diagonal
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal
 
 
 @pytest.fixture

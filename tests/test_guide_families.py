@@ -27,9 +27,9 @@ from pyro.infer.mcmc.api import StreamingMCMC
 from pyro.nn import PyroModule, PyroParam
 
 import pyro_bmr as bmr
-from pyro_bmr.guides import UnregisteredGuideError, read_guide
-from pyro_bmr.pruned_guide import Origin
-from pyro_bmr.statements import NotGaussianError
+from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.guides.reading import UnregisteredGuideError, read_guide
+from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.testing import check_guide_family
 
 X = torch.linspace(-1, 1, 60).reshape(20, 3) + torch.eye(20, 3)

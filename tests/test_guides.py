@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNorma
 from pyro.infer.autoguide.initialization import init_to_value
 
 import pyro_bmr as bmr
-from pyro_bmr.guides import read_guide, read_origin
+from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.testing import check_guide_family
 
 X = torch.linspace(-1, 1, 60).reshape(20, 3)

@@ -21,8 +21,9 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 import pyro_bmr as bmr
-from pyro_bmr.guides import read_guide
-from pyro_bmr.site_priors import read_priors
+from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.priors.families import UnregisteredPriorError
+from pyro_bmr.priors.site_priors import read_priors
 from pyro_bmr.testing import check_guide_family
 
 ONE = torch.ones((), dtype=torch.float64)
@@ -475,7 +476,7 @@ def test_a_mixture_is_read(prior):
 
 def test_a_mixture_of_vectors_stays_whole():
     normal = dist.Normal(torch.zeros(2, 3).double(), ONE).to_event(1)
-    with pytest.raises(bmr.priors.UnregisteredPriorError, match="elements depend on each other"):
+    with pytest.raises(UnregisteredPriorError, match="elements depend on each other"):
         bmr.log_density_at_zero(mixture(normal, family=dist.MixtureSameFamily))
 
 

@@ -14,7 +14,7 @@ from pyro.infer import Predictive, Trace_ELBO
 from pyro.poutine.util import prune_subsample_sites
 
 import pyro_bmr as bmr
-from pyro_bmr.guides import read_guide
+from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.testing import check_guide_family
 
 

@@ -15,14 +15,14 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from pyro_bmr.moments import (
+from pyro_bmr.moments.nonlinearities import logsumexp_bound, relu_moments, smooth_moments
+from pyro_bmr.moments.propagation import (
     GaussianTensor,
     UnknownOperationError,
     expected_log_prob,
     gaussian,
     register,
 )
-from pyro_bmr.nonlinearities import logsumexp_bound, relu_moments, smooth_moments
 
 SAMPLES = 20_000
 

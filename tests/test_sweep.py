@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pyro_bmr import sweep as sweep_module
-from pyro_bmr.evidence import delta_f_spike, total_dropped
-from pyro_bmr.gaussian import Diagonal
+from pyro_bmr.mathematics import sweep as sweep_module
+from pyro_bmr.mathematics.evidence import delta_f_spike, total_dropped
+from pyro_bmr.mathematics.gaussian import Diagonal
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from torch import nn
 
 import pyro_bmr as bmr
 from conftest import DEVICES, Network
-from pyro_bmr import compilation, training
-from pyro_bmr.batches import Batches, BatchModel
+from pyro_bmr import training
+from pyro_bmr.compiled import compilation
+from pyro_bmr.compiled.batches import Batches, BatchModel
 from pyro_bmr.demo import Regression
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()

@@ -21,7 +21,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_bmr as bmr
 from conftest import make_case
-from pyro_bmr.scale_search import find_best_variance
+from pyro_bmr.mathematics.scale_search import find_best_variance
 
 N, NOISE = 40, 0.6
 

@@ -18,7 +18,7 @@ from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroParam
 from torch.distributions import biject_to
 
-from pyro_bmr.distributions import find_core
+from pyro_bmr.programs.distributions import find_core
 
 
 class AutoNormal(AutoGuide):

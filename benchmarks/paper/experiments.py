@@ -16,7 +16,7 @@ from measuring import FreeEnergy, Meter, Scores, predictive_scores
 from problems import Problem, load_problem, make_guide
 
 import pyro_bmr as bmr
-from pyro_bmr.selection import Selection
+from pyro_bmr.selection.selections import Selection
 
 MAX_ROUNDS = 20
 DRAWS = 24

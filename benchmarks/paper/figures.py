@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from tables import ESTIMATORS, METHODS, NAMES, NETWORK, REGRESSION, SIGNALS, loops
 from torch.distributions import Normal
 
-from pyro_bmr.evidence import delta_f_spike
-from pyro_bmr.gaussian import Diagonal
+from pyro_bmr.mathematics.evidence import delta_f_spike
+from pyro_bmr.mathematics.gaussian import Diagonal
 
 COLORS = {
     "bmr": "#1b6ca8",

@@ -1,0 +1,1 @@
+"""Compiled training steps, and all that they need."""

@@ -1,0 +1,285 @@
+"""Mini-batches of a model's arguments, and the scale of the likelihood that goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_bmr.programs.dry_run import dry_run
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The arguments of a model, of which some are tensors with a row for each observation.
+
+    Parameters
+    ----------
+    args, kwargs
+        Of the model and the guide, whole.
+    batch_size : int or None
+        Rows of a batch; None if every step takes all.
+
+    Examples
+    --------
+    >>> batches = Batches((torch.arange(3), "linear"), {}, 2)
+    >>> batches.size, batches.arguments(batches.take(torch.tensor([2, 0])))
+    (3, ((tensor([2, 0]), 'linear'), {}))
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    batch_size: int | None
+
+    @property
+    def tensors(self) -> dict[int | str, Tensor]:
+        """By position or name, the arguments that are tensors."""
+        named = dict(enumerate(self.args)) | dict(self.kwargs)
+        return {key: value for key, value in named.items() if isinstance(value, Tensor)}
+
+    @property
+    def size(self) -> int:
+        """How many rows there are; 1 if they are not counted."""
+        return 1 if self.batch_size is None else len(next(iter(self.tensors.values())))
+
+    def take(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
+        """Return a batch.
+
+        Parameters
+        ----------
+        rows : Tensor or slice
+            Which rows; all if rows are not counted.
+
+        Returns
+        -------
+        tuple of Tensor
+            In the order of `tensors`.
+        """
+        return self.pick(self.tensors.values(), rows)
+
+    def pick(self, tensors: Iterable[Tensor], rows: Tensor | slice) -> tuple[Tensor, ...]:
+        """Return a batch of given tensors.
+
+        Parameters
+        ----------
+        tensors : iterable of Tensor
+            In the order of `tensors`.
+        rows : Tensor or slice
+            Which rows; all if rows are not counted.
+
+        Returns
+        -------
+        tuple of Tensor
+            In the same order.
+        """
+        return tuple(tensors) if self.batch_size is None else tuple(t[rows] for t in tensors)
+
+    def arguments(self, batch: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with the tensors of a batch in their places.
+
+        Parameters
+        ----------
+        batch : tuple of Tensor
+            What `take` returned.
+
+        Returns
+        -------
+        tuple
+            The positional and the keyword arguments.
+        """
+        parts = dict(zip(self.tensors, batch, strict=True))
+        args = tuple(parts.get(i, value) for i, value in enumerate(self.args))
+        return args, {name: parts.get(name, value) for name, value in self.kwargs.items()}
+
+    def check(self) -> None:
+        """Look for what cannot be trained on.
+
+        Raises
+        ------
+        ValueError
+            If there are NaN or infinite numbers in the data, if tensors differ in length, or if a
+            batch has no size.
+        TypeError
+            If an argument is a numpy array.
+        """
+        for key, value in (*enumerate(self.args), *self.kwargs.items()):
+            if isinstance(value, np.ndarray):
+                msg = f"argument {key!r} is a numpy array. Expected a tensor: torch.as_tensor(...)"
+                raise TypeError(msg)
+        for key, tensor in self.tensors.items():
+            _check_numbers(key, tensor)
+        if self.batch_size is None:
+            return
+        lengths = {key: len(t) if t.dim() else None for key, t in self.tensors.items()}
+        if len(set(lengths.values())) != 1 or None in lengths.values():
+            shapes = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
+            msg = (
+                f"got tensors of shapes {shapes}, by position or name of the argument. Expected "
+                "one row an observation in each, the same number in all; give the model what is "
+                "not data beforehand, by functools.partial(model, ...)"
+            )
+            raise ValueError(msg)
+        if not 0 < self.batch_size <= self.size:
+            msg = (
+                f"got batch_size={self.batch_size} for {self.size} rows. Expected 1 to "
+                f"{self.size}, or None for all rows at every step"
+            )
+            raise ValueError(msg)
+
+
+class BatchModel:
+    """A model whose likelihood of a batch stands for that of all rows.
+
+    Observed sites are scaled by rows / batch, except where the model does so (in a sub-sampling
+    plate, or by a scale that follows the size of the batch), and except terms that are the same for
+    every batch. The model is run on two batches to learn this.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+    batches : Batches
+        Its arguments.
+
+    Raises
+    ------
+    ValueError
+        If the model observes nothing, or has latent sites with a row for each observation.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> def model(y):
+    ...     with pyro.plate("data", len(y)):
+    ...         pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+    >>> batch_model = BatchModel(model, Batches((torch.zeros(6),), {}, 2))
+    >>> poutine.trace(batch_model).get_trace(torch.zeros(2)).nodes["y"]["scale"]
+    3.0
+    """
+
+    def __init__(self, model: Callable[..., Any], batches: Batches) -> None:
+        self.model = model
+        self.batches = batches
+        self.scaled = self._find_scaled()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the model, with a batch in place of the data.
+
+        Returns
+        -------
+        object
+            What the model returns.
+        """
+        if not self.scaled:
+            return self.model(*args, **kwargs)
+        (key, _), *_ = self.batches.tensors.items()
+        rows = len(args[key] if isinstance(key, int) else kwargs[key])
+        with _ScaleMessenger(self.scaled, self.batches.size / rows):
+            return self.model(*args, **kwargs)
+
+    def _find_scaled(self) -> frozenset[str]:
+        size = self.batches.batch_size
+        sites = self._sites(size or 1)
+        observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        if not observed:
+            msg = (
+                f"the model observes nothing: its sites are {sorted(sites)}. Expected an observed "
+                "site, pyro.sample(..., obs=y); are the targets among the arguments?"
+            )
+            raise ValueError(msg)
+        if size is None or size == self.batches.size:
+            return frozenset()
+        others = self._sites(size + 1)
+        if others.keys() != sites.keys():
+            msg = (
+                f"batches of {size} and of {size + 1} rows have other sites: "
+                f"{sorted(others.keys() ^ sites.keys())}. Expected the same ones: put rows into a "
+                "vectorised plate, or use batch_size=None"
+            )
+            raise ValueError(msg)
+        for name, site in sites.items():
+            follows = others[name]["fn"].shape() != site["fn"].shape()
+            if not site["is_observed"] and follows and not self._is_subsampled(site):
+                msg = (
+                    f"the latent site {name!r} has a row for each observation, so a batch would "
+                    "have another posterior than the next one. Expected batch_size=None, or a "
+                    "sub-sampling plate in the model: pyro.plate(..., size, subsample_size=...)"
+                )
+                raise ValueError(msg)
+        return frozenset(
+            name
+            for name, site in observed.items()
+            if not self._is_subsampled(site)
+            and _same_scale(site, others[name])
+            and _depends_on_rows(site, others[name])
+        )
+
+    def _sites(self, rows: int) -> dict[str, Any]:
+        args, kwargs = self.batches.arguments(self.batches.take(slice(rows)))
+        with poutine.block(), dry_run(self.model), torch.no_grad():
+            torch.manual_seed(0)
+            nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
+        return {
+            name: node
+            for name, node in nodes.items()
+            if node["type"] == "sample"
+            and not site_is_subsample(node)
+            and not node["infer"].get("_deterministic", False)
+        }
+
+    def _is_subsampled(self, site: Any) -> bool:
+        """Tell whether the model itself says of how many rows the batch is a part."""
+        counts = {self.batches.batch_size, self.batches.size}
+        return any(
+            frame.full_size not in (None, frame.size) and counts & {frame.size, frame.full_size}
+            for frame in site["cond_indep_stack"]
+        )
+
+
+class _ScaleMessenger(Messenger):
+    def __init__(self, sites: frozenset[str], scale: float) -> None:
+        super().__init__()
+        self.sites = sites
+        self.scale = scale
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites:
+            msg["scale"] = msg["scale"] * self.scale
+
+
+def _same_scale(site: Any, other: Any) -> bool:
+    """Tell whether a batch of one row more has the same scale, in the rows that both have."""
+    scale, more = (torch.as_tensor(s["scale"]) for s in (site, other))
+    if scale.shape != more.shape:
+        more = more[tuple(slice(size) for size in scale.shape)]
+    return torch.allclose(scale, more)
+
+
+def _depends_on_rows(site: Any, other: Any) -> bool:
+    """Tell a likelihood from a term that is the same for every batch, such as a penalty."""
+    density, more = (s["fn"].log_prob(s["value"]) for s in (site, other))
+    return density.shape != more.shape or not torch.equal(density, more)
+
+
+def _check_numbers(key: int | str, tensor: Tensor) -> None:
+    bad = ~tensor.isfinite()
+    if bad.any():
+        columns = bad.any(0).flatten().nonzero().flatten().tolist() if tensor.dim() > 1 else []
+        where = f", in columns {columns[:10]}" if columns else ""
+        msg = (
+            f"got {int(bad.sum())} NaN or inf in argument {key!r}{where}. Expected numbers: leave "
+            "these rows out, or fill them in and tell the model by a mask of its own which they are"
+        )
+        raise ValueError(msg)

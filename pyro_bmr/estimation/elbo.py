@@ -1,0 +1,308 @@
+r"""What all estimators of the free energy share.
+
+The divergence from the prior is taken in closed form where there is one, and noise levels are
+averaged out; how the expectation over the weights is taken is left to
+`pyro_bmr.estimation.estimators`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Independent, MaskedDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.infer import ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape, warn_if_nan
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.distributions.constraints import Constraint
+
+from pyro_bmr.estimation.noise import NoiseLevel, ValueMessenger, find_noise, plug_in
+from pyro_bmr.estimation.posteriors import SitePosterior, read_posteriors
+from pyro_bmr.moments.propagation import GaussianTensor
+from pyro_bmr.programs.dry_run import dry_run
+
+
+class Estimator(ELBO, ABC):
+    r"""The free energy of a model and a guide, in nats.
+
+    .. math:: F = -E_q[\ln p(y \mid \theta)] + KL(q \,\|\, p)
+
+    A loss like `pyro.infer.Trace_ELBO`, for reparameterised guides. At its first call it runs the
+    model a few times more, which leaves no trace, to learn its structure; that must not change.
+    """
+
+    _plan: Plan | None = None
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Estimate the free energy, to differentiate it.
+
+        Parameters
+        ----------
+        model, guide : callable
+            A pair.
+        *args, **kwargs
+            Of both.
+
+        Returns
+        -------
+        Tensor
+            A number, in nats.
+
+        Raises
+        ------
+        ValueError
+            If a latent site has no posterior that this estimator can use.
+        """
+        plan = self._plan_for(model, guide, args, kwargs)
+        particles = [
+            self._particle(plan, *self._get_trace(model, guide, args, kwargs))
+            for _ in range(self.num_particles)
+        ]
+        return torch.stack(particles).mean()
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Estimate the free energy.
+
+        Parameters
+        ----------
+        model, guide : callable
+            A pair.
+        *args, **kwargs
+            Of both.
+
+        Returns
+        -------
+        float
+            In nats.
+        """
+        with torch.no_grad():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        warn_if_nan(loss, "loss")
+        return loss.item()
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Estimate the free energy and add its gradients to the parameters.
+
+        Parameters
+        ----------
+        model, guide : callable
+            A pair.
+        *args, **kwargs
+            Of both.
+
+        Returns
+        -------
+        float
+            In nats.
+        """
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        warn_if_nan(loss, "loss")
+        return loss.item()
+
+    @abstractmethod
+    def _values(self, plan: Plan, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
+        """By site, what the model is run with in place of the guide's draw."""
+
+    def _log_likelihood(self, fn: Any, value: Tensor) -> Tensor:
+        return fn.log_prob(value)
+
+    @abstractmethod
+    def _refine(self, plan: Plan, run: Run, posteriors: Mapping[str, SitePosterior]) -> Plan:
+        """Check that the sites suit the estimator, or leave out those that do not."""
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        plan = self._plan_for(model, guide, args, kwargs)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        posteriors = read_posteriors(guide_trace, plan.supports)
+        values = dict(self._values(plan, {name: posteriors[name] for name in plan.analytic}))
+        for name, level in plan.noise.items():
+            values[name], _ = plug_in(posteriors[name].fn, level.exponent)
+        return _run(model, guide_trace, values, args, kwargs), guide_trace
+
+    def _particle(self, plan: Plan, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        posteriors = read_posteriors(guide_trace, plan.supports)
+        offsets = {
+            observed: -level.exponent * plug_in(posteriors[name].fn, level.exponent)[1]
+            for name, level in plan.noise.items()
+            for observed in level.observed
+        }
+        # What is not closed is estimated from the guide's draws, all statements of the guide
+        # against all priors, since several sites may share a statement.
+        free_energy = torch.zeros(())
+        closed: set[str] = set()
+        for name, node in _sample_statements(model_trace):
+            if node["is_observed"]:
+                density = self._log_likelihood(node["fn"], node["value"])
+                if name in offsets:
+                    density = density + _spread(node["fn"], offsets[name])
+                free_energy = free_energy - _total(node, density)
+            elif name in plan.closed:
+                posterior = posteriors[name]
+                divergence = kl_divergence(posterior.fn, node["fn"])
+                if isinstance(divergence, GaussianTensor):
+                    msg = (
+                        f"the prior of the site {name!r} depends on another site, and its moments "
+                        "do not go on from there. Expected fixed priors; use the estimator 'local' "
+                        "or 'global'"
+                    )
+                    raise ValueError(msg)
+                free_energy = free_energy + _total(posterior.nodes[0], divergence)
+                closed.update(statement["name"] for statement in posterior.nodes)
+            else:
+                draw = posteriors[name].draw
+                free_energy = free_energy - _total(node, node["fn"].log_prob(draw))
+        for name, node in _sample_statements(guide_trace):
+            if name not in closed:
+                free_energy = free_energy + _total(node, node["fn"].log_prob(node["value"]))
+        return free_energy
+
+    def _plan_for(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Plan:
+        if self._plan is None or (self._plan.model, self._plan.guide) != (model, guide):
+            self._plan = self._make_plan(model, guide, args, kwargs)
+        return self._plan
+
+    def _make_plan(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Plan:
+        guide_trace = poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
+
+        def run(values: Mapping[str, Any]) -> Trace:
+            return _run(model, guide_trace, values, args, kwargs)
+
+        validate = is_validation_enabled()
+        with poutine.block(), dry_run(model), torch.no_grad():
+            model_trace = run({})
+            if validate:
+                model_trace.compute_log_prob()
+                for _, site in _sample_statements(model_trace):
+                    check_site_shape(site, self.max_plate_nesting)
+            latent = {n: s for n, s in _sample_statements(model_trace) if not s["is_observed"]}
+            _check_sites(guide_trace, latent)
+            supports = {name: site["fn"].support for name, site in latent.items()}
+            posteriors = read_posteriors(guide_trace, supports)
+            plan = Plan(
+                model,
+                guide,
+                supports,
+                find_noise(run, posteriors),
+                frozenset(n for n, s in latent.items() if _is_closed(posteriors[n], s)),
+                frozenset(n for n, posterior in posteriors.items() if posterior.normal is not None),
+                frozenset(_rows(model_trace)),
+            )
+            return self._refine(plan, run, posteriors)
+
+
+Run = Callable[[Mapping[str, Any]], Trace]
+"""Runs the model with the guide's draws, except for the values that it is given."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an estimator learned of a model and a guide before its first step.
+
+    Parameters
+    ----------
+    model, guide : callable
+        Whose plan it is.
+    supports : mapping
+        By latent site, its support.
+    noise : mapping
+        The noise levels among them.
+    closed : frozenset of str
+        Sites whose divergence from the prior is closed.
+    analytic : frozenset of str
+        Sites with independent normal elements, of which the expectation is taken.
+    rows : frozenset of int
+        What may be the number of observations.
+    repeated : frozenset of str
+        Analytic sites that a row takes more than once.
+
+    Examples
+    --------
+    >>> Plan(print, print, {}, {}, frozenset(), frozenset(), frozenset()).noise
+    {}
+    """
+
+    model: Any
+    guide: Any
+    supports: Mapping[str, Constraint]
+    noise: Mapping[str, NoiseLevel]
+    closed: frozenset[str]
+    analytic: frozenset[str]
+    rows: frozenset[int]
+    repeated: frozenset[str] = frozenset()
+
+
+def _run(model: Any, guide_trace: Trace, values: Any, args: Any, kwargs: Any) -> Trace:
+    with ValueMessenger(values):
+        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+
+
+def _sample_statements(trace: Trace) -> Iterator[tuple[str, Any]]:
+    for name, node in trace.nodes.items():
+        if (
+            node["type"] == "sample"
+            and not site_is_subsample(node)
+            and not node["infer"].get("_deterministic", False)
+        ):
+            yield name, node
+
+
+def _total(node: Any, density: Tensor) -> Tensor:
+    return scale_and_mask(density, node["scale"], node["mask"]).sum()
+
+
+def _is_closed(posterior: SitePosterior, prior: Any) -> bool:
+    statement = posterior.nodes[0]
+    if posterior.fn is None or statement["mask"] is not None or prior["mask"] is not None:
+        return False
+    scales = (torch.as_tensor(node["scale"]) for node in (statement, prior))
+    try:
+        return torch.equal(*scales) and kl_divergence(posterior.fn, prior["fn"]) is not None
+    except NotImplementedError:
+        return False
+
+
+def _rows(trace: Trace) -> Iterator[int]:
+    """Yield what may be the number of observations."""
+    for _, node in _sample_statements(trace):
+        if node["is_observed"]:
+            sizes = [f.size for f in node["cond_indep_stack"] if f.vectorized]
+            yield from sizes or node["fn"].shape()[:1]
+
+
+def _spread(fn: Any, offset: Tensor) -> Tensor:
+    """Sum what every element of a distribution adds to its log density, inside its wrappers."""
+    if isinstance(fn, Independent):
+        return sum_rightmost(_spread(fn.base_dist, offset), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, MaskedDistribution):
+        return torch.where(fn._mask, _spread(fn.base_dist, offset), 0)
+    return offset.expand(fn.batch_shape)
+
+
+def _check_sites(guide_trace: Trace, latent: Mapping[str, Any]) -> None:
+    missing = sorted(latent.keys() - guide_trace.nodes.keys())
+    if missing:
+        msg = (
+            f"the guide does not sample {missing}. Expected a guide for all latent sites of the "
+            "model; condition the model on those that shall be fixed, and use "
+            "pyro.infer.TraceEnum_ELBO where discrete ones are enumerated"
+        )
+        raise ValueError(msg)
+    for name, node in _sample_statements(guide_trace):
+        if not node["fn"].has_rsample:
+            msg = (
+                f"the guide's {type(node['fn']).__name__} of the site {name!r} has no "
+                "reparameterised draws. Expected a continuous posterior; marginalise discrete "
+                "sites, or use pyro.infer.Trace_ELBO"
+            )
+            raise ValueError(msg)

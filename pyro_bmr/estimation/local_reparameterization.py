@@ -1,0 +1,345 @@
+r"""Local reparameterisation: pre-activations are drawn instead of weights.
+
+Where a weight with posterior :math:`N(\mu, \sigma^2)` enters a linear function of the data,
+:math:`a = x W`, every row of :math:`a` is drawn by itself,
+
+.. math:: a \sim N(x \mu,\; x^2 \sigma^2)
+
+(Kingma, Salimans & Welling 2015, arXiv:1506.02557, eq. 6). Each row has the distribution that it
+has when weights are drawn, and rows no longer share their noise, so that the expected log
+likelihood of independent rows is the same and its gradients vary less. The positions of a
+convolution are drawn one by one as well, as in the paper, which neglects that they share weights.
+
+Where a row takes a weight more than once, as a recurrent network does, or a layer that is applied
+to each element of a sequence, what it takes has to be one and the same weight. Then each row draws
+weights of its own, once for all of its uses, which leaves the expectation as it is too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import resolve_name
+from typing_extensions import override
+
+from pyro_bmr.estimation.posteriors import SitePosterior
+
+
+class LocalWeight(Tensor):
+    """A draw of a weight, in whose place linear functions draw their result.
+
+    Anything else sees the draw itself. What happened to it is noted in ``uses``.
+
+    Parameters
+    ----------
+    draw : Tensor
+        The value.
+    loc, variance : Tensor
+        Posterior mean and variance, of the same shape.
+    uses : list of str
+        Is appended ``"rows"`` where each row was drawn by itself, ``"positions"`` where each
+        position of a convolution was, and else the name of the function that took the draw.
+    rows : collection of int, optional
+        Numbers of observations; what is not one row an observation is not replaced. None takes
+        that for granted.
+    draw_rows : callable, optional
+        For a weight that a row takes more than once: from the number of rows to a draw for each of
+        them, the same at every call. Linear functions take these, row by row.
+
+    Examples
+    --------
+    >>> uses = []
+    >>> w = LocalWeight(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2), uses)
+    >>> torch.nn.functional.linear(torch.ones(3, 2), w).tolist(), uses
+    ([[2.0], [2.0], [2.0]], ['rows'])
+    """
+
+    loc: Tensor
+    variance: Tensor
+    uses: list[str]
+    rows: Collection[int] | None
+    draw_rows: Callable[[int], Tensor] | None
+
+    @staticmethod
+    @override
+    def __new__(
+        cls,
+        draw: Tensor,
+        loc: Tensor,
+        variance: Tensor,
+        uses: list[str],
+        rows: Collection[int] | None = None,
+        draw_rows: Callable[[int], Tensor] | None = None,
+    ) -> LocalWeight:
+        weight: LocalWeight = draw.as_subclass(cls)
+        weight.loc, weight.variance, weight.uses, weight.rows = loc, variance, uses, rows
+        weight.draw_rows = draw_rows
+        return weight
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Draw the result of a linear function, or pass the draw on."""
+        kwargs = kwargs or {}
+        if func is Tensor.__iter__:
+            return iter(args[0].unbind())
+        name = resolve_name(func).removesuffix(".__get__").rpartition(".")[2].strip("_")
+        with torch._C.DisableTorchFunctionSubclass():
+            if name in _PROPERTIES:
+                return func(*args, **kwargs)
+            kept = _keep_elements(func, name, args, kwargs)
+            if kept is not None:
+                return kept
+            drawn, use = _draw_result(func, name, args, kwargs) or (None, name)
+            for weight in _weights((*args, *kwargs.values())):
+                weight.uses.append(use)
+            return func(*args, **kwargs) if drawn is None else drawn
+
+    def shift_first_row(self, shift: float) -> None:
+        """Move the weights of the first row, to see where they end up.
+
+        Parameters
+        ----------
+        shift : float
+            Is added to each of them, if rows draw their own.
+        """
+        draw_rows = self.draw_rows
+        if draw_rows is not None:
+
+            @cache
+            def shifted(rows: int) -> Tensor:
+                draws = draw_rows(rows)
+                first = torch.arange(rows, device=draws.device) == 0
+                return draws + shift * first.reshape(-1, *[1] * (draws.dim() - 1))
+
+            self.draw_rows = shifted
+
+
+def local_weights(
+    posteriors: Mapping[str, SitePosterior],
+    rows: Collection[int] | None = None,
+    repeated: Collection[str] = (),
+) -> dict[str, LocalWeight]:
+    """Wrap the draws of all sites that have independent normal elements.
+
+    Parameters
+    ----------
+    posteriors : mapping
+        By site.
+    rows : collection of int, optional
+        See `LocalWeight`.
+    repeated : collection of str
+        The sites that a row takes more than once, of which it has a draw of its own.
+
+    Returns
+    -------
+    dict of LocalWeight
+        By site.
+
+    Examples
+    --------
+    >>> from pyro.distributions import Normal
+    >>> draw = torch.zeros(2)
+    >>> weights = local_weights({"w": SitePosterior(Normal(draw, 1.0), draw, ())})
+    >>> weights["w"].variance
+    tensor([1., 1.])
+    """
+    weights = {}
+    for name, posterior in posteriors.items():
+        if posterior.normal is not None:
+            moments = posterior.normal.mean, posterior.normal.variance
+            draw_rows = _row_draws(*moments) if name in repeated else None
+            weights[name] = LocalWeight(posterior.draw, *moments, [], rows, draw_rows)
+    return weights
+
+
+_PROPERTIES = {
+    *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse"),
+    *(
+        "dim",
+        "size",
+        "numel",
+        "len",
+        "element_size",
+        "is_floating_point",
+        "is_contiguous",
+        "stride",
+    ),
+    *("is_complex", "type", "is_leaf", "grad_fn", "names", "is_nested", "is_quantized"),
+}
+_VIEWS = {
+    *("t", "T", "mT", "transpose", "permute", "movedim", "swapaxes", "reshape", "view", "flatten"),
+    *("unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "getitem"),
+    *("contiguous", "clone", "narrow", "select", "view_as", "reshape_as"),
+}
+_SPLITS = {"chunk", "split", "tensor_split", "unbind"}
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_LAYERS = {"linear", *_CONVOLUTIONS}
+_PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "mul", "rmul"}
+_SUMS = {"add", "radd", "sub", "rsub"}
+_SCALINGS = {"mul", "rmul", "div", "truediv"}
+
+
+def _weights(tree: Any) -> Iterator[LocalWeight]:
+    if isinstance(tree, LocalWeight):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for branch in tree:
+            yield from _weights(branch)
+
+
+def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, tuple | list):
+        return type(tree)(_map(branch, change) for branch in tree)
+    return change(tree)
+
+
+def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Apply a function that moves, masks or rescales elements, if it is one."""
+    weights = list(_weights(args))
+    if len(weights) != 1:
+        return None
+    weight, count = weights[0], 1
+    if name in _SCALINGS and all(isinstance(a, int | float | LocalWeight) for a in args):
+        count = 2  # the variance scales by the square
+    elif name == "where":
+        if not (len(args) == 3 and args[1] is weight and args[2] in (0, 0.0)):
+            return None
+    elif not (name in _VIEWS | _SPLITS and args[0] is weight):
+        return None
+
+    def apply(part: Tensor) -> Any:
+        return func(*_map(args, lambda a: part if a is weight else a), **kwargs)
+
+    draw, loc, variance = map(apply, (weight.as_subclass(Tensor), weight.loc, weight.variance))
+    variance = apply(variance) if count == 2 else variance
+    draw_rows = weight.draw_rows
+    by_row = draw_rows and cache(lambda rows: torch.vmap(apply)(draw_rows(rows)))
+    if name not in _SPLITS:
+        return LocalWeight(draw, loc, variance, weight.uses, weight.rows, by_row)
+    return tuple(
+        LocalWeight(*moments, weight.uses, weight.rows, by_row and partial(_pick, by_row, i))
+        for i, moments in enumerate(zip(draw, loc, variance, strict=True))
+    )
+
+
+def _pick(by_row: Callable[[int], Any], index: int, rows: int) -> Tensor:
+    return by_row(rows)[index]
+
+
+def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> bool:
+    """Tell whether every row of the result is of another observation, and takes a weight once.
+
+    Otherwise what two elements of the result share would be lost.
+
+    Returns
+    -------
+    bool
+        False if the weight has to be drawn as a whole.
+    """
+    if weight.rows is None:
+        return True
+    if weight.draw_rows:
+        return _goes_by_row(name, weight, operands, first)
+    if name in _CONVOLUTIONS:
+        return len(first) in weight.rows
+    if name == "linear":
+        return first.dim() == 2 and len(first) in weight.rows
+    others = [operand for operand in operands if operand is not weight]
+    if len(others) != 1 or not isinstance(others[0], Tensor):
+        return False
+    if name in _PRODUCTS - {"mul", "rmul"}:
+        return others[0].dim() == 2 and bool(set(others[0].shape) & set(weight.rows))
+    shape = torch.broadcast_shapes(others[0].shape, weight.shape)
+    return len(shape) > 0 and shape[0] in weight.rows and shape[1:] == weight.shape
+
+
+def _goes_by_row(name: str, weight: LocalWeight, operands: Any, first: Any) -> bool:
+    """Tell whether rows come first, in the data and in the result; each may take a weight often."""
+    rows: Collection[int] = weight.rows or ()
+    if name in _LAYERS:
+        return first.dim() >= (2 if name == "linear" else weight.dim()) and len(first) in rows
+    others = [operand for operand in operands if operand is not weight]
+    if len(others) != 1 or not isinstance(others[0], Tensor) or name == "bmm":
+        return False
+    data = others[0]
+    if data.dim() == 0 or len(data) not in rows:
+        return False
+    if name in _PRODUCTS - {"mul", "rmul"}:
+        return data.dim() >= 2 and _rows_stay_first(name, operands[0] is weight, first)
+    return len(torch.broadcast_shapes(data.shape, weight.shape)) == data.dim()
+
+
+def _rows_stay_first(name: str, weight_is_first: bool, equation: Any) -> bool:
+    """Tell whether rows are the first dimension of the data and of their product with a weight."""
+    if name != "einsum":
+        return not weight_is_first or name == "rmatmul"
+    terms, _, output = equation.replace(" ", "").partition("->")
+    left, _, right = terms.partition(",")
+    weight, data = (left, right) if weight_is_first else (right, left)
+    return data[:1] == output[:1] and data[:1] not in weight
+
+
+def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> tuple[Tensor, str] | None:
+    """Draw the result of a function that is linear in its weights, if it is one."""
+    first, *rest = args if args else (kwargs.get("input"),)
+    operands = args[1:] if name == "einsum" else args
+    operands = operands[0] if operands and isinstance(operands[0], tuple | list) else operands
+    if name in _LAYERS:
+        linear = not isinstance(first, LocalWeight)
+    else:
+        linear = name in _PRODUCTS | _SUMS and len(operands) == 2 and not kwargs
+        linear = linear and len(list(_weights(operands))) == 1
+    weights = list(_weights((*operands, *kwargs.values())))
+    if not (linear and all(_one_row_each(name, weight, operands, first) for weight in weights)):
+        return None
+
+    def apply(change: Callable[[Any], Any]) -> Tensor:
+        return func(*_map(args, change), **{key: change(value) for key, value in kwargs.items()})
+
+    if any(weight.draw_rows for weight in weights):
+        data = first if name in _LAYERS else next(o for o in operands if o is not weights[0])
+        return _draw_by_row(apply, data, weights), "rows"
+
+    def second_moment(argument: Any) -> Any:
+        if isinstance(argument, LocalWeight):
+            return argument.variance
+        is_factor = name in _PRODUCTS or (name in _LAYERS and argument is first)
+        if isinstance(argument, Tensor) and is_factor:
+            return argument.square()
+        if isinstance(argument, Tensor) or name in _SUMS:
+            return argument * 0
+        return argument
+
+    def location(argument: Any) -> Any:
+        return argument.loc if isinstance(argument, LocalWeight) else argument
+
+    drawn = _draw_normal(apply(location), apply(second_moment).abs())
+    return drawn, "positions" if name in _CONVOLUTIONS else "rows"
+
+
+def _draw_by_row(
+    apply: Callable[[Callable[[Any], Any]], Tensor], data: Tensor, weights: list[LocalWeight]
+) -> Tensor:
+    """Apply a function to each row as to a batch of one, with the weights of that row."""
+
+    def apply_to(row: Tensor, *draws: Tensor) -> Tensor:
+        values = {id(data): row[None]}
+        values |= {id(weight): draw for weight, draw in zip(weights, draws, strict=True)}
+        return apply(lambda argument: values.get(id(argument), argument))[0]
+
+    draws = [w.draw_rows or _row_draws(w.loc, w.variance) for w in weights]
+    return torch.vmap(apply_to)(data, *(draw(len(data)) for draw in draws))
+
+
+def _row_draws(loc: Tensor, variance: Tensor) -> Callable[[int], Tensor]:
+    return cache(lambda rows: _draw_normal(loc.expand(rows, *loc.shape), variance))
+
+
+def _draw_normal(loc: Tensor, variance: Tensor) -> Tensor:
+    # The square root has no gradient at 0, which is the variance of a unit without weights.
+    scale = torch.where(variance > 0, torch.where(variance > 0, variance, 1).sqrt(), 0)
+    return loc + scale * torch.randn_like(loc)

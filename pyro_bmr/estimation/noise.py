@@ -1,0 +1,197 @@
+r"""Noise levels: latent sites that only set the scale of Normal observations.
+
+Such a site :math:`\theta` (a precision, a variance, a scale) enters as
+:math:`\sigma = c\,\theta^k`, and the expectation of the log likelihood over it is closed,
+
+.. math:: E[\ln N(y \mid f, \sigma)] = \ln N(y \mid f, \sigma_*) - k (E[\ln\theta] - \ln\theta_*),
+          \qquad \theta_*^{-2k} = E[\theta^{-2k}],
+
+since :math:`E[\sigma^{-2}] = \sigma_*^{-2}`. So the model is run at :math:`\theta_*`, the average
+:math:`E[\tau]` where the site is a precision :math:`\tau`, and a constant is added that stands for
+:math:`E[\ln\tau]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import Gamma, LogNormal, Normal
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_bmr.estimation.posteriors import SitePosterior
+from pyro_bmr.programs.distributions import find_core
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """How a latent site sets the scale of observations.
+
+    Parameters
+    ----------
+    exponent : float
+        k in σ = c θ^k: -1/2 for a precision, 1/2 for a variance, 1 for a scale.
+    observed : tuple of str
+        The observed sites whose scale it sets.
+
+    Examples
+    --------
+    >>> NoiseLevel(-0.5, ("y",)).observed
+    ('y',)
+    """
+
+    exponent: float
+    observed: tuple[str, ...]
+
+
+class ValueMessenger(Messenger):
+    """Effect handler that gives latent sites their values.
+
+    Parameters
+    ----------
+    values : mapping
+        By site.
+
+    Examples
+    --------
+    >>> import pyro
+    >>> with ValueMessenger({"w": torch.ones(())}):
+    ...     pyro.sample("w", Normal(0.0, 1.0))
+    tensor(1.)
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+
+def find_noise(
+    run: Callable[[Mapping[str, Tensor]], Trace], posteriors: Mapping[str, SitePosterior]
+) -> dict[str, NoiseLevel]:
+    """Find the sites that only set the scale of Normal observations, by varying each.
+
+    Parameters
+    ----------
+    run : callable
+        Runs the model with the draws of the guide, except for the values that it is given.
+    posteriors : mapping
+        By latent site, what the guide says of it.
+
+    Returns
+    -------
+    dict of NoiseLevel
+        By site; those whose expectations are not closed are left out.
+
+    Examples
+    --------
+    >>> import pyro
+    >>> from pyro import poutine
+    >>> def model():
+    ...     tau = pyro.sample("tau", Gamma(1.0, 1.0))
+    ...     pyro.sample("y", Normal(0.0, tau.rsqrt()), obs=torch.tensor(0.5))
+    >>> def run(values):
+    ...     with ValueMessenger({"tau": torch.tensor(1.5)} | values):
+    ...         return poutine.trace(model).get_trace()
+    >>> find_noise(run, {"tau": SitePosterior(Gamma(2.0, 1.0), torch.tensor(1.5), ())})
+    {'tau': NoiseLevel(exponent=-0.5, observed=('y',))}
+    """
+
+    def statements(values: Mapping[str, Tensor]) -> dict[str, Any]:
+        torch.manual_seed(0)
+        nodes = run(values).nodes
+        return {name: node for name, node in nodes.items() if node["type"] == "sample"}
+
+    before = statements({})
+    found = {}
+    for name, posterior in posteriors.items():
+        core = find_core(posterior.fn)
+        if isinstance(core, Gamma | LogNormal):
+            # A factor of its own for every element shows which of them reaches which observation.
+            factor = torch.linspace(2.0, 3.0, posterior.draw.numel()).to(posterior.draw)
+            factor = factor.reshape(posterior.draw.shape)
+            after = statements({name: posterior.draw * factor})
+            level = _noise_level(name, before, after, factor)
+            if level and (isinstance(core, LogNormal) or level.exponent == -0.5):
+                found[name] = level
+    return found
+
+
+def plug_in(posterior: Any, exponent: float) -> tuple[Tensor, Tensor]:
+    r"""Return the value at which to run the model, and what its logarithm lacks.
+
+    Parameters
+    ----------
+    posterior : Gamma or LogNormal
+        Of a noise level, in any wrapping; Gamma only for a precision.
+    exponent : float
+        k.
+
+    Returns
+    -------
+    value : Tensor
+        :math:`\theta_* = E[\theta^{-2k}]^{-1/2k}`.
+    shortfall : Tensor
+        :math:`E[\ln\theta] - \ln\theta_*`, in nats.
+
+    Examples
+    --------
+    >>> value, shortfall = plug_in(Gamma(torch.tensor(2.0), torch.tensor(4.0)), -0.5)
+    >>> value, round(float(shortfall), 4)
+    (tensor(0.5000), -0.2704)
+    """
+    posterior = find_core(posterior)
+    if isinstance(posterior, Gamma):
+        shortfall = posterior.concentration.digamma() - posterior.concentration.log()
+        return posterior.mean, shortfall
+    shortfall = exponent * posterior.scale.square()
+    return (posterior.loc - shortfall).exp(), shortfall
+
+
+def _noise_level(
+    name: str, before: Mapping[str, Any], after: Mapping[str, Any], factor: Tensor
+) -> NoiseLevel | None:
+    exponents = {}
+    for site, node in before.items():
+        if site == name or node["infer"].get("_deterministic", False):
+            continue
+        fn, changed = (find_core(nodes[site]["fn"]) for nodes in (before, after))
+        if node["is_observed"] and isinstance(fn, Normal) and _close(fn.loc, changed.loc):
+            if _close(fn.scale, changed.scale):
+                continue
+            exponent = _exponent(changed.scale / fn.scale, factor)
+            if exponent is None:
+                return None
+            exponents[site] = exponent
+        elif not _close(_log_density(node), _log_density(after[site], node["value"])):
+            return None
+    if len(set(exponents.values())) != 1:
+        return None
+    return NoiseLevel(next(iter(exponents.values())), tuple(exponents))
+
+
+def _exponent(ratio: Tensor, factor: Tensor) -> float | None:
+    for exponent in (-0.5, 0.5, 1.0):
+        try:
+            expected = factor.pow(exponent).expand(ratio.shape)
+        except RuntimeError:
+            return None
+        if _close(ratio, expected):
+            return exponent
+    return None
+
+
+def _log_density(node: Any, value: Any = None) -> Tensor:
+    return node["fn"].log_prob(node["value"] if value is None else value)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)

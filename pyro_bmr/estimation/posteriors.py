@@ -1,0 +1,101 @@
+"""The posterior of each latent site, read from a trace of the guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.distributions import Delta, Distribution, LogNormal, Normal
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_bmr.programs.distributions import PrunedDistribution, find_core
+
+
+@dataclass(frozen=True)
+class SitePosterior:
+    """What a guide says of one latent site.
+
+    Parameters
+    ----------
+    fn : Distribution or None
+        The posterior of the site by itself; None if only draws of it are known.
+    draw : Tensor
+        The value that the guide drew.
+    nodes : tuple of dict
+        The sample statements of the guide that make it up.
+
+    Examples
+    --------
+    >>> import torch
+    >>> SitePosterior(Normal(torch.ones(2), 1.0), torch.zeros(2), ()).normal.mean
+    tensor([1., 1.])
+    """
+
+    fn: Any
+    draw: Tensor
+    nodes: tuple[Any, ...]
+
+    @property
+    def normal(self) -> Any:
+        """The independent normal elements of the site, some of them pruned; None if it has none."""
+        core = find_core(self.fn) if self.fn is not None else None
+        inner = core.base_dist if isinstance(core, PrunedDistribution) else core
+        return core if isinstance(inner, Normal) else None
+
+
+def read_posteriors(
+    guide_trace: Trace, supports: Mapping[str, constraints.Constraint]
+) -> dict[str, SitePosterior]:
+    """Read the posterior of every latent site.
+
+    An autoguide draws a site in two statements: a Normal over the unconstrained value, and a point
+    mass at its image. These are put together again.
+
+    Parameters
+    ----------
+    guide_trace : Trace
+        A run of the guide.
+    supports : mapping
+        By latent site of the model, its support.
+
+    Returns
+    -------
+    dict of SitePosterior
+        By site.
+
+    Examples
+    --------
+    >>> import pyro, torch
+    >>> from pyro import poutine
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> guide = AutoNormal(lambda: pyro.sample("scale", LogNormal(0.0, 1.0)))
+    >>> trace = poutine.trace(guide).get_trace()
+    >>> read_posteriors(trace, {"scale": LogNormal.support})["scale"].fn
+    LogNormal()
+    """
+    return {name: _read(guide_trace, name, support) for name, support in supports.items()}
+
+
+def _read(trace: Trace, name: str, support: Any) -> SitePosterior:
+    node = trace.nodes[name]
+    auxiliary = trace.nodes.get(f"{name}_unconstrained")
+    if not isinstance(find_core(node["fn"]), Delta):
+        return SitePosterior(node["fn"], node["value"], (node,))
+    if auxiliary is None:
+        return SitePosterior(None, node["value"], (node,))
+    fn = _transformed(auxiliary["fn"], support, node["fn"].event_dim)
+    return SitePosterior(fn, node["value"], (auxiliary, node))
+
+
+def _transformed(fn: Distribution, support: Any, event_dim: int) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    core = find_core(fn)
+    if support is constraints.real or support is constraints.real_vector:
+        return fn
+    if support in (constraints.positive, constraints.nonnegative) and isinstance(core, Normal):
+        return LogNormal(core.loc, core.scale).to_event(event_dim)
+    return None

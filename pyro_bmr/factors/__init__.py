@@ -1,0 +1,1 @@
+"""Factors: the independent pieces of a posterior, with their priors."""

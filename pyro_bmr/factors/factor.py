@@ -1,0 +1,207 @@
+"""Factors: the independent pieces of a posterior, each over named sample sites.
+
+ΔF adds across factors, never inside a correlated one. All kinds of factor answer the same
+questions: what is the marginal of each element, what does dropping it by itself do, in which
+order should elements go, what did dropping these together do, and what remains.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.programs.sites import Site
+
+# From a correlated posterior and ln p(θ = 0) of its elements to those to drop.
+Search = Callable[[Dense | LowRank, Tensor], Tensor]
+
+# From a number of elements to one vector of standard normals a draw, of that many elements each.
+Normals = Callable[[int], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a reduction knows of the prior of a site.
+
+    Parameters
+    ----------
+    log_density_at_zero : Tensor
+        ln p(θ = 0) in nats and float64; broadcasts to the site's shape. ``inf`` at elements that
+        have no prior, which keeps them. Under a hierarchical prior, its expectation.
+    gaussian : Diagonal, optional
+        The prior itself where it is Gaussian, in float64; broadcasts to the site's shape. Under a
+        hierarchical prior, the Gaussian of the expected natural parameters.
+    note : str
+        What the reader of a reduction should know of it.
+
+    Examples
+    --------
+    >>> Prior(torch.tensor(-0.9189)).gaussian is None
+    True
+    """
+
+    log_density_at_zero: Tensor
+    gaussian: Diagonal | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Factor(ABC):
+    """A posterior over one or more sample sites, with the prior of those that may be reduced."""
+
+    @property
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that it holds."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot be reduced whatever its prior; empty for a Gaussian."""
+        return ""
+
+    @property
+    @abstractmethod
+    def priors(self) -> Mapping[str, Prior]:
+        """By site, its prior; a site that is not here stays whole."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError if a location or a scale is not finite, or a scale not positive."""
+
+    @abstractmethod
+    def locations(self) -> dict[str, Tensor]:
+        """By site, the posterior mean in unconstrained coordinates; 0 if pruned."""
+
+    @abstractmethod
+    def marginals(self) -> dict[str, Diagonal]:
+        """By site, the marginal of each element in unconstrained coordinates; 0 ± 0 if pruned."""
+
+    @abstractmethod
+    def kept(self) -> dict[str, Tensor]:
+        """By site, True where an element has not been pruned before."""
+
+    @abstractmethod
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        """Draw some of its sites, in unconstrained coordinates, from the noise that is given.
+
+        Parameters
+        ----------
+        names : collection of str
+            Sites that it holds.
+        normals : callable
+            From a number of elements to their standard normals, a vector a draw. Where the
+            posterior is Gaussian, a draw is the mean plus something linear in them.
+        """
+
+    @abstractmethod
+    def with_priors(self, priors: Mapping[str, Prior]) -> Factor:
+        """Return the factor with the priors of the sites that may be reduced."""
+
+    @abstractmethod
+    def scores(self) -> dict[str, Tensor]:
+        """By reducible site, ΔF in nats of dropping each element by itself; 0 if pruned before."""
+
+    @abstractmethod
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By reducible site, the ΔF at which each element falls when the best one goes first.
+
+        Parameters
+        ----------
+        scores : mapping
+            What `scores` returned.
+        """
+
+    @abstractmethod
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
+        """By reducible site, True where a search over sets keeps an element.
+
+        Parameters
+        ----------
+        scores : mapping
+            What `scores` returned.
+        choose : callable
+            From a correlated posterior and ln p(θ = 0) of its elements to a boolean tensor, True
+            for those to drop.
+        margin : float
+            In nats: what dropping an element costs beyond its ΔF.
+        """
+
+    @abstractmethod
+    def delta_f(
+        self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """By site of ``masks``, its part of the joint ΔF in nats of all that is dropped."""
+
+    @abstractmethod
+    def prune(self, masks: Mapping[str, Tensor]) -> Factor:
+        """Return what remains: the posterior given that all dropped elements are 0.
+
+        What was pruned before stays pruned, whatever its mask says now.
+        """
+
+
+def check_finite(name: str, what: str, values: Tensor) -> None:
+    """Look for values that are not numbers.
+
+    Parameters
+    ----------
+    name : str
+        A site.
+    what : str
+        What the values are to it.
+    values : Tensor
+        Any.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite.
+
+    Examples
+    --------
+    >>> check_finite("w", "location", torch.zeros(2))
+    """
+    if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
+        msg = (
+            f"the guide's {what} of the site {name!r} is NaN or infinite in "
+            f"{int((~values.isfinite()).sum())} of {values.numel()} elements. Expected a guide "
+            "that was trained to finite values: look for a NaN loss, a learning rate that is too "
+            "high, or NaN in the data"
+        )
+        raise ValueError(msg)
+
+
+def check_positive(name: str, scale: Tensor) -> None:
+    """Look for scales that are not positive.
+
+    Parameters
+    ----------
+    name : str
+        A site.
+    scale : Tensor
+        Its scales.
+
+    Raises
+    ------
+    ValueError
+        If a value is zero or negative.
+
+    Examples
+    --------
+    >>> check_positive("w", torch.ones(2))
+    """
+    bad = int((scale <= 0).sum())
+    if bad:
+        msg = (
+            f"the guide's scale of the site {name!r} is zero or negative in {bad} of "
+            f"{scale.numel()} elements. Expected positive scales, which in float32 vanish below "
+            "1e-45: train in float64 or with a smaller learning rate"
+        )
+        raise ValueError(msg)

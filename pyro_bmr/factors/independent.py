@@ -1,0 +1,181 @@
+"""A factor of independent Gaussians at one site."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import transform_to
+from typing_extensions import override
+
+from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite, check_positive
+from pyro_bmr.mathematics.evidence import delta_f_spike, total_dropped
+from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.mathematics.sweep import sweep
+from pyro_bmr.programs.sites import Site
+
+
+@dataclass(frozen=True)
+class IndependentFactor(Factor):
+    """Independent Gaussians at one site, as in ``AutoNormal``.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    loc : Tensor
+        Means, of the site's shape.
+    scale : Tensor
+        Standard deviations, of the site's shape; or, with a constraint, the parameter that the
+        guide optimises in their place. A reduced guide starts from a copy of it, which is exact
+        where a round trip through the constraint is not.
+    scale_constraint : Constraint, optional
+        Leads from the parameter to the standard deviations.
+    mask : Tensor, optional
+        Boolean, of the site's shape, True keeps; None if nothing was pruned.
+    prior : Prior, optional
+        Of the site, if it may be reduced.
+
+    Examples
+    --------
+    >>> site = Site("w", torch.Size([2]))
+    >>> factor = IndependentFactor(site, torch.tensor([0.0, 3.0]), torch.ones(2))
+    >>> factor.with_priors({"w": Prior(torch.tensor(-1.0))}).scores()["w"]
+    tensor([-0.0811,  4.4189])
+    """
+
+    site: Site
+    loc: Tensor
+    scale: Tensor
+    scale_constraint: constraints.Constraint | None = None
+    mask: Tensor | None = None
+    prior: Prior | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The one site."""
+        return (self.site,)
+
+    @property
+    def priors(self) -> Mapping[str, Prior]:
+        """See `Factor.priors`."""
+        return {} if self.prior is None else {self.site.name: self.prior}
+
+    @override
+    def check(self) -> None:
+        name = self.site.name
+        check_finite(name, "location", self.loc)
+        check_finite(name, "scale", self.scale)
+        # The extremes of what the guide optimises are the extremes of the scale.
+        extremes = self.scale.new_ones(1)
+        if self.scale.numel():
+            extremes = torch.stack(torch.aminmax(self.scale))
+        if not (self._scale_transform(extremes) > 0).all():
+            check_positive(name, self._scale_transform(self.scale))
+
+    @override
+    def locations(self) -> dict[str, Tensor]:
+        if self.mask is None:
+            return {self.site.name: self.loc}
+        loc = torch.empty_like(self.loc, memory_format=torch.contiguous_format)
+        sweep(_write_kept, self.loc, self.mask.view(torch.uint8), loc)
+        return {self.site.name: loc}
+
+    @override
+    def marginals(self) -> dict[str, Diagonal]:
+        scale = self._scale_transform(self.scale)
+        if self.mask is not None:
+            scale = torch.where(self.mask, scale, 0)
+        return {self.site.name: Diagonal(self.locations()[self.site.name], scale)}
+
+    @override
+    def kept(self) -> dict[str, Tensor]:
+        everything = torch.ones((), dtype=torch.bool, device=self.loc.device).expand(self.loc.shape)
+        return {self.site.name: everything if self.mask is None else self.mask}
+
+    @override
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        marginal = self.marginals()[self.site.name]
+        for noise in normals(self.loc.numel()):
+            step = marginal.scale * noise.to(marginal.scale).reshape(self.loc.shape)
+            yield {self.site.name: marginal.loc + step}
+
+    @override
+    def with_priors(self, priors: Mapping[str, Prior]) -> IndependentFactor:
+        return replace(self, prior=priors.get(self.site.name))
+
+    @override
+    def scores(self) -> dict[str, Tensor]:
+        if self.prior is None:
+            return {}
+        held = Diagonal(self.loc, self.scale)
+        scores = delta_f_spike(held, self.prior.log_density_at_zero, self._scale_transform)
+        if self.mask is not None:
+            scores = torch.where(self.mask, scores, 0)
+        return {self.site.name: scores}
+
+    @override
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: scores[name] for name in self.priors}
+
+    @override
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
+        return {name: scores[name] > -margin for name in self.priors}
+
+    @override
+    def delta_f(
+        self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        name = self.site.name
+        return {name: total_dropped(scores[name], masks[name])} if name in masks else {}
+
+    @override
+    def prune(self, masks: Mapping[str, Tensor]) -> IndependentFactor:
+        mask = masks.get(self.site.name)
+        if mask is None:
+            return self
+        return replace(self, mask=mask if self.mask is None else mask & self.mask)
+
+    @property
+    def stored(self) -> Diagonal:
+        """Means and standard deviations; those of pruned elements mean nothing."""
+        return Diagonal(self.loc, self._scale_transform(self.scale))
+
+    def replaced(self, posterior: Diagonal, taken: Tensor) -> IndependentFactor:
+        """Return the factor with another posterior of some elements, and no prior.
+
+        Parameters
+        ----------
+        posterior : Diagonal
+            Of the site's shape; read where ``taken``.
+        taken : Tensor
+            Boolean, of the site's shape.
+
+        Returns
+        -------
+        IndependentFactor
+            All other elements exactly as they were.
+        """
+        scale = torch.where(taken, posterior.scale, 1.0)
+        parameter = self._scale_transform.inv(scale).to(self.scale)
+        return replace(
+            self,
+            loc=torch.where(taken, posterior.loc.to(self.loc), self.loc),
+            scale=torch.where(taken, parameter, self.scale),
+            prior=None,
+        )
+
+    @property
+    def _scale_transform(self) -> Any:
+        return transform_to(self.scale_constraint or constraints.real)
+
+
+def _write_kept(_: None, values: Tensor, kept: Tensor, out: Tensor) -> None:
+    # As bytes, a mask is many times faster to multiply by than as booleans.
+    out.copy_(values * kept)

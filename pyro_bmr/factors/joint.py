@@ -1,0 +1,231 @@
+"""A factor with one correlated Gaussian over several sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite, check_positive
+from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.programs.sites import Site
+from pyro_bmr.searches.elimination import eliminate
+
+
+@dataclass(frozen=True)
+class JointFactor(Factor):
+    """One correlated Gaussian over several sites, as in ``AutoMultivariateNormal``.
+
+    Parameters
+    ----------
+    joint_sites : tuple of Site
+        The sites; their flattened values follow one another in the vector.
+    posterior : Dense or LowRank
+        Over the elements that have not been pruned before.
+    mask : Tensor
+        Boolean, over all elements of all sites; True for those that ``posterior`` holds.
+    site_priors : mapping
+        By site, the prior of those that may be reduced.
+
+    Examples
+    --------
+    >>> sites = (Site("a", torch.Size([1])), Site("b", torch.Size([1])))
+    >>> q = Dense(torch.zeros(2), torch.eye(2) / 2)
+    >>> JointFactor(sites, q).marginals()["b"].scale
+    tensor([0.5000])
+    """
+
+    joint_sites: tuple[Site, ...]
+    posterior: Dense | LowRank
+    mask: Tensor | None = None
+    site_priors: Mapping[str, Prior] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in the order of the vector."""
+        return self.joint_sites
+
+    @property
+    def priors(self) -> Mapping[str, Prior]:
+        """See `Factor.priors`."""
+        return self.site_priors
+
+    @override
+    def check(self) -> None:
+        kept = self.kept()
+        for name, marginal in self.marginals().items():
+            check_finite(name, "location", marginal.loc)
+            check_finite(name, "scale", marginal.scale)
+            check_positive(name, marginal.scale[kept[name]])
+
+    @override
+    def locations(self) -> dict[str, Tensor]:
+        return self._by_site(self._embed(self.posterior.loc, 0.0))
+
+    @override
+    def marginals(self) -> dict[str, Diagonal]:
+        marginals = self.posterior.marginals()
+        loc, scale = (self._by_site(self._embed(t, 0.0)) for t in (marginals.loc, marginals.scale))
+        return {name: Diagonal(loc[name], scale[name]) for name in loc}
+
+    @override
+    def kept(self) -> dict[str, Tensor]:
+        return self._by_site(self._mask)
+
+    @override
+    def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
+        mine = [torch.full(s.shape, s.name in names).reshape(-1) for s in self.sites]
+        wanted = torch.cat(mine).to(self.posterior.loc.device)
+        held, _ = self._exact.split(wanted[self._mask])
+        for noise in normals(held.noise_size):
+            full = torch.zeros_like(wanted, dtype=self.posterior.loc.dtype)
+            full[wanted & self._mask] = held.transform(noise.to(held.loc)).to(full)
+            by_site = self._by_site(full)
+            yield {name: by_site[name] for name in names}
+
+    @override
+    def with_priors(self, priors: Mapping[str, Prior]) -> JointFactor:
+        mine = {site.name: priors[site.name] for site in self.sites if site.name in priors}
+        return replace(self, site_priors=mine)
+
+    @override
+    def scores(self) -> dict[str, Tensor]:
+        alone = delta_f_spike(self._exact.marginals(), self._log_prior)
+        return self._reducible(self._embed(alone.to(self.posterior.loc.dtype), 0.0))
+
+    @override
+    def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        path = eliminate(self._exact, self._log_prior, torch.inf)
+        return self._reducible(self._embed(path, -torch.inf))
+
+    @override
+    def search(
+        self, scores: Mapping[str, Tensor], choose: Search, margin: float
+    ) -> dict[str, Tensor]:
+        log_prior = self._log_prior
+        candidate = log_prior.isfinite()
+        keep = torch.ones_like(candidate)
+        if math.isinf(margin):
+            keep[candidate] = margin > 0
+        elif candidate.any():
+            posterior, _ = self._exact.split(candidate)
+            keep[candidate] = ~choose(posterior, log_prior[candidate] + margin)
+        return self._reducible(self._embed(keep, False))
+
+    @override
+    def delta_f(
+        self,
+        scores: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> dict[str, float]:
+        drop = self._drop(masks)
+        gone, _ = self._exact.split(drop)
+        parts = torch.zeros_like(self._log_prior)
+        parts[drop] = delta_f_spike_chain(gone, self._log_prior[drop])
+        by_site = self._by_site(self._embed(parts, 0.0))
+        return {name: float(part.sum()) for name, part in by_site.items() if name in masks}
+
+    @override
+    def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:
+        drop = self._drop(masks)
+        _, rest = self._exact.split(drop)
+        rest = rest.to(self.posterior.loc.dtype)
+        return replace(self, posterior=rest, mask=self._embed(~drop, False))
+
+    def left(self) -> tuple[Dense | LowRank, Tensor]:
+        """Return what has not been pruned, for those who search among its subsets.
+
+        Returns
+        -------
+        posterior : Dense or LowRank
+            Of the elements that are left, in float64.
+        log_prior : Tensor
+            ln p(θ_i = 0) of each in nats; ``inf`` for those that cannot go.
+        """
+        return self._exact, self._log_prior
+
+    def spread(self, vector: Tensor, fill: float | bool) -> dict[str, Tensor]:
+        """Bring a value for each element that is left into the shapes of the sites.
+
+        Parameters
+        ----------
+        vector : Tensor
+            In the order of `left`, as its last dimension.
+        fill : float or bool
+            For elements that have been pruned before.
+
+        Returns
+        -------
+        dict of Tensor
+            By site, of its shape after the leading dimensions of ``vector``.
+        """
+        full = vector.new_full(vector.shape[:-1] + self._mask.shape, fill)
+        full[..., self._mask] = vector
+        parts = full.split([site.shape.numel() for site in self.sites], -1)
+        return {
+            site.name: part.reshape(vector.shape[:-1] + site.shape)
+            for site, part in zip(self.sites, parts, strict=True)
+        }
+
+    def flatten(self, by_site: Mapping[str, Tensor]) -> Tensor:
+        """Return the elements that are left, of a tensor a site.
+
+        Parameters
+        ----------
+        by_site : mapping
+            By site of the factor, a tensor that broadcasts to its shape.
+
+        Returns
+        -------
+        Tensor
+            In the order of `left`.
+        """
+        parts = [by_site[site.name].expand(site.shape).reshape(-1) for site in self.sites]
+        return torch.cat(parts)[self._mask]
+
+    @property
+    def _mask(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        return torch.ones_like(self.posterior.loc, dtype=torch.bool)
+
+    @property
+    def _exact(self) -> Dense | LowRank:
+        return self.posterior.to(torch.float64)
+
+    @property
+    def _log_prior(self) -> Tensor:
+        """Of what is left; ``inf`` where there is no prior, which keeps it."""
+        like = self.posterior.loc.double()
+        names = [site.name for site in self.sites]
+        return self.flatten({name: self._log_density_at_zero(name).to(like) for name in names})
+
+    def _log_density_at_zero(self, name: str) -> Tensor:
+        if name in self.priors:
+            return self.priors[name].log_density_at_zero
+        return torch.tensor(torch.inf)
+
+    def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Over the elements that the posterior holds, which go."""
+        return ~self.flatten(self.kept() | dict(masks))
+
+    def _embed(self, vector: Tensor, fill: float | bool) -> Tensor:
+        """Put the elements that the posterior holds into a vector over all elements."""
+        full = vector.new_full(self._mask.shape, fill)
+        full[self._mask] = vector
+        return full
+
+    def _by_site(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([site.shape.numel() for site in self.sites])
+        return {
+            site.name: part.reshape(site.shape)
+            for site, part in zip(self.sites, parts, strict=True)
+        }
+
+    def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
+        return {name: part for name, part in self._by_site(vector).items() if name in self.priors}

@@ -1,0 +1,1 @@
+"""Guides read as factors, and the guide that a reduction returns."""

@@ -1,0 +1,130 @@
+"""Sites that are Gaussian given one another, joined into independent factors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.programs.sites import Site
+
+
+def join(conditionals: Sequence[Conditional]) -> tuple[Factor, ...]:
+    r"""Multiply Gaussian conditionals, and keep apart what is independent.
+
+    With :math:`\theta = \mu + A\epsilon`, the rows of :math:`A` that belong to a site are
+    :math:`A_i = \sum_j W_{ij} A_j + L_i` (:math:`L_i` in its own columns). In the order of
+    sampling, :math:`A` is lower triangular: the Cholesky factor of the joint covariance.
+
+    Parameters
+    ----------
+    conditionals : sequence of Conditional
+        Each after those that it depends on.
+
+    Returns
+    -------
+    tuple of Factor
+        A factor for each set of sites that depend on one another.
+
+    Examples
+    --------
+    >>> one = Diagonal(torch.zeros(1), torch.ones(1))
+    >>> a, b, c = (Site(name, torch.Size([1])) for name in "abc")
+    >>> given_a = Conditional(b, one, {"a": torch.tensor([[2.0]])})
+    >>> joint, alone = join([Conditional(a, one), given_a, Conditional(c, one)])
+    >>> joint.posterior.covariance
+    tensor([[1., 2.],
+            [2., 5.]])
+    """
+    by_name = {c.site.name: c for c in conditionals}
+    groups = connected({name, *c.weights} for name, c in by_name.items())
+    parts = [[c for name, c in by_name.items() if name in group] for group in groups]
+    return tuple(_alone(part[0]) if len(part) == 1 else _joint(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class Conditional:
+    r"""The Gaussian of a site, given sites that are sampled before it.
+
+    .. math:: \theta_i = \mu_i + \sum_j W_{ij} (\theta_j - \mu_j) + L_i \epsilon_i
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    gaussian : Diagonal, Dense or LowRank
+        Mean :math:`\mu_i` and covariance :math:`L_i L_i^\top`; of the site's shape if diagonal,
+        otherwise over its flattened elements.
+    weights : mapping
+        By site that it depends on, :math:`W_{ij}` over flattened elements.
+
+    Examples
+    --------
+    >>> Conditional(Site("w", torch.Size([])), Diagonal(torch.zeros(()), torch.ones(()))).weights
+    {}
+    """
+
+    site: Site
+    gaussian: Diagonal | Dense | LowRank
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def connected(groups: Iterable[Collection[str]]) -> list[set[str]]:
+    """Merge groups of names that have a name in common.
+
+    Parameters
+    ----------
+    groups : iterable of collection of str
+        Names that belong together.
+
+    Returns
+    -------
+    list of set of str
+        Disjoint, in the order of the first name of each.
+
+    Examples
+    --------
+    >>> [sorted(group) for group in connected([{"a"}, {"b"}, {"c", "a"}])]
+    [['a', 'c'], ['b']]
+    """
+    merged: list[set[str]] = []
+    for group in map(set, groups):
+        apart = [other for other in merged if not other & group]
+        touching = [other for other in merged if other & group]
+        at = merged.index(touching[0]) if touching else len(merged)
+        apart.insert(at, group.union(*touching))
+        merged = apart
+    return merged
+
+
+def _alone(conditional: Conditional) -> Factor:
+    site, gaussian = conditional.site, conditional.gaussian
+    if isinstance(gaussian, Diagonal):
+        return IndependentFactor(site, gaussian.loc, gaussian.scale)
+    return JointFactor((site,), gaussian)
+
+
+def _joint(conditionals: Sequence[Conditional]) -> Factor:
+    loc = torch.cat([c.gaussian.loc.reshape(-1) for c in conditionals])
+    tril = loc.new_zeros(len(loc), len(loc))
+    rows: dict[str, slice] = {}
+    end = 0
+    for c in conditionals:
+        here = rows[c.site.name] = slice(end, end + c.gaussian.loc.numel())
+        for name, weight in c.weights.items():
+            tril[here] += weight @ tril[rows[name]]
+        tril[here, here] = _scale_tril(c.gaussian)
+        end = here.stop
+    return JointFactor(tuple(c.site for c in conditionals), Dense(loc, tril))
+
+
+def _scale_tril(gaussian: Diagonal | Dense | LowRank) -> Tensor:
+    if isinstance(gaussian, Diagonal):
+        return gaussian.scale.reshape(-1).diag()
+    return (gaussian.dense() if isinstance(gaussian, LowRank) else gaussian).scale_tril

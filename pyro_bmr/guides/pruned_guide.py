@@ -1,0 +1,367 @@
+"""The guide that a reduction returns: Gaussian factors with pruned elements at exactly zero."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.gamma import GammaFactor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.programs.distributions import PrunedDistribution
+from pyro_bmr.programs.handlers import module_key
+from pyro_bmr.programs.site_sampling import inside_plates, make_plates, sample_site, sample_sites
+from pyro_bmr.programs.sites import Site
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a guide was made for, and how it was first called.
+
+    Parameters
+    ----------
+    model : callable, optional
+        The user's model, without the handlers that an autoguide puts around it; None if lost.
+    args, kwargs
+        Arguments of the guide's first call.
+    create_plates : callable, optional
+        As given to the autoguide.
+
+    Examples
+    --------
+    >>> Origin(print).args
+    ()
+    """
+
+    model: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    create_plates: Callable[..., Any] | None = None
+
+    def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Build the plates of a guide for the model.
+
+        Parameters
+        ----------
+        parts : iterable
+            Each with ``sites``.
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        dict
+            By name.
+        """
+        created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
+        return make_plates(parts, created)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        """Return itself: the copy of a guide is a guide for the same model."""
+        return self
+
+
+class PrunedGuide(PyroModule):
+    r"""A guide of independent Gaussian factors, in which pruned elements are exactly zero.
+
+    .. math:: q(\theta) = \delta(\theta_S) \prod_f N(\theta_f \mid \mu_f, \Sigma_f)
+
+    It draws like the autoguide that it comes from, takes the arguments of the model, has
+    parameters of its own under names of its own, and can be trained, copied, moved and reduced
+    again. No parameter reaches a pruned element.
+
+    Parameters
+    ----------
+    factors : sequence of Factor
+        The posterior; its tensors are copied.
+    origin : Origin
+        The model that the guide is for.
+
+    Examples
+    --------
+    >>> site = Site("w", torch.Size([2]))
+    >>> mask = torch.tensor([True, False])
+    >>> factor = IndependentFactor(site, torch.ones(2), torch.ones(2), mask=mask)
+    >>> PrunedGuide([factor], Origin()).median()
+    {'w': tensor([1., 0.])}
+    """
+
+    def __init__(self, factors: tuple[Factor, ...], origin: Origin) -> None:
+        super().__init__(unused_name())
+        self.origin = origin
+        self.factors = PyroModule()
+        for factor in factors:
+            key = "+".join(module_key(site.name) for site in factor.sites)
+            setattr(self.factors, key, _module(factor))
+
+    @property
+    def model(self) -> Callable[..., Any] | None:
+        """The full model, as `pyro.infer.autoguide.AutoGuide.model`."""
+        return self.origin.model
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """One module a factor; ``part.factor()`` reads it."""
+        return tuple(self.factors.children())
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        dict of Tensor
+            A value a site.
+        """
+        plates = self.origin.make_plates(self.parts, *args, **kwargs)
+        return {name: value for part in self.parts for name, value in part(plates)}
+
+    @torch.no_grad()
+    def median(self, *_args: Any, **_kwargs: Any) -> dict[str, Tensor]:
+        """Return the posterior median of every site.
+
+        Parameters
+        ----------
+        *_args, **_kwargs
+            Not used; as in `pyro.infer.autoguide.AutoNormal.median`.
+
+        Returns
+        -------
+        dict of Tensor
+            A value a site, 0 where pruned.
+        """
+        return {
+            site.name: site.constrain(marginal.loc).clone() for site, marginal in self._marginals()
+        }
+
+    @torch.no_grad()
+    def quantiles(
+        self,
+        quantiles: Tensor | list[float],
+        *_args: Any,
+        **_kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Return posterior quantiles of every site.
+
+        Parameters
+        ----------
+        quantiles : Tensor or list of float
+            Between 0 and 1.
+        *_args, **_kwargs
+            Not used; as in `pyro.infer.autoguide.AutoNormal.quantiles`.
+
+        Returns
+        -------
+        dict of Tensor
+            By site, of shape ``(len(quantiles), *site)``, 0 where pruned.
+        """
+        result = {}
+        for site, marginal in self._marginals():
+            levels = torch.as_tensor(quantiles).to(marginal.loc).reshape(-1, *[1] * len(site.shape))
+            steps = torch.special.ndtri(levels)
+            offset = torch.where(marginal.scale > 0, steps * marginal.scale, 0)
+            result[site.name] = site.constrain(marginal.loc + offset)
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a copy its own names in the param store, so that it does not share parameters."""
+        super().__setstate__(state)
+        name, context = unused_name(), type(self._pyro_context)()
+        for path, module in self.named_modules():
+            module._pyro_name = f"{name}.{path}" if path else name
+            module._pyro_context = context
+
+    def _marginals(self) -> Iterator[tuple[Site, Diagonal]]:
+        for part in self.parts:
+            factor = part.factor()
+            marginals = factor.marginals()
+            for site in factor.sites:
+                yield site, marginals[site.name]
+
+
+class _IndependentPart(PyroModule):
+    def __init__(self, factor: IndependentFactor) -> None:
+        super().__init__()
+        self.site = factor.site
+        self.mask: Tensor | None
+        self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
+        event_dim = factor.site.event_dim
+        constraint = factor.scale_constraint or constraints.softplus_positive
+        (loc,) = factor.locations().values()
+        self.loc = PyroParam(
+            loc.clone() if factor.mask is None else loc, constraints.real, event_dim
+        )
+        if factor.scale_constraint is None:
+            self.scale = PyroParam(factor.scale.detach().clone(), constraint, event_dim)
+        else:
+            self.scale = PyroParam(factor.scale.new_ones(()), constraint, event_dim)
+            self.scale_unconstrained.data = factor.scale.detach().clone()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    def factor(self) -> IndependentFactor:
+        constraint, _ = self._pyro_params["scale"]
+        return IndependentFactor(
+            self.site,
+            self.loc_unconstrained.detach(),
+            self.scale_unconstrained.detach(),
+            constraint,
+            self.mask,
+        )
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        kept = None
+        with inside_plates(self.site, plates):
+            fn = dist.Normal(self.loc, self.scale)
+            if self.mask is not None:
+                kept = pyro.subsample(self.mask, event_dim=self.site.event_dim)
+                fn = PrunedDistribution(fn, kept)
+            value = pyro.sample(
+                f"{self.site.name}_unconstrained",
+                fn.to_event(self.site.event_dim),
+                infer={"is_auxiliary": True},
+            )
+        yield self.site.name, sample_site(self.site, value, plates, kept)
+
+
+class _JointPart(PyroModule):
+    """Draws a vector of what is kept of its sites; the scale of each element is a parameter."""
+
+    def __init__(self, factor: JointFactor, scale: Tensor) -> None:
+        super().__init__()
+        self.sites = factor.sites
+        self.mask: Tensor | None
+        self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
+        self.loc = PyroParam(factor.posterior.loc.detach().clone(), constraints.real, 1)
+        self.scale = PyroParam(scale.detach().clone(), constraints.softplus_positive, 1)
+
+    @abstractmethod
+    def posterior(self) -> Dense | LowRank:
+        """Return the Gaussian over what is kept."""
+
+    @abstractmethod
+    def distribution(self) -> Any:
+        """Return the same as a distribution of Pyro."""
+
+    @torch.no_grad()
+    def factor(self) -> JointFactor:
+        return JointFactor(self.sites, self.posterior(), self.mask)
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        latent = self.loc
+        if latent.numel():
+            latent = pyro.sample(
+                "+".join(site.name for site in self.sites) + "_latent",
+                self.distribution(),
+                infer={"is_auxiliary": True},
+            )
+        yield from sample_sites(self.sites, latent, self.mask, plates)
+
+
+class _DensePart(_JointPart):
+    def __init__(self, factor: JointFactor, posterior: Dense) -> None:
+        tril = posterior.scale_tril.detach()
+        scale = tril.diagonal()
+        super().__init__(factor, scale)
+        self.scale_tril = PyroParam(tril / scale[:, None], constraints.unit_lower_cholesky, 2)
+
+    def posterior(self) -> Dense:
+        return Dense(self.loc.detach(), self.scale[:, None] * self.scale_tril)
+
+    def distribution(self) -> Any:
+        return dist.MultivariateNormal(self.loc, scale_tril=self.scale[:, None] * self.scale_tril)
+
+
+class _LowRankPart(_JointPart):
+    def __init__(self, factor: JointFactor, posterior: LowRank) -> None:
+        scale = posterior.cov_diag.detach().sqrt()
+        super().__init__(factor, scale)
+        cov_factor = posterior.cov_factor.detach() / scale[:, None]
+        self.cov_factor = PyroParam(cov_factor, constraints.real, 2)
+
+    def posterior(self) -> LowRank:
+        scale = self.scale
+        return LowRank(self.loc.detach(), scale[:, None] * self.cov_factor, scale.square())
+
+    def distribution(self) -> Any:
+        cov_factor = self.scale[:, None] * self.cov_factor
+        return dist.LowRankMultivariateNormal(self.loc, cov_factor, self.scale.square())
+
+
+class _GammaPart(PyroModule):
+    def __init__(self, factor: GammaFactor) -> None:
+        super().__init__()
+        self.site = factor.site
+        for name, value in (("concentration", factor.concentration), ("mean", factor.mean)):
+            parameter = PyroParam(value.clone(), constraints.positive, factor.site.event_dim)
+            setattr(self, name, parameter)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    def factor(self) -> GammaFactor:
+        return GammaFactor(self.site, self.concentration.detach(), self.mean.detach())
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        with inside_plates(self.site, plates):
+            concentration = self.concentration
+            fn = dist.Gamma(concentration, concentration / self.mean)
+            yield self.site.name, pyro.sample(self.site.name, fn.to_event(self.site.event_dim))
+
+
+_MODULES = {
+    IndependentFactor: _IndependentPart,
+    GammaFactor: _GammaPart,
+}
+_JOINT_MODULES = {Dense: _DensePart, LowRank: _LowRankPart}
+
+
+def _module(factor: Factor) -> Any:
+    if isinstance(factor, JointFactor):
+        return _JOINT_MODULES[type(factor.posterior)](factor, factor.posterior)
+    return _MODULES[type(factor)](factor)
+
+
+_serial = count()
+
+
+def unused_name(kind: str = "PrunedGuide") -> str:
+    """Name a guide so that nothing in the param store is taken for its parameters.
+
+    Parameters
+    ----------
+    kind : str
+        What the name begins with.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Examples
+    --------
+    >>> unused_name("Other")[:5]
+    'Other'
+    """
+    taken = tuple(pyro.get_param_store().keys())
+    names = (f"{kind}{i}" for i in _serial)
+    return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))

@@ -1,0 +1,382 @@
+"""Guide families, read as factors.
+
+With `autoguides` and `affine_guides` the only file that knows the inside of Pyro's autoguides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, singledispatch
+from typing import Any
+
+import torch
+from pyro.infer import MCMC
+from pyro.infer.autoguide import (
+    AutoCallable,
+    AutoContinuous,
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoDiscreteParallel,
+    AutoGuide,
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+    AutoNormalMessenger,
+    AutoStructured,
+)
+from pyro.infer.autoguide.gaussian import AutoGaussianDense, AutoGaussianFunsor
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.block_messenger import BlockMessenger
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.gamma import GammaFactor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.guides.affine_guides import read_gaussian, read_structured
+from pyro_bmr.guides.auto_gamma import AutoGamma
+from pyro_bmr.guides.autoguides import (
+    check_called,
+    read_parameter,
+    read_site,
+    read_value,
+    read_whole_site,
+)
+from pyro_bmr.guides.posterior_samples import match_moments
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.guides.statements import NotGaussianError
+from pyro_bmr.guides.traced_guides import trace_factors
+from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.programs.sites import Site
+
+
+def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
+    """Read the posterior that a guide holds, without touching the guide.
+
+    A guide whose family is registered with `read_factors` is read from its parameters; any other
+    is run a few times (`pyro_bmr.guides.traced_guides`). Posterior samples are matched in their
+    moments (`pyro_bmr.guides.posterior_samples`). A list of guides is read part by part.
+
+    Parameters
+    ----------
+    guide : callable, MCMC or mapping
+        A trained guide, a finished run of MCMC, or posterior samples by site.
+    origin : Origin, optional
+        The model and its arguments; what `read_origin` finds otherwise.
+
+    Returns
+    -------
+    tuple of Factor
+        Its independent factors. Tensors are shared with the guide where that is possible.
+
+    Raises
+    ------
+    UnregisteredGuideError
+        If it is nothing of this kind.
+    NotGaussianError
+        If the posterior is not Gaussian in unconstrained coordinates.
+    ValueError
+        If the guide was never called, or holds values that are not finite, or is no longer the
+        owner of its parameters.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
+    >>> _ = guide()
+    >>> read_guide(guide)[0].site.shape
+    torch.Size([3])
+    """
+    with torch.no_grad():
+        factors = _read(guide, read_origin(guide) if origin is None else origin)
+    for factor in factors:
+        factor.check()
+    return factors
+
+
+class UnregisteredGuideError(TypeError):
+    """A guide whose family this package does not know how to read."""
+
+
+@singledispatch
+def read_factors(guide: Any) -> tuple[Factor, ...]:
+    """Return the factors of a guide family; register a family of your own here.
+
+    ``@read_factors.register(MyGuide)`` on a function that returns `IndependentFactor` and
+    `JointFactor` objects; `pyro_bmr.testing.check_guide_family` checks it. A family that is not
+    registered is read by running the guide.
+
+    Parameters
+    ----------
+    guide : callable
+        A guide.
+
+    Returns
+    -------
+    tuple of Factor
+        Its independent factors.
+
+    Raises
+    ------
+    UnregisteredGuideError
+        If the type of the guide is not registered.
+
+    Examples
+    --------
+    >>> read_factors(print)
+    Traceback (most recent call last):
+        ...
+    pyro_bmr.guides.reading.UnregisteredGuideError: cannot reduce a guide of type ...
+    """  # noqa: DOC202
+    known = ", ".join(
+        sorted(t.__name__ for t in read_factors.registry if t not in {object, *_REMEDIES})
+    )
+    msg = (
+        f"cannot reduce a guide of type {type(guide).__name__}. Expected one of {known}; a family "
+        "registered with @pyro_bmr.read_factors.register; an AutoGuideList of these; any other "
+        "guide that draws from Gaussians when it is called; a finished pyro.infer.MCMC; or a "
+        "mapping of site names to posterior samples"
+    )
+    raise UnregisteredGuideError(msg)
+
+
+@read_factors.register
+def _(guide: AutoNormal) -> tuple[Factor, ...]:
+    check_called(guide)
+    factors = []
+    for name, node in guide.prototype_trace.iter_stochastic_nodes():
+        loc = read_parameter(guide, f"locs.{name}")
+        scale = read_parameter(guide, f"scales.{name}")
+        site = read_site(node, loc.shape, guide._event_dims[name])
+        factors.append(IndependentFactor(site, loc, scale, guide.scale_constraint))
+    return tuple(factors)
+
+
+@read_factors.register
+def _(guide: AutoDiagonalNormal) -> tuple[Factor, ...]:
+    sites = _joint_sites(guide)
+    sizes = [site.shape.numel() for site in sites]
+    loc, scale = (read_parameter(guide, name).split(sizes) for name in ("loc", "scale"))
+    return tuple(
+        IndependentFactor(
+            site, loc[i].view(site.shape), scale[i].view(site.shape), guide.scale_constraint
+        )
+        for i, site in enumerate(sites)
+    )
+
+
+@read_factors.register
+def _(guide: AutoMultivariateNormal) -> tuple[Factor, ...]:
+    # The guide that AutoLaplaceApproximation.laplace_approximation returns is one, too.
+    sites = _joint_sites(guide)
+    loc = read_value(guide, "loc", constraints.real)
+    scale = read_value(guide, "scale", guide.scale_constraint)
+    tril = read_value(guide, "scale_tril", guide.scale_tril_constraint)
+    return (JointFactor(sites, Dense(loc, scale[:, None] * tril)),)
+
+
+@read_factors.register
+def _(guide: AutoLowRankMultivariateNormal) -> tuple[Factor, ...]:
+    sites = _joint_sites(guide)
+    scale = read_value(guide, "scale", guide.scale_constraint)
+    factor = scale[:, None] * read_parameter(guide, "cov_factor")
+    return (JointFactor(sites, LowRank(read_parameter(guide, "loc"), factor, scale.square())),)
+
+
+@read_factors.register
+def _(guide: AutoGamma) -> tuple[Factor, ...]:
+    check_called(guide)
+    factors = []
+    for name, node in guide.prototype_trace.iter_stochastic_nodes():
+        homes = ("concentrations", "means")
+        concentration, mean = (read_parameter(guide, f"{home}.{name}").exp() for home in homes)
+        site = read_site(node, mean.shape, node["fn"].event_dim)
+        factors.append(GammaFactor(site, concentration, mean))
+    return tuple(factors)
+
+
+read_factors.register(AutoStructured, read_structured)
+read_factors.register(AutoGaussianDense, read_gaussian)
+
+
+@read_factors.register
+def _(guide: PrunedGuide) -> tuple[Factor, ...]:
+    return tuple(part.factor() for part in guide.parts)
+
+
+_TRAIN_AGAIN = "Train AutoNormal, AutoMultivariateNormal or another Gaussian guide"
+_REMEDIES = {
+    AutoDelta: "it is a point estimate, whose posterior has no variance to weigh against the "
+    "prior. Train AutoNormal instead, or take the Laplace approximation: train "
+    "AutoLaplaceApproximation and reduce what its laplace_approximation(*args) returns",
+    AutoLaplaceApproximation: "before laplace_approximation(*args) is called it is a point "
+    "estimate. Call it, and reduce the guide that it returns",
+    AutoNormalizingFlow: f"the posterior of a flow is not Gaussian. {_TRAIN_AGAIN} instead",
+    AutoDiscreteParallel: "its sites are discrete, and have no density at zero. Hide them from the "
+    "guide (poutine.block) and sum them out (config_enumerate, TraceEnum_ELBO) instead",
+    AutoGaussianFunsor: "its covariance is never formed. Its parameters are those of "
+    'AutoGaussian(model, backend="dense"): make that guide, call it once, load_state_dict(...) '
+    "from this one, and reduce it",
+}
+
+
+def _refuse(guide: Any, remedy: str) -> tuple[Factor, ...]:
+    msg = (
+        f"cannot reduce a guide of type {type(guide).__name__}, also as a part of an "
+        f"AutoGuideList: {remedy}"
+    )
+    raise NotGaussianError(msg)
+
+
+for _family, _remedy in _REMEDIES.items():
+    read_factors.register(_family, partial(_refuse, remedy=_remedy))
+
+
+@singledispatch
+def _read(guide: Any, origin: Origin) -> tuple[Factor, ...]:
+    """Read a guide of a registered family, and any other by running it.
+
+    Returns
+    -------
+    tuple of Factor
+        Its independent factors.
+    """
+    registered: list[Any] = []
+    others: list[Any] = []
+    for part in _parts(guide):
+        (registered if _is_registered(part) else others).append(part)
+    factors = [factor for part in registered for factor in read_factors(part)]
+    if not others:
+        return tuple(factors)
+    for part in others:
+        if not callable(part):
+            return read_factors(part)
+        if isinstance(part, AutoGuide):
+            check_called(part)
+    held = {site.name for factor in factors for site in factor.sites}
+    traced = trace_factors(guide, origin, held=held, full_rows=_full_rows(others))
+    return (*factors, *traced) or read_factors(guide)
+
+
+@_read.register(MCMC)
+def _(guide: MCMC, origin: Origin) -> tuple[Factor, ...]:
+    if guide._samples is None:
+        msg = "this MCMC has no samples yet. Expected a finished one: call mcmc.run(*args)"
+        raise ValueError(msg)
+    return match_moments(guide.get_samples(group_by_chain=True), origin, chains=True)
+
+
+@_read.register(Mapping)
+def _(guide: Mapping[str, Tensor], origin: Origin) -> tuple[Factor, ...]:
+    return match_moments(guide, origin, chains=False)
+
+
+def _parts(guide: Any) -> Iterator[Any]:
+    if isinstance(guide, AutoGuideList) and not _is_registered(guide):
+        check_called(guide)
+        for part in guide:
+            yield from _parts(part)
+    elif isinstance(guide, AutoCallable) and not _is_registered(guide):
+        yield from _parts(guide._guide)
+    else:
+        yield guide
+
+
+def _is_registered(guide: Any) -> bool:
+    return read_factors.dispatch(type(guide)) is not read_factors.dispatch(object)
+
+
+def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | None]:
+    """Find mean-field parameters by name: messengers hold all rows of a plate and draw some.
+
+    Returns
+    -------
+    callable
+        From the name of a site to location and scale, if there are such parameters.
+    """
+    stock = AutoNormalMessenger.get_posterior
+    messengers = [g for g in guides if getattr(type(g), "get_posterior", None) is stock]
+
+    def full_rows(name: str) -> tuple[Tensor, Tensor] | None:
+        for guide in messengers:
+            if f"locs.{name}_unconstrained" in dict(guide.named_parameters()):
+                scale = read_value(guide, f"scales.{name}", constraints.positive)
+                return read_parameter(guide, f"locs.{name}"), scale
+        return None
+
+    return full_rows
+
+
+@singledispatch
+def read_origin(guide: Any) -> Origin:
+    """Return the model that a guide was made for, and how it was first called.
+
+    Parameters
+    ----------
+    guide : callable
+        A guide of any family.
+
+    Returns
+    -------
+    Origin
+        With ``model=None`` where the guide does not know it.
+
+    Examples
+    --------
+    >>> read_origin(print).model is None
+    True
+    """
+    return Origin(_without_guide_handlers(getattr(guide, "model", None)))
+
+
+@read_origin.register
+def _(guide: PrunedGuide) -> Origin:
+    return guide.origin
+
+
+@read_origin.register(MCMC)
+def _(guide: MCMC) -> Origin:
+    return Origin(getattr(guide.kernel, "model", None), guide._args or (), guide._kwargs or {})
+
+
+@read_origin.register
+def _(guide: AutoGuide) -> Origin:
+    # AutoStructured and AutoGaussian forget how they were called.
+    prototype = guide.prototype_trace
+    first_call = {} if prototype is None else prototype.nodes["_INPUT"]
+    args, kwargs = first_call.get("args", ()), first_call.get("kwargs", {})
+    # copy.deepcopy and torch.save take the model away from an autoguide, also from the live one.
+    model = None if guide._model is None else _without_guide_handlers(guide.model)
+    return Origin(model, args, kwargs, guide.create_plates)
+
+
+def _without_guide_handlers(model: Any) -> Any:
+    """Peel off what only concerns the guide: initial values, and sites hidden from it.
+
+    Returns
+    -------
+    callable
+        The model as the user wrote it.
+    """
+    while True:
+        wrapper = getattr(model, "func", None)
+        if not (isinstance(wrapper, partial) and len(wrapper.args) == 2):
+            return model
+        handler, inner = wrapper.args
+        if not isinstance(handler, InitMessenger | BlockMessenger):
+            return model
+        model = inner
+
+
+def _joint_sites(guide: AutoContinuous) -> tuple[Site, ...]:
+    check_called(guide)
+    sites = []
+    for name, node in guide.prototype_trace.iter_stochastic_nodes():
+        shape = guide._unconstrained_shapes[name]
+        event_dim = node["fn"].event_dim + len(shape) - node["value"].dim()
+        sites.append(read_whole_site(guide, node, shape, event_dim))
+    return tuple(sites)

@@ -1,0 +1,131 @@
+"""A posterior, a prior and a reduced prior that go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal
+
+Family = TypeVar("Family", Diagonal, Dense, Distribution)
+
+
+def common_kind(known: Iterable[type], posterior: Any, prior: Any, reduced: Any) -> type:
+    """Return the family that three densities have in common.
+
+    Parameters
+    ----------
+    known : iterable of type
+        The families.
+    posterior, prior, reduced : Diagonal, Dense or Distribution
+        The three.
+
+    Returns
+    -------
+    type
+        One of ``known``.
+
+    Raises
+    ------
+    TypeError
+        If the family of one is not known.
+    ValueError
+        If the families or the shapes differ; those of distributions may broadcast.
+
+    Examples
+    --------
+    >>> q = Diagonal(torch.zeros(2), torch.ones(2))
+    >>> common_kind([Diagonal], q, q, q)
+    <class 'pyro_bmr.mathematics.gaussian.Diagonal'>
+    """
+    three = (posterior, prior, reduced)
+    kinds = [_kind(tuple(known), one) for one in three]
+    shapes = {_shape(one) for one in three}
+    if len(set(kinds)) == 1 and (len(shapes) == 1 or _broadcast(*three)):
+        return kinds[0]
+    names = [type(one).__name__ for one in three]
+    msg = (
+        f"got a {names[0]} posterior, {names[1]} prior and {names[2]} reduced prior of shapes "
+        f"{sorted(shapes)}. Expected three of one family and one shape"
+    )
+    raise ValueError(msg)
+
+
+def check_proper(improper: Tensor) -> None:
+    """Raise if a reduced posterior cannot be normalised.
+
+    Parameters
+    ----------
+    improper : Tensor
+        Boolean, one for each posterior.
+
+    Raises
+    ------
+    ValueError
+        If any is.
+
+    Examples
+    --------
+    >>> check_proper(torch.tensor([False]))
+    """
+    count = int(improper.sum())
+    if count:
+        msg = (
+            f"the reduced prior leaves {count} of {improper.numel()} posteriors improper: "
+            "posterior precision + reduced precision - prior precision must be positive, and so "
+            "must each parameter of a Gamma, Beta or Dirichlet. Expected a reduced prior at most "
+            "as wide as the prior, or a posterior narrower than the prior"
+        )
+        raise ValueError(msg)
+
+
+def dtype_of(family: Any) -> torch.dtype:
+    """Return the floating-point type of a density's parameters.
+
+    Parameters
+    ----------
+    family : Diagonal, Dense or Distribution
+        Any of those that `common_kind` knows.
+
+    Returns
+    -------
+    dtype
+        The type.
+
+    Examples
+    --------
+    >>> dtype_of(Diagonal(torch.zeros(2), torch.ones(2)))
+    torch.float32
+    """
+    if isinstance(family, Independent):
+        return dtype_of(family.base_dist)
+    return (family.mean if isinstance(family, Distribution) else family.loc).dtype
+
+
+def _kind(known: tuple[type, ...], family: Any) -> type:
+    for kind in known:
+        if isinstance(family, kind):
+            return kind
+    names = ", ".join(kind.__name__ for kind in known)
+    msg = f"got a {type(family).__name__}. Expected one of {names}"
+    raise TypeError(msg)
+
+
+def _shape(family: Any) -> tuple[int, ...]:
+    if isinstance(family, Distribution):
+        return tuple(family.batch_shape + family.event_shape)
+    return tuple(family.loc.shape)
+
+
+def _broadcast(*families: Any) -> bool:
+    if not all(isinstance(family, Distribution) for family in families):
+        return False
+    try:
+        torch.broadcast_shapes(*(family.batch_shape for family in families))
+    except RuntimeError:
+        return False
+    return len({family.event_shape for family in families}) == 1

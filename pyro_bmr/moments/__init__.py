@@ -1,0 +1,1 @@
+"""Means and variances of Gaussian weights through torch functions."""

@@ -1,0 +1,230 @@
+"""A tensor of independent Gaussian elements, and the table of the torch functions that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import resolve_name
+from typing_extensions import override
+
+
+def gaussian(loc: Tensor, variance: Tensor) -> GaussianTensor:
+    """Make a tensor of independent Gaussian elements.
+
+    Parameters
+    ----------
+    loc, variance : Tensor
+        The means and the variances, of one shape and one floating dtype. A variance of zero is a
+        constant.
+
+    Returns
+    -------
+    GaussianTensor
+        Of the same shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        If the two do not go together.
+
+    Examples
+    --------
+    >>> from pyro_bmr.moments.propagation import gaussian
+    >>> w = gaussian(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.0]]))
+    >>> torch.nn.functional.linear(torch.ones(1, 2), w)
+    GaussianTensor(loc=tensor([[3.]]), variance=tensor([[0.5000]]))
+    """
+    got = [(tuple(t.shape), t.dtype) for t in (loc, variance)]
+    if got[0] != got[1] or not loc.dtype.is_floating_point:
+        msg = (
+            f"got means of shape and dtype {got[0]} and variances of {got[1]}. Expected one shape "
+            "and one floating dtype: expand the variances, or convert both with .to()"
+        )
+        raise ValueError(msg)
+    return GaussianTensor(loc, variance)
+
+
+class GaussianTensor(Tensor):
+    """A tensor whose elements are independent Gaussians; made by `gaussian`.
+
+    It goes where a tensor goes, such as into the weight of a layer. A torch function either has a
+    rule for it or raises `UnknownOperationError`.
+
+    Attributes
+    ----------
+    loc, variance : Tensor
+        The means and the variances.
+
+    Examples
+    --------
+    >>> from pyro_bmr.moments.propagation import gaussian
+    >>> x = gaussian(torch.zeros(3, 2), torch.ones(3, 2))
+    >>> x.shape, x.T.shape, (2 * x + 1).loc[0]
+    (torch.Size([3, 2]), torch.Size([2, 3]), tensor([1., 1.]))
+    """
+
+    loc: Tensor
+    variance: Tensor
+
+    @staticmethod
+    @override
+    def __new__(cls, loc: Tensor, variance: Tensor) -> GaussianTensor:
+        # A wrapper holds no data, so that nothing can take the mean for a value by mistake.
+        new = Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)
+        new.loc, new.variance = loc, variance
+        return new
+
+    @override
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"GaussianTensor(loc={self.loc}, variance={self.variance})"
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        try:
+            rule = _RULES[func]
+        except KeyError:
+            raise unknown_operation(func) from None
+        return rule(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types, args, kwargs
+        raise unknown_operation(func)
+
+
+class UnknownOperationError(NotImplementedError):
+    """A torch function or a distribution that has no rule for Gaussian tensors.
+
+    Examples
+    --------
+    >>> from pyro_bmr.moments.propagation import gaussian
+    >>> gaussian(torch.zeros(2), torch.ones(2)).softmax(-1)
+    Traceback (most recent call last):
+    pyro_bmr.moments.gaussian_tensor.UnknownOperationError: torch.Tensor.softmax has no rule for ...
+    """
+
+
+def register(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Add a rule for torch functions, as a decorator.
+
+    Parameters
+    ----------
+    *functions : callable
+        Torch functions or methods, such as ``torch.abs`` and ``torch.Tensor.abs``.
+
+    Returns
+    -------
+    callable
+        A decorator of the rule, which takes the arguments of the function, any of which may be a
+        `GaussianTensor`, and returns its result.
+
+    Examples
+    --------
+    >>> from pyro_bmr.moments.nonlinearities import smooth_moments
+    >>> @register(torch.sin, torch.Tensor.sin)
+    ... def sin(x):
+    ...     return gaussian(*smooth_moments(torch.sin, x.loc, x.variance))
+    >>> gaussian(torch.tensor(0.0), torch.tensor(1.0)).sin().variance
+    tensor(0.4323)
+    """
+
+    def add(rule: Callable[..., Any]) -> Any:
+        _RULES.update(dict.fromkeys(functions, rule))
+        return rule
+
+    return add
+
+
+def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOperationError:
+    """Return the error for a torch function that has no rule.
+
+    Parameters
+    ----------
+    func : callable
+        The torch function.
+    reason : str
+        What about this call has no rule, if others have one, such as ``"with dilation"``.
+
+    Returns
+    -------
+    UnknownOperationError
+        To be raised.
+
+    Examples
+    --------
+    >>> print(unknown_operation(torch.fft.fft))
+    torch.fft.fft has no rule for Gaussian tensors. Use estimator 'local' or 'global', or add a
+    rule with @pyro_bmr.moments.propagation.register(torch.fft.fft)
+    """
+    name = resolve_name(func) or getattr(func, "__name__", str(func))
+    name = name.removesuffix(".__get__")
+    last = name.rsplit(".", 1)[-1]
+    if last in _IN_PLACE or (last.endswith("_") and not last.endswith("__")):
+        reason = "in place: write x = x + y for x += y"
+    elif last in _COMPARISONS:
+        reason = "(distributions compare parameters only with validation on: turn it off)"
+    return UnknownOperationError(
+        f"{name} has no rule for Gaussian tensors{reason and ' ' + reason}. Use estimator 'local' "
+        f"or 'global', or add a rule with @pyro_bmr.moments.propagation.register({name})"
+    )
+
+
+def named(*names: str) -> list[Any]:
+    """Return all functions and methods that go by these names.
+
+    Parameters
+    ----------
+    *names : str
+        Such as ``"relu"``.
+
+    Returns
+    -------
+    list of callable
+        What `torch`, `torch.Tensor` and `torch.nn.functional` have of them.
+
+    Examples
+    --------
+    >>> named("relu") == [torch.relu, Tensor.relu, F.relu]
+    True
+    """
+    return [getattr(home, n) for n in names for home in (torch, Tensor, F) if hasattr(home, n)]
+
+
+_RULES: dict[Any, Callable[..., Any]] = {}
+_IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__setitem__"}
+_COMPARISONS = {f"{u}{n}{u}" for n in ("eq", "ne", "ge", "gt", "le", "lt") for u in ("", "__")}
+
+
+# What only reads the shape, the dtype and the device, or makes a plain tensor like this one.
+def _of_the_loc(func: Callable[..., Any]) -> Callable[..., Any]:
+    def rule(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(x, GaussianTensor):
+            raise unknown_operation(func, "as an argument of a method of a plain tensor")
+        return func(x.loc, *args, **kwargs)
+
+    return rule
+
+
+_ATTRIBUTES = ["shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_sparse", "is_meta"]
+for _function in [
+    *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
+    *named("dim", "size", "numel", "nelement", "ndimension", "__len__", "stride", "get_device"),
+    *named("is_floating_point", "is_complex", "is_contiguous", "zeros_like", "ones_like"),
+    *named("new_zeros", "new_ones", "new_full", "new_tensor", "new_empty", "element_size"),
+]:
+    register(_function)(_of_the_loc(_function))
+
+
+@register(Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
+def _requires_grad(x: GaussianTensor) -> bool:
+    return x.loc.requires_grad or x.variance.requires_grad

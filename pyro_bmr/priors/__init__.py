@@ -1,0 +1,1 @@
+"""The priors of sample sites, read from the model."""

@@ -1,0 +1,273 @@
+"""What the prior of a sample site is: its density at zero, and whether it is Gaussian.
+
+`log_density_at_zero` is where a prior family is registered; `read_prior` reads a site of a trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.ops.provenance import detach_provenance
+from torch import Tensor
+from torch.distributions import (
+    AffineTransform,
+    Cauchy,
+    ComposeTransform,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    Normal,
+    StudentT,
+    Transform,
+    TransformedDistribution,
+    biject_to,
+)
+
+from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.programs.distributions import PrunedDistribution, find_core, find_element_support
+
+
+class UnregisteredPriorError(TypeError):
+    """A prior whose density at zero this package does not know how to read."""
+
+
+@singledispatch
+def log_density_at_zero(prior: Any) -> Tensor:
+    """Return ln p(θ = 0) of each element of a prior whose elements are independent.
+
+    Register a family of your own with ``@log_density_at_zero.register``. Elements whose density
+    at 0 is infinite, as is that of a horseshoe over all its scales, are reported and kept.
+
+    Parameters
+    ----------
+    prior : Distribution
+        A distribution over the real line, in any wrapping; or one that the bijection to its
+        support makes of such a distribution, as LogNormal of Normal, in the coordinates of the
+        latter.
+
+    Returns
+    -------
+    Tensor
+        In nats and float64; broadcasts to ``prior.shape()``.
+
+    Raises
+    ------
+    UnregisteredPriorError
+        If the type of the prior is not registered.
+
+    Examples
+    --------
+    >>> log_density_at_zero(Laplace(0.0, 1.0))
+    tensor(-0.6931, dtype=torch.float64)
+    """  # noqa: DOC202
+    raise UnregisteredPriorError(_unregistered(prior))
+
+
+@log_density_at_zero.register(Normal)
+@log_density_at_zero.register(Laplace)
+@log_density_at_zero.register(StudentT)
+@log_density_at_zero.register(Cauchy)
+def _(prior: Any) -> Tensor:
+    # A prior is mostly one scalar, expanded to a whole layer: undo that before computing.
+    parameters = {name: _collapse(getattr(prior, name)).double() for name in prior.arg_constraints}
+    zero = torch.zeros((), dtype=torch.float64, device=parameters["loc"].device)
+    try:
+        collapsed = type(prior)(**parameters, validate_args=False)
+    except TypeError:  # a subclass that is made in another way
+        return prior.log_prob(zero)
+    # A scale of 0 makes it a point mass.
+    at_a_point = torch.where(parameters["loc"] == 0, torch.inf, -torch.inf)
+    return torch.where(parameters["scale"] == 0, at_a_point, collapsed.log_prob(zero))
+
+
+@log_density_at_zero.register(Independent)
+@log_density_at_zero.register(ExpandedDistribution)
+def _(prior: Any) -> Tensor:
+    return log_density_at_zero(prior.base_dist)
+
+
+@log_density_at_zero.register
+def _(prior: PrunedDistribution) -> Tensor:  # noqa: ARG001
+    msg = (
+        "it is a site of a pruned model, whose own guide is the one to reduce: reduce(result.guide)"
+    )
+    raise UnregisteredPriorError(msg)
+
+
+@log_density_at_zero.register(MaskedDistribution)
+def _(prior: Any) -> Tensor:
+    return _masked(log_density_at_zero(prior.base_dist), prior._mask, prior.event_dim)
+
+
+@log_density_at_zero.register
+def _(prior: MixtureSameFamily) -> Tensor:
+    if prior.event_shape:
+        msg = (
+            "its prior is a mixture of vectors, whose elements depend on each other. Expected a "
+            "mixture a element, such as MixtureSameFamily(Categorical(...), Normal(...))"
+        )
+        raise UnregisteredPriorError(msg)
+    log_weights = prior.mixture_distribution.logits.double().log_softmax(-1)
+    return (log_weights + log_density_at_zero(prior.component_distribution)).logsumexp(-1)
+
+
+@log_density_at_zero.register
+def _(prior: TransformedDistribution) -> Tensor:
+    if not is_transformed_by_support(prior):
+        raise UnregisteredPriorError(_unregistered(prior))
+    return log_density_at_zero(prior.base_dist)
+
+
+class UnreadablePriorError(ValueError):
+    """A prior of a known family that cannot be reduced where it stands."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The prior of a site in one run of the model.
+
+    Parameters
+    ----------
+    log_density : Tensor
+        ln p(θ = 0) in nats and float64, with one row for all rows of a sub-sampling plate;
+        ``inf`` where there is no prior, or where the density is infinite.
+    masked : Tensor
+        Boolean: where there is no prior.
+    gaussian : Diagonal, optional
+        The prior itself where it is Gaussian, in float64.
+
+    Examples
+    --------
+    >>> Reading(torch.tensor(-0.9189), torch.tensor(False)).gaussian is None
+    True
+    """
+
+    log_density: Tensor
+    masked: Tensor
+    gaussian: Diagonal | None = None
+
+
+def read_prior(node: Any) -> Reading:
+    """Read the prior of a sample site.
+
+    Parameters
+    ----------
+    node : dict
+        The site in a trace of the model.
+
+    Returns
+    -------
+    Reading
+        Its density at zero.
+
+    Raises
+    ------
+    UnreadablePriorError
+        If that is no number, or if the rows of a plate of which only some were seen differ.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro import poutine
+    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
+    >>> read_prior(poutine.trace(model).get_trace().nodes["w"]).log_density
+    tensor(-0.9189, dtype=torch.float64)
+    """
+    fn = node["fn"]
+    core = find_core(fn)
+    if is_transformed_by_support(core):
+        core = find_core(core.base_dist)
+    density = detach_provenance(log_density_at_zero(fn)).detach()
+    density = _masked(density, node["mask"], fn.event_dim)
+    if density.isnan().any() or (density == -torch.inf).any():
+        msg = "its prior density at zero is 0 or not a number"
+        raise UnreadablePriorError(msg)
+    bare = detach_provenance(log_density_at_zero(core)).detach()
+    masked = density.isposinf() & ~bare.isposinf()
+    if masked.numel() and masked.all():
+        msg = "it is masked out"
+        raise UnreadablePriorError(msg)
+    density, masked = (_at_full_size(node, part) for part in (density, masked))
+    if not isinstance(core, Normal):
+        return Reading(density, masked)
+    loc, scale = (_collapse(t).detach().double() for t in (core.loc, core.scale))
+    gaussian = Diagonal(_at_full_size(node, loc), _at_full_size(node, scale))
+    return Reading(density, masked, gaussian)
+
+
+def _unregistered(prior: Any) -> str:
+    return (
+        f"its prior is a {type(prior).__name__}, whose density at zero is not registered "
+        "(pyro_bmr.log_density_at_zero.register adds a family)"
+    )
+
+
+def is_transformed_by_support(fn: Any) -> bool:
+    """Tell whether the bijection to its support makes a prior of one over the real line.
+
+    Parameters
+    ----------
+    fn : Distribution
+        Without wrapping.
+
+    Returns
+    -------
+    bool
+        True for LogNormal, and for elements that are made like it.
+
+    Examples
+    --------
+    >>> from torch.distributions import LogNormal
+    >>> is_transformed_by_support(LogNormal(0.0, 1.0))
+    True
+    """
+    if not isinstance(fn, TransformedDistribution) or fn.event_shape:
+        return False
+    bijection = biject_to(find_element_support(fn.support))
+    return _parts(fn.transforms) == _parts([bijection])
+
+
+def _parts(transforms: list[Any]) -> list[Transform]:
+    """Flatten a composition, without the parts that change nothing."""
+    parts: list[Transform] = []
+    for transform in transforms:
+        if isinstance(transform, ComposeTransform):
+            parts += _parts(transform.parts)
+        elif transform != AffineTransform(0.0, 1.0):
+            parts.append(transform)
+    return parts
+
+
+def _at_full_size(node: Any, values: Tensor) -> Tensor:
+    """Return what broadcasts to all rows of the plates, of which the trace saw some."""
+    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
+        full_size = frame.full_size or frame.size
+        dim = frame.dim - node["fn"].event_dim
+        if full_size == frame.size or values.dim() < -dim:
+            continue
+        row = values.narrow(dim, 0, 1)
+        if not (values == row).all():
+            msg = (
+                f"its prior differs along the plate {frame.name!r}, of which only {frame.size} of "
+                f"{full_size} rows were seen; args= may show all rows"
+            )
+            raise UnreadablePriorError(msg)
+        values = row
+    return values
+
+
+def _collapse(tensor: Tensor) -> Tensor:
+    """Take one element of each dimension along which a tensor was expanded."""
+    tensor = detach_provenance(tensor)
+    return tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())]
+
+
+def _masked(density: Tensor, mask: Tensor | bool | None, event_dim: int) -> Tensor:
+    if mask is None:
+        return density
+    mask = torch.as_tensor(mask, device=density.device)
+    return torch.where(mask[(...,) + (None,) * event_dim], density, torch.inf)

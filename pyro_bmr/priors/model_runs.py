@@ -1,0 +1,177 @@
+"""Running a model at given values of its latent sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution, Transform
+
+from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.sites import Site
+
+
+@dataclass(frozen=True)
+class ModelRuns:
+    """A model, with what it is called with and where its latent sites are.
+
+    Runs leave no trace: parameters that they would add to the param store, buffers that they would
+    update and random numbers that they would draw are all put back.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+    args, kwargs
+        What it is called with.
+    locations : mapping
+        By name, the sites of the guide and their location in unconstrained coordinates.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
+    >>> nodes, _ = ModelRuns(model).here()
+    >>> nodes["w"]["fn"]
+    Normal(loc: 0.0, scale: 1.0)
+    """
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    locations: Mapping[str, tuple[Site, Tensor]] = field(default_factory=dict)
+
+    def here(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Run once at the locations, with gradients and provenance.
+
+        Returns
+        -------
+        nodes : dict
+            The trace.
+        leaves : dict of Tensor
+            By site, the tensor that gradients lead to.
+
+        Raises
+        ------
+        RuntimeError
+            If the model cannot be run with these arguments.
+        """
+        leaves = {name: loc.detach().requires_grad_() for name, (_, loc) in self.locations.items()}
+        try:
+            return self._tracked(leaves), leaves
+        except Exception:
+            # The model may write to its samples, which the guide's own tensors do not allow.
+            copies = {name: leaf.clone() for name, leaf in leaves.items()}
+        try:
+            return self._tracked(copies), leaves
+        except Exception as error:
+            msg = (
+                f"the model could not be run to read its priors ({type(error).__name__}: {error}). "
+                "Expected it to run with the arguments of the guide's first call, or with those "
+                "given; pass args= and kwargs= with which it runs, on the device of the guide"
+            )
+            raise RuntimeError(msg) from error
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Any]]]:
+        """Run with some sites elsewhere, and the same random numbers every time.
+
+        Yields
+        ------
+        callable
+            From a value in unconstrained coordinates a site, for some of the sites, to the trace.
+        """
+
+        def run(values: Mapping[str, Tensor]) -> dict[str, Any]:
+            pyro.set_rng_seed(0)
+            here = {name: loc.clone() for name, (_, loc) in self.locations.items()}
+            return self._trace(here | dict(values))
+
+        with dry_run(self.model), torch.no_grad():
+            yield run
+
+    def _tracked(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        with dry_run(self.model), TrackProvenance():
+            return self._trace(values)
+
+    def _trace(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        constrained = {
+            name: self.locations[name][0].constrain(value) for name, value in values.items()
+        }
+        with _Substitute(constrained):
+            return dict(poutine.trace(self.model).get_trace(*self.args, **self.kwargs).nodes)
+
+
+def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
+    """Find what a value in a run with gradients and provenance was computed from.
+
+    Gradients lead also through values that were written in place, provenance also through discrete
+    ones.
+
+    Parameters
+    ----------
+    value : object
+        A tensor, a distribution, or any other part of a sample site.
+    leaves : mapping
+        By site, the tensor that gradients lead to.
+
+    Returns
+    -------
+    set of str
+        Names of sites and parameters.
+
+    Examples
+    --------
+    >>> leaf = torch.ones((), requires_grad=True)
+    >>> find_sources(torch.distributions.Normal(0.0, leaf.exp()), {"tau": leaf})
+    {'tau'}
+    """
+    found: set[str] = set()
+    for tensor in _tensors(value):
+        found |= get_provenance(tensor)
+        plain = detach_provenance(tensor)
+        if plain.requires_grad and leaves:
+            with torch.enable_grad():
+                total = plain.sum()
+            gradients = torch.autograd.grad(
+                total, list(leaves.values()), retain_graph=True, allow_unused=True
+            )
+            found |= {name for name, g in zip(leaves, gradients, strict=True) if g is not None}
+    return found
+
+
+class _Substitute(Messenger):
+    """Give latent sites a value, of which a sub-sampling plate takes its rows."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            value = self.values[msg["name"]]
+            msg["value"] = pyro.subsample(value, event_dim=msg["fn"].event_dim)
+            msg["done"] = True
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Find the tensors that a distribution was made of, in whatever it wraps."""
+    seen, ahead = set(), [value]
+    while ahead:
+        this = ahead.pop()
+        if isinstance(this, Tensor):
+            yield this
+        elif isinstance(this, list | tuple):
+            ahead += this
+        elif isinstance(this, Distribution | Transform) and id(this) not in seen:
+            seen.add(id(this))
+            ahead += vars(this).values()

@@ -1,0 +1,373 @@
+"""The priors of the sites of a guide, and why a site stays whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.priors.expected_priors import expect_priors
+from pyro_bmr.priors.families import (
+    Reading,
+    UnreadablePriorError,
+    UnregisteredPriorError,
+    is_transformed_by_support,
+    read_prior,
+)
+from pyro_bmr.priors.model_runs import ModelRuns, find_sources
+from pyro_bmr.programs.distributions import POSITIVE, find_core, find_element_support
+from pyro_bmr.programs.dry_run import find_modules
+from pyro_bmr.programs.sites import Site
+
+
+def read_priors(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    factors: Sequence[Factor],
+    sites: Iterable[str] | None = None,
+) -> tuple[dict[str, Prior], dict[str, str]]:
+    """Run the model at the posterior's location and read the prior of the sites to be reduced.
+
+    Where a prior depends on other sites, the model runs again at draws of these, and the prior is
+    the expected one: see `pyro_bmr.priors.expected_priors`. Where it depends on learnable
+    parameters, it is read at their current values. Dependence is found through tensors: a model
+    that turns a sampled value into a Python number, or branches on it, and makes a prior of that, hides it.
+
+    A site that the prior of a reduced site depends on stays whole, because ΔF would not add up;
+    naming it instead reduces it and leaves those whole.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+    args, kwargs
+        What it is called with.
+    factors : sequence of Factor
+        The posterior.
+    sites : iterable of str, optional
+        Names of the sites to be reduced; by default all over the real line. Only a site that is
+        named here is reduced in unconstrained coordinates, where its support is constrained.
+
+    Returns
+    -------
+    priors : dict of Prior
+        By site that may be reduced.
+    reasons : dict of str
+        Why each remaining latent site stays whole.
+
+    Raises
+    ------
+    RuntimeError
+        If the model cannot be run with these arguments.
+    ValueError
+        If a site of the guide is no longer in the model, or has another shape, or if a site that
+        is named cannot be reduced.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro_bmr.factors.independent import IndependentFactor
+    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    >>> factor = IndependentFactor(Site("w", torch.Size([3])), torch.zeros(3), torch.ones(3))
+    >>> priors, _ = read_priors(model, (), {}, [factor])
+    >>> priors["w"].log_density_at_zero
+    tensor([-0.9189], dtype=torch.float64)
+    """
+    locations = {
+        site.name: (site, loc)
+        for factor in factors
+        for site, loc in zip(factor.sites, factor.locations().values(), strict=True)
+    }
+    runs = ModelRuns(model, args, kwargs, locations)
+    nodes, leaves = runs.here()
+    latent = {name: node for name, node in nodes.items() if _is_latent(node)}
+    _check_held(locations, nodes, latent)
+    reasons = {name: _absence(node) for name, node in latent.items() if name not in locations}
+    readable: dict[str, _Readable] = {}
+    modules = find_modules(model)
+    obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
+    for name in (name for name in latent if name in locations):
+        try:
+            found = _read(latent[name], locations[name][0], latent, leaves)
+            _check_parameters(latent[name], nodes, leaves, modules)
+        except (UnregisteredPriorError, UnreadablePriorError) as error:
+            reasons[name] = str(error)
+            continue
+        if obstacles[name]:
+            reasons[name] = obstacles[name]
+        else:
+            readable[name] = found
+    # pyro.sample(name, ..., obs_mask=mask) makes a latent site of what is missing.
+    missing = {
+        name
+        for name in readable
+        if name.endswith("_unobserved") and f"{name.removesuffix('_unobserved')}_observed" in nodes
+    }
+    chosen = _choose(sites, readable, missing, reasons)
+    priors = _priors(runs, factors, {name: readable[name] for name in chosen}, reasons)
+    if sites is not None:
+        check_named(chosen, readable, reasons)
+    return priors, reasons
+
+
+def check_named(
+    named: Collection[str],
+    readable: Collection[str],
+    reasons: Mapping[str, str],
+    option: str = "sites",
+) -> None:
+    """Check the sites that a caller names.
+
+    Parameters
+    ----------
+    named : collection of str
+        What he named.
+    readable : collection of str
+        Sites that may be reduced.
+    reasons : mapping
+        By other site, why it may not.
+    option : str
+        What the caller calls them.
+
+    Raises
+    ------
+    ValueError
+        If none is named, or one is unknown or may not be reduced.
+
+    Examples
+    --------
+    >>> check_named({"w"}, {"w"}, {"z": "it is discrete"})
+    """
+    if not named:
+        msg = f"got an empty {option}=. Expected names of sample sites, or None for all"
+        raise ValueError(msg)
+    known = sorted({*readable, *reasons})
+    unknown = sorted(set(named).difference(known))
+    if unknown:
+        msg = f"{option}= names {unknown}. Expected some of {known}"
+        raise ValueError(msg)
+    whole = "; ".join(f"{n!r}: {reasons[n]}" for n in sorted(set(named) & reasons.keys()))
+    if whole:
+        msg = (
+            f"{option}= names sites that cannot be reduced: {whole}. Expected some of "
+            f"{sorted(readable)}; leave these out"
+        )
+        raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """A site that may be reduced: its prior at the location, and the sites that this depends on."""
+
+    site: Site
+    support: constraints.Constraint
+    reading: Reading
+    parents: tuple[str, ...]
+
+
+def _is_latent(node: Any) -> bool:
+    return (
+        node["type"] == "sample"
+        and not node["is_observed"]
+        and not site_is_subsample(node)
+        and not node["infer"].get("_deterministic", False)
+    )
+
+
+def _check_held(held: Iterable[str], nodes: Collection[str], latent: Mapping[str, Any]) -> None:
+    for name in held:
+        if name not in latent:
+            fate = "observed" if name in nodes else "not in the model"
+            msg = (
+                f"the guide holds the site {name!r}, which is now {fate}. Expected the model that "
+                f"the guide was trained for, which has the latent sites {sorted(latent)}. Pass "
+                "that model, or the args= and kwargs= under which it has this site"
+            )
+            raise ValueError(msg)
+
+
+def _absence(node: Any) -> str:
+    if getattr(node["fn"].support, "is_discrete", False):
+        return "it is discrete"
+    return "the guide does not hold it"
+
+
+def _read(
+    node: Any, site: Site, latent: Collection[str], leaves: Mapping[str, Tensor]
+) -> _Readable:
+    """Read a site, or say why it cannot be reduced."""
+    mask_sources, parents = (
+        find_sources(value, leaves) & set(latent)
+        for value in ((node["mask"], node["scale"]), node["fn"])
+    )
+    obstacle = (
+        _obstacle_of_support(node["fn"])
+        or _depends("mask or scale", mask_sources)
+        or _depends("prior", parents - leaves.keys(), ", which the guide does not hold")
+        or _obstacle_of_scale(node)
+    )
+    if obstacle:
+        raise UnreadablePriorError(obstacle)
+    _check_shape(node, site)
+    # As the model has it: that of the guide may be a copy, which torch does not take for the same.
+    support = find_element_support(node["fn"].support)
+    return _Readable(site, support, read_prior(node), tuple(sorted(parents)))
+
+
+def _check_parameters(
+    node: Any,
+    nodes: Mapping[str, Any],
+    leaves: Mapping[str, Tensor],
+    modules: Iterable[torch.nn.Module],
+) -> None:
+    """Refuse a prior that is read from a parameter as it was before training."""
+    store = pyro.get_param_store()
+    owned = [path for module in modules for path, _ in module.named_parameters()]
+    lost = {
+        source
+        for source in find_sources(node["fn"], leaves) - set(leaves)
+        if nodes[source]["type"] == "param"
+        and source not in store
+        and not any(source.endswith(path.removesuffix("_unconstrained")) for path in owned)
+    }
+    if lost:
+        msg = (
+            f"its prior depends on the parameter {_listed(lost)}, which the param store does not "
+            "hold: load the store that was saved after training"
+        )
+        raise UnreadablePriorError(msg)
+
+
+def _obstacle_of_support(fn: Any) -> str:
+    support = find_element_support(fn.support)
+    if support.is_discrete:
+        return "it is discrete"
+    readable = support is constraints.real or is_transformed_by_support(find_core(fn))
+    return "" if readable else _constrained(support)
+
+
+def _depends(what: str, sources: Collection[str], qualifier: str = "") -> str:
+    return f"its {what} depends on {_listed(sources)}{qualifier}" if sources else ""
+
+
+def _obstacle_of_scale(node: Any) -> str:
+    plates = 1.0
+    for frame in node["cond_indep_stack"]:
+        plates *= (frame.full_size or frame.size) / frame.size
+    if not torch.allclose(torch.as_tensor(node["scale"]).float(), torch.tensor(plates)):
+        return "its log density is scaled (poutine.scale), so that its prior is tempered"
+    return "it is masked out" if node["mask"] is False else ""
+
+
+def _constrained(support: constraints.Constraint) -> str:
+    return "it is positive" if support in POSITIVE else f"it is constrained to {support}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
+
+
+def _choose(
+    sites: Iterable[str] | None,
+    readable: Mapping[str, _Readable],
+    missing: Collection[str],
+    reasons: dict[str, str],
+) -> list[str]:
+    """Return the sites to reduce, and note why the others stay whole."""
+    if sites is None:
+        wanted = {name for name, found in readable.items() if found.support is constraints.real}
+        wanted -= set(missing)
+    else:
+        wanted = {sites} if isinstance(sites, str) else set(sites)
+        check_named(wanted, readable, reasons)
+    chosen: list[str] = []
+    for name, found in reversed(list(readable.items())):
+        children = [child for child in chosen if name in readable[child].parents]
+        if name not in wanted:
+            reasons[name] = _not_wanted(found, named=sites is not None)
+        elif not children:
+            chosen.append(name)
+        elif sites is None:
+            reasons[name] = (
+                f"the prior of {_listed(children)} depends on it; sites= may name it instead"
+            )
+        else:
+            msg = (
+                f"sites= names {name!r} and also {_listed(children)}, whose prior depends on it, "
+                "so that their ΔF do not add up. Expected one or the other: reduce and refit one, "
+                "then reduce the other"
+            )
+            raise ValueError(msg)
+    return chosen[::-1]
+
+
+def _not_wanted(found: _Readable, *, named: bool) -> str:
+    if named:
+        return "it is not among sites="
+    if found.support is constraints.real:
+        return "it stands for missing observations; sites= may name it"
+    image = found.site.constrain(torch.zeros(found.site.shape)).reshape(-1)
+    pruned = f"{image[0]:g}" if len(image) and (image == image[0]).all() else "the image of 0"
+    return (
+        f"{_constrained(found.support)}; sites= may name it, which sets pruned elements to {pruned}"
+    )
+
+
+def _priors(
+    runs: ModelRuns,
+    factors: Sequence[Factor],
+    chosen: Mapping[str, _Readable],
+    reasons: dict[str, str],
+) -> dict[str, Prior]:
+    parents = {name: found.parents for name, found in chosen.items() if found.parents}
+    expected, failures = expect_priors(runs, factors, parents)
+    reasons |= failures
+    priors = {}
+    for name, found in ((n, f) for n, f in chosen.items() if n not in failures):
+        reading = found.reading
+        exact = (Prior(reading.log_density, reading.gaussian), torch.zeros(()))
+        prior, error = expected.get(name, exact)
+        infinite = prior.log_density_at_zero.isinf() & ~reading.masked
+        if infinite.numel() and infinite.all():
+            reasons[name] = "its prior density at zero is infinite"
+            continue
+        note = _note(found, infinite, error)
+        priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note)
+    return priors
+
+
+def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
+    shape = found.site.shape
+    masked, unbounded = (
+        int(t.count_nonzero()) * (shape.numel() // max(1, t.numel()))
+        for t in (found.reading.masked, infinite)
+    )
+    largest = float(error.max()) if error.numel() else 0.0
+    notes = [
+        f"{masked} without a prior, kept" if masked else "",
+        f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
+        f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",
+    ]
+    return "; ".join(filter(None, notes))
+
+
+def _check_shape(node: Any, site: Site) -> None:
+    shape = list(node["fn"].shape())
+    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
+        shape[frame.dim - node["fn"].event_dim] = frame.full_size or frame.size
+    if tuple(shape) != tuple(site.shape):
+        msg = (
+            f"the site {site.name!r} has shape {tuple(site.shape)} in the guide and "
+            f"{tuple(shape)} in the model. Expected the model that the guide was trained for, "
+            "called with arguments of the same sizes; if a second guide took the parameters of a "
+            "first one of the same name, call pyro.clear_param_store() between them"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,1 @@
+"""Pyro programs under masks: handlers, distributions, sites, dry runs."""

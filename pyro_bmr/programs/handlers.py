@@ -1,0 +1,154 @@
+"""A model under masks: the same program, with the pruned elements at exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribution
+
+
+class PruneMessenger(Messenger):
+    """Effect handler that puts the pruned elements of latent sites at zero.
+
+    At zero in unconstrained coordinates: a pruned element of a positive site is 1.
+
+    The distribution of a site is changed before it is sampled, so that draws, replayed values and
+    log densities agree wherever a trace is taken; a value that comes from elsewhere (a guide that
+    knows nothing of the masks) is zeroed before the model uses it.
+
+    Parameters
+    ----------
+    masks : mapping
+        By site, a boolean tensor of the site's shape at the full size of its plates; True keeps.
+
+    Examples
+    --------
+    >>> import torch, pyro.distributions as dist
+    >>> with PruneMessenger({"w": torch.tensor([True, False])}):
+    ...     w = pyro.sample("w", dist.Normal(torch.ones(2), 1.0).to_event(1))
+    >>> bool(w[1] == 0)
+    True
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.masks = masks
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.masks and not msg["is_observed"]:
+            msg["fn"] = prune_distribution(msg["fn"], self._mask(msg))
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        # Handlers outside may by now have called the site observed (poutine.condition, Predictive).
+        if msg["name"] in self.masks and is_pruned(msg["fn"]):
+            msg["value"] = find_core(msg["fn"]).put_at_origin(msg["value"])
+
+    def _mask(self, msg: Any) -> Tensor:
+        return pyro.subsample(self.masks[msg["name"]], event_dim=msg["fn"].event_dim)
+
+
+class SiteBuffers(nn.Module):
+    """Tensors by site name, which move and are saved with the module that holds them.
+
+    Parameters
+    ----------
+    tensors : mapping
+        By site.
+
+    Examples
+    --------
+    >>> import torch
+    >>> masks = SiteBuffers({"fc1.weight": torch.tensor([True, False])})
+    >>> masks.by_site(), list(masks.state_dict())
+    ({'fc1.weight': tensor([ True, False])}, ['/fc1/weight'])
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = tuple(tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(module_key(name), tensor)
+
+    def by_site(self) -> dict[str, Tensor]:
+        """Return the tensors where they are now.
+
+        Returns
+        -------
+        dict of Tensor
+            By site.
+        """
+        return {name: self.get_buffer(module_key(name)) for name in self.names}
+
+
+class PrunedModel(nn.Module):
+    """A Pyro model whose pruned elements are exactly zero.
+
+    Called like the model that it wraps. The model itself is shared, not copied.
+
+    Parameters
+    ----------
+    model : callable
+        Any Pyro model.
+    masks : mapping
+        By site, a boolean tensor of the site's shape; True keeps.
+
+    Raises
+    ------
+    ValueError
+        On the first call, if a mask does not have the shape of its site.
+
+    Examples
+    --------
+    >>> import torch, pyro.distributions as dist
+    >>> model = lambda: pyro.sample("w", dist.Normal(torch.ones(2), 1.0).to_event(1))
+    >>> bool(PrunedModel(model, {"w": torch.tensor([True, False])})()[1] == 0)
+    True
+    """
+
+    def __init__(self, model: Callable[..., Any], masks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.masks = SiteBuffers(masks)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        object
+            What the model returns.
+        """
+        with PruneMessenger(self.masks.by_site()):
+            return self.model(*args, **kwargs)
+
+
+def module_key(site: str) -> str:
+    """Return a name for a site that `torch.nn.Module` accepts and does not use itself.
+
+    Parameters
+    ----------
+    site : str
+        The name of a sample site.
+
+    Returns
+    -------
+    str
+        The key.
+
+    Examples
+    --------
+    >>> module_key("fc1.weight")
+    '/fc1/weight'
+    """
+    escaped = site.replace("~", "~0").replace("/", "~1").replace("+", "~2")
+    return "/" + escaped.replace(".", "/")

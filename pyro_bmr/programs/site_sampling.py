@@ -1,0 +1,152 @@
+"""Sampling sites at values on the real line, in the plates that they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_bmr.programs.distributions import find_element_support
+from pyro_bmr.programs.sites import Site
+
+
+def make_plates(parts: Iterable[Any], created: Any) -> dict[str, Any]:
+    """Build the plates that sites lie in, as `pyro.infer.autoguide.AutoGuide` does.
+
+    Parameters
+    ----------
+    parts : iterable
+        Each with ``sites``.
+    created : plate or iterable of plate
+        Those that the caller made.
+
+    Returns
+    -------
+    dict
+        By name.
+
+    Examples
+    --------
+    >>> make_plates((), pyro.plate("data", 3))["data"].size
+    3
+    """
+    plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
+    for frame in (frame for part in parts for site in part.sites for frame in site.plates):
+        if frame.name not in plates:
+            plates[frame.name] = pyro.plate(
+                frame.name,
+                frame.full_size or frame.size,
+                dim=frame.dim,
+                subsample_size=frame.size,
+            )
+    return plates
+
+
+def inside_plates(site: Site, plates: Mapping[str, Any]) -> ExitStack:
+    """Enter the plates of a site.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    plates : mapping
+        By name.
+
+    Returns
+    -------
+    ExitStack
+        A context.
+
+    Examples
+    --------
+    >>> with inside_plates(Site("w", torch.Size([])), {}):
+    ...     pass
+    """
+    stack = ExitStack()
+    for frame in site.plates:
+        stack.enter_context(plates[frame.name])
+    return stack
+
+
+def sample_sites(
+    sites: tuple[Site, ...], latent: Tensor, mask: Tensor | None, plates: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """Sample sites at the parts of a vector.
+
+    Parameters
+    ----------
+    sites : tuple of Site
+        Their flattened unconstrained values follow one another in the vector.
+    latent : Tensor
+        The vector, in the last dimension, without the elements that were pruned.
+    mask : Tensor, optional
+        Boolean, over all elements; True for those in the vector.
+    plates : mapping
+        By name.
+
+    Yields
+    ------
+    tuple
+        Name and value.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([True, False])
+    >>> list(sample_sites((Site("w", torch.Size([2]), 1),), torch.ones(1), mask, {}))
+    [('w', tensor([1., 0.]))]
+    """
+    if mask is not None:
+        full = latent.new_zeros(latent.shape[:-1] + mask.shape)
+        latent = full.masked_scatter(mask, latent)
+    batch_shape = latent.shape[:-1]
+    sizes = [site.shape.numel() for site in sites]
+    masks = [None] * len(sizes) if mask is None else mask.split(sizes)
+    for site, part, kept in zip(sites, latent.split(sizes, -1), masks, strict=True):
+        shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
+        left = None if kept is None else kept.reshape(site.shape)
+        yield site.name, sample_site(site, part.reshape(shape), plates, left)
+
+
+def sample_site(
+    site: Site, unconstrained: Tensor, plates: Mapping[str, Any], kept: Tensor | None = None
+) -> Tensor:
+    """Sample a site at a value.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    unconstrained : Tensor
+        The value on the real line.
+    plates : mapping
+        By name.
+    kept : Tensor, optional
+        Boolean, of the shape of the value; False where it is a point mass.
+
+    Returns
+    -------
+    Tensor
+        The value on the support.
+
+    Examples
+    --------
+    >>> sample_site(Site("w", torch.Size([])), torch.tensor(1.0), {})
+    tensor(1.)
+    """
+    transform = biject_to(find_element_support(site.support))
+    value = transform(unconstrained)
+    # A site's event may have other dimensions than its unconstrained value (a simplex has).
+    event_dim = site.event_dim + value.dim() - unconstrained.dim()
+    log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
+    if kept is not None and not transform.domain.event_dim:
+        log_density = torch.where(kept, log_density, 0)
+    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
+    with inside_plates(site, plates):
+        return pyro.sample(site.name, dist.Delta(value, log_density, event_dim))

@@ -1,0 +1,1 @@
+"""What a reduction tells: tables, doubts and their rendering."""

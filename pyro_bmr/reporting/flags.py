@@ -1,0 +1,170 @@
+r"""What to doubt in a reduction: scores that decide nothing, and posteriors that cannot be right.
+
+A weight that the data say nothing about keeps its prior as its posterior, and has
+:math:`\Delta F = 0`. A fitted guide misses that by the noise of its training, and the sign of
+:math:`\Delta F`, which decides, is then that of the noise. A scale that is 5 % off its prior's
+makes 0.05 nats, and the same 0.05 nats move the odds that an element is present by 5 %, whatever
+led to them. So an element is called undecided where :math:`|\Delta F| < 0.05`: in terms of what is
+decided, not of a divergence of posterior and prior, which needs a Gaussian prior, and which is
+also large where the posterior is narrow and just as far from zero as to make nothing of it.
+
+By the same 5 % a posterior is called wider than its prior. Where the likelihood is log-concave in
+a weight data can only narrow its posterior, so that a wider one has not been trained to its end;
+elsewhere it may be right, and is worth a look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import transform_to
+
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.selection.scores import Scores
+
+NOISE = 0.05
+
+
+def count_undecided(delta_f: Tensor, pruned_before: int) -> int:
+    r"""Count the elements of a site with :math:`|\Delta F| < 0.05` nats.
+
+    Parameters
+    ----------
+    delta_f : Tensor
+        Of dropping each element by itself, in nats.
+    pruned_before : int
+        How many elements were, which have the score 0 and do not count.
+
+    Returns
+    -------
+    int
+        How many.
+
+    Examples
+    --------
+    >>> import torch
+    >>> count_undecided(torch.tensor([0.0, 0.01, -1.0]), pruned_before=1)
+    1
+    """
+    return int((delta_f.abs() < NOISE).count_nonzero()) - pruned_before
+
+
+def count_wide(factor: Factor) -> dict[str, int]:
+    """Count the elements whose posterior is more than 5 % wider than their Gaussian prior.
+
+    Parameters
+    ----------
+    factor : Factor
+        Posterior and prior.
+
+    Returns
+    -------
+    dict of int
+        By reducible site; elements that were pruned before do not count.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyro_bmr.factors.factor import Prior
+    >>> from pyro_bmr.programs.sites import Site
+    >>> from pyro_bmr.mathematics.gaussian import Diagonal
+    >>> unit = Diagonal(torch.zeros(1).double(), torch.ones(1).double())
+    >>> prior = Prior(torch.tensor([-0.9189]).double(), unit)
+    >>> site, scale = Site("w", torch.Size([3])), torch.tensor([0.5, 1.0, 2.0])
+    >>> count_wide(IndependentFactor(site, torch.zeros(3), scale).with_priors({"w": prior}))
+    {'w': 1}
+    """
+    widest = {
+        name: prior.gaussian.scale * math.exp(NOISE)
+        for name, prior in factor.priors.items()
+        if prior.gaussian is not None
+    }
+    by_site = _WIDER.get(type(factor), _wider)(factor, widest)
+    return {name: int(wider.count_nonzero()) for name, wider in by_site.items()}
+
+
+def count_pruned(kept: Tensor) -> int:
+    """Count the elements that a mask drops.
+
+    Parameters
+    ----------
+    kept : Tensor
+        Boolean; may be one element, expanded.
+
+    Returns
+    -------
+    int
+        How many.
+
+    Examples
+    --------
+    >>> import torch
+    >>> count_pruned(torch.ones((), dtype=torch.bool).expand(3, 4))
+    0
+    """
+    if not any(kept.stride()) and kept.numel():
+        return 0 if kept.flatten()[0] else kept.numel()
+    return kept.numel() - int(kept.count_nonzero())
+
+
+def naive_delta_f(
+    scores: Scores, masks: Mapping[str, Tensor], delta_f: Mapping[str, float]
+) -> float | None:
+    """Score what dropping correlated elements one by one, by their own ΔF, would have led to.
+
+    Parameters
+    ----------
+    scores : Scores
+        Posterior, prior, and ΔF of dropping each element by itself.
+    masks : mapping
+        What was kept, by reducible site.
+    delta_f : mapping
+        By site, its part of the joint ΔF in nats of what was dropped.
+
+    Returns
+    -------
+    float or None
+        Joint ΔF in nats with every correlated element gone whose own ΔF is at most 0, and
+        independent ones as they are; None if nothing is correlated.
+
+    Examples
+    --------
+    >>> naive_delta_f(Scores((), {}), {}, {}) is None
+    True
+    """
+    correlated = [f for f in scores.factors if isinstance(f, JointFactor) and f.priors]
+    parts = dict(delta_f)
+    for factor in correlated:
+        naive = {name: scores.delta_f[name] > 0 for name in factor.priors}
+        kept = factor.kept()
+        if any(not torch.equal(mask, masks[n] & kept[n]) for n, mask in naive.items()):
+            parts |= factor.delta_f(scores.delta_f, naive)
+    return sum(parts.values()) if correlated else None
+
+
+def _wider(factor: Factor, widest: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # The scale of what was pruned before is 0.
+    marginals = factor.marginals() if widest else {}
+    return {name: marginals[name].scale > limit for name, limit in widest.items()}
+
+
+def _wider_independent(
+    factor: IndependentFactor, widest: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    # What the guide optimises grows with the scale, so it can be compared as it is.
+    transform = transform_to(factor.scale_constraint or constraints.real)
+    limits = {n: transform.inv(t).to(factor.scale) for n, t in widest.items()}
+    # Mostly none is wider, which one pass tells.
+    if not factor.scale.numel() or all((factor.scale.amax() <= t).all() for t in limits.values()):
+        return {name: torch.zeros((), dtype=torch.bool) for name in limits}
+    wider = {n: factor.scale > t for n, t in limits.items()}
+    return wider if factor.mask is None else {n: t & factor.mask for n, t in wider.items()}
+
+
+_WIDER: dict[type, Callable[..., dict[str, Tensor]]] = {IndependentFactor: _wider_independent}

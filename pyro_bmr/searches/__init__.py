@@ -1,0 +1,1 @@
+"""Searches among sets of correlated elements."""

@@ -1,0 +1,121 @@
+"""The order in which the elements of a correlated posterior should go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.mathematics.evidence import delta_f_spike_chain
+from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
+
+
+def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Tensor:
+    r"""Remove one element at a time, the cheapest first, given all that went before.
+
+    Of two redundant weights each may be worth dropping while both together are a disaster, so
+    after each removal the rest is conditioned on it,
+    :math:`\Sigma \leftarrow \Sigma - \Sigma_{\cdot i} \Sigma_{i \cdot} / \Sigma_{ii}`, and scored
+    again. An element that becomes cheap only after a dear one went costs what the dear one cost:
+    the result is the running maximum of :math:`\Delta F` along the path, raised by rounding errors
+    so that it tells which element went first.
+
+    A step costs :math:`O(n^2)` at most for `Dense`. For `LowRank` the cheaper half of the
+    elements goes as a block, which is scored jointly, in its order, and ends before the first
+    element that costs more, given all before it, than any of the block by itself; then the rest is
+    scored again.
+
+    Parameters
+    ----------
+    posterior : Dense or LowRank
+        Posterior of ``n`` elements.
+    log_prior : Tensor
+        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``; ``inf`` for an element that stays.
+    stop : float
+        The search ends before the first removal that would cost more, in nats.
+
+    Returns
+    -------
+    Tensor
+        In nats, of shape ``(n,)``; ``inf`` for elements that the search did not remove.
+
+    Examples
+    --------
+    >>> twins = torch.tensor([[1.0, 0.0], [-0.99, 0.1411]])
+    >>> eliminate(Dense(torch.tensor([1.0, 1.0]), twins), torch.tensor([-1.0, -1.0]), 0.6)
+    tensor([0.4189,    inf])
+    """
+    return _ELIMINATE[type(posterior)](posterior, log_prior, stop)
+
+
+def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor:
+    # The rows of a Cholesky factor R whose pivots are chosen on the way: what is left of the
+    # covariance is Σ − Rᵀ R, of which a step needs one row and the diagonal.
+    covariance, loc = posterior.covariance, posterior.loc.clone()
+    variance = covariance.diagonal().clone()
+    shift = log_prior + 0.5 * LOG_2PI
+    candidate = shift.isfinite()
+    count = int(candidate.sum())
+    root = covariance.new_empty(count, len(loc))
+    order, costs = [], []
+    for step in range(count):
+        variance.clamp_min_(torch.finfo(loc.dtype).tiny)
+        scores = shift + 0.5 * (variance.log() + loc.square() / variance)
+        best = torch.where(candidate, scores, torch.inf).argmin()
+        if scores[best] > stop:
+            break
+        order.append(best)
+        costs.append(scores[best])
+        candidate[best] = False
+        column = covariance[best] - root[:step, best] @ root[:step]
+        column /= variance[best].sqrt()
+        loc -= column * (loc[best] / variance[best].sqrt())
+        variance -= column.square()
+        root[step] = column
+    return _path(posterior.loc, order, costs)
+
+
+def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> Tensor:
+    shift = log_prior + 0.5 * LOG_2PI
+    candidate = shift.isfinite()
+    order, costs = [], []
+    gone = torch.zeros_like(candidate)
+    size = len(shift)
+    while candidate.any():
+        rest = posterior.at_zero(gone)
+        variance = rest.marginals().scale.square()
+        scores = shift + 0.5 * (variance.log() + rest.loc.square() / variance)
+        scores = torch.where(candidate & (scores <= stop), scores, torch.inf)
+        cheap = int(scores.isfinite().sum())
+        if not cheap:
+            break
+        single, block = scores.topk(min(size, -(-cheap // 2)), largest=False)
+        chain = delta_f_spike_chain(rest.select(block), log_prior[block])
+        dear = (chain[1:] > single[-1]).nonzero()
+        accepted = 1 + int(dear[0, 0]) if len(dear) else len(block)
+        # Later blocks are no longer than this one could be.
+        size = 2 * accepted
+        block = block[:accepted]
+        order.append(block)
+        costs.append(chain[:accepted])
+        gone[block] = True
+        candidate[block] = False
+    return _path(posterior.loc, order, costs)
+
+
+def _path(like: Tensor, order: list[Tensor], costs: list[Tensor]) -> Tensor:
+    """Give each element the dearest price up to it; each price is above the one before."""
+    path = torch.full_like(like, torch.inf)
+    if order:
+        dearest = torch.cat([cost.reshape(-1) for cost in costs]).cummax(0).values
+        ulp = torch.finfo(path.dtype).eps * dearest.abs().max().clamp_min(1.0)
+        steps = torch.arange(len(dearest), dtype=path.dtype, device=path.device)
+        path[torch.cat([index.reshape(-1) for index in order])] = dearest + ulp * steps
+    return path
+
+
+_ELIMINATE: dict[type, Callable[..., Tensor]] = {
+    Dense: _eliminate_dense,
+    LowRank: _eliminate_low_rank,
+}

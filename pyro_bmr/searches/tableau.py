@@ -1,0 +1,88 @@
+r"""A tableau of a correlated Gaussian, from which the price of every change of a subset is read.
+
+Of the matrix of :math:`\Sigma` with :math:`\mu` at its edge, swept on the elements :math:`S` that
+are dropped, the rows of those kept hold their covariance and mean given :math:`\theta_S = 0`, and
+the rows of those dropped the negative precision of their marginal, and precision times mean. A
+sweep drops an element, or takes it back, in :math:`O(n^2)`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.mathematics.gaussian import Dense
+
+
+def make_tableau(posterior: Dense, dropped: Tensor) -> Tensor:
+    r"""Make the tableau of a subset, without squaring the root of the covariance.
+
+    Parameters
+    ----------
+    posterior : Dense
+        Of ``n`` elements.
+    dropped : Tensor
+        Boolean, of shape ``(n,)``.
+
+    Returns
+    -------
+    Tensor
+        Of shape ``(n + 1, n + 1)``.
+
+    References
+    ----------
+    Goodnight (1979), "A tutorial on the SWEEP operator", The American Statistician 33(3).
+
+    Examples
+    --------
+    >>> q = Dense(torch.tensor([1.0, 3.0]), torch.eye(2) * 2)
+    >>> make_tableau(q, torch.tensor([True, False]))
+    tensor([[-0.2500,  0.0000,  0.2500],
+            [ 0.0000,  4.0000,  3.0000],
+            [ 0.2500,  3.0000,  0.0000]])
+    """
+    count, out, left = len(dropped), dropped.nonzero()[:, 0], (~dropped).nonzero()[:, 0]
+    size = len(out)
+    tril = posterior.ordered(torch.cat([out, left]))
+    edge = tril[size:, :size]
+    gain = torch.linalg.solve_triangular(tril[:size, :size], edge, upper=False, left=False)
+    precision = torch.cholesky_inverse(tril[:size, :size])
+    linear = precision @ posterior.loc[out]
+    tableau = posterior.loc.new_zeros(count + 1, count + 1)
+    tableau[out[:, None], out] = -precision
+    tableau[left[:, None], out] = gain
+    tableau[out[:, None], left] = gain.mT
+    tableau[left[:, None], left] = tril[size:, size:] @ tril[size:, size:].mT
+    tableau[out, count] = tableau[count, out] = linear
+    tableau[left, count] = tableau[count, left] = posterior.loc[left] - edge @ (
+        tril[:size, :size].mT @ linear
+    )
+    return tableau
+
+
+def sweep_tableau(tableau: Tensor, index: Tensor) -> None:
+    """Drop an element of each tableau if it is kept, or take it back if it is dropped, in place.
+
+    Parameters
+    ----------
+    tableau : Tensor
+        Of shape ``(batch, n + 1, n + 1)``.
+    index : Tensor
+        Which element of each, of shape ``(batch,)``.
+
+    Examples
+    --------
+    >>> tableau = torch.tensor([[[4.0, 2.0], [2.0, 0.0]]])
+    >>> sweep_tableau(tableau, torch.tensor([0]))
+    >>> tableau
+    tensor([[[-0.2500,  0.5000],
+             [ 0.5000, -1.0000]]])
+    """
+    batch = torch.arange(len(index), device=index.device)
+    column = tableau[batch, index].clone()
+    pivot = column[batch, index].clone()
+    tableau.baddbmm_((column / pivot[:, None])[:, :, None], column[:, None, :], alpha=-1.0)
+    edge = column / pivot.abs()[:, None]
+    edge[batch, index] = -1 / pivot
+    tableau[batch, index] = edge
+    tableau[batch, :, index] = edge

@@ -1,0 +1,330 @@
+"""What to drop: functions that look at scores and return masks, True for what is kept.
+
+Each of these returns a selection, a function from `pyro_bmr.Scores` to a mask a site; any function
+of that kind will do in their place. A site without a mask is kept whole. The masks go into the
+reduction as they are, so a selection does not write to them afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.searches.greedy import search_greedily
+from pyro_bmr.searches.subset_search import search_all, search_blocks
+from pyro_bmr.searches.subsets import MOST_ELEMENTS
+from pyro_bmr.selection.scores import Scores
+
+Selection = Callable[[Scores], Mapping[str, Tensor]]
+
+
+def by_evidence(margin: float = 0.0) -> Selection:
+    r"""Drop what the evidence says: elements with :math:`\Delta F \le -` ``margin``.
+
+    Independent elements decide each for itself. Sets of correlated ones are searched greedily,
+    for the lowest joint :math:`\Delta F`, so that of two redundant weights one stays.
+
+    Parameters
+    ----------
+    margin : float
+        In nats: how much the free energy must fall for each element that goes. Negative drops
+        also elements that cost up to that much.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    References
+    ----------
+    Beckers et al. (2022), arXiv:2210.09134, sec. IV.
+
+    Examples
+    --------
+    >>> scores = Scores((), {})
+    >>> by_evidence(margin=1.0)(scores)
+    {}
+    """
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        return scores.search(search_greedily, margin)
+
+    _check_margin(margin, "by_evidence")
+
+    return select
+
+
+def exhaustive(margin: float = 0.0) -> Selection:
+    r"""Drop the set with the lowest joint :math:`\Delta F` among all sets.
+
+    Independent elements decide each for itself; of a correlated posterior with ``n`` reducible
+    elements all :math:`2^n` sets are scored. More than 16 are an error; ``sites=`` can name a part.
+
+    Parameters
+    ----------
+    margin : float
+        In nats, as in `by_evidence`.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Examples
+    --------
+    >>> exhaustive()(Scores((), {}))
+    {}
+    """
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        return scores.search(search_all, margin)
+
+    _check_margin(margin, "exhaustive")
+
+    return select
+
+
+def by_blocks(size: int = 8) -> Selection:
+    r"""Drop in blocks, as SPM does, where elements are correlated.
+
+    All elements that look redundant go at once if that lowers the free energy; if not, the best
+    of all subsets of the ``size`` most redundant; and so on with what is left.
+
+    Parameters
+    ----------
+    size : int
+        Of how many elements all subsets are scored, between 1 and 16.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not between 1 and 16.
+
+    References
+    ----------
+    Friston & Penny (2011), "Post hoc Bayesian model selection", NeuroImage 56(4); the routine
+    ``spm_dcm_bmr_all`` of SPM12.
+
+    Examples
+    --------
+    >>> by_blocks()(Scores((), {}))
+    {}
+    """
+    if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
+        msg = (
+            f"by_blocks got size={size!r}. Expected of how many elements to score all subsets, "
+            f"between 1 and {MOST_ELEMENTS}"
+        )
+        raise ValueError(msg)
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        return scores.search(partial(search_blocks, size=size))
+
+    return select
+
+
+def top_k(n: int) -> Selection:
+    """Keep the ``n`` elements that the evidence values most, whatever its sign.
+
+    Parameters
+    ----------
+    n : int
+        How many elements of all reducible sites together stay.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is negative or not an integer.
+
+    Examples
+    --------
+    >>> top_k(10)(Scores((), {}))
+    {}
+    """
+    if not isinstance(n, int) or n < 0:
+        msg = (
+            f"top_k got n={_shown(n)}. Expected how many elements to keep, as in select=top_k(100)"
+        )
+        raise ValueError(msg)
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        total = sum(delta_f.numel() for delta_f in scores.delta_f.values())
+        return _drop_lowest(scores, scores.elimination(), max(0, total - n))
+
+    return select
+
+
+def snr(fraction: float) -> Selection:
+    r"""Drop the elements with the lowest signal-to-noise ratio :math:`|\mu| / \sigma`.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    References
+    ----------
+    Blundell et al. (2015), arXiv:1505.05424, sec. 5.1.
+
+    Examples
+    --------
+    >>> snr(0.5)(Scores((), {}))
+    {}
+    """
+    return _lowest(fraction, lambda loc, scale: loc.abs() / scale)
+
+
+def spr(fraction: float) -> Selection:
+    r"""Drop the elements with the lowest signal plus robustness :math:`|\mu| + \sigma`.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    References
+    ----------
+    Beckers et al. (2022), arXiv:2210.09134, who compare with it.
+
+    Examples
+    --------
+    >>> spr(0.5)(Scores((), {}))
+    {}
+    """
+    return _lowest(fraction, lambda loc, scale: loc.abs() + scale)
+
+
+def magnitude(fraction: float) -> Selection:
+    r"""Drop the elements with the smallest posterior mean :math:`|\mu|`.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Examples
+    --------
+    >>> magnitude(0.5)(Scores((), {}))
+    {}
+    """
+    return _lowest(fraction, lambda loc, _scale: loc.abs())
+
+
+def random(fraction: float, seed: int = 0) -> Selection:
+    """Drop elements at random, without touching the global random number generators.
+
+    Parameters
+    ----------
+    fraction : float
+        Of the elements of all reducible sites together, which part goes.
+    seed : int
+        The same seed drops the same elements.
+
+    Returns
+    -------
+    callable
+        From `Scores` to masks.
+
+    Examples
+    --------
+    >>> random(0.5, seed=1)(Scores((), {}))
+    {}
+    """
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        importance = {
+            name: torch.rand(t.shape, generator=generator).to(t.device)
+            for name, t in scores.delta_f.items()
+        }
+        return _drop_lowest(scores, importance, _count(fraction, scores))
+
+    _check_fraction(fraction)
+    return select
+
+
+def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> Selection:
+    _check_fraction(fraction)
+
+    def select(scores: Scores) -> dict[str, Tensor]:
+        by_site = {n: importance(scores.loc[n], scores.scale[n]) for n in scores.delta_f}
+        return _drop_lowest(scores, by_site, _count(fraction, scores))
+
+    return select
+
+
+def _check_margin(margin: float, name: str) -> None:
+    if not isinstance(margin, int | float) or math.isnan(margin):
+        msg = (
+            f"{name} got margin={_shown(margin)}. Expected a number of nats, as in "
+            f"select={name}(margin=1.0)"
+        )
+        raise ValueError(msg)
+
+
+def _shown(value: object) -> str:
+    return "the scores themselves" if isinstance(value, Scores) else repr(value)
+
+
+def _check_fraction(fraction: float) -> None:
+    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        msg = (
+            f"got fraction={_shown(fraction)}. Expected the part that goes, between 0 and 1, as in "
+            "select=snr(0.5)"
+        )
+        raise ValueError(msg)
+
+
+def _count(fraction: float, scores: Scores) -> int:
+    return round(fraction * sum(delta_f.numel() for delta_f in scores.delta_f.values()))
+
+
+def _drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Drop exactly so many elements: those pruned before first, those that cannot go never."""
+    if not importance:
+        return {}
+    flat = torch.cat(
+        [
+            torch.where(scores.kept[name], importance[name], -torch.inf)
+            .where(~scores.delta_f[name].isposinf(), torch.inf)
+            .reshape(-1)
+            for name in scores.delta_f
+        ]
+    )
+    count = min(count, int((flat < torch.inf).sum()))
+    keep = torch.ones_like(flat, dtype=torch.bool)
+    keep[flat.topk(count, largest=False, sorted=False).indices] = False
+    sizes = [delta_f.numel() for delta_f in scores.delta_f.values()]
+    return {
+        name: part.reshape(scores.delta_f[name].shape)
+        for name, part in zip(scores.delta_f, keep.split(sizes), strict=True)
+    }

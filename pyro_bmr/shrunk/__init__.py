@@ -1,0 +1,1 @@
+"""Posteriors and models under reduced priors that are not a spike."""

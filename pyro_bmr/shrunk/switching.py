@@ -1,0 +1,306 @@
+"""A model in which some elements of latent sites have another prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import TransformedDistribution, constraints
+from typing_extensions import override
+
+from pyro_bmr.priors.families import log_density_at_zero
+from pyro_bmr.programs.distributions import PrunedDistribution
+from pyro_bmr.programs.handlers import SiteBuffers
+
+
+@dataclass(frozen=True)
+class NewPrior:
+    """The prior that some elements of a site take.
+
+    Parameters
+    ----------
+    mask : Tensor
+        Boolean, of the site's shape at the full size of its plates; True keeps the prior.
+    family : type
+        Of the new prior: a univariate distribution of Pyro.
+    parameters : mapping
+        Its parameters, by name; each broadcasts to the site's shape.
+
+    Examples
+    --------
+    >>> zero, scale = torch.tensor(0.0), torch.tensor(0.1)
+    >>> new = NewPrior(torch.tensor([True, False]), dist.Normal, {"loc": zero, "scale": scale})
+    >>> switch_prior(dist.Normal(torch.ones(2), 1.0), new).loc
+    tensor([1., 0.])
+    """
+
+    mask: Tensor
+    family: type[TorchDistribution]
+    parameters: Mapping[str, Tensor]
+
+
+class SwitchMessenger(Messenger):
+    """Effect handler that gives some elements of latent sites another prior.
+
+    The distribution of a site is changed before it is sampled, inside ``to_event``, ``mask`` and
+    pruning, so that it nests with `PruneMessenger` and with itself.
+
+    Parameters
+    ----------
+    priors : mapping
+        By site, its `NewPrior`.
+
+    Examples
+    --------
+    >>> one = torch.tensor(1.0)
+    >>> new = NewPrior(torch.tensor(False), dist.Normal, {"loc": 9 * one, "scale": 0.01 * one})
+    >>> with SwitchMessenger({"w": new}):
+    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    >>> bool(w > 8)
+    True
+    """
+
+    def __init__(self, priors: Mapping[str, NewPrior]) -> None:
+        super().__init__()
+        self.priors = priors
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.priors or msg["is_observed"]:
+            return
+        new = self.priors[msg["name"]]
+        event_dim = msg["fn"].event_dim
+        parameters = {n: pyro.subsample(t, event_dim=event_dim) for n, t in new.parameters.items()}
+        mask = pyro.subsample(new.mask, event_dim=event_dim)
+        msg["fn"] = switch_prior(msg["fn"], NewPrior(mask, new.family, parameters))
+
+
+_PARAMETERS = ("loc", "scale")
+
+
+class SwitchedModel(nn.Module):
+    """A Pyro model in which some elements have another prior.
+
+    Called like the model that it wraps. The model itself is shared, not copied.
+
+    Parameters
+    ----------
+    model : callable
+        Any Pyro model.
+    priors : mapping
+        By site, its `NewPrior`.
+
+    Examples
+    --------
+    >>> one = torch.tensor(1.0)
+    >>> new = NewPrior(torch.tensor(False), dist.Normal, {"loc": 9 * one, "scale": 0.01 * one})
+    >>> bool(SwitchedModel(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), {"w": new})() > 8)
+    True
+    """
+
+    def __init__(self, model: Callable[..., Any], priors: Mapping[str, NewPrior]) -> None:
+        super().__init__()
+        self.model = model
+        self.families = {name: new.family for name, new in priors.items()}
+        self.masks = SiteBuffers({name: new.mask.clone() for name, new in priors.items()})
+        for key in _PARAMETERS:
+            values = {
+                n: p.parameters[key].clone() for n, p in priors.items() if key in p.parameters
+            }
+            setattr(self, key, SiteBuffers(values))
+
+    def new_priors(self) -> dict[str, NewPrior]:
+        """Return the priors that the model gives to its elements, where they are now.
+
+        Returns
+        -------
+        dict of NewPrior
+            By site.
+        """
+        values = {key: getattr(self, key).by_site() for key in _PARAMETERS}
+        masks = self.masks.by_site()
+        return {
+            name: NewPrior(
+                masks[name], family, {key: v[name] for key, v in values.items() if name in v}
+            )
+            for name, family in self.families.items()
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        object
+            What the model returns.
+        """
+        with SwitchMessenger(self.new_priors()):
+            return self.model(*args, **kwargs)
+
+
+class SwitchedDistribution(TorchDistribution):
+    r"""Independent elements, of which some have another distribution.
+
+    .. math:: \ln p(\theta) = \sum_{i \in \text{kept}} \ln p_0(\theta_i)
+              + \sum_{i \notin \text{kept}} \ln r(\theta_i)
+
+    Parameters
+    ----------
+    base_dist : TorchDistribution
+        A univariate distribution with a batch shape.
+    other : TorchDistribution
+        Another one, with the same support; expands to the batch shape.
+    mask : Tensor
+        Boolean, broadcasts to the batch shape; True for elements of ``base_dist``.
+    validate_args : bool, optional
+        As in any distribution.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([True, False])
+    >>> fn = SwitchedDistribution(dist.Normal(torch.ones(2), 1.0), dist.Laplace(0.0, 1.0), mask)
+    >>> fn.mean
+    tensor([1., 0.])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        base_dist: TorchDistribution,
+        other: TorchDistribution,
+        mask: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.base_dist = base_dist
+        self.other = other.expand(base_dist.batch_shape)
+        self.mask = mask.expand(base_dist.batch_shape)
+        super().__init__(base_dist.batch_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws carry gradients."""
+        return self.base_dist.has_rsample and self.other.has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The support of all elements."""
+        return self.base_dist.support
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return torch.where(self.mask, self.base_dist.mean, self.other.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        return torch.where(self.mask, self.base_dist.variance, self.other.variance)
+
+    @override
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return torch.where(
+            self.mask, self.base_dist.sample(sample_shape), self.other.sample(sample_shape)
+        )
+
+    @override
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return torch.where(
+            self.mask, self.base_dist.rsample(sample_shape), self.other.rsample(sample_shape)
+        )
+
+    @override
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.where(self.mask, self.base_dist.log_prob(value), self.other.log_prob(value))
+
+    @override
+    def expand(
+        self, batch_shape: torch.Size, _instance: SwitchedDistribution | None = None
+    ) -> SwitchedDistribution:
+        batch_shape = torch.Size(batch_shape)
+        new = self._get_checked_instance(SwitchedDistribution, _instance)
+        new.base_dist = self.base_dist.expand(batch_shape)
+        new.other = self.other.expand(batch_shape)
+        new.mask = self.mask.expand(batch_shape)
+        super(SwitchedDistribution, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+
+def switch_prior(fn: Any, new: NewPrior) -> Any:
+    """Give some elements of a distribution another one, inside whatever wraps it.
+
+    Elements that keep their family have their parameters changed, so that a Normal stays a Normal;
+    others become a `SwitchedDistribution`.
+
+    Parameters
+    ----------
+    fn : TorchDistribution
+        Independent univariate elements, in any nesting of ``to_event``, ``mask`` and pruning.
+    new : NewPrior
+        Its tensors broadcast to ``fn.shape()``.
+
+    Returns
+    -------
+    TorchDistribution
+        Of the same batch and event shape.
+
+    Raises
+    ------
+    ValueError
+        If the elements of ``fn`` are not independent, or the mask does not fit.
+
+    Examples
+    --------
+    >>> b = {"loc": torch.tensor(0.0), "scale": torch.tensor(0.5)}
+    >>> new = NewPrior(torch.tensor([True, False]), dist.Laplace, b)
+    >>> switch_prior(dist.Normal(torch.ones(2), 1.0).to_event(1), new).mean
+    tensor([1., 0.])
+    """
+    if isinstance(fn, Independent):
+        return Independent(switch_prior(fn.base_dist, new), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, MaskedDistribution):
+        return MaskedDistribution(switch_prior(fn.base_dist, new), fn._mask)
+    if isinstance(fn, PrunedDistribution):
+        return PrunedDistribution(switch_prior(fn.base_dist, new), fn.mask)
+    shape = fn.batch_shape
+    if fn.event_dim or torch.broadcast_shapes(new.mask.shape, shape) != shape:
+        msg = (
+            f"cannot give elements of a {type(fn).__name__} of shape {tuple(fn.shape())} another "
+            f"prior by a mask of shape {tuple(new.mask.shape)}. Expected univariate elements, such "
+            "as Normal(...).to_event(n), and a mask of the shape of the sample site"
+        )
+        raise ValueError(msg)
+    parameters = {name: t.expand(shape) for name, t in new.parameters.items()}
+    if set(fn.arg_constraints) == set(parameters) and isinstance(fn, _kin(new.family)):
+        return type(fn)(
+            **{
+                name: torch.where(new.mask, getattr(fn, name), t.to(getattr(fn, name)))
+                for name, t in parameters.items()
+            }
+        )
+    if isinstance(fn, TransformedDistribution):
+        return dist.TransformedDistribution(switch_prior(fn.base_dist, new), fn.transforms)
+    return SwitchedDistribution(fn, new.family(**parameters), new.mask)
+
+
+def _kin(family: type[TorchDistribution]) -> tuple[type, ...]:
+    # A site with a LogNormal prior is reduced in coordinates in which that is a Normal.
+    return (family, dist.LogNormal) if family is dist.Normal else (family,)
+
+
+@log_density_at_zero.register
+def _(prior: SwitchedDistribution) -> Tensor:
+    kept, taken = (log_density_at_zero(fn) for fn in (prior.base_dist, prior.other))
+    return torch.where(prior.mask, kept, taken)

@@ -1,0 +1,1 @@
+"""Which indices of which tensors of a model are the same unit."""

@@ -1,0 +1,1 @@
+"""How sure a selection is: many models, and their weights."""

@@ -1,0 +1,220 @@
+"""The guide of a Bayesian model average: it draws a reduced model, then its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.guides.pruned_guide import Origin, unused_name
+from pyro_bmr.guides.reading import read_factors
+from pyro_bmr.guides.statements import NotGaussianError
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.programs.handlers import module_key
+from pyro_bmr.programs.site_sampling import inside_plates, sample_site, sample_sites
+from pyro_bmr.programs.sites import Site
+from pyro_bmr.uncertainty.occam_window import Window
+
+
+class AveragedGuide(PyroModule):
+    r"""A mixture of the posteriors of reduced models, each drawn as often as it is probable.
+
+    .. math:: q(\theta) = \sum_S P(S) \, \delta(\theta_S) \, q(\theta_R \mid \theta_S = 0)
+
+    It takes the arguments of the model and goes with the full model in
+    `pyro.infer.Predictive`. It is not for training: an absent element has no density that an
+    optimiser could follow.
+
+    Parameters
+    ----------
+    parts : sequence of Module
+        `SpikeAndSlab` and `Mixture` modules, or parts of a `pyro_bmr.PrunedGuide`.
+    origin : Origin
+        The model that the guide is for.
+
+    Examples
+    --------
+    >>> slab = Diagonal(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.1]))
+    >>> part = SpikeAndSlab(Site("w", torch.Size([2]), 1), slab, torch.tensor([0.0, 0.5]))
+    >>> float(AveragedGuide([part], Origin())()["w"][0])
+    0.0
+    """
+
+    def __init__(self, parts: list[Any], origin: Origin) -> None:
+        super().__init__(unused_name("AveragedGuide"))
+        self.origin = origin
+        self.factors = PyroModule()
+        for part in parts:
+            setattr(self.factors, "+".join(module_key(site.name) for site in part.sites), part)
+
+    @property
+    def model(self) -> Callable[..., Any] | None:
+        """The full model, as `pyro.infer.autoguide.AutoGuide.model`."""
+        return self.origin.model
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the model.
+
+        Returns
+        -------
+        dict of Tensor
+            A value a site.
+        """
+        parts = tuple(self.factors.children())
+        plates = self.origin.make_plates(parts, *args, **kwargs)
+        return {name: value for part in parts for name, value in part(plates)}
+
+
+@read_factors.register
+def _(guide: AveragedGuide) -> tuple[Factor, ...]:
+    msg = (
+        f"the {type(guide).__name__} is a mixture, not a Gaussian. Expected the guide that was "
+        "averaged: reduce that"
+    )
+    raise NotGaussianError(msg)
+
+
+class SpikeAndSlab(PyroModule):
+    """Independent elements at one site, each absent or Gaussian.
+
+    Parameters
+    ----------
+    site : Site
+        The site.
+    slab : Diagonal
+        Posterior of each element given that it is present.
+    probability : Tensor
+        That each element is present.
+
+    Examples
+    --------
+    >>> slab = Diagonal(torch.ones(1), torch.ones(1))
+    >>> part = SpikeAndSlab(Site("w", torch.Size([1]), 1), slab, torch.zeros(1))
+    >>> list(part({}))
+    [('w', tensor([0.]))]
+    """
+
+    def __init__(self, site: Site, slab: Diagonal, probability: Tensor) -> None:
+        super().__init__()
+        self.site = site
+        self.register_buffer("probability", probability)
+        self.register_buffer("loc", slab.loc)
+        # What was pruned before has the scale 0, and is never present.
+        self.register_buffer("scale", torch.where(slab.scale > 0, slab.scale, 1))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The one site."""
+        return (self.site,)
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        """Sample the site.
+
+        Parameters
+        ----------
+        plates : mapping
+            By name.
+
+        Yields
+        ------
+        tuple
+            Name and value.
+        """
+        name, event_dim = self.site.name, self.site.event_dim
+        with inside_plates(self.site, plates):
+            probability, loc, scale = (
+                pyro.subsample(self.get_buffer(key), event_dim=event_dim)
+                for key in ("probability", "loc", "scale")
+            )
+            auxiliary = {"is_auxiliary": True}
+            present = pyro.sample(
+                f"{name}_present", dist.Bernoulli(probability).to_event(event_dim), infer=auxiliary
+            )
+            value = pyro.sample(
+                f"{name}_slab", dist.Normal(loc, scale).to_event(event_dim), infer=auxiliary
+            )
+        yield name, sample_site(self.site, present * value, plates)
+
+
+class Mixture(PyroModule):
+    """The reduced models of a correlated factor in a window.
+
+    Parameters
+    ----------
+    window : Window
+        The models and their weights.
+
+    Examples
+    --------
+    >>> from pyro_bmr.factors.joint import JointFactor
+    >>> factor = JointFactor((Site("w", torch.Size([1]), 1),), Dense(torch.ones(1), torch.eye(1)))
+    >>> window = Window(factor, torch.tensor([[False]]), torch.zeros(1), torch.ones(1), 1.0)
+    >>> list(Mixture(window)({}))
+    [('w', tensor([0.]))]
+    """
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        factor = window.factor
+        self.sites = factor.sites
+        self.family = type(factor.posterior)
+        self.names = tuple(vars(factor.posterior))
+        for name, tensor in vars(factor.posterior).items():
+            self.register_buffer(name, tensor.detach().clone())
+        self.mask: Tensor | None
+        self.register_buffer("mask", factor.mask)
+        self.register_buffer("kept", window.kept)
+        self.register_buffer("weight", window.weight)
+
+    @property
+    def posterior(self) -> Dense | LowRank:
+        """Of the full model, in float64."""
+        return self.family(*(self.get_buffer(name) for name in self.names)).to(torch.float64)
+
+    def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        """Sample a model and then the sites.
+
+        Parameters
+        ----------
+        plates : mapping
+            By name.
+
+        Yields
+        ------
+        tuple
+            Name and value.
+        """
+        name = "+".join(site.name for site in self.sites)
+        auxiliary = {"is_auxiliary": True}
+        like = self.get_buffer("loc")
+        index = pyro.sample(f"{name}_model", dist.Categorical(self.weight), infer=auxiliary)
+        noise = pyro.sample(
+            f"{name}_noise",
+            dist.Normal(like.new_zeros(self.posterior.noise_size), 1.0).to_event(1),
+            infer=auxiliary,
+        )
+        latent = self._condition(index, noise.double()).to(like.dtype)
+        yield from sample_sites(self.sites, latent, self.mask, plates)
+
+    def _condition(self, index: Tensor, noise: Tensor) -> Tensor:
+        """Give each draw the weights of its model."""
+        posterior = self.posterior
+        latent = noise.new_zeros(index.shape + posterior.loc.shape)
+        for model in index.unique():
+            kept = self.get_buffer("kept")[model]
+            _, rest = posterior.split(~kept)
+            full = latent[index == model]
+            full[:, kept] = rest.transform(noise[index == model])
+            latent[index == model] = full
+        return latent

@@ -1,0 +1,396 @@
+"""The reduced models of a factor: which of its elements are present, and how probable that is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.mathematics.sweep import sweep
+from pyro_bmr.searches.subsets import MOST_ELEMENTS, delta_f_of_all_subsets, subset_members
+from pyro_bmr.selection.scores import Scores
+from pyro_bmr.uncertainty.subset_sampling import CHAINS, Visit, walk
+
+FEWEST_SAMPLES = 50
+
+
+def read_spaces(scores: Scores, num_samples: int, seed: int) -> tuple[ModelSpace, ...]:
+    """Find what can be present or absent in each factor.
+
+    Parameters
+    ----------
+    scores : Scores
+        The factors, and ΔF of dropping each element by itself.
+    num_samples : int
+        Steps of a walk over the subsets of more than 16 correlated elements.
+    seed : int
+        Of its random numbers.
+
+    Returns
+    -------
+    tuple of ModelSpace
+        One a factor that has a reducible site.
+
+    Examples
+    --------
+    >>> read_spaces(Scores((), {}), 1000, 0)
+    ()
+    """
+    spaces: list[ModelSpace] = []
+    for factor in scores.factors:
+        if isinstance(factor, JointFactor) and factor.priors:
+            elements = _open_elements(factor)
+            few = len(elements.log_prior) <= MOST_ELEMENTS
+            space = EnumeratedSpace(elements) if few else SampledSpace(elements, num_samples, seed)
+            spaces.append(space)
+        elif not isinstance(factor, JointFactor):
+            kept = factor.kept()
+            spaces += [
+                IndependentSpace(name, scores.delta_f[name], kept[name].contiguous())
+                for name in factor.priors
+            ]
+    return tuple(spaces)
+
+
+@dataclass(frozen=True)
+class Presences:
+    """How probable it is that the elements of a factor are present.
+
+    Parameters
+    ----------
+    probability : mapping
+        By site; 0 where pruned before, 1 where an element cannot go.
+    standard_error : mapping
+        By site, of the Monte Carlo estimate; empty where the probability is exact.
+    method : str
+        How it was found.
+
+    Examples
+    --------
+    >>> Presences({}, {}, "exact").method
+    'exact'
+    """
+
+    probability: Mapping[str, Tensor]
+    standard_error: Mapping[str, Tensor]
+    method: str
+
+
+class ModelSpace(ABC):
+    """What of a factor can be present or absent."""
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether probabilities come without a Monte Carlo error."""
+
+    @abstractmethod
+    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+        """By site, how many elements are present on average, under prior log odds by site."""
+
+    @abstractmethod
+    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+        """Return the probability that each element is present, under prior log odds by site."""
+
+
+@dataclass(frozen=True)
+class IndependentSpace(ModelSpace):
+    """Elements of a site that are present or absent independently of all others.
+
+    Parameters
+    ----------
+    name : str
+        The site.
+    delta_f : Tensor
+        ΔF in nats of dropping each element.
+    kept : Tensor
+        Boolean, False where an element was pruned before.
+
+    Examples
+    --------
+    >>> space = IndependentSpace("w", torch.zeros(2), torch.tensor([True, False]))
+    >>> space.presences({"w": 0.0}).probability
+    {'w': tensor([0.5000, 0.0000])}
+    """
+
+    name: str
+    delta_f: Tensor
+    kept: Tensor
+
+    @property
+    def exact(self) -> bool:
+        """True."""
+        return True
+
+    @override
+    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+        parts = sweep(_sum_present, *self._tensors(log_odds))
+        return {self.name: float(torch.stack(parts).sum())}
+
+    @override
+    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+        probability = torch.empty_like(self.delta_f, memory_format=torch.contiguous_format)
+        sweep(_write_present, *self._tensors(log_odds), probability)
+        return Presences({self.name: probability}, {}, "independent")
+
+    def _tensors(self, log_odds: Mapping[str, float]) -> tuple[Tensor, ...]:
+        zeta = torch.tensor([log_odds[self.name]], dtype=torch.float64, device=self.delta_f.device)
+        return self.delta_f.contiguous(), self.kept.view(torch.uint8), zeta
+
+
+@dataclass(frozen=True)
+class OpenElements:
+    """The elements of a correlated factor that may be present or absent.
+
+    Parameters
+    ----------
+    factor : JointFactor
+        The factor.
+    mask : Tensor
+        Boolean, over the elements that are left; True for those that may go.
+    posterior : Dense or LowRank
+        Their marginal, in float64.
+    log_prior : Tensor
+        ln p(θ_i = 0) of each in nats.
+
+    Examples
+    --------
+    >>> q = Dense(torch.zeros(1), torch.ones(1, 1))
+    >>> OpenElements(None, torch.tensor([True, False]), q, torch.zeros(1)).complete(torch.ones(1))
+    tensor([1., 1.])
+    """
+
+    factor: JointFactor
+    mask: Tensor
+    posterior: Dense | LowRank
+    log_prior: Tensor
+
+    def complete(self, vector: Tensor, closed: float | bool = 1) -> Tensor:
+        """Put the elements that cannot go in their places.
+
+        Parameters
+        ----------
+        vector : Tensor
+            A value for each element that may go, in the last dimension.
+        closed : float or bool
+            The value of those that cannot.
+
+        Returns
+        -------
+        Tensor
+            Over all elements that are left, in the last dimension.
+        """
+        full = vector.new_full(vector.shape[:-1] + self.mask.shape, closed)
+        full[..., self.mask] = vector
+        return full
+
+    def by_site(self, vector: Tensor, closed: float) -> dict[str, Tensor]:
+        """Bring a value for each element that may go into the shapes of the reducible sites.
+
+        Parameters
+        ----------
+        vector : Tensor
+            One a element.
+        closed : float
+            The value of those that cannot go.
+
+        Returns
+        -------
+        dict of Tensor
+            By site; 0 where an element was pruned before.
+        """
+        values = self.complete(vector.to(self.factor.posterior.loc.dtype), closed)
+        spread = self.factor.spread(values, 0.0)
+        return {name: spread[name] for name in self.factor.priors}
+
+    def log_odds(self, by_site: Mapping[str, float]) -> Tensor:
+        """Give each element that may go the log odds of its site.
+
+        Parameters
+        ----------
+        by_site : mapping
+            Prior log odds.
+
+        Returns
+        -------
+        Tensor
+            One a element.
+        """
+        device = self.mask.device
+        values = {
+            site.name: torch.tensor(by_site.get(site.name, 0.0), dtype=torch.float64, device=device)
+            for site in self.factor.sites
+        }
+        return self.factor.flatten(values)[self.mask]
+
+
+@dataclass(frozen=True)
+class EnumeratedSpace(ModelSpace):
+    """All subsets of up to 16 correlated elements.
+
+    Parameters
+    ----------
+    elements : OpenElements
+        Those that may be present or absent.
+
+    Examples
+    --------
+    >>> from pyro_bmr.factors.factor import Prior
+    >>> from pyro_bmr.programs.sites import Site
+    >>> priors = {"w": Prior(torch.tensor(-1.0))}
+    >>> site, q = Site("w", torch.Size([1])), Dense(torch.ones(1), torch.ones(1, 1))
+    >>> factor = JointFactor((site,), q).with_priors(priors)
+    >>> scores = Scores((factor,), factor.scores())
+    >>> (space,) = read_spaces(scores, num_samples=100, seed=0)
+    >>> space.delta_f
+    tensor([0.0000, 0.4189], dtype=torch.float64)
+    """
+
+    elements: OpenElements
+
+    @property
+    def exact(self) -> bool:
+        """True."""
+        return True
+
+    @cached_property
+    def delta_f(self) -> Tensor:
+        """Joint ΔF of every subset."""
+        return delta_f_of_all_subsets(self.elements.posterior, self.elements.log_prior)
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """What every subset keeps, of shape ``(2**n, n)``."""
+        count = len(self.elements.log_prior)
+        index = torch.arange(len(self.delta_f), device=self.delta_f.device)
+        return ~subset_members(index, count)
+
+    def log_weight(self, log_odds: Mapping[str, float]) -> Tensor:
+        """Return the log posterior probability of every subset.
+
+        Parameters
+        ----------
+        log_odds : mapping
+            Prior log odds by site.
+
+        Returns
+        -------
+        Tensor
+            In nats, of shape ``(2**n,)``.
+        """
+        prior = self.kept.to(self.delta_f) @ self.elements.log_odds(log_odds)
+        return torch.log_softmax(prior - self.delta_f, 0)
+
+    @override
+    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+        return _expected_kept(self.presences(log_odds))
+
+    @override
+    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+        probability = self.log_weight(log_odds).exp() @ self.kept.to(self.delta_f)
+        method = f"{len(self.delta_f):,} subsets"
+        # Rounding may leave a sum of weights just above 1.
+        return Presences(self.elements.by_site(probability.clamp_max(1.0), 1.0), {}, method)
+
+
+@dataclass(frozen=True)
+class SampledSpace(ModelSpace):
+    """Subsets of many correlated elements, visited by a random walk.
+
+    Parameters
+    ----------
+    elements : OpenElements
+        Those that may be present or absent.
+    num_samples : int
+        Steps of the walk, of which the first fifth does not count.
+    seed : int
+        Of its random numbers.
+
+    Examples
+    --------
+    >>> SampledSpace(None, num_samples=100, seed=0).exact
+    False
+    """
+
+    elements: OpenElements
+    num_samples: int
+    seed: int
+
+    @property
+    def exact(self) -> bool:
+        """False."""
+        return False
+
+    def visits(self, log_odds: Mapping[str, float], num_samples: int) -> Iterator[Visit]:
+        """Walk, and leave out the way there.
+
+        Parameters
+        ----------
+        log_odds : mapping
+            Prior log odds by site.
+        num_samples : int
+            Steps, of which the first fifth is left out.
+
+        Yields
+        ------
+        Visit
+            Where the chains are.
+        """
+        odds = self.elements.log_odds(log_odds)
+        steps = walk(self.elements.posterior, self.elements.log_prior, odds, num_samples, self.seed)
+        yield from (visit for i, visit in enumerate(steps) if i >= num_samples // 5)
+
+    @override
+    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+        return _expected_kept(self._estimate(log_odds, max(FEWEST_SAMPLES, self.num_samples // 10)))
+
+    @override
+    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+        return self._estimate(log_odds, self.num_samples)
+
+    def _estimate(self, log_odds: Mapping[str, float], num_samples: int) -> Presences:
+        # Means of batches: so many a chain, each long against the memory of the walk, it is hoped.
+        counted = num_samples - num_samples // 5
+        size = len(self.elements.log_prior)
+        like = self.elements.posterior.loc
+        weight, present = like.new_zeros(CHAINS, _BATCHES), like.new_zeros(CHAINS, _BATCHES, size)
+        for i, visit in enumerate(self.visits(log_odds, num_samples)):
+            batch = i * _BATCHES // counted
+            weight[:, batch] += visit.weight
+            present[:, batch] += visit.weight[:, None] * visit.presence
+        mean = present.sum((0, 1)) / weight.sum()
+        # Of a ratio of sums, to first order: batches that last longer count more.
+        residual = (present - weight[..., None] * mean) / weight.mean()
+        batches = weight.numel()
+        error = (residual.square().sum((0, 1)) / (batches * (batches - 1))).sqrt()
+        method = f"{CHAINS} walks of {num_samples:,}"
+        elements = self.elements
+        return Presences(elements.by_site(mean, 1.0), elements.by_site(error, 0.0), method)
+
+
+_BATCHES = 5
+
+
+def _open_elements(factor: JointFactor) -> OpenElements:
+    posterior, log_prior = factor.left()
+    mask = log_prior < torch.inf
+    return OpenElements(factor, mask, posterior.split(mask)[0], log_prior[mask])
+
+
+def _expected_kept(presences: Presences) -> dict[str, float]:
+    return {n: float(p.sum(dtype=torch.float64)) for n, p in presences.probability.items()}
+
+
+def _sum_present(_: None, delta_f: Tensor, kept: Tensor, zeta: Tensor) -> Tensor:
+    return (torch.sigmoid(delta_f + zeta) * kept).sum(dtype=torch.float64)
+
+
+def _write_present(_: None, delta_f: Tensor, kept: Tensor, zeta: Tensor, out: Tensor) -> None:
+    out.copy_(torch.sigmoid(delta_f + zeta) * kept)

@@ -1,0 +1,191 @@
+"""Random walks over subsets of correlated elements, which visit each as often as its evidence says.
+
+For posteriors of too many elements to enumerate their subsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.mathematics.evidence import delta_f_spike_chain
+from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.searches.elimination import eliminate
+from pyro_bmr.searches.tableau import make_tableau, sweep_tableau
+
+CHAINS = 4
+
+
+@dataclass(frozen=True)
+class Visit:
+    r"""Where the chains of a walk are, each at a subset.
+
+    Parameters
+    ----------
+    kept : Tensor
+        Boolean, of shape ``(chains, n)``; True for the elements that the subset keeps.
+    delta_f : Tensor
+        Joint :math:`\Delta F` of all that the subset drops, in nats, of shape ``(chains,)``.
+    weight : Tensor
+        Of shape ``(chains,)``: for how long, in any unit, a chain stays there.
+    presence : Tensor
+        Of shape ``(chains, n)``: the probability that each element is kept, given the other
+        elements of the subset or given the latent normals that drew it. Its weighted mean has a
+        smaller variance than that of ``kept`` (Rao-Blackwell).
+
+    Examples
+    --------
+    >>> kept = torch.ones(1, 2, dtype=torch.bool)
+    >>> Visit(kept, torch.zeros(1), torch.ones(1), torch.ones(1, 2)).weight
+    tensor([1.])
+    """
+
+    kept: Tensor
+    delta_f: Tensor
+    weight: Tensor
+    presence: Tensor
+
+
+def walk(
+    posterior: Dense | LowRank, log_prior: Tensor, log_odds: Tensor, num_samples: int, seed: int
+) -> Iterator[Visit]:
+    r"""Walk over the subsets of elements that may be absent, as their evidence says.
+
+    The target is :math:`P(S) \propto e^{-\Delta F_S} \prod_{i \notin S} o_i`.
+
+    A `Dense` posterior flips one element at a time, without ever rejecting: of the flips that
+    random-scan Gibbs sampling would make it draws the next one, and weights the subset by the time
+    that Gibbs sampling would have stayed there. A tableau, swept on the dropped elements, holds
+    what each element costs given all others; a flip is a sweep, :math:`O(n^2)`.
+
+    For a `LowRank` posterior the elements are independent given its :math:`k` latent normals, so
+    that normals and elements are drawn in turn, all elements at once, in :math:`O(n k^2)`.
+
+    Parameters
+    ----------
+    posterior : Dense or LowRank
+        Posterior of ``n`` elements, in float64.
+    log_prior : Tensor
+        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``, finite.
+    log_odds : Tensor
+        :math:`\ln o_i`, prior log odds that an element is present, of shape ``(n,)``.
+    num_samples : int
+        Steps of each of 4 chains, which start around the result of the greedy elimination.
+    seed : int
+        Of a generator of its own.
+
+    Yields
+    ------
+    Visit
+        One a step.
+
+    References
+    ----------
+    Zanella & Roberts (2019), "Scalable importance tempering and Bayesian variable selection",
+    JRSS B 81(3); Bortz, Kalos & Lebowitz (1975), J. Comput. Phys. 17(1); Dempster (1969) for the
+    sweep operator.
+
+    Examples
+    --------
+    >>> q = Dense(torch.zeros(2).double(), torch.eye(2).double() / 2)
+    >>> steps = list(walk(q, torch.full((2,), -0.9189), torch.zeros(2), 3, seed=0))
+    >>> steps[0].presence[0]
+    tensor([0.3333, 0.3333], dtype=torch.float64)
+    """
+    device = posterior.loc.device
+    generator = torch.Generator(device).manual_seed(seed)
+    shift = (log_prior + 0.5 * LOG_2PI).to(posterior.loc)
+    start = eliminate(posterior, log_prior.to(posterior.loc), 0.0).isposinf()
+    noise = torch.rand(CHAINS, len(shift), generator=generator, device=device)
+    kept = start ^ (noise < _SCATTER)
+    yield from _WALK[type(posterior)](posterior, shift, log_odds, kept, num_samples, generator)
+
+
+# Which part of the elements starts on the wrong side, so that chains that agree have met.
+_SCATTER = 0.2
+
+# After so many flips rounding errors of the tableau are cleared away.
+_FLIPS_A_TABLEAU = 100
+
+
+def _flip(
+    posterior: Dense,
+    shift: Tensor,
+    log_odds: Tensor,
+    kept: Tensor,
+    num_samples: int,
+    generator: torch.Generator,
+) -> Iterator[Visit]:
+    chain = torch.arange(len(kept), device=kept.device)
+    for step in range(num_samples):
+        if step % _FLIPS_A_TABLEAU == 0:
+            tableau = torch.stack([make_tableau(posterior, ~k) for k in kept])
+            delta_f = _delta_f(posterior, shift, kept)
+        # A kept element has mean m and variance t; for a dropped one, −t and m are the precision
+        # and precision times mean that it has given the other dropped ones at zero.
+        sign = torch.where(kept, 1.0, -1.0)
+        pivots = tableau.diagonal(dim1=-2, dim2=-1)[:, :-1]
+        size = (sign * pivots).clamp_min(torch.finfo(shift.dtype).tiny)
+        cost = shift + 0.5 * (sign * size.log() + tableau[:, :-1, -1].square() / size)
+        log_rate = torch.nn.functional.logsigmoid(-sign * (cost + log_odds))
+        weight = (-log_rate.logsumexp(-1)).clamp_max(_LONGEST).exp()
+        yield Visit(kept, delta_f, weight, torch.sigmoid(cost + log_odds))
+        uniform = torch.rand(
+            kept.shape, generator=generator, dtype=shift.dtype, device=shift.device
+        )
+        pivot = (log_rate - (-uniform.log()).log()).argmax(-1)
+        kept = kept.clone()
+        kept[chain, pivot] ^= True
+        delta_f = delta_f + (sign * cost)[chain, pivot]
+        sweep_tableau(tableau, pivot)
+
+
+# Logarithm of the longest time at a subset: where it is cut, others weigh less than 1e-13.
+_LONGEST = 30.0
+
+
+def _redraw(
+    posterior: LowRank,
+    shift: Tensor,
+    log_odds: Tensor,
+    kept: Tensor,
+    num_samples: int,
+    generator: torch.Generator,
+) -> Iterator[Visit]:
+    factor, variance = posterior.cov_factor, posterior.cov_diag
+    shift = shift + 0.5 * variance.log()
+    alone = shift + 0.5 * posterior.loc.square() / variance
+    weighted = factor / variance[:, None]
+    rank = factor.shape[-1]
+    identity = torch.eye(rank, dtype=shift.dtype, device=shift.device)
+    weight = shift.new_ones(len(kept))
+    for _ in range(num_samples):
+        drop = (~kept).to(shift)
+        precision = torch.stack([factor.mT @ (weighted * d[:, None]) for d in drop]) + identity
+        tril = torch.linalg.cholesky(precision)
+        noise = torch.randn(
+            len(kept), rank, 1, generator=generator, dtype=shift.dtype, device=shift.device
+        )
+        linear = -((drop * posterior.loc) @ weighted)[..., None]
+        mean = torch.cholesky_solve(linear, tril)
+        log_determinant = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        delta_f = drop @ alone + log_determinant - 0.5 * (linear * mean).sum((-2, -1))
+        latent = mean + torch.linalg.solve_triangular(tril.mT, noise, upper=True)
+        loc = posterior.loc + latent[..., 0] @ factor.mT
+        presence = torch.sigmoid(shift + log_odds + 0.5 * loc.square() / variance)
+        uniform = torch.rand(kept.shape, generator=generator, device=kept.device)
+        following = uniform < presence
+        yield Visit(kept, delta_f, weight, presence)
+        kept = following
+
+
+def _delta_f(posterior: Dense, shift: Tensor, kept: Tensor) -> Tensor:
+    log_prior = shift - 0.5 * LOG_2PI
+    parts = [delta_f_spike_chain(posterior.split(~k)[0], log_prior[~k]).sum() for k in kept]
+    return torch.stack(parts)
+
+
+_WALK: dict[type, Callable[..., Iterator[Visit]]] = {Dense: _flip, LowRank: _redraw}
