@@ -39,7 +39,8 @@ def read_priors(
     Where a prior depends on other sites, the model runs again at draws of these, and the prior is
     the expected one: see `pyro_bmr.priors.expected_priors`. Where it depends on learnable
     parameters, it is read at their current values. Dependence is found through tensors: a model
-    that turns a sampled value into a Python number, or branches on it, and makes a prior of that, hides it.
+    that turns a sampled value into a Python number, or branches on it, and makes a prior of that,
+    hides it.
 
     A site that the prior of a reduced site depends on stays whole, because ΔF would not add up;
     naming it instead reduces it and leaves those whole.
