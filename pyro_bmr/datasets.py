@@ -1,12 +1,15 @@
-"""Regression data: what comes with scikit-learn, and the UCI sets from a directory or OpenML."""
+"""Regression data and handwritten digits: from scikit-learn, from a directory, or from OpenML."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from sklearn import datasets
@@ -25,7 +28,9 @@ TARGETS = {
 }
 
 # Numbers of data sets on https://www.openml.org with the rows and columns of the CSV files.
-_OPENML = {"boston": 531}
+_OPENML = {"boston": 531, "mnist": 554}
+
+_MNIST = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,33 @@ class RegressionData:
     x: Tensor
     y: Tensor
     inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Grey images and their classes.
+
+    Parameters
+    ----------
+    name : str
+        What it is called.
+    x, x_test : Tensor
+        Images, of shape ``(images, 1, height, width)``, between 0 and 1.
+    y, y_test : Tensor
+        Classes, int64.
+
+    Examples
+    --------
+    >>> x, y = torch.zeros(2, 1, 28, 28), torch.tensor([3, 8])
+    >>> ImageData("two digits", x, y, x, y).y
+    tensor([3, 8])
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
 
 
 def load(name: str, directory: str | Path | None = None) -> RegressionData:
@@ -131,6 +163,66 @@ def load_splits(name: str, directory: str | Path | None = None) -> list[Tensor]:
         raise ValueError(msg)
     content = json.loads(_find(directory, f"uci/{name}.splits.json").read_text())
     return [torch.tensor(rows) for rows in content["test_indices"]]
+
+
+def load_mnist(directory: str | Path | None = None) -> ImageData:
+    """Load MNIST: 60,000 handwritten digits to train with, 10,000 to test.
+
+    Parameters
+    ----------
+    directory : str or Path, optional
+        Where the four files ``mnist/*-ubyte.gz`` lie; the environment variable ``PYRO_BMR_DATA``
+        otherwise. Without either they are downloaded from OpenML and cached by scikit-learn.
+
+    Returns
+    -------
+    ImageData
+        In float32.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory does not hold a file.
+    ValueError
+        If a file does not hold what its header says.
+
+    References
+    ----------
+    LeCun, Cortes & Burges, "The MNIST database of handwritten digits", who describe the files.
+
+    Examples
+    --------
+    >>> load_mnist("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: /nowhere/mnist/train-images-idx3-ubyte.gz does not exist. ...
+    """
+    directory = directory or os.environ.get("PYRO_BMR_DATA")
+    if directory is None:
+        pixels, target = datasets.fetch_openml(
+            data_id=_OPENML["mnist"], return_X_y=True, as_frame=False
+        )
+        x, y = torch.tensor(pixels).reshape(-1, 28, 28), torch.tensor(target.astype("int64"))
+        parts = [x[:60_000], y[:60_000], x[60_000:], y[60_000:]]
+    else:
+        parts = [_read_idx(_find(directory, f"mnist/{name}-ubyte.gz")) for name in _MNIST]
+    x, y, x_test, y_test = parts
+    x, x_test = (images.unsqueeze(1).float() / 255 for images in (x, x_test))
+    return ImageData("mnist", x, y.long(), x_test, y_test.long())
+
+
+def _read_idx(path: Path) -> Tensor:
+    """Read an array of bytes: two zeros, the type (8), the number of axes, their sizes, data."""
+    content = gzip.decompress(path.read_bytes())
+    axes = content[3] if content[:3] == b"\0\0\x08" else 0
+    start = 4 + 4 * axes
+    shape = np.frombuffer(content[4:start], ">i4").tolist()
+    if not axes or len(content) - start != math.prod(shape):
+        msg = (
+            f"{path} has {len(content)} bytes that are not an array of bytes in IDX format. "
+            "Expected the file of the MNIST database as it is published"
+        )
+        raise ValueError(msg)
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).reshape(shape)
 
 
 def _find(directory: str | Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """The demo from end to end, the data that it takes, and every block of code in the README."""
 
+import gzip
 import os
 import re
 from pathlib import Path
@@ -89,6 +90,34 @@ def test_boston_from_openml(monkeypatch):
     assert data.inputs == ("crim", "chas")
     assert torch.equal(data.x, torch.tensor([[0.1, 0.0], [0.2, 1.0]]))
     assert torch.equal(data.y, torch.tensor([[24.0], [21.6]]))
+
+
+@needs_uci
+def test_mnist(monkeypatch):
+    """The counts of the digits are those that the database is known by."""
+    data = datasets.load_mnist(SHARED)
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert data.y.bincount().tolist() == counts
+    assert data.y_test.bincount()[:2].tolist() == [980, 1135]
+    assert data.x.shape == (60_000, 1, 28, 28) and data.x_test.shape == (10_000, 1, 28, 28)
+    assert data.x.aminmax() == (0.0, 1.0)
+
+    def fetch(**_options):
+        pixels = torch.cat([data.x, data.x_test]).flatten(1).mul(255).round().numpy()
+        return pixels, torch.cat([data.y, data.y_test]).numpy().astype(str).astype(object)
+
+    monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
+    monkeypatch.setattr(datasets.datasets, "fetch_openml", fetch)
+    downloaded = datasets.load_mnist()
+    assert torch.equal(downloaded.x, data.x) and torch.equal(downloaded.y_test, data.y_test)
+
+
+def test_an_mnist_file_that_is_cut_off(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    with gzip.open(tmp_path / "mnist/train-images-idx3-ubyte.gz", "wb") as file:
+        file.write(bytes([0, 0, 8, 1, 0, 0, 0, 5, 1, 2]))
+    with pytest.raises(ValueError, match="has 10 bytes that are not an array of bytes in IDX"):
+        datasets.load_mnist(tmp_path)
 
 
 def test_splits_come_from_a_directory(tmp_path, monkeypatch):
