@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -227,7 +228,7 @@ class _Sites(Messenger):
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if type(msg["fn"]).__name__ == "_Subsample":
+        if site_is_subsample(msg):
             return
         if msg["name"] in self.values and not msg["is_observed"]:
             self.run.record_prior(msg["name"], msg["fn"])
