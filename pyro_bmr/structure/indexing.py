@@ -187,8 +187,9 @@ def index(labels: Labels, call: Call) -> Result:
         With the axes of the indices where the axis was.
     """
     x: Labelled = call["self"]
-    given = call["indices"]
-    indices = given if isinstance(given, list | tuple) else [None] * (call["dim"] % len(x.axes)) + [given]
+    indices = call.arguments.get("indices")
+    if indices is None:
+        indices = [None] * (call["dim"] % len(x.axes)) + [call["index"]]
     at = [i for i, axis in enumerate(indices) if axis is not None]
     (shape,) = call.shapes
     new = len(shape) - len(x.axes) + 1

@@ -239,6 +239,21 @@ class Labels:
         """
         return Origin(int(self._origins[axis].max(initial=0)))
 
+    def find(self, origin: Origin) -> Ints:
+        """Find all labels of an origin.
+
+        Parameters
+        ----------
+        origin : Origin
+            Where they come from.
+
+        Returns
+        -------
+        array
+            The labels.
+        """
+        return np.flatnonzero(self._origins[: self.count] == origin)
+
     def join(self, first: Ints, second: Ints) -> Ints:
         """Have two axes be the same, index by index.
 
