@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_bmr.structure.calls import ELEMENTWISE, Call, Rule, broadcast, combine, create, protect_all
+from pyro_bmr.structure.calls import (
+    ELEMENTWISE,
+    Call,
+    Rule,
+    broadcast,
+    combine,
+    create,
+    protect_all,
+)
 from pyro_bmr.structure.capture import Capture
 from pyro_bmr.structure.components import find_components
 from pyro_bmr.structure.contractions import CONTRACTIONS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-
 from pyro_bmr.structure.calls import Call, Rule, aten, broadcast
 from pyro_bmr.structure.labels import Labelled, Labels, Origin
 

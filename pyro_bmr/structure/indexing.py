@@ -141,9 +141,7 @@ def stack(labels: Labels, call: Call) -> Labelled:
     at = call["dim"] % len(shape)
     rest = broadcast(labels, call.tensors, (*shape[:at], *shape[at + 1 :]))
     axes = (*rest.axes[:at], labels.fixed(shape[at]), *rest.axes[at:])
-    return replace(
-        rest, axes=axes, sources=(*rest.sources[:at], frozenset(), *rest.sources[at:])
-    )
+    return replace(rest, axes=axes, sources=(*rest.sources[:at], frozenset(), *rest.sources[at:]))
 
 
 def embed(labels: Labels, call: Call) -> Labelled:

@@ -82,9 +82,7 @@ class Labelled:
             sources=tuple(self.sources[i] for i in order),
         )
 
-    def put(
-        self, position: int, axis: Ints, sources: frozenset[int] | None = None
-    ) -> Labelled:
+    def put(self, position: int, axis: Ints, sources: frozenset[int] | None = None) -> Labelled:
         """Replace an axis.
 
         Parameters

@@ -81,9 +81,7 @@ def normalize_batch(labels: Labels, call: Call) -> Result:
     result = replace(x.put(1, channels, sources), depth=depth)
     statistics = Labelled((channels,), (sources,), depth)
     results = tuple(
-        result
-        if i == 0
-        else (statistics if shape == statistics.shape else labels.create(shape))
+        result if i == 0 else (statistics if shape == statistics.shape else labels.create(shape))
         for i, shape in enumerate(call.shapes)
     )
     return results[0] if len(results) == 1 else results
@@ -258,12 +256,9 @@ def _dims(call: Call, count: int) -> list[int]:
     return [i % count for i in ([dims] if isinstance(dims, int) else dims)] if count else []
 
 
-def _drop(
-    labels: Labels, x: Labelled, dims: Sequence[int], shape: tuple[int, ...]
-) -> Labelled:
+def _drop(labels: Labels, x: Labelled, dims: Sequence[int], shape: tuple[int, ...]) -> Labelled:
     if len(shape) == len(x.axes):
         for i in dims:
             x = x.put(i, labels.fixed(1), frozenset())
         return x
     return x.pick(i for i in range(len(x.axes)) if i not in dims)
-
