@@ -118,9 +118,7 @@ class Components:
             The first reason; empty where there is none, or it is plain.
         """
         reasons = self._reason[self.of[axis[axis != FIXED]]]
-        return self._reasons[
-            reasons[reasons > 0].min(initial=len(self._reasons)) % len(self._reasons)
-        ]
+        return self._reasons[reasons[np.argmax(reasons > 0)]] if len(reasons) else ""
 
 
 def _join_pairs(pairs: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:

@@ -17,6 +17,9 @@ FIXED = 0
 DATA = 1000.0
 """The depth of the arguments of the model."""
 
+CONSTANT = 0.5
+"""The depth of constants, which may be data too; what the program makes of them has more."""
+
 
 class Origin(IntEnum):
     """Where a label comes from; where two meet, the greater stands for both.
@@ -154,6 +157,7 @@ class Labels:
     merges: list[tuple[Ints, Ints]] = field(default_factory=list)
     channels: list[Ints] = field(default_factory=list)
     heads: list[Ints] = field(default_factory=list)
+    data: list[Ints] = field(default_factory=list)
     read: set[int] = field(default_factory=set)
     produced: set[int] = field(default_factory=set)
     count: int = 1
@@ -219,8 +223,8 @@ class Labels:
             Without sources.
         """
         axes = tuple(self.fresh(size, origin) for size in shape)
-        depth = {Origin.INPUT: DATA, Origin.TENSOR: 0.5, Origin.CREATED: 0.25}.get(origin, 0.0)
-        return Labelled(axes, (frozenset(),) * len(axes), depth)
+        depth = {Origin.INPUT: DATA, Origin.TENSOR: CONSTANT, Origin.CREATED: 0.75}.get(origin, 0.0)
+        return Labelled(axes, (frozenset(),) * len(axes), depth if axes else 0.0)
 
     def origin(self, axis: Ints) -> Origin:
         """Find the greatest origin among labels.
@@ -344,6 +348,8 @@ class Labels:
         if second.depth > first.depth:
             data, at_data, weight, at_weight = second, j, first, i
         self.produced |= data.sources[at_data]
+        if data.depth == CONSTANT:
+            self.data.append(data.axes[at_data])
         self.read |= weight.sources[at_weight]
         # Of weights alone, a product is again a weight.
         if data.depth % 1 or data.depth >= DATA:
@@ -367,3 +373,5 @@ class Labels:
             self.produced |= sources
         elif x.depth:
             self.read |= sources
+            if x.depth == CONSTANT:
+                self.data.append(x.axes[i])

@@ -65,12 +65,12 @@ def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable)
     )
 
 
-def reorder(labels: Labels, call: Call) -> Labelled:
+def reorder(_labels: Labels, call: Call) -> Labelled:
     """Permute axes: `t`, `transpose`, `permute`.
 
     Parameters
     ----------
-    labels : Labels
+    _labels : Labels
         What is known.
     call : Call
         The operation.
