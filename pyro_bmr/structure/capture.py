@@ -1,0 +1,5 @@
+"""Stub."""
+
+
+def capture(*a):
+    raise NotImplementedError
