@@ -132,14 +132,15 @@ def reduce(
     spiked = scores.delta_f.keys() - new_priors.keys()
     model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
     rows = summarize(scores, chosen, remaining, problem.reasons)
+    layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}
     return Reduction(
         model=model,
         guide=guide,
         masks=pruned | {name: new.mask for name, new in new_priors.items()},
         scores=scores.delta_f,
         sites=rows,
-        naive_delta_f=naive_delta_f(scores, chosen, {row.name: row.delta_f for row in rows}),
-        layers=summarize_layers(stages),
+        naive_delta_f=None if layers else naive_delta_f(scores, chosen, by_site),
+        layers=layers,
     )
 
 
@@ -164,7 +165,7 @@ class Reduction:
         A row a site, those left whole with their reason.
     naive_delta_f : float, optional
         What ``delta_f`` would be, in nats, had every correlated element gone whose own ΔF is at
-        most 0, and no other; None if nothing is correlated.
+        most 0, and no other; None if nothing is correlated, or groups were dropped.
     layers : tuple of LayerSummary
         A row a layer of groups; empty where elements stand for themselves.
 

@@ -147,13 +147,18 @@ class GroupWalk:
         # What would go with each group, and what would come back with it.
         self._going = self._members.sums(self._cost * (self._cover == 0))
         self._coming = self._members.sums(self._cost * (self._cover == 1))
-        self._coupled = torch.zeros_like(self._going)
+        self._coupled, self._has_looked = torch.zeros_like(self._going), False
         self._couplings = [_Coupled(c, self._cover > 0) for c in evidence.couplings]
 
     @property
     def is_coupled(self) -> bool:
         """Whether `changes` needs `look`."""
         return bool(self._couplings)
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether `look` has looked at anything."""
+        return self._has_looked
 
     def changes(self) -> Tensor:
         """Tell how ΔF would change if each group were dropped or, if it is, taken back.
@@ -173,6 +178,7 @@ class GroupWalk:
         groups : Tensor
             Positions.
         """
+        self._has_looked = True
         for drop in (True, False) if self._couplings else ():
             mine = groups[self.dropped[groups] != drop]
             flips = [self._flipped(int(group)) for group in mine]

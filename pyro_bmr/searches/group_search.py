@@ -58,16 +58,16 @@ def search_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
     if not open_.any():
         return settled
     walk = GroupWalk(evidence, settled)
-    _descend(walk, open_ & ~settled, margin, takes_back=False)
+    _eliminate(walk, open_ & ~settled, margin, _ROUNDING)
     starts = [walk.dropped]
     if not evidence.couplings or open_.sum() <= _MOST_STARTS:
         starts += [settled | open_, settled | worth]
     ends = []
     for start in starts:
         walk = GroupWalk(evidence, start)
-        _descend(walk, open_, margin, takes_back=True)
+        _descend(walk, open_, margin)
         while open_.sum() <= _MOST_IN_PAIRS and _flip_pair(walk, open_, margin):
-            _descend(walk, open_, margin, takes_back=True)
+            _descend(walk, open_, margin)
         ends.append(walk.dropped)
     return min(ends, key=lambda end: evidence.delta_f(end) + margin * int(end.sum()))
 
@@ -89,7 +89,7 @@ def eliminate_groups(evidence: GroupEvidence) -> Tensor:
     alone = evidence.alone()
     open_ = evidence.able & ~evidence.alone_standing
     walk = GroupWalk(evidence, torch.zeros_like(open_))
-    order, costs = _descend(walk, open_, -math.inf, takes_back=False)
+    order, costs = _eliminate(walk, open_, 0.0, math.inf)
     return torch.where(open_, mark_path(alone, order, costs), alone)
 
 
@@ -120,57 +120,57 @@ def take_back(evidence: GroupEvidence, dropped: Tensor, some: Tensor, count: int
     return walk.dropped
 
 
-def _descend(
-    walk: GroupWalk, open_: Tensor, margin: float, takes_back: bool
+def _eliminate(
+    walk: GroupWalk, open_: Tensor, margin: float, limit: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Flip the best of the open groups until none is worth it; return which, and the changes."""
+    """Drop open groups, the cheapest first, up to a price; return which, and the changes."""
     order: list[Tensor] = []
     changes: list[Tensor] = []
-    everything = open_.nonzero()[:, 0]
-    walk.look(everything)
-    looked = True
-    # What is free goes, but going back and forth has to gain something.
-    limit = -_ROUNDING if takes_back else _ROUNDING
-    while True:
-        price = _price(walk, open_, margin, takes_back)
-        if walk.is_coupled and not looked:
-            again = price.topk(min(_LOOK_AGAIN, len(everything)), largest=False).indices
-            walk.look(again)
-            fresh = _price(walk, open_, margin, takes_back)[again]
-            best = again[fresh.argmin()]
-            price[best] = fresh.min()
-        else:
-            best = price.argmin()
-        if price[best] <= limit and price[best] < torch.inf:
-            order.append(best)
-            changes.append(walk.changes()[best])
-            walk.flip(int(best))
-            looked = False
-        elif looked:
-            return order, changes
-        else:
-            walk.look(everything)
-            looked = True
+    open_ = open_.clone()
+    while (best := _find_best(walk, open_, margin, limit)) is not None:
+        order.append(best)
+        changes.append(walk.changes()[best])
+        walk.flip(int(best))
+        open_[best] = False
+    return order, changes
+
+
+def _descend(walk: GroupWalk, open_: Tensor, margin: float) -> None:
+    """Drop open groups or take them back until none is worth it."""
+    while (best := _find_best(walk, open_, margin, -_ROUNDING)) is not None:
+        walk.flip(int(best))
+
+
+def _find_best(walk: GroupWalk, open_: Tensor, margin: float, limit: float) -> Tensor | None:
+    """Find the open group whose flip is cheapest, if any is worth the limit."""
+    some = open_.nonzero()[:, 0]
+    if walk.is_coupled and walk.has_looked:
+        price = _price(walk, margin)[some]
+        some = some[price.topk(min(_LOOK_AGAIN, len(some)), largest=False).indices]
+    for groups in (some, open_.nonzero()[:, 0]):
+        walk.look(groups)
+        price = _price(walk, margin)[groups]
+        if len(price) and price.min() <= min(limit, torch.finfo(price.dtype).max):
+            return groups[price.argmin()]
+    return None
 
 
 def _flip_pair(walk: GroupWalk, open_: Tensor, margin: float) -> bool:
     """Flip the first two groups found that are worth it together, if there are any."""
     everything = open_.nonzero()[:, 0]
     walk.look(everything)
-    alone = _price(walk, open_, margin, takes_back=True)
+    alone = _price(walk, margin)
     for first in alone[everything].argsort():
         group = everything[first]
         walk.flip(int(group))
         walk.look(everything)
-        price = alone[group] + _price(walk, open_, margin, takes_back=True)
-        if price.min() <= -_ROUNDING:
-            walk.flip(int(price.argmin()))
+        both = alone[group] + _price(walk, margin)[everything]
+        if both.min() <= -_ROUNDING:
+            walk.flip(int(everything[both.argmin()]))
             return True
         walk.flip(int(group))
     return False
 
 
-def _price(walk: GroupWalk, open_: Tensor, margin: float, takes_back: bool) -> Tensor:
-    price = walk.changes() + torch.where(walk.dropped, -margin, margin)
-    able = open_ if takes_back else open_ & ~walk.dropped
-    return torch.where(able, price, torch.inf)
+def _price(walk: GroupWalk, margin: float) -> Tensor:
+    return walk.changes() + torch.where(walk.dropped, -margin, margin)
