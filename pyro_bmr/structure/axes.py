@@ -1,5 +1,0 @@
-"""Stub."""
-
-
-def find_structure(x):
-    raise NotImplementedError
