@@ -21,7 +21,7 @@ from pyro_bmr.programs.sites import Site
 from pyro_bmr.pruning import Pruning, Round, prune
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.searches.subsets import delta_f_of_all_subsets
-from pyro_bmr.selection.groups import elements
+from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import (
     by_blocks,
@@ -69,6 +69,7 @@ __all__ = [
     "bayesianize",
     "by_blocks",
     "by_evidence",
+    "channels",
     "delta_f",
     "delta_f_of_all_subsets",
     "elements",
@@ -76,7 +77,9 @@ __all__ = [
     "fan_in_normal",
     "fit",
     "free_energy",
+    "heads",
     "init_to_pretrained",
+    "inputs",
     "log_density_at_zero",
     "magnitude",
     "mean_field",
@@ -91,4 +94,5 @@ __all__ = [
     "spr",
     "top_k",
     "tune_prior",
+    "units",
 ]

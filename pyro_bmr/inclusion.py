@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.reporting.rendering import render, render_html
-from pyro_bmr.selection.scores import Scores
+from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.uncertainty.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
 
 
@@ -216,7 +216,7 @@ class Presence:
         return render_html(self)
 
 
-def read_scores(guide: Any, **options: Any) -> tuple[Scores, Reduction]:
+def read_scores(guide: Any, **options: Any) -> tuple[ElementScores, Reduction]:
     """Read posterior and prior of a guide, as a selection sees them, and drop nothing.
 
     Parameters
@@ -228,7 +228,7 @@ def read_scores(guide: Any, **options: Any) -> tuple[Scores, Reduction]:
 
     Returns
     -------
-    scores : Scores
+    scores : ElementScores
         The factors, and ΔF of dropping each element by itself.
     whole : Reduction
         With the whole model, and a copy of the whole posterior as its guide.
@@ -243,9 +243,9 @@ def read_scores(guide: Any, **options: Any) -> tuple[Scores, Reduction]:
     >>> whole.sparsity, list(scores.delta_f)
     (0.0, ['w'])
     """
-    seen: list[Scores] = []
+    seen: list[ElementScores] = []
 
-    def keep_everything(scores: Scores) -> dict[str, Tensor]:
+    def keep_everything(scores: Any) -> dict[str, Tensor]:
         seen.append(scores)
         return dict(scores.kept)
 
@@ -287,7 +287,7 @@ def check_options(prior: float | LearnedPrior, num_samples: int) -> None:
 
 
 def find_log_odds(
-    spaces: tuple[ModelSpace, ...], scores: Scores, prior: float | LearnedPrior
+    spaces: tuple[ModelSpace, ...], scores: ElementScores, prior: float | LearnedPrior
 ) -> dict[str, float]:
     """Return the prior log odds that an element is present, learned or not.
 
@@ -295,7 +295,7 @@ def find_log_odds(
     ----------
     spaces : tuple of ModelSpace
         What can be present or absent.
-    scores : Scores
+    scores : ElementScores
         Of all of it.
     prior : float or LearnedPrior
         The inclusion probability.
@@ -307,7 +307,7 @@ def find_log_odds(
 
     Examples
     --------
-    >>> find_log_odds((), Scores((), {"w": torch.ones(1)}), 0.5)
+    >>> find_log_odds((), ElementScores((), {"w": torch.ones(1)}), 0.5)
     {'w': 0.0}
     """
     if not isinstance(prior, LearnedPrior):

@@ -18,6 +18,9 @@ from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
+from pyro_bmr.structure.axes import find_structure
+from pyro_bmr.structure.capture import capture
+from pyro_bmr.structure.units import Structure
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,28 @@ def read_problem(
         raise ValueError(msg)
     priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, factors, sites)
     return Problem(factors, origin, priors, reasons)
+
+
+def read_structure(problem: Problem) -> Structure:
+    """Find the units of the model, which runs at the posterior's location.
+
+    Parameters
+    ----------
+    problem : Problem
+        Of the model.
+
+    Returns
+    -------
+    Structure
+        With its layers.
+    """
+    values = {
+        site.name: site.constrain(factor.locations()[site.name])
+        for factor in problem.factors
+        for site in factor.sites
+    }
+    origin = problem.origin
+    return find_structure(capture(origin.model, origin.args, origin.kwargs, values))
 
 
 def assign(

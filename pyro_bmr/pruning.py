@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.reduction import Reduction, SiteSummary, reduce
+from pyro_bmr.reduction import LayerSummary, Reduction, SiteSummary, reduce
 from pyro_bmr.reporting.rendering import render
-from pyro_bmr.selection.groups import elements
+from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training import fit
 
@@ -37,7 +37,7 @@ def prune(
     refit_epochs: int | None = None,
     max_rounds: int = 20,
     select: Selection = by_evidence(),
-    groups: Callable[[str, torch.Size], Tensor | None] = elements,
+    groups: Grouping | Sequence[Grouping] = elements,
     sites: Iterable[str] | None = None,
     keep: str = "best",
     num_samples: int = 100,
@@ -119,14 +119,16 @@ def prune(
     names = [sites] if isinstance(sites, str) else sites and list(sites)
     full_model = model.model if isinstance(model, PrunedModel) else model
 
-    def reduced(parent: Any, chosen: Selection) -> Reduction:
+    def reduced(
+        parent: Any, chosen: Selection, among: Grouping | Sequence[Grouping] = elements
+    ) -> Reduction:
         return reduce(
             parent,
             model=full_model,
             args=args,
             kwargs=program.kwargs,
             sites=names,
-            groups=groups,
+            groups=among,
             select=chosen,
         )
 
@@ -165,7 +167,7 @@ def prune(
         last = best = program.measured(reduced(guide, _keep_all), ())
         save(last, best)
     while len(last.rounds) <= max_rounds:
-        reduction = reduced(last.reduction.guide, select)
+        reduction = reduced(last.reduction.guide, select, groups)
         if reduction.sparsity == last.reduction.sparsity:
             break
         after_masking = program.draws(reduction)
@@ -385,6 +387,10 @@ def _fingerprint(value: Any) -> Any:
         return [*value.shape, sha256(content).hexdigest()]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, list | tuple):
+        return [_fingerprint(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, *map(_fingerprint, vars(value).values())]
     captured = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
     constants = getattr(getattr(value, "__code__", None), "co_consts", ())
     numbers = [constant for constant in constants if isinstance(constant, int | float)]
@@ -407,6 +413,7 @@ def _packed(state: _State) -> dict[str, Any]:
         "masks": dict(reduction.masks),
         "scores": dict(reduction.scores),
         "sites": [asdict(site) for site in reduction.sites],
+        "layers": [asdict(layer) for layer in reduction.layers],
         "guide": _tensors(reduction.guide),
         "rounds": [asdict(r) for r in state.rounds],
         "draws": state.draws,
@@ -425,8 +432,9 @@ def _unpacked(
     reduction = reduced(guide, lambda _: masks)
     _load_tensors(reduction.guide, saved["guide"])
     sites = tuple(SiteSummary(**row) for row in saved["sites"])
+    layers = tuple(LayerSummary(**row) for row in saved.get("layers", ()))
     return _State(
-        replace(reduction, scores=scores, sites=sites),
+        replace(reduction, scores=scores, sites=sites, layers=layers),
         tuple(Round(**row) for row in saved["rounds"]),
         saved["draws"],
         saved["values"],

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
-from pyro_bmr.problem import assemble, assign, read_problem
+from pyro_bmr.problem import assemble, assign, read_problem, read_structure
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reporting.flags import count_undecided, naive_delta_f
 from pyro_bmr.reporting.rendering import render
-from pyro_bmr.reporting.summaries import SiteSummary, name_doubts, summarize
-from pyro_bmr.selection.groups import elements
-from pyro_bmr.selection.scores import Scores, score
+from pyro_bmr.reporting.summaries import LayerSummary, SiteSummary, summarize, summarize_layers
+from pyro_bmr.selection.groups import Grouping, elements, list_groupings
+from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
+from pyro_bmr.selection.stages import run_stages
 from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
 from pyro_bmr.shrunk.switching import NewPrior
 
@@ -35,7 +37,7 @@ def reduce(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     sites: Iterable[str] | None = None,
-    groups: Callable[[str, torch.Size], Tensor | None] = elements,
+    groups: Grouping | Sequence[Grouping] = elements,
     select: Selection = by_evidence(),
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
 ) -> Reduction:
@@ -65,11 +67,16 @@ def reduce(
         that you wrote and samples by site do not remember theirs.
     sites : iterable of str, optional
         Sample sites to reduce; all that can be otherwise.
-    groups : callable
-        What lives or dies together; `elements` is all that there is so far.
+    groups : callable or list of callable
+        What lives or dies together: `elements`; `units` (all that produces or reads a unit of the
+        model), `channels`, `heads` or `inputs`, which have options, as in ``units(round_to=8)``; or
+        a function from the name and the shape of a site to integer labels that broadcast to the
+        shape, or None for a group an element. Elements of the same label, over all sites, are a
+        group; those of a negative label stay. Of a list, coarse to fine, each grouping selects
+        among what those before have left.
     select : callable
         What to drop: `by_evidence`, `top_k`, `snr`, `spr`, `magnitude`, `random`, or any function
-        from `Scores` to a mask a site, True for what is kept.
+        from `Scores` to a mask a site, True for what is kept; of groups, a mask a layer.
     reduced_prior : Spike, Gaussian, Laplace or mapping
         The prior of what is dropped, or by site. With `Gaussian` and `Laplace` nothing becomes
         zero: the elements that ``select`` does not keep take this prior, and the posterior
@@ -111,25 +118,29 @@ def reduce(
     0.0% pruned, 1 of 2 shrunk, ΔF = -0.41 nats
     ...
     """
-    _check_options(select, groups, reduced_prior)
+    _check_options(select, reduced_prior)
+    groupings = list_groupings(groups)
     problem = read_problem(guide, model, args, kwargs, sites)
     problem, reduced_priors = assign(problem, reduced_prior, sites)
     problem.warn_if_empty()
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
     scores = score(with_reduced_priors(factors, reduced_priors))
-    chosen = _checked(select, scores)
+    _check_stages(groupings, reduced_priors)
+    chosen, stages = run_stages(scores, groupings, select, cache(partial(read_structure, problem)))
     remaining = tuple(factor.prune(chosen) for factor in scores.factors)
     new_priors = _new_priors(scores, chosen)
     spiked = scores.delta_f.keys() - new_priors.keys()
     model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
     rows = summarize(scores, chosen, remaining, problem.reasons)
+    layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}
     return Reduction(
         model=model,
         guide=guide,
         masks=pruned | {name: new.mask for name, new in new_priors.items()},
         scores=scores.delta_f,
         sites=rows,
-        naive_delta_f=naive_delta_f(scores, chosen, {row.name: row.delta_f for row in rows}),
+        naive_delta_f=None if layers else naive_delta_f(scores, chosen, by_site),
+        layers=layers,
     )
 
 
@@ -154,7 +165,9 @@ class Reduction:
         A row a site, those left whole with their reason.
     naive_delta_f : float, optional
         What ``delta_f`` would be, in nats, had every correlated element gone whose own ΔF is at
-        most 0, and no other; None if nothing is correlated.
+        most 0, and no other; None if nothing is correlated, or groups were dropped.
+    layers : tuple of LayerSummary
+        A row a layer of groups; empty where elements stand for themselves.
 
     Examples
     --------
@@ -168,6 +181,7 @@ class Reduction:
     scores: Mapping[str, Tensor]
     sites: tuple[SiteSummary, ...]
     naive_delta_f: float | None = None
+    layers: tuple[LayerSummary, ...] = ()
 
     @property
     def delta_f(self) -> float:
@@ -226,6 +240,22 @@ class Reduction:
         ]
         return pd.DataFrame(rows).set_index("site")
 
+    def layer_summary(self) -> pd.DataFrame:
+        """Return a table with a row a layer of groups.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by layer; columns ``kind``, ``groups``, ``kept``, ``pruned %`` and ``delta_f``
+            (nats). Empty where elements stand for themselves.
+        """
+        columns = ["layer", "kind", "groups", "kept", "pruned %", "delta_f"]
+        rows = [
+            (x.name, x.kind, x.groups, x.kept, 100 * (1 - x.kept / x.groups), x.delta_f)
+            for x in self.layers
+        ]
+        return pd.DataFrame(rows, columns=columns).set_index("layer")
+
     def to(self, device: torch.device | str) -> Reduction:
         """Move to a device.
 
@@ -247,7 +277,25 @@ class Reduction:
             scores={name: scores.to(device) for name, scores in self.scores.items()},
         )
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> RenderableType:
+        return Group(self._site_table(), self._layer_table()) if self.layers else self._site_table()
+
+    def _layer_table(self) -> Table:
+        table = Table("layer", "kind")
+        for column in ("groups", "kept", "pruned", "ΔF (nats)"):
+            table.add_column(column, justify="right")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                f"{layer.groups:,}",
+                f"{layer.kept:,}",
+                f"{1 - layer.kept / layer.groups:.1%}",
+                f"{layer.delta_f:+.2f}" if layer.kept < layer.groups else "",
+            )
+        return table
+
+    def _site_table(self) -> Table:
         table = Table(title=self._title, title_justify="left")
         table.add_column("site")
         shrunk = ["shrunk"] if self.shrunk else []
@@ -277,8 +325,9 @@ class Reduction:
         return render(self)
 
     def _repr_html_(self) -> str:
-        table = self.summary().round({"pruned %": 1, "delta_f": 2})
-        return f"<p>{self._title}</p>{table.to_html()}"
+        tables = [self.summary(), *([self.layer_summary()] if self.layers else [])]
+        html = (table.round({"pruned %": 1, "delta_f": 2}).to_html() for table in tables)
+        return f"<p>{self._title}</p>{''.join(html)}"
 
     @property
     def _title(self) -> str:
@@ -296,12 +345,9 @@ class Reduction:
         return "; ".join(note for note in notes if note)
 
 
-def _check_options(select: Any, groups: Any, reduced_prior: Any) -> None:
+def _check_options(select: Any, reduced_prior: Any) -> None:
     if not callable(select):
         msg = f"got select={select!r}. Expected a selection, such as pyro_bmr.by_evidence()"
-        raise TypeError(msg)
-    if groups is not elements:
-        msg = f"got groups={groups!r}. Expected pyro_bmr.elements, the only grouping so far"
         raise TypeError(msg)
     by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}
     if not all(isinstance(one, ReducedPrior) for one in by_site.values()):
@@ -313,46 +359,19 @@ def _check_options(select: Any, groups: Any, reduced_prior: Any) -> None:
         raise TypeError(msg)
 
 
-def _checked(select: Selection, scores: Scores) -> dict[str, Tensor]:
-    """Select, check the masks that come back, and complete them."""
-    masks = select(scores)
-    if not isinstance(masks, Mapping):
+def _check_stages(
+    groupings: tuple[Grouping, ...], reduced_priors: Mapping[str, ReducedPrior]
+) -> None:
+    if len(groupings) > 1 and not all(isinstance(one, Spike) for one in reduced_priors.values()):
         msg = (
-            f"select returned a {type(masks).__name__}. Expected a function from scores to a "
-            "mapping of site names to masks; those of this package are called first, as in "
-            "select=by_evidence()"
-        )
-        raise TypeError(msg)
-    unknown = sorted(set(masks) - set(scores.delta_f))
-    if unknown:
-        msg = (
-            f"select returned masks for {unknown}. Expected only sites that can be reduced: "
-            f"{sorted(scores.delta_f)}"
+            f"got {len(groupings)} groupings and a reduced prior other than Spike(), after which "
+            "nothing is left to shrink again. Expected one grouping: reduce twice, the second time "
+            "result.guide"
         )
         raise ValueError(msg)
-    checked = {}
-    for name, kept in scores.kept.items():
-        mask = masks.get(name, kept)
-        if mask.dtype != torch.bool or mask.shape != kept.shape:
-            msg = (
-                f"select returned a mask of shape {tuple(mask.shape)} and dtype {mask.dtype} for "
-                f"the site {name!r}. Expected a torch.bool tensor of shape {tuple(kept.shape)}, "
-                "True for what is kept"
-            )
-            raise ValueError(msg)
-        if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
-            (factor,) = (factor for factor in scores.factors if name in factor.priors)
-            msg = (
-                f"select drops elements of the site {name!r} that cannot go: "
-                f"{'; '.join(name_doubts(name, factor, scores))}. Expected a mask that keeps those "
-                "whose delta_f is inf"
-            )
-            raise ValueError(msg)
-        checked[name] = mask.contiguous()
-    return checked
 
 
-def _new_priors(scores: Scores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:
+def _new_priors(scores: ElementScores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:
     """By site that is shrunk, the new prior; its mask is True where an element keeps its own."""
     return {
         name: new

@@ -20,11 +20,9 @@ from pyro_bmr.mathematics.scale_search import Tuned
 from pyro_bmr.problem import assemble, assign, read_problem
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reporting.rendering import render
-from pyro_bmr.selection.groups import elements
+from pyro_bmr.selection.groups import Labelling, elements, read_labels
 from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
 from pyro_bmr.shrunk.switching import NewPrior
-
-Grouping = Callable[[str, torch.Size], Tensor | None]
 
 
 @torch.inference_mode(False)
@@ -37,7 +35,7 @@ def tune_prior(
     kwargs: Mapping[str, Any] | None = None,
     sites: Iterable[str] | None = None,
     by: str = "site",
-    groups: Grouping = elements,
+    groups: Labelling = elements,
 ) -> TunedPrior:
     r"""Choose the scale of the prior that has the highest evidence, without training again.
 
@@ -66,9 +64,9 @@ def tune_prior(
         What shares a scale: ``"site"``; ``"layer"``, the sites that share all that stands before
         the last dot of their names; or ``"group"``.
     groups : callable
-        For ``by="group"``: from the name and the shape of a site to integer labels of that shape,
-        or to None where every element is a group, as it is by default (ARD). Sites do not share
-        groups.
+        For ``by="group"``: from the name and the shape of a site to integer labels that broadcast
+        to it, or to None where every element is a group, as it is by default (ARD). Sites do not
+        share groups.
 
     Returns
     -------
@@ -269,7 +267,7 @@ def _span(ends: tuple[float, float] | None) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _label(factors: tuple[Factor, ...], by: str, groups: Grouping) -> dict[str, Tensor]:
+def _label(factors: tuple[Factor, ...], by: str, groups: Labelling) -> dict[str, Tensor]:
     """By site, the group of every element; -1 for those that keep their prior."""
     labels: dict[str, Tensor] = {}
     layers: dict[str, int] = {}
@@ -279,10 +277,11 @@ def _label(factors: tuple[Factor, ...], by: str, groups: Grouping) -> dict[str, 
         kept = factor.kept()
         for name, prior in factor.priors.items():
             shape, device = shapes[name], kept[name].device
-            own = groups(name, shape) if by == "group" else torch.zeros(shape, dtype=torch.long)
+            own: Tensor | None = torch.zeros(shape, dtype=torch.long)
+            if by == "group":
+                own = read_labels(groups, name, shape)
             if own is None:
                 own = torch.arange(shape.numel()).reshape(shape)
-            _check_labels(name, own, shape)
             own = own.unique(return_inverse=True)[1]
             key = name.rpartition(".")[0] or name if by == "layer" else name
             start = layers.setdefault(key, count)
@@ -296,16 +295,6 @@ def _label(factors: tuple[Factor, ...], by: str, groups: Grouping) -> dict[str, 
 
 def _wide(factor: IndependentFactor, prior: Any) -> Tensor:
     return factor.stored.scale >= prior.gaussian.scale.to(factor.loc.device)
-
-
-def _check_labels(name: str, labels: Tensor, shape: torch.Size) -> None:
-    if labels.shape != shape or labels.dtype.is_floating_point:
-        msg = (
-            f"groups returned labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for "
-            f"the site {name!r}. Expected integers of shape {tuple(shape)}, or None for a group "
-            "an element"
-        )
-        raise ValueError(msg)
 
 
 def _dtype(factors: tuple[Factor, ...], name: str) -> torch.dtype:

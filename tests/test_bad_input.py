@@ -141,9 +141,7 @@ def test_a_model_that_does_not_run(guide):
         bmr.reduce(guide, args=(1, 2, 3))
 
 
-def test_options_that_do_not_exist_yet(guide):
-    with pytest.raises(TypeError, match="Expected pyro_bmr.elements"):
-        bmr.reduce(guide, groups=lambda name, shape: None)
+def test_reduced_priors_that_do_not_exist(guide):
     with pytest.raises(TypeError, match=r"Expected pyro_bmr.Spike\(\)"):
         bmr.reduce(guide, reduced_prior=0.1)
 

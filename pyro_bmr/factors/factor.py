@@ -51,6 +51,31 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What ΔF of any set of elements of a factor follows from.
+
+    Parameters
+    ----------
+    element : Tensor
+        Which elements these are, as the caller counts them, int64; only those that can go.
+    cost : Tensor
+        In nats and float64: ΔF of dropping each, where they are independent; otherwise
+        ln p(θ_i = 0) + ½ ln 2π.
+    posterior : Dense or LowRank, optional
+        Of these elements, in float64, if they are correlated.
+
+    Examples
+    --------
+    >>> Terms(torch.tensor([0, 1]), torch.tensor([-1.0, 2.0])).posterior is None
+    True
+    """
+
+    element: Tensor
+    cost: Tensor
+    posterior: Dense | LowRank | None = None
+
+
+@dataclass(frozen=True)
 class Factor(ABC):
     """A posterior over one or more sample sites, with the prior of those that may be reduced."""
 
@@ -131,6 +156,18 @@ class Factor(ABC):
             for those to drop.
         margin : float
             In nats: what dropping an element costs beyond its ΔF.
+        """
+
+    @abstractmethod
+    def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
+        """Return what ΔF of any set of its elements follows from.
+
+        Parameters
+        ----------
+        scores : mapping
+            What `scores` returned.
+        index : mapping
+            By reducible site, a number for each element, int64.
         """
 
     @abstractmethod

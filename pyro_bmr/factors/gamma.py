@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite, check_positive
+from pyro_bmr.factors.factor import (
+    Factor,
+    Normals,
+    Prior,
+    Search,
+    Terms,
+    check_finite,
+    check_positive,
+)
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.programs.sites import Site
 
@@ -99,6 +107,10 @@ class GammaFactor(Factor):
         self, scores: Mapping[str, Tensor], choose: Search, margin: float
     ) -> dict[str, Tensor]:
         return {}
+
+    @override
+    def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
+        return Terms(self.mean.new_zeros(0, dtype=torch.long), self.mean.new_zeros(0).double())
 
     @override
     def delta_f(

@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.distributions import transform_to
 from typing_extensions import override
 
-from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite, check_positive
+from pyro_bmr.factors.factor import (
+    Factor,
+    Normals,
+    Prior,
+    Search,
+    Terms,
+    check_finite,
+    check_positive,
+)
 from pyro_bmr.mathematics.evidence import delta_f_spike, total_dropped
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.sweep import sweep
@@ -129,6 +137,10 @@ class IndependentFactor(Factor):
         return {name: scores[name] > -margin for name in self.priors}
 
     @override
+    def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
+        return independent_terms(self, scores, index)
+
+    @override
     def delta_f(
         self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> dict[str, float]:
@@ -174,6 +186,37 @@ class IndependentFactor(Factor):
     @property
     def _scale_transform(self) -> Any:
         return transform_to(self.scale_constraint or constraints.real)
+
+
+def independent_terms(
+    factor: Factor, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]
+) -> Terms:
+    """Return the terms of a factor whose elements each add their own ΔF.
+
+    Parameters
+    ----------
+    factor : Factor
+        Of independent elements.
+    scores, index : mapping
+        As in `Factor.terms`.
+
+    Returns
+    -------
+    Terms
+        Of the elements that have not been pruned and can go.
+
+    Examples
+    --------
+    >>> factor = IndependentFactor(Site("w", torch.Size([1])), torch.zeros(1), torch.ones(1))
+    >>> independent_terms(factor, {}, {}).cost
+    tensor([], dtype=torch.float64)
+    """
+    kept = factor.kept()
+    able = {name: kept[name] & scores[name].isfinite() for name in factor.priors}
+    like = next(iter(kept.values()))
+    element = [like.new_zeros(0, dtype=torch.long), *(index[n][t] for n, t in able.items())]
+    cost = [like.new_zeros(0, dtype=torch.float64), *(scores[n][t] for n, t in able.items())]
+    return Terms(torch.cat(element), torch.cat([part.double() for part in cost]))
 
 
 def _write_kept(_: None, values: Tensor, kept: Tensor, out: Tensor) -> None:

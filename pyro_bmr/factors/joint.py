@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite, check_positive
+from pyro_bmr.factors.factor import (
+    Factor,
+    Normals,
+    Prior,
+    Search,
+    Terms,
+    check_finite,
+    check_positive,
+)
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
-from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, Diagonal, LowRank
 from pyro_bmr.programs.sites import Site
 from pyro_bmr.searches.elimination import eliminate
 
@@ -116,6 +124,15 @@ class JointFactor(Factor):
             posterior, _ = self._exact.split(candidate)
             keep[candidate] = ~choose(posterior, log_prior[candidate] + margin)
         return self._reducible(self._embed(keep, False))
+
+    @override
+    def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
+        log_prior = self._log_prior
+        able = log_prior.isfinite()
+        no_index = torch.full((), -1, device=able.device)
+        element = self.flatten({site.name: index.get(site.name, no_index) for site in self.sites})
+        posterior, _ = self._exact.split(able)
+        return Terms(element[able], log_prior[able] + 0.5 * LOG_2PI, posterior)
 
     @override
     def delta_f(

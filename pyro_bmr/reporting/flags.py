@@ -26,7 +26,7 @@ from torch.distributions import transform_to
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
-from pyro_bmr.selection.scores import Scores
+from pyro_bmr.selection.scores import ElementScores
 
 NOISE = 0.05
 
@@ -114,13 +114,13 @@ def count_pruned(kept: Tensor) -> int:
 
 
 def naive_delta_f(
-    scores: Scores, masks: Mapping[str, Tensor], delta_f: Mapping[str, float]
+    scores: ElementScores, masks: Mapping[str, Tensor], delta_f: Mapping[str, float]
 ) -> float | None:
     """Score what dropping correlated elements one by one, by their own ΔF, would have led to.
 
     Parameters
     ----------
-    scores : Scores
+    scores : ElementScores
         Posterior, prior, and ΔF of dropping each element by itself.
     masks : mapping
         What was kept, by reducible site.
@@ -135,7 +135,7 @@ def naive_delta_f(
 
     Examples
     --------
-    >>> naive_delta_f(Scores((), {}), {}, {}) is None
+    >>> naive_delta_f(ElementScores((), {}), {}, {}) is None
     True
     """
     correlated = [f for f in scores.factors if isinstance(f, JointFactor) and f.priors]

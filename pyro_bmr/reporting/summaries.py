@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.reporting.flags import count_pruned, count_wide
-from pyro_bmr.selection.scores import Scores
+from pyro_bmr.selection.scores import ElementScores
+from pyro_bmr.selection.stages import Stage
 from pyro_bmr.shrunk.switched_factors import SwitchedFactor
 
 
 def summarize(
-    scores: Scores,
+    scores: ElementScores,
     chosen: Mapping[str, Tensor],
     remaining: tuple[Factor, ...],
     reasons: Mapping[str, str],
@@ -24,7 +25,7 @@ def summarize(
 
     Parameters
     ----------
-    scores : Scores
+    scores : ElementScores
         Before it.
     chosen : mapping
         By reducible site, True for what the selection kept.
@@ -40,7 +41,7 @@ def summarize(
 
     Examples
     --------
-    >>> summarize(Scores((), {}), {}, (), {"z": "it is discrete"})[0].note
+    >>> summarize(ElementScores((), {}), {}, (), {"z": "it is discrete"})[0].note
     'not reduced: it is discrete'
     """
     rows = []
@@ -54,7 +55,7 @@ def summarize(
                 tuple(site.shape),
                 int(kept[site.name].count_nonzero()),
                 delta_f.get(site.name, 0.0),
-                _note(site.name, before, scores, wide.get(site.name, 0), reasons),
+                _note(site.name, scores, wide.get(site.name, 0), reasons),
                 scores.unscored.get(site.name, 0),
                 wide.get(site.name, 0),
                 count_pruned(kept_before[site.name]),
@@ -71,39 +72,71 @@ def summarize(
     return tuple(rows + absent)
 
 
-def name_doubts(name: str, factor: Factor, scores: Scores) -> list[str]:
-    """Say what is known of the prior of a site, and which of its elements cannot go.
+def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
+    """Tell layer by layer what became of groups.
+
+    Parameters
+    ----------
+    stages : tuple of Stage
+        What the groupings led to.
+
+    Returns
+    -------
+    tuple of LayerSummary
+        A row a layer; none where elements stand for themselves.
+
+    Examples
+    --------
+    >>> summarize_layers((Stage(ElementScores((), {}), {}),))
+    ()
+    """
+    rows = []
+    for stage in stages:
+        parts = stage.scores.layer_delta_f(stage.masks)
+        kept = stage.scores.kept if parts else {}
+        rows += [
+            LayerSummary(
+                layer.name,
+                layer.kind,
+                layer.count,
+                int((stage.masks[layer.name] & kept[layer.name]).sum()),
+                parts[layer.name],
+            )
+            for layer in stage.scores.layers
+        ]
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """What a reduction did to one layer of groups.
 
     Parameters
     ----------
     name : str
-        A reducible site.
-    factor : Factor
-        That holds it, with its prior.
-    scores : Scores
-        Of all sites.
-
-    Returns
-    -------
-    list of str
-        May be empty.
+        The layer.
+    kind : str
+        ``"unit"``, ``"channel"``, ``"head"`` or ``"input"``; ``"group"`` for the labels of a user,
+        ``"element"`` where the elements of a site each stand for themselves.
+    groups : int
+        How many there are.
+    kept : int
+        How many stay.
+    delta_f : float
+        Its part in the joint ΔF, in nats; an element that goes with groups of several layers counts
+        in the first.
 
     Examples
     --------
-    >>> from pyro_bmr.factors.factor import Prior
-    >>> from pyro_bmr.programs.sites import Site
-    >>> from pyro_bmr.factors.independent import IndependentFactor
-    >>> prior = Prior(torch.tensor(-0.9), note="1 without a prior, kept")
-    >>> site = Site("w", torch.Size([2]))
-    >>> factor = IndependentFactor(site, torch.zeros(2), torch.ones(2), prior=prior)
-    >>> name_doubts("w", factor, Scores((factor,), {}))
-    ['1 without a prior, kept']
+    >>> LayerSummary("fc1.weight", "unit", 300, 41, -250.0).kept
+    41
     """
-    doubts = [factor.priors[name].note]
-    if isinstance(factor, SwitchedFactor):
-        refused = factor.refused(scores.delta_f).get(name, 0)
-        doubts += [f"{refused:,} {factor.refusal}, kept"] if refused else []
-    return [doubt for doubt in doubts if doubt]
+
+    name: str
+    kind: str
+    groups: int
+    kept: int
+    delta_f: float
 
 
 @dataclass(frozen=True)
@@ -153,8 +186,8 @@ class SiteSummary:
         return torch.Size(self.shape).numel()
 
 
-def _note(name: str, factor: Factor, scores: Scores, wide: int, reasons: Mapping[str, str]) -> str:
+def _note(name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str]) -> str:
     if name in reasons:
         return f"not reduced: {reasons[name]}"
     wider = [f"{wide:,} wider than the prior"] if wide else []
-    return "; ".join(name_doubts(name, factor, scores) + wider)
+    return "; ".join(scores.obstacles(name) + wider)

@@ -49,6 +49,37 @@ def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Ten
     return _ELIMINATE[type(posterior)](posterior, log_prior, stop)
 
 
+def mark_path(like: Tensor, order: list[Tensor], costs: list[Tensor]) -> Tensor:
+    """Give each element the dearest price up to it; each price is above the one before.
+
+    Parameters
+    ----------
+    like : Tensor
+        Any, one an element.
+    order : list of Tensor
+        Positions of the elements that went, in this order.
+    costs : list of Tensor
+        Their prices.
+
+    Returns
+    -------
+    Tensor
+        Like ``like``; ``inf`` for elements that stay.
+
+    Examples
+    --------
+    >>> mark_path(torch.zeros(3), [torch.tensor([2, 0])], [torch.tensor([1.0, 0.5])])
+    tensor([1.0000,    inf, 1.0000])
+    """
+    path = torch.full_like(like, torch.inf)
+    if order:
+        dearest = torch.cat([cost.reshape(-1) for cost in costs]).cummax(0).values
+        ulp = torch.finfo(path.dtype).eps * dearest.abs().max().clamp_min(1.0)
+        steps = torch.arange(len(dearest), dtype=path.dtype, device=path.device)
+        path[torch.cat([index.reshape(-1) for index in order])] = dearest + ulp * steps
+    return path
+
+
 def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor:
     # The rows of a Cholesky factor R whose pivots are chosen on the way: what is left of the
     # covariance is Σ − Rᵀ R, of which a step needs one row and the diagonal.
@@ -73,7 +104,7 @@ def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor
         loc -= column * (loc[best] / variance[best].sqrt())
         variance -= column.square()
         root[step] = column
-    return _path(posterior.loc, order, costs)
+    return mark_path(posterior.loc, order, costs)
 
 
 def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> Tensor:
@@ -101,18 +132,7 @@ def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> T
         costs.append(chain[:accepted])
         gone[block] = True
         candidate[block] = False
-    return _path(posterior.loc, order, costs)
-
-
-def _path(like: Tensor, order: list[Tensor], costs: list[Tensor]) -> Tensor:
-    """Give each element the dearest price up to it; each price is above the one before."""
-    path = torch.full_like(like, torch.inf)
-    if order:
-        dearest = torch.cat([cost.reshape(-1) for cost in costs]).cummax(0).values
-        ulp = torch.finfo(path.dtype).eps * dearest.abs().max().clamp_min(1.0)
-        steps = torch.arange(len(dearest), dtype=path.dtype, device=path.device)
-        path[torch.cat([index.reshape(-1) for index in order])] = dearest + ulp * steps
-    return path
+    return mark_path(posterior.loc, order, costs)
 
 
 _ELIMINATE: dict[type, Callable[..., Tensor]] = {

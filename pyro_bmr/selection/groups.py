@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
+from torch import Tensor
+
+# From the name and the shape of a site to integer labels that broadcast to the shape, or to None
+# where every element stands for itself.
+Labelling = Callable[[str, torch.Size], Tensor | None]
 
 
 def elements(name: str, shape: torch.Size) -> None:  # noqa: ARG001
@@ -19,3 +28,165 @@ def elements(name: str, shape: torch.Size) -> None:  # noqa: ARG001
     --------
     >>> elements("fc1.weight", torch.Size([50, 13]))
     """
+
+
+@dataclass(frozen=True)
+class UnitGrouping:
+    """Groups that follow from the model: all that produces or reads one of its units.
+
+    `units`, `channels`, `heads` and `inputs` are the ones there are; call one of them to set its
+    options.
+
+    Parameters
+    ----------
+    kinds : tuple of str
+        Of layers, as in `pyro_bmr.structure.units.Layer`.
+    at_least : int
+        How many units of each layer stay, whatever the evidence says.
+    round_to : int
+        The number of units that stay is rounded up to a multiple of this, to the full size at most.
+    ignore : tuple of str
+        Layers that stay whole: names of layers, or of sites that produce them.
+
+    Examples
+    --------
+    >>> units(round_to=8).round_to
+    8
+    """
+
+    kinds: tuple[str, ...]
+    at_least: int = 1
+    round_to: int = 1
+    ignore: tuple[str, ...] = ()
+
+    def __call__(
+        self, *, at_least: int = 1, round_to: int = 1, ignore: str | Iterable[str] = ()
+    ) -> UnitGrouping:
+        """Return the same grouping with options.
+
+        Parameters
+        ----------
+        at_least : int
+            How many units of each layer stay, whatever the evidence says; 0 lets layers vanish.
+        round_to : int
+            The number of units that stay is rounded up to a multiple of this, to the full size at
+            most.
+        ignore : str or iterable of str
+            Layers that stay whole: names of layers, or of sites that produce them.
+
+        Returns
+        -------
+        UnitGrouping
+            For ``groups=``.
+
+        Raises
+        ------
+        ValueError
+            If a number is not a whole one, or too small.
+        """
+        for name, value, least in (("at_least", at_least, 0), ("round_to", round_to, 1)):
+            if not isinstance(value, int) or value < least:
+                msg = (
+                    f"a grouping got {name}={value!r}. Expected a whole number of units, {least} "
+                    f"or more, as in groups=units({name}=8)"
+                )
+                raise ValueError(msg)
+        names = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        return replace(self, at_least=at_least, round_to=round_to, ignore=names)
+
+
+units = UnitGrouping(("unit", "channel", "head"))
+channels = UnitGrouping(("channel",))
+heads = UnitGrouping(("head",))
+inputs = UnitGrouping(("input",))
+
+Grouping = Labelling | UnitGrouping
+
+
+def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...]:
+    """Check what a user passed as ``groups=``.
+
+    Parameters
+    ----------
+    groups : callable or sequence of callable
+        One grouping, or several, coarse to fine.
+
+    Returns
+    -------
+    tuple
+        Of groupings.
+
+    Raises
+    ------
+    TypeError
+        If something is not callable.
+    ValueError
+        If the list is empty.
+
+    Examples
+    --------
+    >>> len(list_groupings([units, elements]))
+    2
+    """
+    listed: tuple[Any, ...] = tuple(groups) if isinstance(groups, list | tuple) else (groups,)
+    if not listed:
+        msg = "got groups=[]. Expected one grouping or more, as in groups=[units, elements]"
+        raise ValueError(msg)
+    for one in listed:
+        if not callable(one):
+            msg = (
+                f"got groups={groups!r}. Expected pyro_bmr.elements, units, channels, heads or "
+                "inputs, a function from the name and the shape of a site to labels, or a list "
+                "of these, coarse to fine"
+            )
+            raise TypeError(msg)
+    return listed
+
+
+def read_labels(grouping: Labelling, name: str, shape: torch.Size) -> Tensor | None:
+    """Label the elements of a site.
+
+    Parameters
+    ----------
+    grouping : callable
+        A user's function.
+    name : str
+        The site.
+    shape : torch.Size
+        Its shape.
+
+    Returns
+    -------
+    Tensor or None
+        Labels, int64, of that shape; None if every element stands for itself.
+
+    Raises
+    ------
+    ValueError
+        If the labels do not fit.
+
+    Examples
+    --------
+    >>> read_labels(lambda name, shape: torch.arange(2)[:, None], "w", torch.Size([2, 3]))
+    tensor([[0, 0, 0],
+            [1, 1, 1]])
+    """
+    labels: Any = grouping(name, shape)
+    if labels is None:
+        return None
+    fits = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    if fits:
+        try:
+            return labels.long().expand(shape)
+        except RuntimeError:
+            pass
+    got = (
+        f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype}"
+        if isinstance(labels, Tensor)
+        else f"a {type(labels).__name__}"
+    )
+    msg = (
+        f"groups returned {got} for the site {name!r}. Expected a tensor of integers that "
+        f"broadcasts to {tuple(shape)}, or None for a group an element"
+    )
+    raise ValueError(msg)

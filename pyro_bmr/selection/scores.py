@@ -2,28 +2,164 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
+from typing_extensions import override
 
 from pyro_bmr.factors.factor import Factor, Search
+from pyro_bmr.selection.group_members import GroupLayer
+from pyro_bmr.shrunk.switched_factors import SwitchedFactor
+
+
+class Scores(ABC):
+    """What there is to drop, and the evidence of dropping it: elements, or groups of them.
+
+    Every mapping goes from a name to a tensor of one value an item: of elements, from the name of
+    a reducible site to a tensor of its shape; of groups, from the name of a layer to a vector.
+
+    Parameters
+    ----------
+    delta_f : mapping
+        ΔF in nats of dropping each item by itself; ``inf`` where that is impossible, 0 where it was
+        pruned before.
+    """
+
+    delta_f: Mapping[str, Tensor]
+
+    @property
+    @abstractmethod
+    def loc(self) -> Mapping[str, Tensor]:
+        """Posterior mean, 0 if pruned before; of a group, the root mean square of its elements'."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> Mapping[str, Tensor]:
+        """Posterior standard deviation, 0 if pruned before; of a group, the root mean square."""
+
+    @property
+    @abstractmethod
+    def kept(self) -> Mapping[str, Tensor]:
+        """True for items of which something has not been pruned before."""
+
+    @property
+    def unscored(self) -> dict[str, int]:
+        """By name, how many items cannot go."""
+        return {
+            name: int(scores.isposinf().sum()) if scores.numel() and scores.max().isinf() else 0
+            for name, scores in self.delta_f.items()
+        }
+
+    @abstractmethod
+    def elimination(self) -> dict[str, Tensor]:
+        """Return the ΔF at which each item falls when the cheapest always goes first.
+
+        Independent items fall at their own ΔF. Correlated ones, and groups that share elements,
+        are scored again after each removal, given all that went before.
+
+        Returns
+        -------
+        dict of Tensor
+            In nats.
+        """
+
+    @abstractmethod
+    def search(self, choose: Search, margin: float = 0.0) -> dict[str, Tensor]:
+        """Search sets of items that depend on each other; others each decide for themselves.
+
+        Parameters
+        ----------
+        choose : callable
+            From a correlated posterior and ln p(θ = 0) of its elements to a boolean tensor, True
+            for those to drop. Groups take what answers to it among groups.
+        margin : float
+            In nats: what dropping an item costs beyond its ΔF.
+
+        Returns
+        -------
+        dict of Tensor
+            By name, True where kept.
+        """
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[GroupLayer, ...]:
+        """The layers that groups are in; none where elements stand for themselves."""
+
+    @abstractmethod
+    def layer_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """By layer, its part of the joint ΔF in nats of all that is dropped.
+
+        Parameters
+        ----------
+        masks : mapping
+            By name, True for items that are kept.
+
+        Returns
+        -------
+        dict of float
+            An element that goes with groups of several layers counts in the first.
+        """
+
+    @abstractmethod
+    def constrained(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take back what has to stay by the options of a grouping, the dearest first.
+
+        Parameters
+        ----------
+        masks : mapping
+            By name, True for items that a selection keeps.
+
+        Returns
+        -------
+        dict of Tensor
+            By name, True for items that stay.
+        """
+
+    @abstractmethod
+    def element_masks(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tell which elements stay.
+
+        Parameters
+        ----------
+        masks : mapping
+            By name, True for items that are kept.
+
+        Returns
+        -------
+        dict of Tensor
+            By reducible site.
+        """
+
+    @abstractmethod
+    def obstacles(self, name: str) -> list[str]:
+        """Say why items cannot go, or what is known of their prior.
+
+        Parameters
+        ----------
+        name : str
+            Of a site, or of a layer of groups.
+
+        Returns
+        -------
+        list of str
+            May be empty.
+        """
 
 
 @dataclass(frozen=True)
-class Scores:
+class ElementScores(Scores):
     """The reducible sites of a posterior and the evidence of dropping each element.
-
-    Every mapping goes from the name of a reducible site to a tensor of the site's shape.
 
     Parameters
     ----------
     factors : tuple of Factor
         Posterior and prior.
     delta_f : mapping
-        ΔF in nats of dropping each element by itself; ``inf`` where that is impossible, 0 where
-        it was pruned before.
+        See `Scores`.
 
     Examples
     --------
@@ -70,53 +206,48 @@ class Scores:
             if name in self.delta_f
         }
 
-    @cached_property
-    def unscored(self) -> dict[str, int]:
-        """By site, how many elements cannot go because they have no prior density at zero."""
-        return {
-            name: int(scores.isposinf().sum()) if scores.numel() and scores.max().isinf() else 0
-            for name, scores in self.delta_f.items()
-        }
-
+    @override
     def elimination(self) -> dict[str, Tensor]:
-        """Return the ΔF at which each element falls when the cheapest always goes first.
-
-        Independent elements fall at their own ΔF. Correlated ones are scored again after each
-        removal, given all that went before.
-
-        Returns
-        -------
-        dict of Tensor
-            In nats.
-        """
         path: dict[str, Tensor] = {}
         for factor in self.factors:
             path |= factor.elimination(self.delta_f)
         return path
 
+    @override
     def search(self, choose: Search, margin: float = 0.0) -> dict[str, Tensor]:
-        """Search sets of correlated elements; independent ones each decide for themselves.
-
-        Parameters
-        ----------
-        choose : callable
-            From a correlated posterior and ln p(θ = 0) of its elements to a boolean tensor, True
-            for those to drop.
-        margin : float
-            In nats: what dropping an element costs beyond its ΔF.
-
-        Returns
-        -------
-        dict of Tensor
-            By site, True where kept.
-        """
         masks: dict[str, Tensor] = {}
         for factor in self.factors:
             masks |= factor.search(self.delta_f, choose, margin)
         return masks
 
+    @property
+    def layers(self) -> tuple[GroupLayer, ...]:
+        """None: see `Scores.layers`."""
+        return ()
 
-def score(factors: tuple[Factor, ...]) -> Scores:
+    @override
+    def layer_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
+
+    @override
+    def constrained(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(masks)
+
+    @override
+    def element_masks(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(masks)
+
+    @override
+    def obstacles(self, name: str) -> list[str]:
+        (factor,) = (factor for factor in self.factors if name in factor.priors)
+        notes = [factor.priors[name].note]
+        if isinstance(factor, SwitchedFactor):
+            refused = factor.refused(self.delta_f).get(name, 0)
+            notes += [f"{refused:,} {factor.refusal}, kept"] if refused else []
+        return [note for note in notes if note]
+
+
+def score(factors: tuple[Factor, ...]) -> ElementScores:
     """Score the removal of every element that may be reduced.
 
     Parameters
@@ -126,7 +257,7 @@ def score(factors: tuple[Factor, ...]) -> Scores:
 
     Returns
     -------
-    Scores
+    ElementScores
         With one tensor a reducible site.
 
     Examples
@@ -137,4 +268,4 @@ def score(factors: tuple[Factor, ...]) -> Scores:
     delta_f: dict[str, Tensor] = {}
     for factor in factors:
         delta_f |= factor.scores()
-    return Scores(factors, delta_f)
+    return ElementScores(factors, delta_f)

@@ -45,7 +45,7 @@ def by_evidence(margin: float = 0.0) -> Selection:
 
     Examples
     --------
-    >>> scores = Scores((), {})
+    >>> scores = ElementScores((), {})
     >>> by_evidence(margin=1.0)(scores)
     {}
     """
@@ -76,7 +76,7 @@ def exhaustive(margin: float = 0.0) -> Selection:
 
     Examples
     --------
-    >>> exhaustive()(Scores((), {}))
+    >>> exhaustive()(ElementScores((), {}))
     {}
     """
 
@@ -116,7 +116,7 @@ def by_blocks(size: int = 8) -> Selection:
 
     Examples
     --------
-    >>> by_blocks()(Scores((), {}))
+    >>> by_blocks()(ElementScores((), {}))
     {}
     """
     if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
@@ -152,7 +152,7 @@ def top_k(n: int) -> Selection:
 
     Examples
     --------
-    >>> top_k(10)(Scores((), {}))
+    >>> top_k(10)(ElementScores((), {}))
     {}
     """
     if not isinstance(n, int) or n < 0:
@@ -187,7 +187,7 @@ def snr(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> snr(0.5)(Scores((), {}))
+    >>> snr(0.5)(ElementScores((), {}))
     {}
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() / scale)
@@ -212,7 +212,7 @@ def spr(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> spr(0.5)(Scores((), {}))
+    >>> spr(0.5)(ElementScores((), {}))
     {}
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() + scale)
@@ -233,7 +233,7 @@ def magnitude(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> magnitude(0.5)(Scores((), {}))
+    >>> magnitude(0.5)(ElementScores((), {}))
     {}
     """
     return _lowest(fraction, lambda loc, _scale: loc.abs())
@@ -256,7 +256,7 @@ def random(fraction: float, seed: int = 0) -> Selection:
 
     Examples
     --------
-    >>> random(0.5, seed=1)(Scores((), {}))
+    >>> random(0.5, seed=1)(ElementScores((), {}))
     {}
     """
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributions import Normal
 from typing_extensions import override
 
-from pyro_bmr.factors.factor import Factor, Normals, Prior, Search
-from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, Terms
+from pyro_bmr.factors.independent import IndependentFactor, independent_terms
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.evidence import delta_f_gaussian, total_dropped
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
@@ -204,6 +204,10 @@ class SwitchedIndependent(SwitchedFactor):
         return {self._name: scores[self._name] > -margin}
 
     @override
+    def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
+        return independent_terms(self, scores, index)
+
+    @override
     def delta_f(
         self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> dict[str, float]:
@@ -264,6 +268,10 @@ class SwitchedJoint(SwitchedFactor):
         self, scores: Mapping[str, Tensor], choose: Search, margin: float
     ) -> dict[str, Tensor]:
         return self._copy.search(scores, choose, margin)
+
+    @override
+    def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
+        return self._copy.terms(scores, index)
 
     @override
     def delta_f(

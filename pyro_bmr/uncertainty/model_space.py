@@ -15,18 +15,18 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.mathematics.sweep import sweep
 from pyro_bmr.searches.subsets import MOST_ELEMENTS, delta_f_of_all_subsets, subset_members
-from pyro_bmr.selection.scores import Scores
+from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.uncertainty.subset_sampling import CHAINS, Visit, walk
 
 FEWEST_SAMPLES = 50
 
 
-def read_spaces(scores: Scores, num_samples: int, seed: int) -> tuple[ModelSpace, ...]:
+def read_spaces(scores: ElementScores, num_samples: int, seed: int) -> tuple[ModelSpace, ...]:
     """Find what can be present or absent in each factor.
 
     Parameters
     ----------
-    scores : Scores
+    scores : ElementScores
         The factors, and ΔF of dropping each element by itself.
     num_samples : int
         Steps of a walk over the subsets of more than 16 correlated elements.
@@ -40,7 +40,7 @@ def read_spaces(scores: Scores, num_samples: int, seed: int) -> tuple[ModelSpace
 
     Examples
     --------
-    >>> read_spaces(Scores((), {}), 1000, 0)
+    >>> read_spaces(ElementScores((), {}), 1000, 0)
     ()
     """
     spaces: list[ModelSpace] = []
@@ -247,7 +247,7 @@ class EnumeratedSpace(ModelSpace):
     >>> priors = {"w": Prior(torch.tensor(-1.0))}
     >>> site, q = Site("w", torch.Size([1])), Dense(torch.ones(1), torch.ones(1, 1))
     >>> factor = JointFactor((site,), q).with_priors(priors)
-    >>> scores = Scores((factor,), factor.scores())
+    >>> scores = ElementScores((factor,), factor.scores())
     >>> (space,) = read_spaces(scores, num_samples=100, seed=0)
     >>> space.delta_f
     tensor([0.0000, 0.4189], dtype=torch.float64)

@@ -1,0 +1,235 @@
+"""The joint evidence of any set of groups, and how it changes when one group is dropped or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.mathematics.evidence import delta_f_spike_chain
+from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.searches.couplings import Walk, start_walk
+from pyro_bmr.searches.membership import Membership
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Elements whose posterior is correlated.
+
+    Parameters
+    ----------
+    element : Tensor
+        Which they are, int64, of shape ``(n,)``.
+    posterior : Dense or LowRank
+        Over these, in float64.
+
+    Examples
+    --------
+    >>> q = Dense(torch.zeros(1), torch.eye(1))
+    >>> Coupling(torch.tensor([3]), q).delta_f(torch.ones(4, dtype=torch.bool))
+    0.0
+    """
+
+    element: Tensor
+    posterior: Dense | LowRank
+
+    def delta_f(self, dropped: Tensor) -> float:
+        """Return what a set costs beyond the costs of its elements.
+
+        Parameters
+        ----------
+        dropped : Tensor
+            Boolean, one of all elements.
+
+        Returns
+        -------
+        float
+            In nats.
+        """
+        gone, _ = self.posterior.split(dropped[self.element])
+        return float(delta_f_spike_chain(gone, torch.full_like(gone.loc, -0.5 * LOG_2PI)).sum())
+
+
+@dataclass(frozen=True)
+class GroupEvidence:
+    """What ΔF of any set of groups follows from.
+
+    Parameters
+    ----------
+    members : Membership
+        Groups may overlap; an element counts once.
+    cost : Tensor
+        What each element adds to ΔF, in nats and float64: all of it where elements are
+        independent, and in a coupling ln p(θ_i = 0) + ½ ln 2π.
+    couplings : tuple of Coupling
+        Their elements are disjoint.
+    able : Tensor
+        Boolean, one a group; False for those that cannot go.
+
+    Examples
+    --------
+    >>> members = Membership(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2)
+    >>> cost, able = torch.tensor([-1.0, 0.5]).double(), torch.tensor([True, True])
+    >>> evidence = GroupEvidence(members, cost, (), able)
+    >>> evidence.alone(), evidence.delta_f(able)
+    (tensor([-0.5000,  0.5000], dtype=torch.float64), -0.5)
+    """
+
+    members: Membership
+    cost: Tensor
+    couplings: tuple[Coupling, ...]
+    able: Tensor
+
+    def alone(self) -> Tensor:
+        """Return ΔF of each group by itself.
+
+        Returns
+        -------
+        Tensor
+            In nats; ``inf`` for groups that cannot go.
+        """
+        walk = GroupWalk(self, torch.zeros_like(self.able))
+        walk.look(self.able.nonzero()[:, 0])
+        return torch.where(self.able, walk.changes(), torch.inf)
+
+    def delta_f(self, dropped: Tensor) -> float:
+        """Return the joint ΔF of a set of groups.
+
+        Parameters
+        ----------
+        dropped : Tensor
+            Boolean, one a group.
+
+        Returns
+        -------
+        float
+            In nats.
+        """
+        gone = self.members.element_sums(dropped.long()) > 0
+        return float(self.cost[gone].sum()) + sum(c.delta_f(gone) for c in self.couplings)
+
+    @cached_property
+    def alone_standing(self) -> Tensor:
+        """True for the groups whose ΔF does not depend on what else goes."""
+        shared = self.members.element_sums(torch.ones_like(self.able).long()) > 1
+        for coupling in self.couplings:
+            shared[coupling.element] = True
+        return self.members.sums(shared.long()) == 0
+
+
+class GroupWalk:
+    """Stands at a set of groups that are dropped.
+
+    Parameters
+    ----------
+    evidence : GroupEvidence
+        Of all groups.
+    dropped : Tensor
+        Boolean, one a group: where to start.
+
+    Examples
+    --------
+    >>> members = Membership(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2)
+    >>> cost, able = torch.tensor([-1.0, 0.5]).double(), torch.tensor([True, True])
+    >>> walk = GroupWalk(GroupEvidence(members, cost, (), able), torch.tensor([False, False]))
+    >>> walk.flip(0)
+    >>> walk.changes()
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+
+    def __init__(self, evidence: GroupEvidence, dropped: Tensor) -> None:
+        self.dropped = dropped.clone()
+        self._members, self._cost = evidence.members, evidence.cost
+        self._cover = self._members.element_sums(dropped.long())
+        # What would go with each group, and what would come back with it.
+        self._going = self._members.sums(self._cost * (self._cover == 0))
+        self._coming = self._members.sums(self._cost * (self._cover == 1))
+        self._coupled, self._has_looked = torch.zeros_like(self._going), False
+        self._couplings = [_Coupled(c, self._cover > 0) for c in evidence.couplings]
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether `changes` needs `look`."""
+        return bool(self._couplings)
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether `look` has looked at anything."""
+        return self._has_looked
+
+    def changes(self) -> Tensor:
+        """Tell how ΔF would change if each group were dropped or, if it is, taken back.
+
+        Returns
+        -------
+        Tensor
+            In nats; what couplings have to do with it as it was when `look` looked.
+        """
+        return torch.where(self.dropped, -self._coming, self._going) + self._coupled
+
+    def look(self, groups: Tensor) -> None:
+        """Look at what couplings say of some groups.
+
+        Parameters
+        ----------
+        groups : Tensor
+            Positions.
+        """
+        self._has_looked = True
+        for drop in (True, False) if self._couplings else ():
+            mine = groups[self.dropped[groups] != drop]
+            flips = [self._flipped(int(group)) for group in mine]
+            self._coupled[mine] = sum(c.changes(flips, drop) for c in self._couplings)
+
+    def flip(self, group: int) -> None:
+        """Drop a group, or take it back.
+
+        Parameters
+        ----------
+        group : int
+            Which.
+        """
+        members, flipped = self._members.of(group), self._flipped(group)
+        drop = not self.dropped[group]
+        # Members of one more group that is dropped: they no longer come back with that one alone.
+        shared = members[self._cover[members] == (1 if drop else 2)]
+        sign = 1 if drop else -1
+        self._add(self._going, flipped, -sign)
+        self._add(self._coming, flipped, sign)
+        self._add(self._coming, shared, -sign)
+        self._cover[members] += sign
+        self.dropped[group] = drop
+        for coupling in self._couplings:
+            coupling.step(flipped, drop)
+
+    def _flipped(self, group: int) -> Tensor:
+        members = self._members.of(group)
+        return members[self._cover[members] == int(self.dropped[group])]
+
+    def _add(self, totals: Tensor, elements: Tensor, sign: int) -> None:
+        groups, which = self._members.groups_of(elements)
+        totals.index_add_(0, groups, self._cost[elements][which], alpha=sign)
+
+
+class _Coupled:
+    """A walk over the elements of a coupling, which are known by their place among all."""
+
+    def __init__(self, coupling: Coupling, dropped: Tensor) -> None:
+        self.place = torch.full_like(dropped, -1, dtype=torch.long)
+        self.place[coupling.element] = torch.arange(len(coupling.element), device=dropped.device)
+        self.walk: Walk = start_walk(coupling.posterior, dropped[coupling.element])
+
+    def changes(self, flips: Sequence[Tensor], drop: bool) -> Tensor:
+        return self.walk.changes([self._mine(flipped) for flipped in flips], drop)
+
+    def step(self, flipped: Tensor, drop: bool) -> None:
+        mine = self._mine(flipped)
+        if len(mine):
+            self.walk.step(mine, drop)
+
+    def _mine(self, elements: Tensor) -> Tensor:
+        places = self.place[elements]
+        return places[places >= 0]

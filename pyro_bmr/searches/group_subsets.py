@@ -1,0 +1,114 @@
+"""The lowest joint evidence among all subsets of a few groups, in vectorised passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.searches.group_evidence import GroupEvidence
+from pyro_bmr.searches.subsets import MOST_ELEMENTS, subset_members
+
+
+def search_all_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
+    r"""Find the set of groups with the lowest joint :math:`\Delta F` among all :math:`2^n`.
+
+    Groups that share no element and no coupling with others decide by themselves.
+
+    Parameters
+    ----------
+    evidence : GroupEvidence
+        With at most 16 groups beside those.
+    margin : float
+        In nats: what dropping a group costs beyond its ΔF.
+
+    Returns
+    -------
+    Tensor
+        Boolean, True for the groups that go.
+
+    Raises
+    ------
+    ValueError
+        If there are more than 16 groups.
+
+    Examples
+    --------
+    >>> from pyro_bmr.searches.membership import Membership
+    >>> members = Membership(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
+    >>> cost, able = torch.tensor([-2.0, 3.0, -2.0]).double(), torch.tensor([True, True])
+    >>> search_all_groups(GroupEvidence(members, cost, (), able))
+    tensor([True, True])
+    """
+    dropped = evidence.alone_standing & (evidence.alone() <= -margin)
+    groups = (evidence.able & ~evidence.alone_standing).nonzero()[:, 0]
+    if len(groups) > MOST_ELEMENTS:
+        msg = (
+            f"got {len(groups)} groups, which have 2^{len(groups)} subsets. Expected at most "
+            f"{MOST_ELEMENTS}: search by pyro_bmr.by_evidence, or name fewer sites"
+        )
+        raise ValueError(msg)
+    if len(groups):
+        dropped[groups] = _best_subset(evidence, groups, margin)
+    return dropped
+
+
+# Numbers in the matrices of a pass.
+_PASS = 1 << 23
+
+
+def _best_subset(evidence: GroupEvidence, groups: Tensor, margin: float) -> Tensor:
+    # Elements that are in the same groups go together: as bits, the groups of each such pattern.
+    bits = torch.zeros_like(evidence.able, dtype=torch.long)
+    bits[groups] = 1 << torch.arange(len(groups), device=groups.device)
+    patterns, which = evidence.members.element_sums(bits).unique(return_inverse=True)
+    cost = torch.zeros_like(patterns, dtype=torch.float64).index_add_(0, which, evidence.cost)
+    size = max(
+        [len(patterns), *(_SIZE[type(c.posterior)](c.posterior) for c in evidence.couplings)]
+    )
+    index = torch.arange(1 << len(groups), device=groups.device)
+    parts = []
+    for some in index.split(max(1, _PASS // size)):
+        hit = (some[:, None] & patterns) != 0
+        count = subset_members(some, len(groups)).sum(-1)
+        total = hit.double() @ cost + margin * count
+        for coupling in evidence.couplings:
+            gone = hit[:, which[coupling.element]]
+            total = total + _JOINT[type(coupling.posterior)](coupling.posterior, gone)
+        parts.append(torch.where(total.isnan(), torch.inf, total))
+    return subset_members(torch.cat(parts).argmin(), len(groups))
+
+
+def _dense(posterior: Dense, gone: Tensor) -> Tensor:
+    # An element that stays is replaced by an independent one that adds nothing.
+    both = gone[:, :, None] & gone[:, None, :]
+    kept = (~gone).to(posterior.loc).diag_embed()
+    tril, failed = torch.linalg.cholesky_ex(posterior.covariance * both + kept)
+    return _log_normalizer(tril, failed, posterior.loc * gone, 1.0)
+
+
+def _low_rank(posterior: LowRank, gone: Tensor) -> Tensor:
+    mask = gone.to(posterior.loc)
+    factor, diagonal = posterior.cov_factor, posterior.cov_diag
+    own = 0.5 * (diagonal.log() + posterior.loc.square() / diagonal)
+    weighted = mask[:, :, None] * (factor / diagonal[:, None])
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    tril, failed = torch.linalg.cholesky_ex(identity + weighted.mT @ factor)
+    linear = (weighted * posterior.loc[:, None]).sum(1)
+    return mask @ own + _log_normalizer(tril, failed, linear, -1.0)
+
+
+def _log_normalizer(tril: Tensor, failed: Tensor, vector: Tensor, sign: float) -> Tensor:
+    whitened = torch.linalg.solve_triangular(tril, vector[..., None], upper=False)[..., 0]
+    log_determinant = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    value = log_determinant + sign * 0.5 * whitened.square().sum(-1)
+    return torch.where(failed == 0, value, torch.inf)
+
+
+_JOINT: dict[type, Callable[..., Tensor]] = {Dense: _dense, LowRank: _low_rank}
+_SIZE: dict[type, Callable[..., int]] = {
+    Dense: lambda posterior: len(posterior.loc) ** 2,
+    LowRank: lambda posterior: posterior.cov_factor.numel(),
+}

@@ -1,0 +1,150 @@
+"""Which elements belong to which group, where a group may have any and groups may overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Pairs of a group and one of its elements.
+
+    Parameters
+    ----------
+    group : Tensor
+        Of each pair, int64; ascending.
+    element : Tensor
+        Of each pair, int64; no pair twice.
+    num_groups, num_elements : int
+        How many there are.
+
+    Examples
+    --------
+    >>> pairs = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
+    >>> Membership(*pairs, 2, 3).sums(torch.tensor([1.0, 10.0, 100.0]))
+    tensor([11., 10.])
+    """
+
+    group: Tensor
+    element: Tensor
+    num_groups: int
+    num_elements: int
+
+    def of(self, group: int) -> Tensor:
+        """Return the elements of a group.
+
+        Parameters
+        ----------
+        group : int
+            Which.
+
+        Returns
+        -------
+        Tensor
+            Positions, int64.
+        """
+        return self.element[self._starts[group] : self._starts[group + 1]]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Add up values over the elements of each group.
+
+        Parameters
+        ----------
+        values : Tensor
+            One an element.
+
+        Returns
+        -------
+        Tensor
+            One a group.
+        """
+        total = values.new_zeros(self.num_groups)
+        return total.index_add_(0, self.group, values[self.element])
+
+    def element_sums(self, values: Tensor) -> Tensor:
+        """Add up values over the groups of each element.
+
+        Parameters
+        ----------
+        values : Tensor
+            One a group.
+
+        Returns
+        -------
+        Tensor
+            One an element.
+        """
+        total = values.new_zeros(self.num_elements)
+        return total.index_add_(0, self.element, values[self.group])
+
+    def to(self, device: torch.device) -> Membership:
+        """Move to a device.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where to.
+
+        Returns
+        -------
+        Membership
+            The same.
+        """
+        return replace(self, group=self.group.to(device), element=self.element.to(device))
+
+    def only(self, elements: Tensor) -> Membership:
+        """Leave elements out.
+
+        Parameters
+        ----------
+        elements : Tensor
+            Boolean, True for those that stay.
+
+        Returns
+        -------
+        Membership
+            Of the same groups.
+        """
+        stay = elements[self.element]
+        return replace(self, group=self.group[stay], element=self.element[stay])
+
+    def groups_of(self, elements: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all groups that some elements are in.
+
+        Parameters
+        ----------
+        elements : Tensor
+            Positions.
+
+        Returns
+        -------
+        groups : Tensor
+            A group for each membership.
+        which : Tensor
+            Of which of ``elements`` that is, as positions in it.
+        """
+        starts, groups = self._transposed
+        first = starts[elements]
+        counts = starts[elements + 1] - first
+        which = torch.repeat_interleave(counts)
+        before = counts.cumsum(0) - counts
+        steps = torch.arange(len(which), device=which.device)
+        return groups[steps + (first - before)[which]], which
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return _starts(self.group, self.num_groups).tolist()
+
+    @cached_property
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        order = self.element.argsort(stable=True)
+        return _starts(self.element, self.num_elements), self.group[order]
+
+
+def _starts(labels: Tensor, count: int) -> Tensor:
+    ends = torch.bincount(labels, minlength=count).cumsum(0)
+    return torch.cat([ends.new_zeros(1), ends])

@@ -1,0 +1,254 @@
+"""Groups of the elements of all reducible sites: made of labels, or of the units of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.searches.membership import Membership
+from pyro_bmr.selection.groups import Grouping, Labelling, UnitGrouping, read_labels
+from pyro_bmr.structure.units import Layer, Structure
+
+
+def form_groups(
+    grouping: Grouping, shapes: Mapping[str, torch.Size], find_structure: Callable[[], Structure]
+) -> Groups | None:
+    """Form the groups of a grouping.
+
+    Parameters
+    ----------
+    grouping : callable
+        One of a list.
+    shapes : mapping
+        By reducible site, its shape.
+    find_structure : callable
+        Finds the units of the model; called where the grouping needs them.
+
+    Returns
+    -------
+    Groups or None
+        None if every element stands for itself.
+
+    Raises
+    ------
+    ValueError
+        If labels do not fit, or a name to be ignored is not known.
+
+    Examples
+    --------
+    >>> shapes = {"w": torch.Size([2, 2])}
+    >>> rows = form_groups(lambda name, shape: torch.arange(2)[:, None], shapes, lambda: None)
+    >>> rows.layers
+    (GroupLayer(name='w', kind='group', start=0, count=2, at_least=0, round_to=1),)
+    >>> rows.members.of(1)
+    tensor([2, 3])
+    """
+    if isinstance(grouping, UnitGrouping):
+        return _group_units(grouping, shapes, find_structure())
+    return _group_by_labels(grouping, shapes)
+
+
+@dataclass(frozen=True)
+class GroupLayer:
+    """Groups beside each other.
+
+    Parameters
+    ----------
+    name : str
+        What selections know it by.
+    kind : str
+        That of the layer of a model; ``"group"`` for labels of a user, ``"element"`` for the
+        elements of a site of which each stands for itself.
+    start, count : int
+        Which of all groups these are.
+    at_least, round_to : int
+        As in `UnitGrouping`.
+
+    Examples
+    --------
+    >>> GroupLayer("fc1.weight", "unit", 0, 20, round_to=8).must_keep(9)
+    16
+    """
+
+    name: str
+    kind: str
+    start: int
+    count: int
+    at_least: int = 0
+    round_to: int = 1
+
+    @property
+    def slice(self) -> slice:
+        """Where its groups are among all."""
+        return slice(self.start, self.start + self.count)
+
+    def must_keep(self, kept: int) -> int:
+        """Tell how many groups stay if a selection keeps so many.
+
+        Parameters
+        ----------
+        kept : int
+            How many.
+
+        Returns
+        -------
+        int
+            No fewer.
+        """
+        wanted = max(kept, self.at_least)
+        return min(self.count, -(-wanted // self.round_to) * self.round_to)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of elements, in layers.
+
+    Parameters
+    ----------
+    layers : tuple of GroupLayer
+        One after the other.
+    members : Membership
+        Elements count through all reducible sites, one after the other.
+
+    Examples
+    --------
+    >>> nothing = torch.zeros(0, dtype=torch.long)
+    >>> Groups((), Membership(nothing, nothing, 0, 3)).layers
+    ()
+    """
+
+    layers: tuple[GroupLayer, ...]
+    members: Membership
+
+
+def _group_by_labels(labelling: Labelling, shapes: Mapping[str, torch.Size]) -> Groups | None:
+    labels = {name: read_labels(labelling, name, shape) for name, shape in shapes.items()}
+    given = [one.reshape(-1).cpu() for one in labels.values() if one is not None]
+    if not given:
+        return None
+    # A site whose elements stand for themselves has labels above all others.
+    start = 1 + max([-1, *(int(one.max()) for one in given if len(one))])
+    flat, site = [], []
+    for i, (name, shape) in enumerate(shapes.items()):
+        own = labels[name]
+        if own is None:
+            own = torch.arange(shape.numel()) + start
+            start += shape.numel()
+        flat.append(own.reshape(-1).cpu())
+        site.append(torch.full_like(flat[-1], i))
+    label = torch.cat(flat)
+    element = (label >= 0).nonzero()[:, 0]
+    group = label[element].unique(return_inverse=True)[1]
+    count = int(group.max()) + 1 if len(group) else 0
+    # A group belongs to the layer of the first site that it is in, and layers come site by site.
+    first = torch.full((count,), len(shapes))
+    first.scatter_reduce_(0, group, torch.cat(site)[element], "amin")
+    layers, at = [], 0
+    for i, (name, own) in enumerate(labels.items()):
+        size = int((first == i).sum())
+        if size:
+            layers.append(GroupLayer(name, "element" if own is None else "group", at, size))
+        at += size
+    rank = first.argsort(stable=True).argsort()
+    return _groups(layers, rank[group], element, len(label))
+
+
+def _group_units(
+    grouping: UnitGrouping, shapes: Mapping[str, torch.Size], structure: Structure
+) -> Groups:
+    ignored = _ignored_layers(grouping.ignore, structure)
+    chosen = [x for x in structure.layers if x.kind in grouping.kinds and x.name not in ignored]
+    labels = torch.cat([torch.zeros(0, dtype=torch.long), *(x.units.cpu() for x in chosen)])
+    # By label, its place among the units of these layers; -1 for all others, and for -1 itself.
+    place = torch.full((_count_labels(structure) + 1,), -1)
+    place[labels] = torch.arange(len(labels))
+    group, element, start = [labels[:0]], [labels[:0]], 0
+    for name, shape in shapes.items():
+        for unit in _members(name, shape, structure, place):
+            mine = (unit >= 0).reshape(-1).nonzero()[:, 0]
+            group.append(unit.reshape(-1)[mine])
+            element.append(mine + start)
+        start += shape.numel()
+    unit_of = torch.cat(group)
+    present = torch.zeros(len(labels), dtype=torch.bool)
+    present[unit_of] = True
+    layers: list[GroupLayer] = []
+    at, first = 0, 0
+    for layer in chosen:
+        count = int(present[first : first + len(layer.units)].sum())
+        first += len(layer.units)
+        if count:
+            name = _unused(layer, {other.name for other in layers})
+            options = grouping.at_least, grouping.round_to
+            layers.append(GroupLayer(name, layer.kind, at, count, *options))
+        at += count
+    rank = present.cumsum(0) - 1
+    return _groups(layers, rank[unit_of], torch.cat(element), start)
+
+
+def _members(name: str, shape: torch.Size, structure: Structure, place: Tensor) -> list[Tensor]:
+    """For each axis of a site, the unit that each element belongs to through it; -1 for none."""
+    axes = structure.sites.get(name, ())
+    sizes = tuple(len(axis.units) for axis in axes)
+    if axes and sizes != tuple(shape):
+        msg = (
+            f"the site {name!r} has the shape {sizes} in the model and {tuple(shape)} in the "
+            "guide. Expected one shape; with subsampled plates, pass args= of the full size"
+        )
+        raise ValueError(msg)
+    found: list[Tensor] = []
+    for i, axis in enumerate(axes):
+        unit = place[axis.units.cpu()]
+        if (unit < 0).all():
+            continue
+        along = unit.reshape(-1, *[1] * (len(shape) - i - 1)).expand(shape)
+        # The diagonal of a square weight may belong to one unit twice.
+        for other in found:
+            along = torch.where(along == other, -1, along)
+        found.append(along)
+    return found
+
+
+def _ignored_layers(ignore: Collection[str], structure: Structure) -> set[str]:
+    produced = {
+        name: {int(u) for axis in axes if not axis.reads for u in axis.units.unique() if u >= 0}
+        for name, axes in structure.sites.items()
+        if name in ignore
+    }
+    ignored: set[str] = set()
+    for name in ignore:
+        layers = {
+            layer.name
+            for layer in structure.layers
+            if layer.name == name or produced.get(name, set()) & set(layer.units.tolist())
+        }
+        if not layers:
+            listed = ", ".join(f"{x.name} ({len(x.units)} {x.kind}s)" for x in structure.layers)
+            msg = (
+                f"got ignore={sorted(ignore)}, and {name!r} is no layer and produces none. "
+                f"Expected names of layers, or of sites that produce them: {listed or 'none'}"
+            )
+            raise ValueError(msg)
+        ignored |= layers
+    return ignored
+
+
+def _count_labels(structure: Structure) -> int:
+    tensors = [axis.units for axes in structure.sites.values() for axis in axes]
+    tensors += [layer.units for layer in structure.layers]
+    return 1 + max((int(t.max()) for t in tensors if t.numel()), default=-1)
+
+
+def _unused(layer: Layer, taken: Collection[str]) -> str:
+    names = [layer.name, f"{layer.name} ({layer.kind}s)"]
+    names += [f"{layer.name} ({i})" for i in range(2, len(taken) + 3)]
+    return next(name for name in names if name not in taken)
+
+
+def _groups(layers: list[GroupLayer], group: Tensor, element: Tensor, num_elements: int) -> Groups:
+    order = group.argsort(stable=True)
+    count = sum(layer.count for layer in layers)
+    return Groups(tuple(layers), Membership(group[order], element[order], count, num_elements))

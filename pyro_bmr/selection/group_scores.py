@@ -1,0 +1,175 @@
+"""Scores of groups: the same questions as of elements, with one value a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from pyro_bmr.factors.factor import Search
+from pyro_bmr.searches.greedy import search_greedily
+from pyro_bmr.searches.group_evidence import Coupling, GroupEvidence
+from pyro_bmr.searches.group_search import eliminate_groups, search_groups, take_back
+from pyro_bmr.searches.group_subsets import search_all_groups
+from pyro_bmr.searches.membership import Membership
+from pyro_bmr.searches.subset_search import search_all
+from pyro_bmr.selection.group_members import GroupLayer, Groups
+from pyro_bmr.selection.scores import ElementScores, Scores
+
+
+@dataclass(frozen=True)
+class GroupScores(Scores):
+    """The groups of a posterior and the joint evidence of dropping each.
+
+    Parameters
+    ----------
+    elements : ElementScores
+        Of all elements.
+    groups : Groups
+        Of the same elements, in the order of the sites in ``elements.delta_f``.
+
+    Examples
+    --------
+    >>> nothing = torch.zeros(0, dtype=torch.long)
+    >>> groups = Groups((), Membership(nothing, nothing, 0, 0))
+    >>> GroupScores(ElementScores((), {}), groups).delta_f
+    {}
+    """
+
+    elements: ElementScores
+    groups: Groups
+
+    @property
+    def layers(self) -> tuple[GroupLayer, ...]:
+        """The layers that groups are in."""
+        return self.groups.layers
+
+    @cached_property
+    def delta_f(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """See `Scores`."""
+        return self._by_layer(self._evidence.alone())
+
+    @cached_property
+    def loc(self) -> dict[str, Tensor]:
+        """Root mean square of the posterior means of the elements that are left."""
+        return self._by_layer(self._mean_square(self.elements.loc).sqrt())
+
+    @cached_property
+    def scale(self) -> dict[str, Tensor]:
+        """Root mean square of the posterior standard deviations of the elements that are left."""
+        return self._by_layer(self._mean_square(self.elements.scale).sqrt())
+
+    @cached_property
+    def kept(self) -> dict[str, Tensor]:
+        """True for groups of which an element has not been pruned before."""
+        return self._by_layer(self._sizes > 0)
+
+    @override
+    def elimination(self) -> dict[str, Tensor]:
+        return self._by_layer(eliminate_groups(self._evidence))
+
+    @override
+    def search(self, choose: Search, margin: float = 0.0) -> dict[str, Tensor]:
+        if choose not in _AMONG_GROUPS:
+            msg = (
+                "got a selection that searches sets of elements only. Expected by_evidence() or "
+                "exhaustive(), or one that ranks, such as top_k(10), for groups other than elements"
+            )
+            raise ValueError(msg)
+        return self._by_layer(~_AMONG_GROUPS[choose](self._evidence, margin))
+
+    @override
+    def obstacles(self, name: str) -> list[str]:
+        return ["groups with an element that cannot go by itself"]
+
+    @override
+    def element_masks(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gone = self._members.element_sums(self._dropped(masks).long()) > 0
+        sizes = [kept.numel() for kept in self.elements.kept.values()]
+        parts = (~gone).split(sizes) if sizes else ()
+        return {
+            name: part.reshape(kept.shape)
+            for (name, kept), part in zip(self.elements.kept.items(), parts, strict=True)
+        }
+
+    @override
+    def constrained(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dropped = self._dropped(masks)
+        for layer in self.layers:
+            mine = torch.arange(layer.count, device=dropped.device) + layer.start
+            kept = int((~dropped[mine]).sum())
+            missing = layer.must_keep(kept) - kept
+            if missing:
+                alive = mine[self._sizes[mine] > 0]
+                dropped = take_back(self._evidence, dropped, alive, missing)
+        return self._by_layer(~dropped)
+
+    @override
+    def layer_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        dropped, so_far = self._dropped(masks), torch.zeros_like(self._evidence.able)
+        parts, before = {}, 0.0
+        for layer in self.layers:
+            so_far[layer.slice] = dropped[layer.slice]
+            after = self._evidence.delta_f(so_far)
+            parts[layer.name], before = after - before, after
+        return parts
+
+    @cached_property
+    def _members(self) -> Membership:
+        """Of what has not been pruned before."""
+        kept = self._flat(self.elements.kept)
+        return self.groups.members.to(kept.device).only(kept)
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        kept = self._flat(self.elements.kept)
+        return self._members.sums(kept.long())
+
+    @cached_property
+    def _evidence(self) -> GroupEvidence:
+        scores = self.elements.delta_f
+        impossible = self._flat(scores).isposinf()
+        cost = torch.zeros_like(impossible, dtype=torch.float64)
+        index, start = {}, 0
+        for name, one in scores.items():
+            index[name] = torch.arange(start, start + one.numel(), device=one.device)
+            index[name] = index[name].reshape(one.shape)
+            start += one.numel()
+        couplings = []
+        for factor in self.elements.factors:
+            terms = factor.terms(scores, index)
+            cost[terms.element] = terms.cost
+            if terms.posterior is not None and len(terms.element):
+                couplings.append(Coupling(terms.element, terms.posterior))
+        able = self._members.sums(impossible.long()) == 0
+        return GroupEvidence(self._members, cost, tuple(couplings), able)
+
+    def _dropped(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Over all groups, True for those that masks drop or of which nothing is left."""
+        dropped = self._sizes == 0
+        for layer in self.layers:
+            if layer.name in masks:
+                dropped[layer.slice] |= ~masks[layer.name]
+        return dropped
+
+    def _mean_square(self, by_site: Mapping[str, Tensor]) -> Tensor:
+        total = self._members.sums(self._flat(by_site).double().square())
+        return total / self._sizes.clamp(min=1)
+
+    def _by_layer(self, values: Tensor) -> dict[str, Tensor]:
+        return {layer.name: values[layer.slice] for layer in self.layers}
+
+    def _flat(self, by_site: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([by_site[name].reshape(-1) for name in self.elements.delta_f])
+
+
+# What answers to a search among elements.
+_AMONG_GROUPS: dict[Any, Callable[[GroupEvidence, float], Tensor]] = {
+    search_greedily: search_groups,
+    search_all: search_all_groups,
+}

@@ -1,0 +1,158 @@
+"""From groupings and a selection to masks, one stage after the other, coarse to fine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.selection.group_members import form_groups
+from pyro_bmr.selection.group_scores import GroupScores
+from pyro_bmr.selection.groups import Grouping
+from pyro_bmr.selection.scores import ElementScores, Scores, score
+from pyro_bmr.selection.selections import Selection
+from pyro_bmr.structure.units import Structure
+
+
+def run_stages(
+    scores: ElementScores,
+    groupings: tuple[Grouping, ...],
+    select: Selection,
+    find_structure: Callable[[], Structure],
+) -> tuple[dict[str, Tensor], tuple[Stage, ...]]:
+    """Select in one grouping after the other, each among what those before have left.
+
+    Parameters
+    ----------
+    scores : ElementScores
+        Of all elements.
+    groupings : tuple of callable
+        Coarse to fine.
+    select : callable
+        From scores to masks.
+    find_structure : callable
+        Finds the units of the model; called if a grouping needs them.
+
+    Returns
+    -------
+    masks : dict of Tensor
+        By reducible site, True for elements that every stage keeps.
+    stages : tuple of Stage
+        In the same order.
+
+    Raises
+    ------
+    TypeError
+        If ``select`` returns no mapping.
+    ValueError
+        If groups or masks do not fit.
+
+    Examples
+    --------
+    >>> from pyro_bmr.selection.groups import elements
+    >>> from pyro_bmr.selection.selections import by_evidence
+    >>> run_stages(ElementScores((), {}), (elements,), by_evidence(), lambda: None)[0]
+    {}
+    """
+    shapes = {name: one.shape for name, one in scores.delta_f.items()}
+    masks: dict[str, Tensor] = {}
+    stages: list[Stage] = []
+    for grouping in groupings:
+        if stages:
+            scores = score(tuple(factor.prune(masks) for factor in scores.factors))
+        groups = form_groups(grouping, shapes, find_structure) if shapes else None
+        if groups is not None and not groups.layers:
+            warnings.warn(f"the grouping {grouping} has no groups in this model", stacklevel=4)
+        stage_scores: Scores = scores if groups is None else GroupScores(scores, groups)
+        chosen = stage_scores.constrained(checked_masks(select, stage_scores))
+        stages.append(Stage(stage_scores, chosen))
+        by_site = stage_scores.element_masks(chosen)
+        masks = {name: mask & masks[name] for name, mask in by_site.items()} if masks else by_site
+    return masks, tuple(stages)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one grouping led to.
+
+    Parameters
+    ----------
+    scores : Scores
+        Of elements or groups.
+    masks : mapping
+        By site or layer, True for what stays.
+
+    Examples
+    --------
+    >>> Stage(ElementScores((), {}), {}).masks
+    {}
+    """
+
+    scores: Scores
+    masks: Mapping[str, Tensor]
+
+
+def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
+    """Select, check the masks that come back, and complete them.
+
+    Parameters
+    ----------
+    select : callable
+        A user's function.
+    scores : Scores
+        What it selects from.
+
+    Returns
+    -------
+    dict of Tensor
+        A mask a name in ``scores.delta_f``.
+
+    Raises
+    ------
+    TypeError
+        If it returns no mapping.
+    ValueError
+        If a mask does not fit, or drops what cannot go.
+
+    Examples
+    --------
+    >>> checked_masks(lambda scores: {}, ElementScores((), {}))
+    {}
+    """
+    masks = select(scores)
+    if not isinstance(masks, Mapping):
+        msg = (
+            f"select returned a {type(masks).__name__}. Expected a function from scores to a "
+            "mapping of site names to masks; those of this package are called first, as in "
+            "select=by_evidence()"
+        )
+        raise TypeError(msg)
+    unknown = sorted(set(masks) - set(scores.delta_f))
+    if unknown:
+        msg = (
+            f"select returned masks for {unknown}. Expected only what can be reduced: "
+            f"{sorted(scores.delta_f)}"
+        )
+        raise ValueError(msg)
+    checked = {}
+    for name, kept in scores.kept.items():
+        mask = masks.get(name, kept)
+        if mask.dtype != torch.bool or mask.shape != kept.shape:
+            msg = (
+                f"select returned a mask of shape {tuple(mask.shape)} and dtype {mask.dtype} for "
+                f"{name!r}. Expected a torch.bool tensor of shape {tuple(kept.shape)}, "
+                "True for what is kept"
+            )
+            raise ValueError(msg)
+        if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
+            msg = (
+                f"select drops what cannot go of {name!r}: "
+                f"{'; '.join(scores.obstacles(name))}. Expected a mask that keeps those whose "
+                "delta_f is inf"
+            )
+            raise ValueError(msg)
+        checked[name] = mask.contiguous()
+    return checked

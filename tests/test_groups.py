@@ -1,0 +1,471 @@
+"""Groups: their joint evidence, the search among them, and what a reduction does with them."""
+
+from itertools import product
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact_regression import ExactRegression
+from pyro.infer.autoguide import (
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from torch.distributions import MultivariateNormal
+from unit_structures import make_sites, make_structure
+
+import pyro_bmr as bmr
+from pyro_bmr.guides.reading import read_guide
+
+SIZES = (3, 4, 3, 2)
+
+
+class Tied(ExactRegression):
+    """Two sites, v of 4 weights and w of 3 × 2, whose columns are nearly collinear."""
+
+    def __init__(self):
+        x = torch.randn(30, 10).double()
+        x[:, 5] = x[:, 0] + 0.05 * torch.randn(30).double()
+        x[:, 7] = x[:, 2] - x[:, 6]
+        y = x[:, 0] - 0.7 * x[:, 4] + 0.5 * torch.randn(30).double()
+        super().__init__(x, y, 0.5, torch.zeros(10).double(), torch.full((10,), 1.3).double())
+
+    def model(self):
+        zero, one = torch.zeros((), dtype=torch.float64), self.scale[0]
+        v = pyro.sample("v", dist.Normal(zero, one).expand([4]).to_event(1))
+        w = pyro.sample("w", dist.Normal(zero, one).expand([3, 2]).to_event(2))
+        with pyro.plate("data", 30):
+            weights = torch.cat([v, w.flatten()])
+            pyro.sample("y", dist.Normal(self.x @ weights, self.noise), obs=self.y)
+
+    def log_evidence(self, keep):
+        x = self.x[:, keep] * self.scale[keep]
+        covariance = self.noise**2 * torch.eye(30) + x @ x.mT
+        return MultivariateNormal(torch.zeros(30).double(), covariance).log_prob(self.y).item()
+
+    # Group 0 is v[0] and the first row of w, 1 is v[1], 2 is v[2] and w[1, 0], 3 is the last row of
+    # w; v[3] and w[1, 1] are in none.
+    def labels(self, name, shape):
+        if name == "v":
+            return torch.tensor([0, 1, 2, -1])
+        return torch.tensor([[0, 0], [2, -1], [3, 3]])
+
+    def keep(self, groups_kept):
+        labels = torch.cat([self.labels("v", None), self.labels("w", None).flatten()])
+        return (labels < 0) | torch.tensor(groups_kept)[labels]
+
+
+@pytest.mark.parametrize("family", ["dense", "low_rank"])
+def test_tied_groups_of_an_exact_regression_have_the_evidence_of_models_without_them(family):
+    problem = Tied()
+    guide = getattr(problem, family)()
+    full = problem.log_evidence(torch.ones(10, dtype=torch.bool))
+    exact = {}
+    for kept in product([True, False], repeat=4):
+
+        def select(scores, kept=kept):
+            for group in range(4):
+                alone = [i != group for i in range(4)]
+                expected = full - problem.log_evidence(problem.keep(alone))
+                delta_f = torch.cat([scores.delta_f["v"], scores.delta_f["w"]])
+                assert delta_f[group].item() == pytest.approx(expected, abs=1e-6)
+            return {"v": torch.tensor(kept[:3]), "w": torch.tensor(kept[3:])}
+
+        exact[kept] = full - problem.log_evidence(problem.keep(kept))
+        result = bmr.reduce(guide, groups=problem.labels, select=select)
+        assert result.delta_f == pytest.approx(exact[kept], abs=1e-6)
+        flat = torch.cat([result.masks["v"], result.masks["w"].flatten()])
+        assert torch.equal(flat, problem.keep(kept))
+        assert sum(layer.delta_f for layer in result.layers) == pytest.approx(result.delta_f)
+    best = min(exact.values())
+    assert best < 0
+    for select in (bmr.exhaustive(), bmr.by_evidence()):
+        result = bmr.reduce(guide, groups=problem.labels, select=select)
+        assert result.delta_f == pytest.approx(best, abs=1e-6)
+
+
+FAMILIES = {
+    "AutoNormal": AutoNormal,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoLowRank": lambda model: AutoLowRankMultivariateNormal(model, rank=3),
+}
+
+
+@pytest.fixture
+def structure(monkeypatch):
+    """Tell `reduce` the units of `make_sites`."""
+
+    def know(sizes):
+        monkeypatch.setattr("pyro_bmr.reduction.read_structure", lambda _: make_structure(sizes))
+
+    know(SIZES)
+    return know
+
+
+def make_guide(family, sizes=SIZES, seed=0):
+    """Draw a posterior that has been nowhere near data, but looks as if it had."""
+    torch.manual_seed(seed)
+    guide = FAMILIES[family](make_sites(sizes))
+    guide()
+    if family == "AutoNormal":
+        for name, loc in dict(guide.locs.named_parameters()).items():
+            name = name.removesuffix("_unconstrained")
+            setattr(guide.locs, name, 0.8 * torch.randn(loc.shape) * torch.rand(loc.shape))
+            setattr(guide.scales, name, 0.2 + 0.6 * torch.rand(loc.shape))
+        return guide
+    count = len(guide.loc)
+    guide.loc.data.copy_(0.8 * torch.randn(count) * torch.rand(count))
+    guide.scale = 0.2 + 0.6 * torch.rand(count)
+    if family == "AutoLowRank":
+        guide.cov_factor.data.copy_(torch.randn(count, 3))
+    else:
+        tril = torch.linalg.cholesky(torch.randn(count, 3 * count).corrcoef())
+        guide.scale_tril = tril / tril.diagonal()[:, None]
+    return guide
+
+
+def moments(guide):
+    """Mean and covariance of all elements, site by site, by the distributions of torch."""
+    if isinstance(guide, AutoNormal):
+        names = [s.name for factor in read_guide(guide) for s in factor.sites]
+        loc = torch.cat([getattr(guide.locs, name).flatten() for name in names])
+        scale = torch.cat([getattr(guide.scales, name).flatten() for name in names])
+        return loc.double().detach(), scale.double().square().diag().detach()
+    posterior = guide.get_posterior()
+    return posterior.mean.double().detach(), posterior.covariance_matrix.double().detach()
+
+
+def joint_delta_f(guide, dropped):
+    """Savage and Dickey: ln p(θ_S = 0) - ln q(θ_S = 0), with unit priors."""
+    loc, covariance = moments(guide)
+    count = int(dropped.sum())
+    if not count:
+        return 0.0
+    q = MultivariateNormal(loc[dropped], covariance[dropped][:, dropped])
+    p = MultivariateNormal(torch.zeros(count).double(), torch.eye(count).double())
+    zero = torch.zeros(count).double()
+    return (p.log_prob(zero) - q.log_prob(zero)).item()
+
+
+def unit_masks(sizes, gone):
+    """By site, True where no unit that is gone produces or reads an element."""
+    masks = {}
+    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        masks[f"w{i}"] = torch.ones(outputs, inputs, dtype=torch.bool)
+        masks[f"b{i}"] = torch.ones(outputs, dtype=torch.bool)
+    for layer, unit in gone:
+        masks[f"w{layer}"][unit] = False
+        masks[f"b{layer}"][unit] = False
+        masks[f"w{layer + 1}"][:, unit] = False
+    return masks
+
+
+def flat(masks):
+    return torch.cat([mask.flatten() for mask in masks.values()])
+
+
+def keep_but(gone):
+    def select(scores):
+        masks = {name: torch.ones_like(t, dtype=torch.bool) for name, t in scores.delta_f.items()}
+        for layer, unit in gone:
+            masks[f"w{layer}"][unit] = False
+        return masks
+
+    return select
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_go_with_all_that_produces_and_reads_them_and_overlaps_count_once(family, structure):
+    guide = make_guide(family)
+    gone = [(0, 0), (0, 2), (1, 1)]
+    result = bmr.reduce(guide, groups=bmr.units, select=keep_but(gone))
+    expected = unit_masks(SIZES, gone)
+    assert result.masks.keys() == expected.keys()
+    assert all(torch.equal(result.masks[name], mask) for name, mask in expected.items())
+    exact = joint_delta_f(guide, ~flat(expected))
+    assert result.delta_f == pytest.approx(exact, rel=1e-4, abs=1e-4)
+    assert [(x.name, x.kind, x.groups, x.kept) for x in result.layers] == [
+        ("w0", "unit", 4, 2),
+        ("w1", "unit", 3, 2),
+    ]
+    first = joint_delta_f(guide, ~flat(unit_masks(SIZES, gone[:2])))
+    assert result.layers[0].delta_f == pytest.approx(first, rel=1e-4, abs=1e-4)
+    assert sum(x.delta_f for x in result.layers) == pytest.approx(exact, rel=1e-4, abs=1e-4)
+    # ΔF of elements stays what it is without groups.
+    alone = bmr.reduce(guide).scores
+    assert all(torch.equal(result.scores[name], scores) for name, scores in alone.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+def test_the_search_against_all_subsets_of_groups(family, margin, structure):
+    units = [(0, i) for i in range(SIZES[1])] + [(1, i) for i in range(SIZES[2])]
+    missed = []
+    for seed in range(5):
+        guide = make_guide(family, seed=seed)
+        best = min(
+            joint_delta_f(guide, ~flat(unit_masks(SIZES, gone))) + margin * len(gone)
+            for keep in product([True, False], repeat=len(units))
+            for gone in [[unit for unit, kept in zip(units, keep, strict=True) if not kept]]
+        )
+        grouping = bmr.units(at_least=0)
+        every = bmr.reduce(guide, groups=grouping, select=bmr.exhaustive(margin))
+        found = bmr.reduce(guide, groups=grouping, select=bmr.by_evidence(margin))
+        for result in (every, found):
+            dropped = sum(x.groups - x.kept for x in result.layers)
+            missed.append(result.delta_f + margin * dropped - best)
+        assert missed[-2] == pytest.approx(0, abs=1e-3)
+    assert sum(gap > 1e-3 for gap in missed) <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_single_flip_lowers_what_the_search_has_found(family, structure):
+    sizes = (2, 30, 20, 1)
+    structure(sizes)
+    guide = make_guide(family, sizes)
+    result = bmr.reduce(guide, groups=bmr.units(at_least=0))
+    gone = []
+
+    def keep(scores):
+        masks = bmr.by_evidence()(scores)
+        gone.extend((i, int(u)) for i in range(2) for u in (~masks[f"w{i}"]).nonzero()[:, 0])
+        return masks
+
+    bmr.reduce(guide, groups=bmr.units(at_least=0), select=keep)
+    assert 5 < len(gone) < 50
+    assert result.delta_f < 0
+    for unit in [(0, i) for i in range(30)] + [(1, i) for i in range(20)]:
+        flipped = [other for other in gone if other != unit] + [unit] * (unit not in gone)
+        changed = joint_delta_f(guide, ~flat(unit_masks(sizes, flipped)))
+        assert changed > result.delta_f - 1e-3 - 1e-5 * abs(changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_top_k_follows_the_greedy_path(family, structure):
+    guide = make_guide(family)
+    units = [(0, i) for i in range(4)] + [(1, i) for i in range(3)]
+    gone = []
+    for kept in range(6, 0, -1):
+        left = [unit for unit in units if unit not in gone]
+        price = {u: joint_delta_f(guide, ~flat(unit_masks(SIZES, [*gone, u]))) for u in left}
+        gone.append(min(price, key=price.__getitem__))
+        result = bmr.reduce(guide, groups=bmr.units(at_least=0), select=bmr.top_k(kept))
+        assert sum(x.kept for x in result.layers) == kept
+        if kept > 4:
+            assert torch.equal(flat(result.masks), flat(unit_masks(SIZES, gone)))
+
+
+def test_what_selections_see_of_groups(structure):
+    guide = make_guide("AutoNormal")
+    seen = []
+
+    def look(scores):
+        seen.append(scores)
+        return bmr.snr(0.5)(scores)
+
+    result = bmr.reduce(guide, groups=bmr.units, select=look)
+    (scores,) = seen
+    locs, scales = guide.locs, guide.scales
+    ratios = []
+    for layer, unit in [(0, i) for i in range(4)] + [(1, i) for i in range(3)]:
+        gone = unit_masks(SIZES, [(layer, unit)])
+        members = [(getattr(locs, n)[~m], getattr(scales, n)[~m]) for n, m in gone.items()]
+        loc, scale = (torch.cat(part).square().mean().sqrt() for part in zip(*members, strict=True))
+        torch.testing.assert_close(scores.loc[f"w{layer}"][unit], loc.double())
+        torch.testing.assert_close(scores.scale[f"w{layer}"][unit], scale.double())
+        ratios.append(loc / scale)
+    kept = torch.cat([scores.kept["w0"], scores.kept["w1"]])
+    assert kept.all()
+    assert sum(x.kept for x in result.layers) == 7 - round(3.5)
+    for select in (bmr.spr(0.3), bmr.magnitude(0.3), bmr.random(0.3, seed=2)):
+        some = bmr.reduce(guide, groups=bmr.units, select=select)
+        assert sum(x.kept for x in some.layers) == 5
+    with pytest.raises(ValueError, match="searches sets of elements only"):
+        bmr.reduce(guide, groups=bmr.units, select=bmr.by_blocks())
+
+
+def test_options_of_unit_groupings(structure):
+    sizes = (5, 20, 12, 1)
+    structure(sizes)
+    guide = make_guide("AutoNormal", sizes)
+
+    def kept(grouping, select=lambda s: {n: t < -torch.inf for n, t in s.delta_f.items()}):
+        return {x.name: x.kept for x in bmr.reduce(guide, groups=grouping, select=select).layers}
+
+    assert kept(bmr.units) == {"w0": 1, "w1": 1}
+    assert kept(bmr.units(at_least=0)) == {"w0": 0, "w1": 0}
+    assert kept(bmr.units(at_least=13)) == {"w0": 13, "w1": 12}
+    assert kept(bmr.units(round_to=8)) == {"w0": 8, "w1": 8}
+    assert kept(bmr.units(at_least=9, round_to=8)) == {"w0": 16, "w1": 12}
+    assert kept(bmr.inputs(at_least=2)) == {"w0": 2}
+    assert kept(bmr.units(ignore="w1")) == {"w0": 1}
+    assert kept(bmr.units(ignore=["b0"])) == {"w1": 1}
+    plain, rounded = (bmr.reduce(guide, groups=g) for g in (bmr.units, bmr.units(round_to=8)))
+    for one, other in zip(plain.layers, rounded.layers, strict=True):
+        assert other.kept == min(one.groups, -(-one.kept // 8) * 8)
+    # What comes back is the dearest to have dropped.
+    first = bmr.reduce(guide, groups=bmr.units(ignore="w1"), select=bmr.top_k(13))
+    again = bmr.reduce(guide, groups=bmr.units(ignore="w1", at_least=13), select=bmr.top_k(0))
+    assert again.delta_f == pytest.approx(first.delta_f, rel=1e-5)
+
+
+def test_a_user_labels_elements_over_sites(structure):
+    guide = make_guide("AutoNormal")
+
+    def labels(name, shape):
+        return {"w0": torch.arange(4)[:, None], "b0": torch.arange(4), "w1": None}.get(
+            name, torch.tensor(-1)
+        )
+
+    def select(scores):
+        assert {name: t.numel() for name, t in scores.delta_f.items()} == {"w0": 4, "w1": 12}
+        return {"w0": torch.arange(4) != 2, "w1": torch.arange(12) != 5}
+
+    result = bmr.reduce(guide, groups=labels, select=select)
+    expected = unit_masks(SIZES, [])
+    expected["w0"][2] = expected["b0"][2] = False
+    expected["w1"].view(-1)[5] = False
+    assert torch.equal(flat(result.masks), flat(expected))
+    assert result.delta_f == pytest.approx(joint_delta_f(guide, ~flat(expected)), rel=1e-5)
+    assert [x.kind for x in result.layers] == ["group", "element"]
+
+
+def test_none_for_every_site_is_elements():
+    guide = make_guide("AutoMultivariateNormal")
+    result, same = (bmr.reduce(guide, groups=g) for g in (bmr.elements, lambda name, shape: None))
+    assert torch.equal(flat(result.masks), flat(same.masks))
+    assert result.layers == same.layers == ()
+    assert result.layer_summary().empty
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reductions_of_groups_compose(family, structure):
+    guide = make_guide(family)
+    one = bmr.reduce(guide, groups=bmr.units, select=keep_but([(0, 1)]))
+    two = bmr.reduce(one.guide, groups=bmr.units, select=keep_but([(1, 2)]))
+    both = bmr.reduce(guide, groups=bmr.units, select=keep_but([(0, 1), (1, 2)]))
+    assert torch.equal(flat(two.masks), flat(both.masks))
+    assert one.delta_f + two.delta_f == pytest.approx(both.delta_f, rel=1e-4, abs=1e-4)
+    assert [(x.groups, x.kept) for x in two.layers] == [(4, 3), (3, 2)]
+    again = bmr.reduce(both.guide, groups=bmr.units, select=lambda scores: dict(scores.kept))
+    assert again.delta_f == 0
+    # Units that are gone cannot be taken back, and count as gone.
+    rest = bmr.reduce(both.guide, groups=bmr.units(at_least=4), select=bmr.top_k(0))
+    assert [x.kept for x in rest.layers] == [3, 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_reduce_what_those_before_have_left(family, structure):
+    guide = make_guide(family)
+    stages = bmr.reduce(guide, groups=[bmr.units, bmr.elements])
+    first = bmr.reduce(guide, groups=bmr.units)
+    second = bmr.reduce(first.guide)
+    assert 0 < first.sparsity < second.sparsity == stages.sparsity
+    assert torch.equal(flat(stages.masks), flat(second.masks))
+    expected = first.delta_f + second.delta_f
+    assert stages.delta_f == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert stages.layers == first.layers
+    exact = joint_delta_f(guide, ~flat(stages.masks))
+    assert stages.delta_f == pytest.approx(exact, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["AutoNormal", "AutoMultivariateNormal"])
+def test_groups_may_be_shrunk_instead(family, structure):
+    guide, narrow = make_guide(family), bmr.Gaussian(0.0, 0.1)
+    result = bmr.reduce(guide, groups=bmr.units, reduced_prior=narrow)
+    same = bmr.reduce(guide, select=lambda scores: dict(result.masks), reduced_prior=narrow)
+    assert result.delta_f == pytest.approx(same.delta_f, rel=1e-5) and result.delta_f < 0
+    assert sum(x.delta_f for x in result.layers) == pytest.approx(result.delta_f, rel=1e-4)
+    assert result.shrunk == int((~flat(result.masks)).sum()) > 0
+    with pytest.raises(ValueError, match="2 groupings and a reduced prior other than Spike"):
+        bmr.reduce(guide, groups=[bmr.units, bmr.elements], reduced_prior=narrow)
+
+
+def test_only_reducible_elements_are_members_and_those_without_a_prior_keep_their_group(structure):
+    guide = make_guide("AutoNormal")
+    gone = [(0, 0), (1, 1)]
+    result = bmr.reduce(guide, sites=["w1", "b0"], groups=bmr.units, select=keep_but_known(gone))
+    assert result.masks.keys() == {"w1", "b0"}
+    expected = unit_masks(SIZES, gone)
+    for name, mask in result.masks.items():
+        assert torch.equal(mask, expected[name])
+    hidden = torch.ones(4, 3, dtype=torch.bool)
+    hidden[1, 2] = False
+
+    def masked():
+        pyro.sample("w0", dist.Normal(0.0, 1.0).expand([4, 3]).mask(hidden).to_event(2))
+
+    partly = AutoNormal(masked, init_scale=0.9)
+    partly()
+    partly.locs.w0 = torch.zeros(4, 3)
+    rows = {"groups": lambda name, shape: torch.arange(4)[:, None]}
+    kept = bmr.reduce(partly, **rows).masks["w0"].all(-1)
+    assert kept.tolist() == [False, True, False, False]
+    with pytest.raises(ValueError, match="cannot go of 'w0': groups with an element"):
+        bmr.reduce(partly, select=lambda s: {"w0": torch.arange(4) > 1}, **rows)
+
+
+def keep_but_known(gone):
+    """Layers have the name of the first site that is there."""
+
+    def select(scores):
+        names = list(scores.delta_f)
+        masks = {name: torch.ones_like(t, dtype=torch.bool) for name, t in scores.delta_f.items()}
+        for layer, unit in gone:
+            masks[names[layer]][unit] = False
+        return masks
+
+    return select
+
+
+def test_what_a_result_shows_of_groups(structure):
+    result = bmr.reduce(make_guide("AutoNormal"), groups=[bmr.inputs, bmr.units])
+    table = result.layer_summary()
+    assert list(table.columns) == ["kind", "groups", "kept", "pruned %", "delta_f"]
+    assert list(zip(table.index, table["kind"], strict=True)) == [
+        ("w0", "input"),
+        ("w0", "unit"),
+        ("w1", "unit"),
+    ]
+    assert table["delta_f"].sum() == pytest.approx(result.delta_f, rel=1e-5)
+    text = str(result)
+    assert "groups" in text and "input" in text and "site" in text
+    assert result._repr_html_().count("<table") == 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        ("units", TypeError, "got groups='units'. Expected pyro_bmr.elements, units"),
+        ([], ValueError, r"got groups=\[\]. Expected one grouping"),
+        ([bmr.units, None], TypeError, "Expected pyro_bmr.elements, units"),
+        (
+            lambda n, s: torch.zeros(7, dtype=torch.long),
+            ValueError,
+            r"shape \(7,\).*'w0'.*\(4, 3\)",
+        ),
+        (lambda n, s: torch.zeros(s), ValueError, "dtype torch.float32 for the site 'w0'"),
+        (lambda n, s: [1], ValueError, "returned a list for the site 'w0'"),
+        (bmr.units(ignore="fc9"), ValueError, r"'fc9' is no layer.*w0 \(3 inputs\), w0 \(4 units"),
+        (bmr.units(ignore="w2"), ValueError, "'w2' is no layer and produces none"),
+    ],
+)
+def test_groupings_that_cannot_be(groups, error, message, structure):
+    with pytest.raises(error, match=message):
+        bmr.reduce(make_guide("AutoNormal"), groups=groups)
+
+
+def test_options_that_cannot_be():
+    with pytest.raises(ValueError, match="got at_least=-1. Expected a whole number of units, 0"):
+        bmr.units(at_least=-1)
+    with pytest.raises(ValueError, match="got round_to=0.5. Expected a whole number of units, 1"):
+        bmr.channels(round_to=0.5)
+
+
+def test_a_grouping_without_groups_says_so(structure):
+    with pytest.warns(UserWarning, match="has no groups in this model"):
+        result = bmr.reduce(make_guide("AutoNormal"), groups=bmr.heads)
+    assert result.sparsity == 0
+    with pytest.warns(UserWarning, match="has no groups in this model"):
+        bmr.reduce(make_guide("AutoNormal"), groups=lambda name, shape: torch.tensor(-1))
