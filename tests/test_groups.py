@@ -7,7 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact_regression import ExactRegression
+from pyro import poutine
 from pyro.infer.autoguide import (
+    AutoGuideList,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -17,6 +19,11 @@ from torch.distributions import MultivariateNormal
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
 from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.mathematics.gaussian import LowRank
+from pyro_bmr.searches.group_evidence import Coupling, GroupEvidence, GroupWalk
+from pyro_bmr.searches.group_search import search_groups
+from pyro_bmr.searches.group_subsets import search_all_groups
+from pyro_bmr.searches.membership import Membership
 
 SIZES = (3, 4, 3, 2)
 
@@ -256,6 +263,77 @@ def test_top_k_follows_the_greedy_path(family):
         assert sum(x.kept for x in result.layers) == kept
         if kept > 4:
             assert torch.equal(flat(result.masks), flat(unit_masks(SIZES, gone)))
+
+
+def random_evidence(seed, kinds):
+    """Units of two hidden layers, posteriors of these kinds for parts of the elements."""
+    torch.manual_seed(seed)
+    sizes = [1, *(int(size) for size in torch.randint(2, 6, (2,))), 1]
+    masks = [
+        unit_masks(sizes, [(layer, unit)]) for layer in (0, 1) for unit in range(sizes[layer + 1])
+    ]
+    group, element = torch.stack([~flat(mask) for mask in masks]).nonzero(as_tuple=True)
+    count = flat(masks[0]).numel()
+    loc = 0.8 * torch.randn(count).double() * torch.rand(count).double()
+    cost, couplings = torch.zeros(count).double(), []
+    for kind, part in zip(kinds, torch.randperm(count).tensor_split(len(kinds)), strict=True):
+        size, diagonal = len(part), 0.02 + 0.2 * torch.rand(len(part)).double().square()
+        factor = 0.3 * torch.randn(size, 4).double()
+        if kind == "independent":
+            whitened = loc[part].square() / diagonal
+            cost[part] = 0.5 * (diagonal.log() + whitened)
+        else:
+            posterior = LowRank(loc[part], factor, diagonal)
+            couplings.append(Coupling(part, posterior if kind == "low rank" else posterior.dense()))
+    members = Membership(group, element, len(masks), count)
+    able = torch.rand(len(masks)) < 0.95
+    return GroupEvidence(members, cost, tuple(couplings), able)
+
+
+KINDS = [["independent"], ["dense"], ["low rank"], ["independent", "dense", "low rank"]]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=" and ".join)
+def test_a_walk_knows_the_price_of_every_flip(kinds):
+    evidence = random_evidence(1, kinds)
+    dropped = torch.rand(len(evidence.able)) < 0.5
+    walk = GroupWalk(evidence, dropped)
+    for step in range(120):
+        group = step * 5 % len(dropped)
+        here = evidence.delta_f(walk.dropped)
+        walk.look(torch.tensor([group]))
+        change = walk.changes()[group].item()
+        walk.flip(group)
+        assert change == pytest.approx(evidence.delta_f(walk.dropped) - here, abs=1e-7)
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=" and ".join)
+def test_the_search_finds_the_best_set_of_groups_nearly_always(kinds):
+    gaps = []
+    for seed in range(25):
+        evidence = random_evidence(seed, kinds)
+        best, found = search_all_groups(evidence, 0.1), search_groups(evidence, 0.1)
+        assert not (found & ~evidence.able).any()
+        gap = evidence.delta_f(found) - evidence.delta_f(best)
+        gaps.append(gap + 0.1 * int(found.sum() - best.sum()))
+    print(f"missed by {[round(gap, 3) for gap in gaps if gap > 1e-6]} nats")
+    assert min(gaps) > -1e-6
+    assert sum(gap > 1e-6 for gap in gaps) <= 1
+
+
+def test_factors_of_several_kinds_share_groups():
+    torch.manual_seed(3)
+    model, args = make_network(SIZES), (torch.randn(6, 3), torch.randn(6, 2))
+    guide = AutoGuideList(model)
+    guide.append(AutoMultivariateNormal(poutine.block(model, expose=["w0", "w1"])))
+    low_rank = AutoLowRankMultivariateNormal(poutine.block(model, expose=["b0", "w2"]), rank=2)
+    guide.append(low_rank)
+    guide.append(AutoNormal(poutine.block(model, expose=["b1", "b2"])))
+    guide(*args)
+    result = bmr.reduce(guide, groups=bmr.units, select=keep_but([(0, 0), (1, 1)]))
+    same = bmr.reduce(guide, select=lambda scores: unit_masks(SIZES, [(0, 0), (1, 1)]))
+    assert result.delta_f == pytest.approx(same.delta_f, rel=1e-6)
+    assert sum(x.delta_f for x in result.layers) == pytest.approx(same.delta_f, rel=1e-5)
 
 
 def test_what_selections_see_of_groups():
