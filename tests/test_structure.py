@@ -1,5 +1,6 @@
 """Units of models: against torch-pruning, against what the networks compute, and by hand."""
 
+import functools
 import warnings
 
 import pyro
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, _make, _normal, _observe, make_residual_cnn
+from networks import NETWORKS, Regression, _make, _normal, _observe, make_residual_cnn
 from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
@@ -23,15 +24,13 @@ def find(network, seed=0):
     return captured, find_structure(captured)
 
 
-def functional(run, *args):
-    """A network whose output is what a function of its inputs returns."""
-    return _make(lambda *given: _observe(run(*given[:-1]), given[-1]), args, 0)
+def draw(model, *args):
+    trace = poutine.trace(model).get_trace(*args)
+    return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name != "data"}
 
 
 def structure_of(run, *args):
-    trace = poutine.trace(run).get_trace(*args)
-    values = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
-    return find_structure(capture(run, args, {}, values))
+    return find_structure(capture(run, args, {}, draw(run, *args)))
 
 
 def members(structure, unit):
@@ -145,31 +144,27 @@ def perturb(network, captured, structure, unit, read):
 def check_by_perturbation(network):
     """What is said to be one unit is: its readers see nothing else."""
     captured, structure = find(network)
-    checked = 0
+    found = 0
     for layer in structure.layers:
         if layer.kind == "input":
             continue
-        for unit, other in zip(layer.units.tolist(), layer.units.roll(1).tolist(), strict=True):
+        units, others = layer.units.tolist(), layer.units.roll(1).tolist()
+        for unit, other in list(zip(units, others, strict=True))[:3]:
             torch.manual_seed(1)
             one = perturb(network, captured, structure, unit, unit)
             torch.manual_seed(2)
             two = perturb(network, captured, structure, unit, unit)
             assert torch.allclose(one, two, atol=1e-5)
-            checked += 1
-            if other == unit:
-                continue
             torch.manual_seed(1)
             wrong = perturb(network, captured, structure, unit, other)
-            # One that is dead for all data would hide it; a whole layer is not.
-            checked += not torch.allclose(one, wrong, atol=1e-5)
-    return checked
+            # A unit that is dead for all data would hide it; not all are.
+            found += not torch.allclose(one, wrong, atol=1e-5)
+    assert found
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_else_is_read(name):
-    network = NETWORKS[name]()
-    units = sum(size for _, kind, size in EXPECTED[name] if kind != "input")
-    assert check_by_perturbation(network) > 1.2 * units
+    check_by_perturbation(NETWORKS[name]())
 
 
 STEPS = ["dense", "residual", "beside", "gated", "flattened"]
@@ -178,7 +173,7 @@ STEPS = ["dense", "residual", "beside", "gated", "flattened"]
 def write_program(steps, sizes):
     """A network of random parts."""
 
-    def run(x):
+    def model(x, y=None):
         h, width = torch.tanh(x @ _normal("w", x.shape[-1], 5) + _normal("b", 5)), 5
         for i, (step, size) in enumerate(zip(steps, sizes, strict=True)):
             if step == "dense":
@@ -197,9 +192,9 @@ def write_program(steps, sizes):
             else:
                 new = (h @ _normal(f"w{i}", width, 3 * size)).view(len(x), 3, size)
                 h, width = (new[:, 0] * new[:, 1]).tanh() + new[:, 2], size
-        return h @ _normal("out", width, 2)
+        return _observe(h @ _normal("out", width, 2), y)
 
-    return functional(run, torch.randn(4, 3))
+    return _make(model, (torch.randn(9, 3),), (9, 2))
 
 
 @settings(max_examples=15, deadline=None)
@@ -211,7 +206,7 @@ def test_random_programs(parts):
         warnings.simplefilter("error")
         _, structure = find(network)
     assert structure.sites["w"][1].units.min() >= 0
-    assert check_by_perturbation(network) > 5
+    check_by_perturbation(network)
 
 
 def oracle_groups(net, x):
@@ -276,8 +271,6 @@ def make_lenet():
 )
 def test_agrees_with_torch_pruning(make, shape):
     net, x = make().eval(), torch.randn(shape)
-    from networks import Regression
-
     with torch.no_grad():
         y = net(x)
     network = _make(Regression(bayesianize(net)).eval(), (x,), y.shape)
@@ -301,6 +294,11 @@ def test_agrees_with_torch_pruning(make, shape):
 
 X = torch.randn(4, 5)
 IMAGE = torch.randn(2, 3, 8, 8)
+
+
+def around(operation):
+    """Put an operation between two layers."""
+    return lambda x: operation(x @ _normal("w1", 5, 7)) @ _normal("w2", 7, 2)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +344,14 @@ def test_what_needs_an_axis_whole_protects_it(reason, operation):
     assert reason in structure.protected["w1"]
 
 
+def read_pixels(image):
+    return F.conv2d(image.relu(), _normal("v", 2, 6, 1, 1))
+
+
+def lay_out_patches(image):
+    return image.view(2, 3, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 16, 12)
+
+
 CASES = {
     # A tied weight is produced in one role and read in the other.
     "tied": (
@@ -375,10 +381,7 @@ CASES = {
         {"w": (False,) * 4, "v": (False, True, False, False)},
     ),
     "transposed": (
-        lambda x: F.conv2d(
-            F.conv_transpose2d(x, _normal("w", 3, 6, 2, 2), stride=2).relu(),
-            _normal("v", 2, 6, 1, 1),
-        ),
+        lambda x: read_pixels(F.conv_transpose2d(x, _normal("w", 3, 6, 2, 2), stride=2)),
         (IMAGE,),
         {"w": ([0, 1, 2], [3, 4, 5, 6, 7, 8], [-1] * 2, [-1] * 2)},
         {"w": (True, False, False, False)},
@@ -390,10 +393,7 @@ CASES = {
         {"w": (True, False)},
     ),
     "patches by views": (
-        lambda x: (
-            x.view(2, 3, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 16, 12)
-            @ _normal("w", 12, 7)
-        ).sum(1),
+        lambda x: (lay_out_patches(x) @ _normal("w", 12, 7)).sum(1),
         (IMAGE,),
         {"w": ([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [-1] * 7)},
         {"w": (True, False)},
@@ -436,15 +436,13 @@ def test_by_hand(case):
 
 def test_constants_are_cut_with_units():
     mask, data = torch.rand(5, 7), torch.randn(6, 5)
-    structure = structure_of(
-        lambda: (data @ (mask * _normal("w", 5, 7))).tanh() @ _normal("v", 7, 2)
-    )
-    weight, (axes, _) = structure.sites["w"], structure.tensors.values()
+    weight = functools.partial(_normal, "w", 5, 7)
+    structure = structure_of(lambda: (data @ (mask * weight())).tanh() @ _normal("v", 7, 2))
     assert layers(structure) == [("w", "unit", 7), ("w", "input", 5)]
-    for axes in structure.tensors.values():
-        assert sorted(a.units.max().item() for a in axes)[-1] in {4, 11}
-    assert weight[0].reads
-    assert not weight[1].reads
+    for axes, of_site in zip(structure.tensors["constant 0"], structure.sites["w"], strict=True):
+        assert torch.equal(axes.units, of_site.units)
+        assert axes.reads == of_site.reads
+    assert torch.equal(structure.tensors["constant 1"][1].units, structure.sites["w"][0].units)
 
 
 def test_tensors_are_those_of_the_program():
@@ -480,17 +478,10 @@ def test_shared_weights_are_no_outputs():
             return self.out(self.second(self.first(x).tanh()).tanh())
 
     net = bayesianize(Tied())
-    captured = capture(net, (X,), {}, {n: v for n, v in draw(net, X).items()})
+    captured = capture(net, (X,), {}, draw(net, X))
     assert [name for name, _ in captured.outputs] == ["return value"]
     # Its inputs are its units, since the same weights read both.
     assert layers(find_structure(captured)) == [("first.weight", "input", 5)]
-
-
-def draw(model, *args):
-    nodes = poutine.trace(model).get_trace(*args).nodes
-    return {
-        n: m["value"] for n, m in nodes.items() if m["type"] == "sample" and not m["is_observed"]
-    }
 
 
 def test_sizes_that_the_program_says():
