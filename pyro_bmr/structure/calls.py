@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -153,10 +153,9 @@ def protect_all(labels: Labels, call: Call) -> Result:
     for axis in (axis for tensor in call.tensors for axis in tensor.axes):
         labels.protect(axis, reason, call.operation)
     depth = max((tensor.depth for tensor in call.tensors), default=0.0)
-    results = tuple(
-        Labelled(tuple(map(labels.fixed, shape)), (frozenset(),) * len(shape), depth)
-        for shape in call.shapes
-    )
+    results = tuple(replace(labels.create(shape), depth=depth) for shape in call.shapes)
+    for axis in (axis for result in results for axis in result.axes):
+        labels.protect(axis, reason, call.operation)
     return results[0] if len(results) == 1 else results
 
 

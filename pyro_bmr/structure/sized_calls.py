@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -28,6 +29,7 @@ class SizedCalls(TorchFunctionMode):
 
     Examples
     --------
+    >>> import torch
     >>> def show(function, args, kwargs):
     ...     print(function.__name__, args)
     ...     return function(*args, **kwargs)
@@ -92,7 +94,10 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if func in _NORMS:
         return True
     if func in _CONVOLUTIONS:
-        return kwargs.get("groups", args[-1] if len(args) >= 7 else 1) != 1
+        return kwargs.get("groups", args[6] if len(args) > 6 else 1) != 1
+    if func in {Tensor.__getitem__, Tensor.__setitem__}:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(part, slice) for part in index)
     return getattr(func, "__name__", "") in _SHAPING | _MAKING
 
 
