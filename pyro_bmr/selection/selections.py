@@ -47,8 +47,8 @@ def by_evidence(margin: float = 0.0) -> Selection:
 
     Examples
     --------
-    >>> scores = ElementScores((), {})
-    >>> by_evidence(margin=1.0)(scores)
+    >>> from pyro_bmr.selection.scores import score
+    >>> by_evidence(margin=1.0)(score(()))
     {}
     """
 
@@ -79,7 +79,8 @@ def exhaustive(margin: float = 0.0) -> Selection:
 
     Examples
     --------
-    >>> exhaustive()(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> exhaustive()(score(()))
     {}
     """
 
@@ -119,7 +120,8 @@ def by_blocks(size: int = 8) -> Selection:
 
     Examples
     --------
-    >>> by_blocks()(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> by_blocks()(score(()))
     {}
     """
     if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
@@ -155,7 +157,8 @@ def top_k(n: int) -> Selection:
 
     Examples
     --------
-    >>> top_k(10)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> top_k(10)(score(()))
     {}
     """
     if not isinstance(n, int) or n < 0:
@@ -190,7 +193,8 @@ def snr(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> snr(0.5)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> snr(0.5)(score(()))
     {}
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() / scale)
@@ -215,7 +219,8 @@ def spr(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> spr(0.5)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> spr(0.5)(score(()))
     {}
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() + scale)
@@ -236,7 +241,8 @@ def magnitude(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> magnitude(0.5)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> magnitude(0.5)(score(()))
     {}
     """
     return _lowest(fraction, lambda loc, _scale: loc.abs())
@@ -259,7 +265,8 @@ def random(fraction: float, seed: int = 0) -> Selection:
 
     Examples
     --------
-    >>> random(0.5, seed=1)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> random(0.5, seed=1)(score(()))
     {}
     """
 
