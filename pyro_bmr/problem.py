@@ -192,7 +192,8 @@ def read_structure(problem: Problem) -> Structure:
         for site in factor.sites
     }
     origin = problem.origin
-    return find_structure(capture(origin.model, origin.args, origin.kwargs, values))
+    model: Any = origin.model
+    return find_structure(capture(model, origin.args, origin.kwargs, values))
 
 
 def assign(

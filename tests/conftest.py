@@ -55,6 +55,7 @@ class Case:
     args: tuple[Any, ...]
     guide: Any
     told: dict[str, Any]
+    groups: Any = bmr.elements
 
     def train(self, model: Any, guide: Any, steps: int, **optim_args: float) -> None:
         optim = pyro.optim.Adam({"lr": 0.02} | optim_args)
@@ -65,7 +66,7 @@ class Case:
     def reduce(self, **options: Any) -> bmr.Reduction:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="moment matching")
-            return bmr.reduce(self.guide, **self.told, **options)
+            return bmr.reduce(self.guide, **self.told, groups=self.groups, **options)
 
     def trace(self) -> Any:
         """One draw of all latent sites."""
@@ -287,8 +288,16 @@ def guide_name(request):
     return request.param
 
 
-@pytest.fixture(params=list(MODELS))
+# Guides of independent, correlated and low-rank factors, which are reduced by units too.
+BY_UNITS = ["AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal"]
+
+
+@pytest.fixture(params=[*MODELS, "network by units"])
 def case(request, guide_name, device):
+    if request.param == "network by units":
+        if guide_name not in BY_UNITS:
+            pytest.skip("the other guides have the same kinds of factors")
+        return replace(make_case("network", guide_name, device), groups=bmr.units)
     if GUIDES[guide_name].not_for == request.param:
         pytest.skip(f"{guide_name} is not for the {request.param}")
     if guide_name == "AutoGaussian" and device != "cpu":

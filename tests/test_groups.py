@@ -7,16 +7,23 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact_regression import ExactRegression
+from pyro import poutine
 from pyro.infer.autoguide import (
+    AutoGuideList,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
 )
 from torch.distributions import MultivariateNormal
-from unit_structures import make_sites, make_structure
 
 import pyro_bmr as bmr
+from pyro_bmr.demo import Regression
 from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.mathematics.gaussian import LowRank
+from pyro_bmr.searches.group_evidence import Coupling, GroupEvidence, GroupWalk
+from pyro_bmr.searches.group_search import search_groups
+from pyro_bmr.searches.group_subsets import search_all_groups
+from pyro_bmr.searches.membership import Membership
 
 SIZES = (3, 4, 3, 2)
 
@@ -92,22 +99,25 @@ FAMILIES = {
 }
 
 
-@pytest.fixture
-def structure(monkeypatch):
-    """Tell `reduce` the units of `make_sites`."""
+def make_network(sizes):
+    """Weights w0, w1, ... and biases b0, b1, ... of layers of these sizes."""
 
-    def know(sizes):
-        monkeypatch.setattr("pyro_bmr.reduction.read_structure", lambda _: make_structure(sizes))
+    def model(x, y):
+        for i, shape in enumerate(zip(sizes[1:], sizes, strict=False)):
+            weight = pyro.sample(f"w{i}", dist.Normal(0.0, 1.0).expand(shape).to_event(2))
+            bias = pyro.sample(f"b{i}", dist.Normal(0.0, 1.0).expand(shape[:1]).to_event(1))
+            x = x.relu() @ weight.mT + bias
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
 
-    know(SIZES)
-    return know
+    return model
 
 
 def make_guide(family, sizes=SIZES, seed=0):
     """Draw a posterior that has been nowhere near data, but looks as if it had."""
     torch.manual_seed(seed)
-    guide = FAMILIES[family](make_sites(sizes))
-    guide()
+    guide = FAMILIES[family](make_network(sizes))
+    guide(torch.randn(6, sizes[0]), torch.randn(6, sizes[-1]))
     if family == "AutoNormal":
         for name, loc in dict(guide.locs.named_parameters()).items():
             name = name.removesuffix("_unconstrained")
@@ -176,7 +186,7 @@ def keep_but(gone):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_units_go_with_all_that_produces_and_reads_them_and_overlaps_count_once(family, structure):
+def test_units_go_with_all_that_produces_and_reads_them_and_overlaps_count_once(family):
     guide = make_guide(family)
     gone = [(0, 0), (0, 2), (1, 1)]
     result = bmr.reduce(guide, groups=bmr.units, select=keep_but(gone))
@@ -199,10 +209,10 @@ def test_units_go_with_all_that_produces_and_reads_them_and_overlaps_count_once(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("margin", [0.0, 1.0])
-def test_the_search_against_all_subsets_of_groups(family, margin, structure):
+def test_the_search_against_all_subsets_of_groups(family, margin):
     units = [(0, i) for i in range(SIZES[1])] + [(1, i) for i in range(SIZES[2])]
     missed = []
-    for seed in range(5):
+    for seed in range(3):
         guide = make_guide(family, seed=seed)
         best = min(
             joint_delta_f(guide, ~flat(unit_masks(SIZES, gone))) + margin * len(gone)
@@ -220,9 +230,8 @@ def test_the_search_against_all_subsets_of_groups(family, margin, structure):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_single_flip_lowers_what_the_search_has_found(family, structure):
-    sizes = (2, 30, 20, 1)
-    structure(sizes)
+def test_no_single_flip_lowers_what_the_search_has_found(family):
+    sizes = (2, 16, 10, 1)
     guide = make_guide(family, sizes)
     result = bmr.reduce(guide, groups=bmr.units(at_least=0))
     gone = []
@@ -233,16 +242,16 @@ def test_no_single_flip_lowers_what_the_search_has_found(family, structure):
         return masks
 
     bmr.reduce(guide, groups=bmr.units(at_least=0), select=keep)
-    assert 5 < len(gone) < 50
+    assert 3 < len(gone) < 26
     assert result.delta_f < 0
-    for unit in [(0, i) for i in range(30)] + [(1, i) for i in range(20)]:
+    for unit in [(0, i) for i in range(16)] + [(1, i) for i in range(10)]:
         flipped = [other for other in gone if other != unit] + [unit] * (unit not in gone)
         changed = joint_delta_f(guide, ~flat(unit_masks(sizes, flipped)))
         assert changed > result.delta_f - 1e-3 - 1e-5 * abs(changed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_top_k_follows_the_greedy_path(family, structure):
+def test_top_k_follows_the_greedy_path(family):
     guide = make_guide(family)
     units = [(0, i) for i in range(4)] + [(1, i) for i in range(3)]
     gone = []
@@ -256,7 +265,78 @@ def test_top_k_follows_the_greedy_path(family, structure):
             assert torch.equal(flat(result.masks), flat(unit_masks(SIZES, gone)))
 
 
-def test_what_selections_see_of_groups(structure):
+def random_evidence(seed, kinds):
+    """Units of two hidden layers, posteriors of these kinds for parts of the elements."""
+    torch.manual_seed(seed)
+    sizes = [1, *(int(size) for size in torch.randint(2, 6, (2,))), 1]
+    masks = [
+        unit_masks(sizes, [(layer, unit)]) for layer in (0, 1) for unit in range(sizes[layer + 1])
+    ]
+    group, element = torch.stack([~flat(mask) for mask in masks]).nonzero(as_tuple=True)
+    count = flat(masks[0]).numel()
+    loc = 0.8 * torch.randn(count).double() * torch.rand(count).double()
+    cost, couplings = torch.zeros(count).double(), []
+    for kind, part in zip(kinds, torch.randperm(count).tensor_split(len(kinds)), strict=True):
+        size, diagonal = len(part), 0.02 + 0.2 * torch.rand(len(part)).double().square()
+        factor = 0.3 * torch.randn(size, 4).double()
+        if kind == "independent":
+            whitened = loc[part].square() / diagonal
+            cost[part] = 0.5 * (diagonal.log() + whitened)
+        else:
+            posterior = LowRank(loc[part], factor, diagonal)
+            couplings.append(Coupling(part, posterior if kind == "low rank" else posterior.dense()))
+    members = Membership(group, element, len(masks), count)
+    able = torch.rand(len(masks)) < 0.95
+    return GroupEvidence(members, cost, tuple(couplings), able)
+
+
+KINDS = [["independent"], ["dense"], ["low rank"], ["independent", "dense", "low rank"]]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=" and ".join)
+def test_a_walk_knows_the_price_of_every_flip(kinds):
+    evidence = random_evidence(1, kinds)
+    dropped = torch.rand(len(evidence.able)) < 0.5
+    walk = GroupWalk(evidence, dropped)
+    for step in range(120):
+        group = step * 5 % len(dropped)
+        here = evidence.delta_f(walk.dropped)
+        walk.look(torch.tensor([group]))
+        change = walk.changes()[group].item()
+        walk.flip(group)
+        assert change == pytest.approx(evidence.delta_f(walk.dropped) - here, abs=1e-7)
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=" and ".join)
+def test_the_search_finds_the_best_set_of_groups_nearly_always(kinds):
+    gaps = []
+    for seed in range(25):
+        evidence = random_evidence(seed, kinds)
+        best, found = search_all_groups(evidence, 0.1), search_groups(evidence, 0.1)
+        assert not (found & ~evidence.able).any()
+        gap = evidence.delta_f(found) - evidence.delta_f(best)
+        gaps.append(gap + 0.1 * int(found.sum() - best.sum()))
+    print(f"missed by {[round(gap, 3) for gap in gaps if gap > 1e-6]} nats")
+    assert min(gaps) > -1e-6
+    assert sum(gap > 1e-6 for gap in gaps) <= 1
+
+
+def test_factors_of_several_kinds_share_groups():
+    torch.manual_seed(3)
+    model, args = make_network(SIZES), (torch.randn(6, 3), torch.randn(6, 2))
+    guide = AutoGuideList(model)
+    guide.append(AutoMultivariateNormal(poutine.block(model, expose=["w0", "w1"])))
+    low_rank = AutoLowRankMultivariateNormal(poutine.block(model, expose=["b0", "w2"]), rank=2)
+    guide.append(low_rank)
+    guide.append(AutoNormal(poutine.block(model, expose=["b1", "b2"])))
+    guide(*args)
+    result = bmr.reduce(guide, groups=bmr.units, select=keep_but([(0, 0), (1, 1)]))
+    same = bmr.reduce(guide, select=lambda scores: unit_masks(SIZES, [(0, 0), (1, 1)]))
+    assert result.delta_f == pytest.approx(same.delta_f, rel=1e-6)
+    assert sum(x.delta_f for x in result.layers) == pytest.approx(same.delta_f, rel=1e-5)
+
+
+def test_what_selections_see_of_groups():
     guide = make_guide("AutoNormal")
     seen = []
 
@@ -285,9 +365,8 @@ def test_what_selections_see_of_groups(structure):
         bmr.reduce(guide, groups=bmr.units, select=bmr.by_blocks())
 
 
-def test_options_of_unit_groupings(structure):
+def test_options_of_unit_groupings():
     sizes = (5, 20, 12, 1)
-    structure(sizes)
     guide = make_guide("AutoNormal", sizes)
 
     def kept(grouping, select=lambda s: {n: t < -torch.inf for n, t in s.delta_f.items()}):
@@ -310,7 +389,7 @@ def test_options_of_unit_groupings(structure):
     assert again.delta_f == pytest.approx(first.delta_f, rel=1e-5)
 
 
-def test_a_user_labels_elements_over_sites(structure):
+def test_a_user_labels_elements_over_sites():
     guide = make_guide("AutoNormal")
 
     def labels(name, shape):
@@ -340,7 +419,7 @@ def test_none_for_every_site_is_elements():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reductions_of_groups_compose(family, structure):
+def test_reductions_of_groups_compose(family):
     guide = make_guide(family)
     one = bmr.reduce(guide, groups=bmr.units, select=keep_but([(0, 1)]))
     two = bmr.reduce(one.guide, groups=bmr.units, select=keep_but([(1, 2)]))
@@ -356,7 +435,7 @@ def test_reductions_of_groups_compose(family, structure):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stages_reduce_what_those_before_have_left(family, structure):
+def test_stages_reduce_what_those_before_have_left(family):
     guide = make_guide(family)
     stages = bmr.reduce(guide, groups=[bmr.units, bmr.elements])
     first = bmr.reduce(guide, groups=bmr.units)
@@ -371,7 +450,7 @@ def test_stages_reduce_what_those_before_have_left(family, structure):
 
 
 @pytest.mark.parametrize("family", ["AutoNormal", "AutoMultivariateNormal"])
-def test_groups_may_be_shrunk_instead(family, structure):
+def test_groups_may_be_shrunk_instead(family):
     guide, narrow = make_guide(family), bmr.Gaussian(0.0, 0.1)
     result = bmr.reduce(guide, groups=bmr.units, reduced_prior=narrow)
     same = bmr.reduce(guide, select=lambda scores: dict(result.masks), reduced_prior=narrow)
@@ -382,7 +461,7 @@ def test_groups_may_be_shrunk_instead(family, structure):
         bmr.reduce(guide, groups=[bmr.units, bmr.elements], reduced_prior=narrow)
 
 
-def test_only_reducible_elements_are_members_and_those_without_a_prior_keep_their_group(structure):
+def test_only_reducible_elements_are_members_and_those_without_a_prior_keep_their_group():
     guide = make_guide("AutoNormal")
     gone = [(0, 0), (1, 1)]
     result = bmr.reduce(guide, sites=["w1", "b0"], groups=bmr.units, select=keep_but_known(gone))
@@ -419,7 +498,7 @@ def keep_but_known(gone):
     return select
 
 
-def test_what_a_result_shows_of_groups(structure):
+def test_what_a_result_shows_of_groups():
     result = bmr.reduce(make_guide("AutoNormal"), groups=[bmr.inputs, bmr.units])
     table = result.layer_summary()
     assert list(table.columns) == ["kind", "groups", "kept", "pruned %", "delta_f"]
@@ -447,11 +526,11 @@ def test_what_a_result_shows_of_groups(structure):
         ),
         (lambda n, s: torch.zeros(s), ValueError, "dtype torch.float32 for the site 'w0'"),
         (lambda n, s: [1], ValueError, "returned a list for the site 'w0'"),
-        (bmr.units(ignore="fc9"), ValueError, r"'fc9' is no layer.*w0 \(3 inputs\), w0 \(4 units"),
+        (bmr.units(ignore="fc9"), ValueError, r"'fc9' is no layer.*w0 \(4 units\), w1 \(3 units"),
         (bmr.units(ignore="w2"), ValueError, "'w2' is no layer and produces none"),
     ],
 )
-def test_groupings_that_cannot_be(groups, error, message, structure):
+def test_groupings_that_cannot_be(groups, error, message):
     with pytest.raises(error, match=message):
         bmr.reduce(make_guide("AutoNormal"), groups=groups)
 
@@ -463,9 +542,48 @@ def test_options_that_cannot_be():
         bmr.channels(round_to=0.5)
 
 
-def test_a_grouping_without_groups_says_so(structure):
+def test_a_grouping_without_groups_says_so():
     with pytest.warns(UserWarning, match="has no groups in this model"):
         result = bmr.reduce(make_guide("AutoNormal"), groups=bmr.heads)
     assert result.sparsity == 0
     with pytest.warns(UserWarning, match="has no groups in this model"):
         bmr.reduce(make_guide("AutoNormal"), groups=lambda name, shape: torch.tensor(-1))
+
+
+def three_units(x):
+    """What a network with three hidden units can do."""
+    bends = (x[:, 0] - x[:, 1]).relu() - 2 * (x[:, 1] + 0.5).relu()
+    return bends + 1.5 * (x[:, 2] - x[:, 0]).relu()
+
+
+def test_of_ten_hidden_units_those_stay_that_are_needed(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(200, 5)
+    data = x, three_units(x) + 0.05 * torch.randn(200)
+    model = Regression(5, hidden=10)
+    guide = AutoNormal(model, init_scale=0.05)
+    options = {"lr": 0.03, "estimator": "local", "compile": False, "progress": False}
+    bmr.fit(model, guide, *data, num_epochs=800, seed=0, **options)
+    result = bmr.reduce(guide, groups=[bmr.inputs, bmr.units, bmr.elements])
+    inputs, hidden = result.layers
+    assert (inputs.kind, inputs.kept) == ("input", 3)
+    assert (hidden.kind, hidden.groups, hidden.kept) == ("unit", 10, 3)
+    assert not result.masks["fc1.weight"][:, 3:].any()
+    gone = ~result.masks["fc2.weight"][0]
+    assert int(gone.sum()) == 7
+    assert not (result.masks["fc1.weight"][gone].any() or result.masks["fc1.bias"][gone].any())
+    before, after = (
+        bmr.free_energy(*pair, *data)[0] for pair in ((model, guide), (result.model, result.guide))
+    )
+    assert after < before
+
+    # prune() passes groups on, and a checkpoint knows them.
+    rounds = {"num_epochs": 5, "max_rounds": 1, "num_samples": 2, "checkpoint": tmp_path / "run.pt"}
+    groups = [bmr.units(at_least=4), bmr.elements]
+    pruned = bmr.prune(model, guide, *data, **rounds, **options, groups=groups, keep="last")
+    (layer,) = pruned.reduction.layers
+    assert (layer.name, layer.kept) == ("fc1.weight", 4)
+    again = bmr.prune(model, guide, *data, **rounds, **options, groups=groups, keep="last")
+    assert again.reduction.layers == pruned.reduction.layers
+    with pytest.raises(ValueError, match="groups"):
+        bmr.prune(model, guide, *data, **rounds, **options, groups=[bmr.units], keep="last")

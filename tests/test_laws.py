@@ -142,7 +142,7 @@ def test_law_4_reductions_compose(case):
         return {name: some[name] & first[name] for name in some}
 
     one = case.reduce(select=drop_first)
-    two = bmr.reduce(one.guide, select=drop_some)
+    two = bmr.reduce(one.guide, select=drop_some, groups=case.groups)
     both = case.reduce(select=drop_both)
     assert two.sparsity == both.sparsity
     assert one.delta_f + two.delta_f == pytest.approx(both.delta_f, rel=1e-4)

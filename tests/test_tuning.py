@@ -311,7 +311,7 @@ def test_what_cannot_be_tuned_is_an_error():
     guide = make_mixed()
     with pytest.raises(ValueError, match="got by='ard'. Expected 'site', 'layer' or 'group'"):
         bmr.tune_prior(guide, by="ard")
-    with pytest.raises(ValueError, match=r"labels of shape \(2,\).*'fc.weight'.*shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"labels of shape \(2,\).*'fc.weight'.*to \(4,\)"):
         bmr.tune_prior(guide, by="group", groups=lambda name, shape: torch.arange(2))
     with pytest.raises(ValueError, match="'v': its prior is not Gaussian"):
         bmr.tune_prior(guide, sites=["v"])

@@ -151,14 +151,9 @@ class GroupWalk:
         self._couplings = [_Coupled(c, self._cover > 0) for c in evidence.couplings]
 
     @property
-    def is_coupled(self) -> bool:
-        """Whether `changes` needs `look`."""
-        return bool(self._couplings)
-
-    @property
-    def has_looked(self) -> bool:
-        """Whether `look` has looked at anything."""
-        return self._has_looked
+    def remembers(self) -> bool:
+        """Whether some of what `changes` tells may be what `look` has seen before a flip."""
+        return self._has_looked and bool(self._couplings)
 
     def changes(self) -> Tensor:
         """Tell how ΔF would change if each group were dropped or, if it is, taken back.

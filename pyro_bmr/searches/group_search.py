@@ -144,7 +144,7 @@ def _descend(walk: GroupWalk, open_: Tensor, margin: float) -> None:
 def _find_best(walk: GroupWalk, open_: Tensor, margin: float, limit: float) -> Tensor | None:
     """Find the open group whose flip is cheapest, if any is worth the limit."""
     some = open_.nonzero()[:, 0]
-    if walk.is_coupled and walk.has_looked:
+    if walk.remembers:
         price = _price(walk, margin)[some]
         some = some[price.topk(min(_LOOK_AGAIN, len(some)), largest=False).indices]
     for groups in (some, open_.nonzero()[:, 0]):

@@ -37,8 +37,8 @@ class GroupScores(Scores):
     --------
     >>> nothing = torch.zeros(0, dtype=torch.long)
     >>> groups = Groups((), Membership(nothing, nothing, 0, 0))
-    >>> GroupScores(ElementScores((), {}), groups).delta_f
-    {}
+    >>> GroupScores(ElementScores((), {}), groups).layers
+    ()
     """
 
     elements: ElementScores

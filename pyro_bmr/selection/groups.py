@@ -35,7 +35,7 @@ class UnitGrouping:
     """Groups that follow from the model: all that produces or reads one of its units.
 
     `units`, `channels`, `heads` and `inputs` are the ones there are; call one of them to set its
-    options.
+    options. What has to stay by these, stays whole in that stage; a later one may prune in it.
 
     Parameters
     ----------

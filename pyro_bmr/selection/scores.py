@@ -45,7 +45,7 @@ class Scores(ABC):
     def kept(self) -> Mapping[str, Tensor]:
         """True for items of which something has not been pruned before."""
 
-    @property
+    @cached_property
     def unscored(self) -> dict[str, int]:
         """By name, how many items cannot go."""
         return {

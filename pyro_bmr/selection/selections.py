@@ -2,7 +2,8 @@
 
 Each of these returns a selection, a function from `pyro_bmr.Scores` to a mask a site; any function
 of that kind will do in their place. A site without a mask is kept whole. The masks go into the
-reduction as they are, so a selection does not write to them afterwards.
+reduction as they are, so a selection does not write to them afterwards. Where scores are those of
+groups, a group takes the place of an element, and a layer of groups that of a site.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ def by_evidence(margin: float = 0.0) -> Selection:
     r"""Drop what the evidence says: elements with :math:`\Delta F \le -` ``margin``.
 
     Independent elements decide each for itself. Sets of correlated ones are searched greedily,
-    for the lowest joint :math:`\Delta F`, so that of two redundant weights one stays.
+    for the lowest joint :math:`\Delta F`, so that of two redundant weights one stays. So are sets
+    of groups that share elements, as the units of two layers do, or are correlated.
 
     Parameters
     ----------
     margin : float
-        In nats: how much the free energy must fall for each element that goes. Negative drops
-        also elements that cost up to that much.
+        In nats: how much the free energy must fall for each element, or group, that goes.
+        Negative drops also those that cost up to that much.
 
     Returns
     -------
@@ -45,8 +47,8 @@ def by_evidence(margin: float = 0.0) -> Selection:
 
     Examples
     --------
-    >>> scores = ElementScores((), {})
-    >>> by_evidence(margin=1.0)(scores)
+    >>> from pyro_bmr.selection.scores import score
+    >>> by_evidence(margin=1.0)(score(()))
     {}
     """
 
@@ -62,7 +64,8 @@ def exhaustive(margin: float = 0.0) -> Selection:
     r"""Drop the set with the lowest joint :math:`\Delta F` among all sets.
 
     Independent elements decide each for itself; of a correlated posterior with ``n`` reducible
-    elements all :math:`2^n` sets are scored. More than 16 are an error; ``sites=`` can name a part.
+    elements all :math:`2^n` sets are scored; likewise of groups that share elements or are
+    correlated. More than 16 are an error; ``sites=`` can name a part.
 
     Parameters
     ----------
@@ -76,7 +79,8 @@ def exhaustive(margin: float = 0.0) -> Selection:
 
     Examples
     --------
-    >>> exhaustive()(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> exhaustive()(score(()))
     {}
     """
 
@@ -92,7 +96,7 @@ def by_blocks(size: int = 8) -> Selection:
     r"""Drop in blocks, as SPM does, where elements are correlated.
 
     All elements that look redundant go at once if that lowers the free energy; if not, the best
-    of all subsets of the ``size`` most redundant; and so on with what is left.
+    of all subsets of the ``size`` most redundant; and so on with what is left. Not for groups.
 
     Parameters
     ----------
@@ -116,7 +120,8 @@ def by_blocks(size: int = 8) -> Selection:
 
     Examples
     --------
-    >>> by_blocks()(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> by_blocks()(score(()))
     {}
     """
     if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
@@ -152,7 +157,8 @@ def top_k(n: int) -> Selection:
 
     Examples
     --------
-    >>> top_k(10)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> top_k(10)(score(()))
     {}
     """
     if not isinstance(n, int) or n < 0:
@@ -187,7 +193,8 @@ def snr(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> snr(0.5)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> snr(0.5)(score(()))
     {}
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() / scale)
@@ -212,7 +219,8 @@ def spr(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> spr(0.5)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> spr(0.5)(score(()))
     {}
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() + scale)
@@ -233,7 +241,8 @@ def magnitude(fraction: float) -> Selection:
 
     Examples
     --------
-    >>> magnitude(0.5)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> magnitude(0.5)(score(()))
     {}
     """
     return _lowest(fraction, lambda loc, _scale: loc.abs())
@@ -256,7 +265,8 @@ def random(fraction: float, seed: int = 0) -> Selection:
 
     Examples
     --------
-    >>> random(0.5, seed=1)(ElementScores((), {}))
+    >>> from pyro_bmr.selection.scores import score
+    >>> random(0.5, seed=1)(score(()))
     {}
     """
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pyro_bmr.structure.labels import FIXED, Ints, Labels, Origin
+from pyro_bmr.structure.labels import FIXED, MERGED, Ints, Labels, Origin, Product, spread
 
 
 def find_components(labels: Labels) -> Components:
@@ -35,24 +35,26 @@ def find_components(labels: Labels) -> Components:
     >>> found.of[b] == found.of[a], found.protected[found.of[b]]
     (array([ True,  True]), array([ True, False]))
     """
-    first, second = _join_pairs(labels.pairs)
-    held = (first == FIXED) | (second == FIXED)
-    edges = first[~held], second[~held]
-    graph = coo_array((np.ones(len(edges[0]), bool), edges), (labels.count, labels.count))
-    count, of = connected_components(graph, directed=False)
-    of = of.astype(np.int64)
+    pairs, waiting, beside = list(labels.pairs), list(labels.products), []
+    of, count, along = _connect(pairs, labels.count)
+    while waiting:
+        product, carrier = _choose_carrier(waiting, of)
+        waiting = [other for other in waiting if other is not product]
+        pairs.append((product.merged, spread(product.axes, carrier)))
+        beside += [product.axes[i] for i in product.units if i != carrier]
+        of, count, along = _connect(pairs, labels.count)
     found = Components(of, np.zeros(count, bool), np.bincount(of, minlength=count))
-    along = np.concatenate([first[held], second[held]])
+    for axis in beside:
+        found.protect(axis, MERGED)
     found.protect(along, "it lies along an axis that cannot be cut")
     for protection in labels.protections:
         found.protect(protection.labels, protection.reason)
     touched = np.zeros(count, bool)
     touched[of[labels.find(Origin.SITE)]] = True
     for axis, merged in labels.merges:
-        reason = "a view merges its axis with another"
-        found.protect(axis[touched[of[axis]]], reason)
+        found.protect(axis[touched[of[axis]]], MERGED)
         if labels.origin(axis) == Origin.CREATED:
-            found.protect(merged[touched[of[merged]]], reason)
+            found.protect(merged[touched[of[merged]]], MERGED)
     found.protected[of[FIXED]] = True
     return found
 
@@ -121,8 +123,23 @@ class Components:
         return self._reasons[reasons[np.argmax(reasons > 0)]] if len(reasons) else ""
 
 
-def _join_pairs(pairs: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    if not pairs:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    first, second = zip(*pairs, strict=True)
-    return np.concatenate(first), np.concatenate(second)
+def _connect(pairs: list[tuple[Ints, Ints]], count: int) -> tuple[Ints, int, Ints]:
+    """Return by label its component, how many there are, and what meets `FIXED`."""
+    first, second = (
+        np.concatenate([np.zeros(0, np.int64), *(pair[i] for pair in pairs)]) for i in (0, 1)
+    )
+    held = (first == FIXED) | (second == FIXED)
+    edges = first[~held], second[~held]
+    graph = coo_array((np.ones(len(edges[0]), bool), edges), (count, count))
+    found, of = connected_components(graph, directed=False)
+    return of.astype(np.int64), found, np.concatenate([first[held], second[held]])
+
+
+def _choose_carrier(waiting: list[Product], of: Ints) -> tuple[Product, int]:
+    """Find a merged axis of which it is known where its units lie, or take the outermost."""
+    for product in waiting:
+        grid = of[product.merged].reshape([len(axis) for axis in product.axes])
+        varies = [i for i in range(grid.ndim) if (grid != grid.take([0], i)).any()]
+        if len(varies) == 1 and varies[0] in product.units:
+            return product, varies[0]
+    return waiting[0], waiting[0].units[0]
