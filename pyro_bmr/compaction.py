@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
+import pyro
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -17,14 +19,16 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.problem import assemble
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.programs.sites import Indices, Site
+from pyro_bmr.programs.sites import Indices, Site, take
 from pyro_bmr.reporting.rendering import render
 from pyro_bmr.smaller.checking import check_same
 from pyro_bmr.smaller.influence import find_needed
 from pyro_bmr.smaller.planning import LayerCut, choose_units, indices_left, mask_left
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
-from pyro_bmr.structure.capture import Capture, capture
+from pyro_bmr.structure.axes import find_structure
+from pyro_bmr.structure.capture import Capture, capture, input_name
+from pyro_bmr.structure.units import Structure
 
 
 @torch.inference_mode(False)
@@ -94,33 +98,27 @@ def compact(
         origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
     factors = tuple(part.factor() for part in guide.parts)
     sites = [site for factor in factors for site in factor.sites]
-    median = {name: value.detach() for name, value in guide.median().items()}
-    few_args, few_kwargs, captured = _capture(origin, median)
-    structure, labels = find_labels(captured)
+    call, captured, median = _capture(origin, guide)
+    structure = find_structure(captured)
     masks = {name: mask.cpu() for name, mask in model.masks.by_site().items()}
-    tensors = [*median.values(), *_tensors((few_args, few_kwargs))]
     with torch.enable_grad():
-        needed = find_needed(captured, tensors, labels, _count(structure), masks)
+        needed = find_needed(captured, [*median.values(), *_tensors(call)], structure, masks)
     stays, layers = choose_units(structure, needed, masks, sites, inputs=inputs)
-    cut = _plan(captured, structure, labels, stays, sites)
-    kept_inputs = {
-        name: kept
-        for name, node in captured.inputs.items()
-        if any(index is not None for index in (kept := indices_left(labels(node), stays)))
-    }
-    new = _assemble(origin, factors, cut, kept_inputs)
-    check_same(
-        masked=model, compacted=new[0], guide=guide, kept=cut.sites,
-        calls=((few_args, few_kwargs), take_inputs((few_args, few_kwargs), kept_inputs)),
-    )
+    cut = _plan(captured, structure, stays, sites)
+    labels = {name: structure.nodes[node.name] for name, node in captured.inputs.items()}
+    expected = _cut_only(labels, stays)
+    read = needed | ~_is_input(structure, needed)
+    new_model, new_guide = _assemble(origin, factors, cut, expected)
+    calls = call, take_inputs(call, expected)
+    check_same(model, new_model, guide, cut.sites, calls)
     return Compaction(
-        model=new[0],
-        guide=new[1],
+        model=new_model,
+        guide=new_guide,
         layers=layers,
         kept=cut.sites,
-        inputs=kept_inputs,
-        unused_inputs={},
-        elements=(_elements(factors), _elements(tuple(p.factor() for p in new[1].parts))),
+        inputs=expected,
+        used_inputs=_cut_only(labels, read),
+        elements=(_elements(factors), _elements(tuple(p.factor() for p in new_guide.parts))),
     )
 
 
@@ -141,9 +139,8 @@ class Compaction:
     inputs : mapping
         By argument that the model now expects smaller (``args[0]``), for each axis the indices
         that it wants, or None for all; empty without ``inputs=True``.
-    unused_inputs : mapping
-        By argument of which the model reads only a part, and by axis, the indices that it does not
-        read, or None.
+    used_inputs : mapping
+        By argument of which the model reads only a part, the same for what it reads.
     elements : tuple of int
         How many elements the sites of the guide had, and have.
 
@@ -159,7 +156,7 @@ class Compaction:
     layers: tuple[LayerCut, ...]
     kept: Mapping[str, Indices]
     inputs: Mapping[str, Indices]
-    unused_inputs: Mapping[str, Indices]
+    used_inputs: Mapping[str, Indices]
     elements: tuple[int, int]
 
     def summary(self) -> pd.DataFrame:
@@ -201,7 +198,7 @@ class Compaction:
                 key: tuple(None if index is None else index.to(device) for index in indices)
                 for key, indices in getattr(self, name).items()
             }
-            for name in ("kept", "inputs", "unused_inputs")
+            for name in ("kept", "inputs", "used_inputs")
         }
         return replace(self, model=self.model.to(device), guide=self.guide.to(device), **moved)
 
@@ -286,20 +283,34 @@ def _check(model: Any, guide: Any) -> None:
         raise TypeError(msg)
 
 
-def _capture(origin: Origin, values: Mapping[str, Tensor]) -> tuple[Any, Any, Capture]:
+def _capture(origin: Origin, guide: PrunedGuide) -> tuple[Any, Capture, dict[str, Tensor]]:
     """Capture the full model on a few rows of its arguments if it runs with them.
 
     Returns
     -------
     tuple
-        Arguments, keyword arguments and the capture.
+        Arguments, the capture, and the values of the sites in it.
     """
+    values = {name: value.detach() for name, value in guide.median().items()}
+    call = origin.args, dict(origin.kwargs)
+    few = _few_rows(call)
     model: Any = origin.model
-    few = _few_rows((origin.args, dict(origin.kwargs)))
     if few is not None:
         with suppress(RuntimeError):
-            return *few, capture(model, *few, values)
-    return origin.args, origin.kwargs, capture(model, origin.args, origin.kwargs, values)
+            return few, capture(model, *few, values), values
+    return call, capture(model, *call, values), values
+
+
+def _cut_only(labels: Mapping[str, tuple[Tensor, ...]], stays: Tensor) -> dict[str, Indices]:
+    left = {name: indices_left(axes, stays) for name, axes in labels.items()}
+    return {n: kept for n, kept in left.items() if any(index is not None for index in kept)}
+
+
+def _is_input(structure: Structure, needed: Tensor) -> Tensor:
+    found = torch.zeros_like(needed)
+    for layer in structure.layers:
+        found[layer.units] = layer.kind == "input"
+    return found
 
 
 _FEW = 16
@@ -316,12 +327,10 @@ def _tensors(call: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 
-def _plan(
-    captured: Capture, labelled: LabelledGraph, stays: Tensor, sites: list[Site]
-) -> Cut:
+def _plan(captured: Capture, structure: Structure, stays: Tensor, sites: list[Site]) -> Cut:
     shapes, kept, plates = {}, {}, {}
     for site in sites:
-        axes = tuple(axis.units for axis in labelled.structure.sites.get(site.name, ()))
+        axes = tuple(axis.units for axis in structure.sites.get(site.name, ()))
         indices = indices_left(axes, stays)
         if not any(index is not None for index in indices):
             continue
@@ -331,13 +340,20 @@ def _plan(
             if dim is not None and -dim <= len(indices) and indices[dim] is not None:
                 plates[frame.name] = indices[dim]
     tensors = []
-    for name, axes in labelled.structure.tensors.items():
+    for name, axes in structure.tensors.items():
         indices = indices_left(tuple(axis.units for axis in axes), stays)
         if any(index is not None for index in indices):
             tensors.append((captured.originals[name], indices))
     cut = {id(tensor) for tensor, _ in tensors}
-    parameters = tuple(p for p in captured.parameters if id(p.unconstrained) in cut)
-    rewrites = plan_rewrites(captured.sized, lambda node: mask_left(labelled.axes(node), stays))
+    parameters = tuple(
+        Parameter(name, value, constraint)
+        for name, (value, constraint) in captured.parameters.items()
+        if id(value) in cut
+    )
+    nodes = structure.nodes
+    rewrites = plan_rewrites(
+        captured.sized, lambda node: mask_left(nodes.get(node.name, ()), stays)
+    )
     return Cut(shapes, kept, plates, tuple(tensors), parameters, rewrites)
 
 

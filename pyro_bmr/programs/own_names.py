@@ -28,7 +28,10 @@ class OwnNames(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a copy its own names in the param store, so that it does not share parameters."""
         super().__setstate__(state)
-        name, context = unused_name(self._pyro_name.rstrip("0123456789")), type(self._pyro_context)()
+        name, context = (
+            unused_name(self._pyro_name.rstrip("0123456789")),
+            type(self._pyro_context)(),
+        )
         for path, module in self.named_modules():
             module._pyro_name = f"{name}.{path}" if path else name
             module._pyro_context = context

@@ -23,16 +23,13 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from pyro_bmr.structure.capture import Capture
-
-Labels = Callable[[fx.Node], tuple[Tensor, ...]]
-"""From a node of the graph to the labels of the units of each axis."""
+from pyro_bmr.structure.units import Structure
 
 
 def find_needed(
     capture: Capture,
     inputs: Sequence[Tensor],
-    labels: Labels,
-    num_units: int,
+    structure: Structure,
     masks: Mapping[str, Tensor],
 ) -> Tensor:
     """Tell which units cannot go without changing what the model computes.
@@ -43,10 +40,8 @@ def find_needed(
         The model as a graph.
     inputs : sequence of Tensor
         What it was captured with: the values of its sites, then the tensors of its arguments.
-    labels : callable
-        From a node to the labels of the units of each axis.
-    num_units : int
-        Labels are below this number.
+    structure : Structure
+        Its units.
     masks : mapping
         By latent site, False where it is exactly zero in every draw; True everywhere for others.
 
@@ -60,7 +55,8 @@ def find_needed(
     >>> find_needed.__name__
     'find_needed'
     """
-    run = _Run(capture, inputs, labels, num_units, masks)
+    num_units = sum(len(layer.units) for layer in structure.layers)
+    run = _Run(capture, inputs, structure, num_units, masks)
     for node in capture.graph.graph.nodes:
         run.visit(node)
     ends = [node for _, node in capture.outputs]
@@ -82,11 +78,11 @@ class _Run:
         self,
         capture: Capture,
         inputs: Sequence[Tensor],
-        labels: Labels,
+        structure: Structure,
         num_units: int,
         masks: Mapping[str, Tensor],
     ) -> None:
-        self.labels = labels
+        self.labels = structure.nodes
         self.pairs: dict[fx.Node, Any] = {}
         self.real = _real_values(capture, inputs)
         self.roots: dict[fx.Node, fx.Node] = {}
@@ -177,7 +173,7 @@ class _Run:
     def weighted(self, node: fx.Node, dims: list[int]) -> Tensor:
         """Return where a tensor is not zero, times a number for each unit along some axes."""
         value = self.pairs[node][0]
-        axes = self.labels(node)
+        axes = self.labels[node.name]
         for dim in dims:
             units = axes[dim].to(self.device)
             if (units >= 0).any():
@@ -313,7 +309,9 @@ def _quotient(run: _Run, node: fx.Node) -> Any:
 
 
 def _matrix_product(run: _Run, node: fx.Node) -> Any:
-    left, right = node.args[-2:] if _operation(node) in {"mm", "bmm", "mv", "dot"} else node.args[1:3]
+    left, right = (
+        node.args[-2:] if _operation(node) in {"mm", "bmm", "mv", "dot"} else node.args[1:3]
+    )
     weighted = run.weighted(left, [run.pairs[left][0].dim() - 1])
     value = weighted @ run.pairs[right][0]
     if _operation(node) in {"addmm", "baddbmm", "addmv"}:
@@ -391,9 +389,7 @@ def _unknown(run: _Run, node: fx.Node) -> Any:
     value = run.real[node]
     if isinstance(value, Tensor):
         return run.mixed(value, operands)
-    return [
-        run.mixed(part, operands) if isinstance(part, Tensor) else None for part in value
-    ]
+    return [run.mixed(part, operands) if isinstance(part, Tensor) else None for part in value]
 
 
 _MOVES = (

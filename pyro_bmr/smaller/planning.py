@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.programs.sites import Indices, Site
-from pyro_bmr.structure.units import Axis, Layer, Structure
+from pyro_bmr.structure.units import Structure
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,13 @@ def choose_units(
     for layer in structure.layers:
         kept = stays[layer.units]
         notes = [reasons[int(unit)] for unit in layer.units if int(unit) in reasons]
-        constant = layer.units[kept & ~live.produced[layer.units] & needed[layer.units]]
+        idle = live.mixed & ~live.produced & needed
+        constant = layer.units[kept & idle[layer.units]]
         if layer.kind != "input":
             notes += [BIAS_LIVES if live.shifted[unit] else CONSTANT for unit in constant]
             notes += [UNREAD for unit in layer.units[~kept] if live.anything[unit]]
         counts = {note: notes.count(note) for note in dict.fromkeys(notes)}
-        layers.append(
-            LayerCut(layer.name, layer.kind, len(kept), int(kept.sum()), counts)
-        )
+        layers.append(LayerCut(layer.name, layer.kind, len(kept), int(kept.sum()), counts))
     return stays, tuple(layers)
 
 
@@ -165,11 +164,11 @@ def mask_left(axes: tuple[Tensor, ...], stays: Tensor) -> tuple[Tensor, ...]:
 
 
 class _Live:
-    """By label, whether elements are live that produce a unit from others, shift it, or are of it."""
+    """By label, whether a unit is made of others, and by live elements; shifted; not all pruned."""
 
     def __init__(self, structure: Structure, masks: Mapping[str, Tensor], count: int) -> None:
-        self.produced, self.shifted, self.anything = (
-            torch.zeros(count, dtype=torch.bool) for _ in range(3)
+        self.mixed, self.produced, self.shifted, self.anything = (
+            torch.zeros(count, dtype=torch.bool) for _ in range(4)
         )
         for name, axes in structure.sites.items():
             mask = masks.get(name)
@@ -182,6 +181,8 @@ class _Live:
                 labels = axis.units[alive & (axis.units >= 0)]
                 if name in masks:
                     self.anything[labels] = True
+                if mixes and not axis.reads:
+                    self.mixed[axis.units[axis.units >= 0]] = True
                 if not axis.reads:
                     (self.produced if mixes else self.shifted)[labels] = True
 

@@ -217,6 +217,19 @@ class _CutMessenger(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         self.swap.paused = False
 
+    def _pyro_post_subsample(self, msg: Any) -> None:
+        """Give plates what handlers outside know of the smaller site at full size, to take from."""
+        value = msg["value"]
+        for frame in msg["cond_indep_stack"]:
+            dim = None if frame.dim is None else frame.dim - msg["kwargs"]["event_dim"]
+            if frame.name not in self.plates or dim is None or -dim > value.dim():
+                continue
+            if value.shape[dim] == len(self.plates[frame.name]) < frame.full_size:
+                shape = list(value.shape)
+                shape[dim] = frame.full_size
+                value = value.new_zeros(shape).index_copy(dim, self.plates[frame.name], value)
+        msg["value"] = value
+
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.model.parameter_names:
             # A statement of its own, for the parameter that is trained in the place of this one.
