@@ -116,7 +116,8 @@ class _Pass:
             {name: self.known[node] for name, node in nodes.items()}
             for nodes in (captured.sites, captured.tensors, captured.inputs)
         )
-        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, before)
+        nodes = {n.name: x for n, x in self.known.items() if isinstance(x, Labelled)}
+        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, before, nodes)
 
     def _start(self) -> None:
         captured = self.captured

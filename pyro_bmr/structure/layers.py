@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Labelling:
         By source, those whose prior it is in.
     before_outputs : int
         How many protections there are without those of the outputs.
+    nodes : mapping
+        Those of every tensor of the graph, by the name of its node.
 
     Examples
     --------
@@ -44,6 +46,7 @@ class Labelling:
     owners: list[tuple[str, int]]
     inherited: Mapping[int, set[int]]
     before_outputs: int
+    nodes: Mapping[str, Labelled] = field(default_factory=dict)
 
 
 def write_structure(labelling: Labelling, components: Components) -> Structure:
@@ -112,6 +115,10 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
         {name: axes[name] for name in labelling.tensors},
         layers,
         protected,
+        {
+            name: tuple(torch.as_tensor(number(axis)) for axis in x.axes)
+            for name, x in labelling.nodes.items()
+        },
     )
 
 
