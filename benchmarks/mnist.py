@@ -18,24 +18,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-import pandas as pd
 import pyro
 import pyro.distributions as dist
-import torch
-from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 import pyro_bmr as bmr
-from pyro_bmr.datasets import ImageData, load_mnist
+from pyro_bmr.datasets import load_mnist
 
 NUM_DRAWS, BATCH, BINS = 20, 64, 15
 FASTER, POINTS = 5.0, 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +26,7 @@ from pyro_bmr.smaller.planning import LayerCut, choose_units, indices_left, mask
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import Capture, capture, input_name
+from pyro_bmr.structure.capture import Capture, capture_few_rows, input_name, tensors_in
 from pyro_bmr.structure.units import Structure
 
 
@@ -98,11 +97,12 @@ def compact(
         origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
     factors = tuple(part.factor() for part in guide.parts)
     sites = [site for factor in factors for site in factor.sites]
-    call, captured, median = _capture(origin, guide)
+    median = {name: value.detach() for name, value in guide.median().items()}
+    call, captured = capture_few_rows(origin.model, origin.args, origin.kwargs, median)
     structure = find_structure(captured)
     masks = {name: mask.cpu() for name, mask in model.masks.by_site().items()}
     with torch.enable_grad():
-        needed = find_needed(captured, [*median.values(), *_tensors(call)], structure, masks)
+        needed = find_needed(captured, [*median.values(), *tensors_in(call)], structure, masks)
     stays, layers = choose_units(structure, needed, masks, sites, inputs=inputs)
     cut = _plan(captured, structure, stays, sites)
     labels = {name: structure.nodes[node.name] for name, node in captured.inputs.items()}
@@ -283,24 +283,6 @@ def _check(model: Any, guide: Any) -> None:
         raise TypeError(msg)
 
 
-def _capture(origin: Origin, guide: PrunedGuide) -> tuple[Any, Capture, dict[str, Tensor]]:
-    """Capture the full model on a few rows of its arguments if it runs with them.
-
-    Returns
-    -------
-    tuple
-        Arguments, the capture, and the values of the sites in it.
-    """
-    values = {name: value.detach() for name, value in guide.median().items()}
-    call = origin.args, dict(origin.kwargs)
-    few = _few_rows(call)
-    model: Any = origin.model
-    if few is not None:
-        with suppress(RuntimeError):
-            return few, capture(model, *few, values), values
-    return call, capture(model, *call, values), values
-
-
 def _cut_only(labels: Mapping[str, tuple[Tensor, ...]], stays: Tensor) -> dict[str, Indices]:
     left = {name: indices_left(axes, stays) for name, axes in labels.items()}
     return {n: kept for n, kept in left.items() if any(index is not None for index in kept)}
@@ -311,20 +293,6 @@ def _is_input(structure: Structure, needed: Tensor) -> Tensor:
     for layer in structure.layers:
         found[layer.units] = layer.kind == "input"
     return found
-
-
-_FEW = 16
-
-
-def _few_rows(call: Any) -> Any:
-    rows = {tensor.shape[0] for tensor in _tensors(call) if tensor.dim()}
-    if len(rows) != 1 or max(rows) <= _FEW:
-        return None
-    return pytree.tree_map_only(Tensor, lambda t: t[:_FEW] if t.dim() else t, call)
-
-
-def _tensors(call: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 
 def _plan(captured: Capture, structure: Structure, stays: Tensor, sites: list[Site]) -> Cut:

@@ -9,6 +9,7 @@ from inspect import isfunction
 from typing import Any
 
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor, Prior
@@ -16,10 +17,12 @@ from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
+from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
+from pyro_bmr.smaller.influence import find_released
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import capture
+from pyro_bmr.structure.capture import capture_few_rows, tensors_in
 from pyro_bmr.structure.units import Structure
 
 
@@ -192,8 +195,18 @@ def read_structure(problem: Problem) -> Structure:
         for site in factor.sites
     }
     origin = problem.origin
-    model: Any = origin.model
-    return find_structure(capture(model, origin.args, origin.kwargs, values))
+    call, captured = capture_few_rows(origin.model, origin.args, origin.kwargs, values)
+    structure = find_structure(captured)
+    zeroed = [
+        site.name
+        for factor in problem.factors
+        for site in factor.sites
+        if site.name in problem.priors and find_element_support(site.support) is constraints.real
+    ]
+    tensors = [*values.values(), *tensors_in(call)]
+    with torch.enable_grad():
+        released = find_released(captured, tensors, structure, zeroed)
+    return replace(structure, released=released)
 
 
 def assign(

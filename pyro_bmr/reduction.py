@@ -20,7 +20,13 @@ from pyro_bmr.problem import assemble, assign, read_problem, read_structure
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reporting.flags import count_undecided, naive_delta_f
 from pyro_bmr.reporting.rendering import render
-from pyro_bmr.reporting.summaries import LayerSummary, SiteSummary, summarize, summarize_layers
+from pyro_bmr.reporting.summaries import (
+    LayerSummary,
+    SiteSummary,
+    sum_released,
+    summarize,
+    summarize_layers,
+)
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
@@ -132,7 +138,7 @@ def reduce(
     new_priors = _new_priors(scores, chosen)
     spiked = scores.delta_f.keys() - new_priors.keys()
     model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
-    rows = summarize(scores, chosen, remaining, problem.reasons)
+    rows = summarize(scores, chosen, remaining, problem.reasons, sum_released(stages))
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}
     return Reduction(
         model=model,

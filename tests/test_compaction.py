@@ -1,8 +1,6 @@
 """Compacted models compute what masked ones do, whatever was pruned, and remain models."""
 
-import copy
 import functools
-import warnings
 
 import networks
 import pyro
@@ -12,11 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyro import poutine
-from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_sample
+from pyro.infer.autoguide import AutoNormal, init_to_sample
 from torch import nn
 
-import pyro_bmr as bmr
 from pyro_bmr import compaction as module
 from pyro_bmr.compaction import compact
 from pyro_bmr.guides.pruned_guide import Origin

@@ -176,6 +176,17 @@ class Factor(ABC):
     ) -> dict[str, float]:
         """By site of ``masks``, its part of the joint ΔF in nats of all that is dropped."""
 
+    def released(self) -> dict[str, Tensor]:
+        """By site, ΔF in nats of each element if nothing depends on it any more.
+
+        Returns
+        -------
+        dict of Tensor
+            In float64, 0 if pruned before; without sites whose elements are correlated, or whose
+            prior is not Gaussian.
+        """
+        return {}
+
     @abstractmethod
     def prune(self, masks: Mapping[str, Tensor]) -> Factor:
         """Return what remains: the posterior given that all dropped elements are 0.

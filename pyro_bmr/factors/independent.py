@@ -21,7 +21,7 @@ from pyro_bmr.factors.factor import (
     check_finite,
     check_positive,
 )
-from pyro_bmr.mathematics.evidence import delta_f_spike, total_dropped
+from pyro_bmr.mathematics.evidence import delta_f_released, delta_f_spike, total_dropped
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.sweep import sweep
 from pyro_bmr.programs.sites import Indices, Site, take
@@ -146,6 +146,16 @@ class IndependentFactor(Factor):
     ) -> dict[str, float]:
         name = self.site.name
         return {name: total_dropped(scores[name], masks[name])} if name in masks else {}
+
+    @override
+    def released(self) -> dict[str, Tensor]:
+        if self.prior is None or self.prior.gaussian is None:
+            return {}
+        gaussian, log_prior = self.prior.gaussian, self.prior.log_density_at_zero
+        device = self.loc.device
+        gaussian = Diagonal(gaussian.loc.to(device), gaussian.scale.to(device))
+        released = delta_f_released(self.stored, gaussian, log_prior.to(device))
+        return {self.site.name: torch.where(self.kept()[self.site.name], released, 0)}
 
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> IndependentFactor:

@@ -99,6 +99,43 @@ def delta_f_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) ->
     return torch.where(value.isnan(), torch.inf, value)
 
 
+def delta_f_released(posterior: Diagonal, prior: Diagonal, log_prior: Tensor) -> Tensor:
+    r"""Score every element of which nothing depends any more.
+
+    The likelihood is then the same whatever their values are, so that their posterior is their
+    prior, and what they cost is gone:
+
+    .. math:: \Delta F_i = -KL(q(\theta_i) \,\|\, p(\theta_i))
+
+    Parameters
+    ----------
+    posterior : Diagonal
+        Independent elements.
+    prior : Diagonal
+        Broadcasts; under a hierarchical prior, of the expected natural parameters.
+    log_prior : Tensor
+        ln p(θ = 0) in nats, or its expectation; broadcasts.
+
+    Returns
+    -------
+    Tensor
+        In nats and float64; at most 0, but for rounding.
+
+    Examples
+    --------
+    >>> one = torch.tensor(1.0)
+    >>> p = Diagonal(0 * one, one)
+    >>> float(delta_f_released(Diagonal(2 * one, one), p, torch.tensor(-0.9189385)))
+    -2.0...
+    """
+    loc, variance = posterior.loc.double(), posterior.scale.double().square()
+    precision = prior.scale.double().square().reciprocal()
+    # E[ln p] = ln p(0) + E[λ μ₀] θ - E[λ] θ² / 2, averaged over θ.
+    linear = precision * prior.loc.double()
+    expected = log_prior.double() + linear * loc - 0.5 * precision * (variance + loc.square())
+    return expected + 0.5 * (1 + LOG_2PI + variance.log())
+
+
 def delta_f_spike(
     posterior: Diagonal, log_prior: Tensor, scale_transform: Callable[[Tensor], Tensor] = _identity
 ) -> Tensor:

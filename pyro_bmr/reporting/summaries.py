@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ def summarize(
     chosen: Mapping[str, Tensor],
     remaining: tuple[Factor, ...],
     reasons: Mapping[str, str],
+    released: Mapping[str, float],
 ) -> tuple[SiteSummary, ...]:
     """Tell site by site what a reduction did.
 
@@ -33,6 +35,8 @@ def summarize(
         After it, in the same order.
     reasons : mapping
         By site that stayed whole, why.
+    released : mapping
+        By site, what ΔF is less than that of spikes, in nats.
 
     Returns
     -------
@@ -41,7 +45,7 @@ def summarize(
 
     Examples
     --------
-    >>> summarize(ElementScores((), {}), {}, (), {"z": "it is discrete"})[0].note
+    >>> summarize(ElementScores((), {}), {}, (), {"z": "it is discrete"}, {})[0].note
     'not reduced: it is discrete'
     """
     rows = []
@@ -54,7 +58,7 @@ def summarize(
                 site.name,
                 tuple(site.shape),
                 int(kept[site.name].count_nonzero()),
-                delta_f.get(site.name, 0.0),
+                delta_f.get(site.name, 0.0) + released.get(site.name, 0.0),
                 _note(site.name, scores, wide.get(site.name, 0), reasons),
                 scores.unscored.get(site.name, 0),
                 wide.get(site.name, 0),
@@ -105,6 +109,30 @@ def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
             for layer in stage.scores.layers
         ]
     return tuple(rows)
+
+
+def sum_released(stages: tuple[Stage, ...]) -> dict[str, float]:
+    """Add up what stages gain because nothing depends on some elements any more.
+
+    Parameters
+    ----------
+    stages : tuple of Stage
+        What the groupings led to.
+
+    Returns
+    -------
+    dict of float
+        By site, in nats.
+
+    Examples
+    --------
+    >>> sum_released(())
+    {}
+    """
+    total: Counter[str] = Counter()
+    for stage in stages:
+        total.update(stage.scores.released_delta_f(stage.masks))
+    return dict(total)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ _MOST_IN_PAIRS = 64
 _MOST_STARTS = 512
 
 
-def search_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
+def search_groups(evidence: GroupEvidence) -> Tensor:
     r"""Drop one group at a time, the cheapest first, then flip in both directions.
 
     From three starts, of which the best end counts: what is left by backward elimination, which
@@ -32,8 +32,6 @@ def search_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
     ----------
     evidence : GroupEvidence
         Of all groups.
-    margin : float
-        In nats: what dropping a group costs beyond its ΔF.
 
     Returns
     -------
@@ -49,27 +47,25 @@ def search_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
     >>> search_groups(GroupEvidence(members, cost, (), able))
     tensor([True, True])
     """
-    if math.isinf(margin):
-        return evidence.able & (margin < 0)
     alone = evidence.alone()
-    worth = alone <= -margin
+    worth = alone <= 0
     settled = worth & evidence.alone_standing
     open_ = evidence.able & ~evidence.alone_standing
     if not open_.any():
         return settled
     walk = GroupWalk(evidence, settled)
-    _eliminate(walk, open_ & ~settled, margin, _ROUNDING)
+    _eliminate(walk, open_ & ~settled, _ROUNDING)
     starts = [walk.dropped]
     if not evidence.couplings or open_.sum() <= _MOST_STARTS:
         starts += [settled | open_, settled | worth]
     ends = []
     for start in starts:
         walk = GroupWalk(evidence, start)
-        _descend(walk, open_, margin)
-        while open_.sum() <= _MOST_IN_PAIRS and _flip_pair(walk, open_, margin):
-            _descend(walk, open_, margin)
+        _descend(walk, open_)
+        while open_.sum() <= _MOST_IN_PAIRS and _flip_pair(walk, open_):
+            _descend(walk, open_)
         ends.append(walk.dropped)
-    return min(ends, key=lambda end: evidence.delta_f(end) + margin * int(end.sum()))
+    return min(ends, key=evidence.delta_f)
 
 
 def eliminate_groups(evidence: GroupEvidence) -> Tensor:
@@ -89,7 +85,7 @@ def eliminate_groups(evidence: GroupEvidence) -> Tensor:
     alone = evidence.alone()
     open_ = evidence.able & ~evidence.alone_standing
     walk = GroupWalk(evidence, torch.zeros_like(open_))
-    order, costs = _eliminate(walk, open_, 0.0, math.inf)
+    order, costs = _eliminate(walk, open_, math.inf)
     return torch.where(open_, mark_path(alone, order, costs), alone)
 
 
@@ -120,14 +116,12 @@ def take_back(evidence: GroupEvidence, dropped: Tensor, some: Tensor, count: int
     return walk.dropped
 
 
-def _eliminate(
-    walk: GroupWalk, open_: Tensor, margin: float, limit: float
-) -> tuple[list[Tensor], list[Tensor]]:
+def _eliminate(walk: GroupWalk, open_: Tensor, limit: float) -> tuple[list[Tensor], list[Tensor]]:
     """Drop open groups, the cheapest first, up to a price; return which, and the changes."""
     order: list[Tensor] = []
     changes: list[Tensor] = []
     open_ = open_.clone()
-    while (best := _find_best(walk, open_, margin, limit)) is not None:
+    while (best := _find_best(walk, open_, limit)) is not None:
         order.append(best)
         changes.append(walk.changes()[best])
         walk.flip(int(best))
@@ -135,42 +129,38 @@ def _eliminate(
     return order, changes
 
 
-def _descend(walk: GroupWalk, open_: Tensor, margin: float) -> None:
+def _descend(walk: GroupWalk, open_: Tensor) -> None:
     """Drop open groups or take them back until none is worth it."""
-    while (best := _find_best(walk, open_, margin, -_ROUNDING)) is not None:
+    while (best := _find_best(walk, open_, -_ROUNDING)) is not None:
         walk.flip(int(best))
 
 
-def _find_best(walk: GroupWalk, open_: Tensor, margin: float, limit: float) -> Tensor | None:
+def _find_best(walk: GroupWalk, open_: Tensor, limit: float) -> Tensor | None:
     """Find the open group whose flip is cheapest, if any is worth the limit."""
     some = open_.nonzero()[:, 0]
     if walk.remembers:
-        price = _price(walk, margin)[some]
+        price = walk.changes()[some]
         some = some[price.topk(min(_LOOK_AGAIN, len(some)), largest=False).indices]
     for groups in (some, open_.nonzero()[:, 0]):
         walk.look(groups)
-        price = _price(walk, margin)[groups]
+        price = walk.changes()[groups]
         if len(price) and price.min() <= min(limit, torch.finfo(price.dtype).max):
             return groups[price.argmin()]
     return None
 
 
-def _flip_pair(walk: GroupWalk, open_: Tensor, margin: float) -> bool:
+def _flip_pair(walk: GroupWalk, open_: Tensor) -> bool:
     """Flip the first two groups found that are worth it together, if there are any."""
     everything = open_.nonzero()[:, 0]
     walk.look(everything)
-    alone = _price(walk, margin)
+    alone = walk.changes()
     for first in alone[everything].argsort():
         group = everything[first]
         walk.flip(int(group))
         walk.look(everything)
-        both = alone[group] + _price(walk, margin)[everything]
+        both = alone[group] + walk.changes()[everything]
         if both.min() <= -_ROUNDING:
             walk.flip(int(everything[both.argmin()]))
             return True
         walk.flip(int(group))
     return False
-
-
-def _price(walk: GroupWalk, margin: float) -> Tensor:
-    return walk.changes() + torch.where(walk.dropped, -margin, margin)

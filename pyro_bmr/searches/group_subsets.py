@@ -12,7 +12,7 @@ from pyro_bmr.searches.group_evidence import GroupEvidence
 from pyro_bmr.searches.subsets import MOST_ELEMENTS, subset_members
 
 
-def search_all_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
+def search_all_groups(evidence: GroupEvidence) -> Tensor:
     r"""Find the set of groups with the lowest joint :math:`\Delta F` among all :math:`2^n`.
 
     Groups that share no element and no coupling with others decide by themselves.
@@ -21,8 +21,6 @@ def search_all_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
     ----------
     evidence : GroupEvidence
         With at most 16 groups beside those.
-    margin : float
-        In nats: what dropping a group costs beyond its ΔF.
 
     Returns
     -------
@@ -42,7 +40,7 @@ def search_all_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
     >>> search_all_groups(GroupEvidence(members, cost, (), able))
     tensor([True, True])
     """
-    dropped = evidence.alone_standing & (evidence.alone() <= -margin)
+    dropped = evidence.alone_standing & (evidence.alone() <= 0)
     groups = (evidence.able & ~evidence.alone_standing).nonzero()[:, 0]
     if len(groups) > MOST_ELEMENTS:
         msg = (
@@ -51,7 +49,7 @@ def search_all_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
         )
         raise ValueError(msg)
     if len(groups):
-        dropped[groups] = _best_subset(evidence, groups, margin)
+        dropped[groups] = _best_subset(evidence, groups)
     return dropped
 
 
@@ -59,7 +57,7 @@ def search_all_groups(evidence: GroupEvidence, margin: float = 0.0) -> Tensor:
 _PASS = 1 << 23
 
 
-def _best_subset(evidence: GroupEvidence, groups: Tensor, margin: float) -> Tensor:
+def _best_subset(evidence: GroupEvidence, groups: Tensor) -> Tensor:
     # Elements that are in the same groups go together: as bits, the groups of each such pattern.
     bits = torch.zeros_like(evidence.able, dtype=torch.long)
     bits[groups] = 1 << torch.arange(len(groups), device=groups.device)
@@ -72,8 +70,7 @@ def _best_subset(evidence: GroupEvidence, groups: Tensor, margin: float) -> Tens
     parts = []
     for some in index.split(max(1, _PASS // size)):
         hit = (some[:, None] & patterns) != 0
-        count = subset_members(some, len(groups)).sum(-1)
-        total = hit.double() @ cost + margin * count
+        total = hit.double() @ cost
         for coupling in evidence.couplings:
             gone = hit[:, which[coupling.element]]
             total = total + _JOINT[type(coupling.posterior)](coupling.posterior, gone)

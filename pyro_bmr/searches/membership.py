@@ -112,6 +112,25 @@ class Membership:
         stay = elements[self.element]
         return replace(self, group=self.group[stay], element=self.element[stay])
 
+    def beside(self, other: Membership) -> Membership:
+        """Put the elements of other pairs after these.
+
+        Parameters
+        ----------
+        other : Membership
+            Of the same groups.
+
+        Returns
+        -------
+        Membership
+            Of all elements of both.
+        """
+        group = torch.cat([self.group, other.group])
+        element = torch.cat([self.element, other.element + self.num_elements])
+        order = group.argsort(stable=True)
+        total = self.num_elements + other.num_elements
+        return Membership(group[order], element[order], self.num_groups, total)
+
     def groups_of(self, elements: Tensor) -> tuple[Tensor, Tensor]:
         """Return all groups that some elements are in.
 

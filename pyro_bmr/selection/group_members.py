@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_bmr.searches.membership import Membership
 from pyro_bmr.selection.groups import Grouping, Labelling, UnitGrouping, read_labels
-from pyro_bmr.structure.units import Layer, Structure
+from pyro_bmr.structure.units import Axis, Layer, Structure
 
 
 def form_groups(
@@ -112,16 +112,21 @@ class Groups:
         One after the other.
     members : Membership
         Elements count through all reducible sites, one after the other.
+    producers : Membership
+        Of the members those that produce a unit which nothing needs once its other members are
+        zero.
 
     Examples
     --------
     >>> nothing = torch.zeros(0, dtype=torch.long)
-    >>> Groups((), Membership(nothing, nothing, 0, 3)).layers
+    >>> nobody = Membership(nothing, nothing, 0, 3)
+    >>> Groups((), nobody, nobody).layers
     ()
     """
 
     layers: tuple[GroupLayer, ...]
     members: Membership
+    producers: Membership
 
 
 def _group_by_labels(labelling: Labelling, shapes: Mapping[str, torch.Size]) -> Groups | None:
@@ -153,7 +158,8 @@ def _group_by_labels(labelling: Labelling, shapes: Mapping[str, torch.Size]) -> 
             layers.append(GroupLayer(name, "element" if own is None else "group", at, size))
         at += size
     rank = first.argsort(stable=True).argsort()
-    return _groups(layers, rank[group], element, len(label))
+    members = _membership(rank[group], element, count, len(label))
+    return Groups(tuple(layers), members, _membership(group[:0], group[:0], count, len(label)))
 
 
 def _group_units(
@@ -165,12 +171,13 @@ def _group_units(
     # By label, its place among the units of these layers; -1 for all others, and for -1 itself.
     place = torch.full((_count_labels(structure) + 1,), -1)
     place[labels] = torch.arange(len(labels))
-    group, element, start = [labels[:0]], [labels[:0]], 0
+    group, element, reads, start = [labels[:0]], [labels[:0]], [labels[:0].bool()], 0
     for name, shape in shapes.items():
-        for unit in _members(name, shape, structure, place):
+        for unit, axis in _members(name, shape, structure, place):
             mine = (unit >= 0).reshape(-1).nonzero()[:, 0]
             group.append(unit.reshape(-1)[mine])
             element.append(mine + start)
+            reads.append(torch.full_like(mine, axis.reads, dtype=torch.bool))
         start += shape.numel()
     unit_of = torch.cat(group)
     present = torch.zeros(len(labels), dtype=torch.bool)
@@ -186,10 +193,18 @@ def _group_units(
             layers.append(GroupLayer(name, layer.kind, at, count, *options))
         at += count
     rank = present.cumsum(0) - 1
-    return _groups(layers, rank[unit_of], torch.cat(element), start)
+    members = _membership(rank[unit_of], torch.cat(element), at, start)
+    released = torch.zeros(len(labels), dtype=torch.bool)
+    if structure.released is not None:
+        released = structure.released.cpu()[labels]
+    produces = ~torch.cat(reads) & released[unit_of]
+    producers = _membership(rank[unit_of[produces]], torch.cat(element)[produces], at, start)
+    return Groups(tuple(layers), members, producers)
 
 
-def _members(name: str, shape: torch.Size, structure: Structure, place: Tensor) -> list[Tensor]:
+def _members(
+    name: str, shape: torch.Size, structure: Structure, place: Tensor
+) -> Iterator[tuple[Tensor, Axis]]:
     """For each axis of a site, the unit that each element belongs to through it; -1 for none."""
     axes = structure.sites.get(name, ())
     sizes = tuple(len(axis.units) for axis in axes)
@@ -199,17 +214,10 @@ def _members(name: str, shape: torch.Size, structure: Structure, place: Tensor) 
             "guide. Expected one shape; with subsampled plates, pass args= of the full size"
         )
         raise ValueError(msg)
-    found: list[Tensor] = []
     for i, axis in enumerate(axes):
         unit = place[axis.units.cpu()]
-        if (unit < 0).all():
-            continue
-        along = unit.reshape(-1, *[1] * (len(shape) - i - 1)).expand(shape)
-        # The diagonal of a square weight may belong to one unit twice.
-        for other in found:
-            along = torch.where(along == other, -1, along)
-        found.append(along)
-    return found
+        if (unit >= 0).any():
+            yield unit.reshape(-1, *[1] * (len(shape) - i - 1)).expand(shape), axis
 
 
 def _ignored_layers(ignore: Collection[str], structure: Structure) -> set[str]:
@@ -248,7 +256,8 @@ def _unused(layer: Layer, taken: Collection[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _groups(layers: list[GroupLayer], group: Tensor, element: Tensor, num_elements: int) -> Groups:
-    order = group.argsort(stable=True)
-    count = sum(layer.count for layer in layers)
-    return Groups(tuple(layers), Membership(group[order], element[order], count, num_elements))
+def _membership(group: Tensor, element: Tensor, num_groups: int, num_elements: int) -> Membership:
+    """Put pairs in order; the diagonal of a square weight may belong to one unit twice."""
+    pairs = (group * num_elements + element).unique()
+    group = pairs.div(max(num_elements, 1), rounding_mode="floor")
+    return Membership(group, pairs - group * num_elements, num_groups, num_elements)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +37,8 @@ class GroupScores(Scores):
     Examples
     --------
     >>> nothing = torch.zeros(0, dtype=torch.long)
-    >>> groups = Groups((), Membership(nothing, nothing, 0, 0))
+    >>> nobody = Membership(nothing, nothing, 0, 0)
+    >>> groups = Groups((), nobody, nobody)
     >>> GroupScores(ElementScores((), {}), groups).layers
     ()
     """
@@ -81,7 +83,13 @@ class GroupScores(Scores):
                 "exhaustive(), or one that ranks, such as top_k(10), for groups other than elements"
             )
             raise ValueError(msg)
-        return self._by_layer(~_AMONG_GROUPS[choose](self._evidence, margin))
+        if math.isinf(margin):
+            return self._by_layer(~self._evidence.able | (margin > 0))
+        # The margin is for each element that goes.
+        count = self._members.num_elements
+        price = torch.cat([self._evidence.cost[:count] + margin, self._evidence.cost[count:]])
+        evidence = replace(self._evidence, cost=price)
+        return self._by_layer(~_AMONG_GROUPS[choose](evidence))
 
     @override
     def obstacles(self, name: str) -> list[str]:
@@ -119,6 +127,14 @@ class GroupScores(Scores):
             parts[layer.name], before = after - before, after
         return parts
 
+    @override
+    def released_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        dropped = self._dropped(masks)
+        gain = torch.where(self._producers.element_sums(dropped.long()) > 0, self._gain, 0)
+        sizes = [kept.numel() for kept in self.elements.kept.values()]
+        parts = gain.split(sizes) if sizes else ()
+        return {n: float(part.sum()) for n, part in zip(self.elements.kept, parts, strict=True)}
+
     @cached_property
     def _members(self) -> Membership:
         """Of what has not been pruned before."""
@@ -147,7 +163,26 @@ class GroupScores(Scores):
             if terms.posterior is not None and len(terms.element):
                 couplings.append(Coupling(terms.element, terms.posterior))
         able = self._members.sums(impossible.long()) == 0
-        return GroupEvidence(self._members, cost, tuple(couplings), able)
+        # What a producer gains beside its spike counts once, like an element of its own.
+        members = self._members.beside(self._producers)
+        return GroupEvidence(members, torch.cat([cost, self._gain]), tuple(couplings), able)
+
+    @cached_property
+    def _producers(self) -> Membership:
+        """Of what has not been pruned before."""
+        kept = self._flat(self.elements.kept)
+        return self.groups.producers.to(kept.device).only(kept)
+
+    @cached_property
+    def _gain(self) -> Tensor:
+        """What ΔF of an element is less if nothing depends on it than if it is a spike."""
+        released = {name: one for f in self.elements.factors for name, one in f.released().items()}
+        gain = {
+            name: released[name] - spike if name in released else torch.zeros_like(spike)
+            for name, spike in self.elements.delta_f.items()
+        }
+        values = self._flat(gain).double()
+        return torch.where(values.isfinite(), values, 0)
 
     def _dropped(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Over all groups, True for those that masks drop or of which nothing is left."""
@@ -169,7 +204,7 @@ class GroupScores(Scores):
 
 
 # What answers to a search among elements.
-_AMONG_GROUPS: dict[Any, Callable[[GroupEvidence, float], Tensor]] = {
+_AMONG_GROUPS: dict[Any, Callable[[GroupEvidence], Tensor]] = {
     search_greedily: search_groups,
     search_all: search_all_groups,
 }

@@ -105,6 +105,21 @@ class Scores(ABC):
         """
 
     @abstractmethod
+    def released_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """By reducible site, what ΔF in nats is less than that of spikes alone.
+
+        Parameters
+        ----------
+        masks : mapping
+            By name, True for items that are kept.
+
+        Returns
+        -------
+        dict of float
+            Because of elements on which nothing depends any more; see `GroupScores`.
+        """
+
+    @abstractmethod
     def constrained(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take back what has to stay by the options of a grouping, the dearest first.
 
@@ -227,6 +242,10 @@ class ElementScores(Scores):
 
     @override
     def layer_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
+
+    @override
+    def released_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
 
     @override

@@ -13,7 +13,7 @@ number there whose derivative is zero if its term is exactly zero, or if nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from pyro_bmr.structure.capture import Capture
-from pyro_bmr.structure.units import Structure
+from pyro_bmr.structure.units import Axis, Structure
 
 
 def find_needed(
@@ -66,6 +66,47 @@ def find_needed(
         return torch.zeros(num_units, dtype=torch.bool)
     (influence,) = torch.autograd.grad(total, [run.terms], allow_unused=True)
     return torch.zeros(num_units, dtype=torch.bool) if influence is None else influence.cpu() > 0
+
+
+def find_released(
+    capture: Capture, inputs: Sequence[Tensor], structure: Structure, sites: Collection[str]
+) -> Tensor:
+    """Tell which units nothing needs once what reads them is zero.
+
+    Parameters
+    ----------
+    capture, inputs, structure
+        As of `find_needed`.
+    sites : collection of str
+        Those that may be zero.
+
+    Returns
+    -------
+    Tensor
+        Boolean, by label. False for inputs, which nothing produces.
+
+    Examples
+    --------
+    >>> find_released.__name__
+    'find_released'
+    """
+    released = torch.zeros(sum(len(layer.units) for layer in structure.layers), dtype=torch.bool)
+    for layer in structure.layers:
+        if layer.kind == "input":
+            continue
+        masks = {name: ~_reads(structure.sites[name], layer.units) for name in sites}
+        needed = find_needed(capture, inputs, structure, masks)
+        released[layer.units] = ~needed[layer.units]
+    return released
+
+
+def _reads(axes: Sequence[Axis], units: Tensor) -> Tensor:
+    """Tell which elements of a site read one of some units."""
+    found = torch.zeros([len(axis.units) for axis in axes], dtype=torch.bool)
+    for i, axis in enumerate(axes):
+        if axis.reads:
+            found |= torch.isin(axis.units, units).reshape(-1, *[1] * (len(axes) - i - 1))
+    return found
 
 
 Pair = tuple[Tensor, Tensor]

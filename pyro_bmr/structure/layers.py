@@ -115,7 +115,7 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
         {name: axes[name] for name in labelling.tensors},
         layers,
         protected,
-        {
+        nodes={
             name: tuple(torch.as_tensor(number(axis)) for axis in x.axes)
             for name, x in labelling.nodes.items()
         },

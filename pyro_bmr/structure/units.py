@@ -73,6 +73,9 @@ class Structure:
     protected : mapping
         By site or tensor, why some of its axes cannot be cut, for those where that is not plain:
         an operation that is not known, a mean or a softmax over the axis.
+    released : Tensor, optional
+        Boolean, by label: True for units that nothing needs once what reads them is zero; None if
+        that is not known.
     nodes : mapping
         By name of a node of the captured graph, the labels of the units of each axis.
 
@@ -86,4 +89,5 @@ class Structure:
     tensors: Mapping[str, tuple[Axis, ...]]
     layers: tuple[Layer, ...]
     protected: Mapping[str, str]
+    released: Tensor | None = None
     nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
