@@ -481,7 +481,7 @@ def test_only_reducible_elements_are_members_and_those_without_a_prior_keep_thei
     rows = {"groups": lambda name, shape: torch.arange(4)[:, None]}
     kept = bmr.reduce(partly, **rows).masks["w0"].all(-1)
     assert kept.tolist() == [False, True, False, False]
-    with pytest.raises(ValueError, match="cannot go of 'w0': groups with an element"):
+    with pytest.raises(ValueError, match="some of 'w0' that cannot go: groups with an element"):
         bmr.reduce(partly, select=lambda s: {"w0": torch.arange(4) > 1}, **rows)
 
 

@@ -65,7 +65,7 @@ def run_stages(
             scores = score(tuple(factor.prune(masks) for factor in scores.factors))
         groups = form_groups(grouping, shapes, find_structure) if shapes else None
         if groups is not None and not groups.layers:
-            warnings.warn(f"the grouping {grouping} has no groups in this model", stacklevel=4)
+            warnings.warn(f"groups={grouping!r} has no groups in this model", stacklevel=4)
         stage_scores: Scores = scores if groups is None else GroupScores(scores, groups)
         chosen = stage_scores.constrained(checked_masks(select, stage_scores))
         stages.append(Stage(stage_scores, chosen))
@@ -149,7 +149,7 @@ def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
             raise ValueError(msg)
         if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
             msg = (
-                f"select drops what cannot go of {name!r}: "
+                f"select drops some of {name!r} that cannot go: "
                 f"{'; '.join(scores.obstacles(name))}. Expected a mask that keeps those whose "
                 "delta_f is inf"
             )
