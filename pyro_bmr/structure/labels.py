@@ -186,6 +186,7 @@ class Labels:
     products: list[Product] = field(default_factory=list)
     channels: list[Ints] = field(default_factory=list)
     heads: list[Ints] = field(default_factory=list)
+    outputs: list[Ints] = field(default_factory=list)
     data: list[Ints] = field(default_factory=list)
     read: set[int] = field(default_factory=set)
     produced: set[int] = field(default_factory=set)
