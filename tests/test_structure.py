@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_bmr.nn import bayesianize
+from pyro_bmr.nn import LAYERS, bayesianize
 from pyro_bmr.structure.axes import find_structure
 from pyro_bmr.structure.capture import capture
 
@@ -331,6 +331,8 @@ def test_unknown_operations_protect_and_name_themselves(name, operation):
         ("one index", lambda h: h[:, 2:3] + h[:, 3].unsqueeze(-1) * h),
         ("looked up", lambda h: h[:, torch.tensor([0, 2, 4, 6, 1, 3, 5])]),
         ("constant", lambda h: h * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])),
+        ("constant", lambda h: h * torch.arange(7)),
+        ("constant", lambda h: h @ torch.eye(7)),
         ("padded", lambda h: F.pad(h, (0, 2))[:, :7]),
     ],
 )
@@ -413,6 +415,18 @@ CASES = {
         (X,),
         {"w": ([0, 1, 2], [-1] * 7, [3, 4, 5, 6, 7]), "v": ([0, 1, 2], [-1] * 7, [-1, -1])},
         {"w": (False, False, True), "v": (True, True, False)},
+    ),
+    "halves": (
+        lambda x: F.glu(x @ _normal("w", 5, 14)) @ _normal("v", 7, 2),
+        (X,),
+        {"w": ([*range(5)], [*range(5, 12)] * 2)},
+        {"w": (True, False)},
+    ),
+    "larger images": (
+        lambda x: read_pixels(F.interpolate(F.conv2d(x, _normal("w", 6, 3, 1, 1)), scale_factor=2)),
+        (IMAGE,),
+        {"w": ([*range(6)], [6, 7, 8], [-1], [-1])},
+        {"w": (False, True, False, False)},
     ),
     "gates beside": (
         lambda x: (
@@ -506,6 +520,24 @@ def test_sizes_that_the_program_says():
     assert ("view", (None, 4, 7, 1)) in said
     assert not [name for name, _ in said if name == "expand"]
     assert captured.sized[0].nodes[0].name == "new_zeros"
+
+
+def test_sizes_inside_attention():
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+    net, x = bayesianize(Attend(), layers=(*LAYERS, nn.MultiheadAttention)), torch.randn(2, 5, 12)
+    captured = capture(net, (x,), {}, draw(net, x))
+    structure = find_structure(captured)
+    assert [layer[1:] for layer in layers(structure)] == [("head", 3), ("unit", 12), ("input", 12)]
+    said = [(call.function.__name__, call.args) for call in captured.sized]
+    assert ("view", (None, 5, 6, 4)) in said
 
 
 def test_control_flow_on_values():

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_bmr.structure.calls import (
+    CONSTANT_ALONG,
     ELEMENTWISE,
     Call,
     Rule,
     broadcast,
     combine,
-    create,
+    create_sequence,
     protect_all,
 )
 from pyro_bmr.structure.capture import Capture
@@ -137,7 +138,7 @@ class _Pass:
             if node not in self.known:
                 made = self.labels.create(node.meta["val"].shape)
                 for axis in made.axes:
-                    self.labels.protect(axis, "a constant of the program lies along its axis")
+                    self.labels.protect(axis, CONSTANT_ALONG)
                 self.known[node] = made
         self.alive = _find_alive(captured)
 
@@ -199,5 +200,5 @@ def _find_rule(target: Any, call: Call) -> Rule:
     if rule is not None:
         return rule
     if not call.tensors:
-        return create
+        return create_sequence
     return combine if torch.Tag.pointwise in getattr(target, "tags", ()) else protect_all
