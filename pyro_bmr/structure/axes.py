@@ -24,7 +24,8 @@ from pyro_bmr.structure.capture import Capture
 from pyro_bmr.structure.components import find_components
 from pyro_bmr.structure.contractions import CONTRACTIONS
 from pyro_bmr.structure.indexing import INDEXING
-from pyro_bmr.structure.labels import Labelled, Labels, Origin
+from pyro_bmr.structure.labelled import Labelled, Origin
+from pyro_bmr.structure.labels import Labels
 from pyro_bmr.structure.layers import Labelling, write_structure
 from pyro_bmr.structure.reductions import REDUCTIONS
 from pyro_bmr.structure.units import Structure

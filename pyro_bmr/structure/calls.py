@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from pyro_bmr.structure.labels import Labelled, Labels, Origin
+from pyro_bmr.structure.labelled import Labelled, Origin
+from pyro_bmr.structure.labels import Labels
 
 Result: TypeAlias = "Labelled | tuple[Labelled, ...]"
 
