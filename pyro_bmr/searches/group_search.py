@@ -160,8 +160,9 @@ def _flip_pair(walk: GroupWalk, open_: Tensor, margin: float) -> bool:
     everything = open_.nonzero()[:, 0]
     walk.look(everything)
     alone = _price(walk, margin)
-    for first in alone[everything].argsort():
-        group = everything[first]
+    for group in everything[alone[everything].argsort()]:
+        if alone[group].isinf():
+            break
         walk.flip(int(group))
         walk.look(everything)
         both = alone[group] + _price(walk, margin)[everything]
