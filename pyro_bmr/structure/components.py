@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pyro_bmr.structure.labels import FIXED, MERGED, Ints, Labels, Origin, Product, spread
+from pyro_bmr.structure.labelled import FIXED, MERGED, Ints, Origin, Product, spread
+from pyro_bmr.structure.labels import Labels
 
 
 def find_components(labels: Labels) -> Components:
@@ -44,6 +45,8 @@ def find_components(labels: Labels) -> Components:
         beside += [product.axes[i] for i in product.units if i != carrier]
         of, count, along = _connect(pairs, labels.count)
     found = Components(of, np.zeros(count, bool), np.bincount(of, minlength=count))
+    for axis in labels.outputs:
+        found.protect(axis)
     for axis in beside:
         found.protect(axis, MERGED)
     found.protect(along, "it lies along an axis that cannot be cut")
@@ -53,7 +56,7 @@ def find_components(labels: Labels) -> Components:
     touched[of[labels.find(Origin.SITE)]] = True
     for axis, merged in labels.merges:
         found.protect(axis[touched[of[axis]]], MERGED)
-        if labels.origin(axis) == Origin.CREATED:
+        if labels.origin(merged) == Origin.CREATED:
             found.protect(merged[touched[of[merged]]], MERGED)
     found.protected[of[FIXED]] = True
     return found
@@ -88,7 +91,7 @@ class Components:
         self._reasons: list[str] = [""]
         self._reason = np.zeros(len(self.protected), np.int64)
 
-    def protect(self, axis: Ints, reason: str) -> None:
+    def protect(self, axis: Ints, reason: str = "") -> None:
         """Have the units of some labels stay.
 
         Parameters
@@ -96,15 +99,13 @@ class Components:
         axis : array
             The labels.
         reason : str
-            Why; the first that is not empty is kept.
+            Why, unless it is plain; the first is kept.
         """
         units = self.of[axis[axis != FIXED]]
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+        self._reason[units[~self.protected[units]]] = self._reasons.index(reason)
         self.protected[units] = True
-        if reason:
-            if reason not in self._reasons:
-                self._reasons.append(reason)
-            silent = units[self._reason[units] == 0]
-            self._reason[silent] = self._reasons.index(reason)
 
     def find_reason(self, axis: Ints) -> str:
         """Say why units of an axis cannot be cut.

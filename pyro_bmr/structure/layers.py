@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from pyro_bmr.structure.components import Components
-from pyro_bmr.structure.labels import FIXED, Ints, Labelled, Labels
+from pyro_bmr.structure.labelled import FIXED, Ints, Labelled
+from pyro_bmr.structure.labels import Labels
 from pyro_bmr.structure.units import Axis, Layer, Structure
 
 
@@ -28,12 +29,10 @@ class Labelling:
         By source, the name of its site or tensor and the axis.
     inherited : mapping
         By source, those whose prior it is in.
-    before_outputs : int
-        How many protections there are without those of the outputs.
 
     Examples
     --------
-    >>> Labelling(Labels(), {}, {}, {}, [], {}, 0).owners
+    >>> Labelling(Labels(), {}, {}, {}, [], {}).owners
     []
     """
 
@@ -43,7 +42,6 @@ class Labelling:
     inputs: Mapping[str, Labelled]
     owners: list[tuple[str, int]]
     inherited: Mapping[int, set[int]]
-    before_outputs: int
 
 
 def write_structure(labelling: Labelling, components: Components) -> Structure:
@@ -70,7 +68,7 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
     --------
     >>> labels = Labels()
     >>> from pyro_bmr.structure.components import find_components
-    >>> write_structure(Labelling(labels, {}, {}, {}, [], {}, 0), find_components(labels)).layers
+    >>> write_structure(Labelling(labels, {}, {}, {}, [], {}), find_components(labels)).layers
     ()
     """
     _warn(labelling, components)
@@ -183,8 +181,8 @@ def _warn(labelling: Labelling, components: Components) -> None:
     """Name operations that have no rule, where sites are protected for them."""
     protections = labelling.labels.protections
     plain = np.zeros(len(components.protected), bool)
-    for protection in protections[labelling.before_outputs :]:
-        plain[components.of[protection.labels]] = True
+    for axis in labelling.labels.outputs:
+        plain[components.of[axis]] = True
     plain[components.of[FIXED]] = True
     touched: dict[str, Ints] = {}
     for protection in protections:
