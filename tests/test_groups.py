@@ -346,7 +346,7 @@ def test_a_walk_knows_the_price_of_every_flip(kinds):
 @pytest.mark.parametrize("kinds", KINDS, ids=" and ".join)
 def test_the_search_finds_the_best_set_of_groups_nearly_always(kinds):
     gaps = []
-    for seed in range(25):
+    for seed in range(15):
         evidence = random_evidence(seed, kinds)
         best, found = search_all_groups(evidence), search_groups(evidence)
         assert not (found & ~evidence.able).any()
@@ -604,7 +604,7 @@ def test_of_ten_hidden_units_those_stay_that_are_needed(tmp_path):
     model = Regression(5, hidden=10)
     guide = AutoNormal(model, init_scale=0.05)
     options = {"lr": 0.03, "estimator": "local", "compile": False, "progress": False}
-    bmr.fit(model, guide, *data, num_epochs=800, seed=0, **options)
+    bmr.fit(model, guide, *data, num_epochs=500, seed=0, **options)
     result = bmr.reduce(guide, groups=[bmr.inputs, bmr.units, bmr.elements])
     inputs, hidden = result.layers
     assert (inputs.kind, inputs.kept) == ("input", 3)

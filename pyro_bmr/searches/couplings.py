@@ -112,12 +112,12 @@ class _DenseWalk(Walk):
     def step(self, elements: Tensor, drop: bool) -> None:
         self.dropped[elements] = drop
         self.steps += 1
-        if self.steps % _STEPS_A_TABLEAU == 0:
-            self.tableau = make_tableau(self.posterior, self.dropped)
-            return
         sign = 1.0 if drop else -1.0
         columns = self.tableau[:, elements]
-        tril = torch.linalg.cholesky(sign * columns[elements])
+        tril, failed = torch.linalg.cholesky_ex(sign * columns[elements])
+        if failed or self.steps % _STEPS_A_TABLEAU == 0:
+            self.tableau = make_tableau(self.posterior, self.dropped)
+            return
         gain = torch.cholesky_solve(columns.mT, tril)
         self.tableau.addmm_(columns, gain, alpha=-sign)
         self.tableau[elements] = gain

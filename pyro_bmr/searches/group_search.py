@@ -154,8 +154,9 @@ def _flip_pair(walk: GroupWalk, open_: Tensor) -> bool:
     everything = open_.nonzero()[:, 0]
     walk.look(everything)
     alone = walk.changes()
-    for first in alone[everything].argsort():
-        group = everything[first]
+    for group in everything[alone[everything].argsort()]:
+        if alone[group].isinf():
+            break
         walk.flip(int(group))
         walk.look(everything)
         both = alone[group] + walk.changes()[everything]
