@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pyro_bmr.structure.calls import (
     ELEMENTWISE,
@@ -62,7 +62,8 @@ def find_structure(captured: Capture) -> Structure:
 
     Examples
     --------
-    >>> import pyro, pyro.distributions as dist
+    >>> import pyro
+    >>> import pyro.distributions as dist
     >>> from pyro_bmr.structure.capture import capture
     >>> def model(x):
     ...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
@@ -71,7 +72,7 @@ def find_structure(captured: Capture) -> Structure:
     >>> values = {"w1": torch.ones(3, 2), "w2": torch.ones(2)}
     >>> structure = find_structure(capture(model, (torch.ones(4, 3),), {}, values))
     >>> structure.sites["w1"][1].units, structure.sites["w2"][0].units
-    (tensor([0, 1]), tensor([0, 1]))
+    (tensor([3, 4]), tensor([3, 4]))
     >>> [(layer.name, layer.kind) for layer in structure.layers]
     [('w1', 'unit'), ('w1', 'input')]
     """
@@ -85,7 +86,7 @@ def find_structure(captured: Capture) -> Structure:
 
 
 RULES: dict[Any, Rule] = ELEMENTWISE | VIEWS | CONTRACTIONS | INDEXING | REDUCTIONS
-"""By operation, what it does to labels; elementwise operations that torch marks as such are more."""
+"""By operation, what it does to labels; those that torch marks as elementwise need no entry."""
 
 
 @dataclass
@@ -107,16 +108,14 @@ class _Pass:
         for name, nodes in captured.priors.items():
             for node in nodes:
                 self._join_prior(self.known[captured.sites[name]], self.known[node], inherited)
-        before = len(self.labels.protections)
         for _, node in captured.outputs:
-            for axis in self.known[node].axes:
-                self.labels.protect(axis)
+            self.labels.outputs += self.known[node].axes
         sites, tensors, inputs = (
             {name: self.known[node] for name, node in nodes.items()}
             for nodes in (captured.sites, captured.tensors, captured.inputs)
         )
         nodes = {n.name: x for n, x in self.known.items() if isinstance(x, Labelled)}
-        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, before, nodes)
+        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, nodes)
 
     def _start(self) -> None:
         captured = self.captured
@@ -132,6 +131,8 @@ class _Pass:
                     self.owners += [(name, i) for i in range(len(made.axes))]
                     places = range(first, len(self.owners))
                     made = replace(made, sources=tuple(frozenset([i]) for i in places))
+                if isinstance(captured.originals.get(name), nn.Parameter):
+                    made = replace(made, depth=0.0)
                 self.known[node] = made
         for node in captured.graph.graph.find_nodes(op="get_attr"):
             if node not in self.known:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from pyro_bmr.structure.labels import Labelled, Labels, Origin
@@ -153,10 +154,9 @@ def protect_all(labels: Labels, call: Call) -> Result:
     for axis in (axis for tensor in call.tensors for axis in tensor.axes):
         labels.protect(axis, reason, call.operation)
     depth = max((tensor.depth for tensor in call.tensors), default=0.0)
-    results = tuple(
-        Labelled(tuple(map(labels.fixed, shape)), (frozenset(),) * len(shape), depth)
-        for shape in call.shapes
-    )
+    results = tuple(replace(labels.create(shape), depth=depth) for shape in call.shapes)
+    for axis in (axis for result in results for axis in result.axes):
+        labels.protect(axis, reason, call.operation)
     return results[0] if len(results) == 1 else results
 
 
@@ -176,6 +176,26 @@ def keep(_labels: Labels, call: Call) -> Labelled:
         The tensor.
     """
     return call.tensors[0]
+
+
+def combine_halves(labels: Labels, call: Call) -> Labelled:
+    """Combine the two halves of an axis: `torch.nn.functional.glu`.
+
+    Parameters
+    ----------
+    labels : Labels
+        What is known.
+    call : Call
+        The operation.
+
+    Returns
+    -------
+    Labelled
+        Of half the size.
+    """
+    x: Labelled = call["self"]
+    first, second = np.split(x.axes[call["dim"]], 2)
+    return x.put(call["dim"], labels.join(first, second))
 
 
 ELEMENTWISE: dict[Any, Rule] = {
@@ -220,6 +240,7 @@ ELEMENTWISE: dict[Any, Rule] = {
         ),
         combine,
     ),
+    aten.glu: combine_halves,
     **dict.fromkeys(
         (aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided),
         create,

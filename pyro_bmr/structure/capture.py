@@ -58,8 +58,8 @@ def capture(
     ...     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     ...     return pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1))
     >>> captured = capture(model, (torch.ones(2, 3),), {}, {"w": torch.ones(3)})
-    >>> list(captured.sites), list(captured.inputs), captured.outputs[0]
-    (['w'], ['args[0]'], ('y', expand_1))
+    >>> list(captured.sites), list(captured.inputs), captured.outputs[:1]
+    (['w'], ['args[0]'], [('y', mv)])
     """
     paths, structure = pytree.tree_flatten_with_path((args, dict(kwargs)))
     leaves = [leaf for _, leaf in paths]
@@ -93,6 +93,10 @@ def capture(
     placeholders = graph.graph.find_nodes(op="placeholder")
     sites = dict(zip(values, placeholders, strict=False))
     lifted = _share_tensors(graph)
+    from_sites = set(sites.values())
+    for node in graph.graph.nodes:
+        if not from_sites.isdisjoint(node.all_input_nodes):
+            from_sites.add(node)
     return Capture(
         graph,
         sites,
@@ -101,7 +105,7 @@ def capture(
         ),
         {names.find(tensor): node for node, tensor in lifted},
         {names.find(tensor): tensor for _, tensor in lifted},
-        [(name, node) for name, node in run.outputs if _is_computed(node)],
+        [(name, node) for name, node in run.outputs if _is_computed(node) and node in from_sites],
         {name: found for name, found in run.priors.items() if name in sites},
         run.sized,
         {name: (value, supports.get(name, real)) for name, value in run.parameters.items()},
@@ -159,7 +163,7 @@ class Capture:
     outputs : list
         Names and nodes of what the model is for: the tensors in the distributions of sites
         that are observed or have no given value, log factors, deterministic sites, and what the
-        model returns. Without those that are sites, inputs, or views of them.
+        model returns. Only what is computed from sites, and is no view of one.
     priors : mapping
         By latent site, the tensors in its distribution that were computed in the run.
     sized : list of SizedCall
@@ -170,8 +174,9 @@ class Capture:
 
     Examples
     --------
-    >>> captured = capture(lambda x: 2 * x, (torch.ones(3),), {}, {})
-    >>> captured.outputs
+    >>> import pyro.distributions as dist
+    >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
+    >>> capture(model, (torch.ones(3),), {}, {"w": torch.ones(())}).outputs
     [('return value', mul)]
     """
 
@@ -230,7 +235,7 @@ class _Sites(Messenger):
         self.values, self.run = values, run
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
+        if msg["name"] in self.values and not msg["is_observed"] and not site_is_subsample(msg):
             value = self.values[msg["name"]]
             msg["value"] = pyro.subsample(value, event_dim=msg["fn"].event_dim)
             msg["done"] = True

@@ -29,7 +29,7 @@ def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:
     >>> labels = Labels()
     >>> x, w = labels.create((2, 3), Origin.INPUT), labels.create((3, 4), Origin.SITE)
     >>> multiply(labels, x, w).axes
-    (array([1, 2]), array([9, 10, 11, 12]))
+    (array([1, 2]), array([ 9, 10, 11, 12]))
     """
     over = -2 if len(second.axes) > 1 else -1
     labels.contract(first, -1, second, over)

@@ -17,6 +17,13 @@ FIXED = 0
 DATA = 1000.0
 """The depth of the arguments of the model."""
 
+CONSTANT = 0.5
+"""The depth of constants, which may be data too; what the program makes of them has more."""
+
+
+MERGED = "a view merges its axis with another"
+"""Why an axis is protected that lies in a merged one beside that which has the units."""
+
 
 class Origin(IntEnum):
     """Where a label comes from; where two meet, the greater stands for both.
@@ -108,6 +115,30 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Product:
+    """An axis that merges several with units of their own, of which one can keep them.
+
+    Parameters
+    ----------
+    axes : list of array
+        The labels of all axes that it merges.
+    units : list of int
+        Which of them have units.
+    merged : array
+        The labels of the merged axis, one for each combination.
+
+    Examples
+    --------
+    >>> Product([np.array([1, 2]), np.array([3])], [0, 1], np.array([4, 5])).units
+    [0, 1]
+    """
+
+    axes: list[Ints]
+    units: list[int]
+    merged: Ints
+
+
+@dataclass(frozen=True)
 class Protection:
     """Labels that cannot be cut, and why.
 
@@ -152,8 +183,11 @@ class Labels:
     pairs: list[tuple[Ints, Ints]] = field(default_factory=list)
     protections: list[Protection] = field(default_factory=list)
     merges: list[tuple[Ints, Ints]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     channels: list[Ints] = field(default_factory=list)
     heads: list[Ints] = field(default_factory=list)
+    outputs: list[Ints] = field(default_factory=list)
+    data: list[Ints] = field(default_factory=list)
     read: set[int] = field(default_factory=set)
     produced: set[int] = field(default_factory=set)
     count: int = 1
@@ -219,8 +253,8 @@ class Labels:
             Without sources.
         """
         axes = tuple(self.fresh(size, origin) for size in shape)
-        depth = {Origin.INPUT: DATA, Origin.TENSOR: 0.5, Origin.CREATED: 0.25}.get(origin, 0.0)
-        return Labelled(axes, (frozenset(),) * len(axes), depth)
+        depth = {Origin.INPUT: DATA, Origin.TENSOR: CONSTANT, Origin.CREATED: 0.75}.get(origin, 0.0)
+        return Labelled(axes, (frozenset(),) * len(axes), depth if axes else 0.0)
 
     def origin(self, axis: Ints) -> Origin:
         """Find the greatest origin among labels.
@@ -344,6 +378,8 @@ class Labels:
         if second.depth > first.depth:
             data, at_data, weight, at_weight = second, j, first, i
         self.produced |= data.sources[at_data]
+        if data.depth == CONSTANT:
+            self.data.append(data.axes[at_data])
         self.read |= weight.sources[at_weight]
         # Of weights alone, a product is again a weight.
         if data.depth % 1 or data.depth >= DATA:
@@ -367,3 +403,29 @@ class Labels:
             self.produced |= sources
         elif x.depth:
             self.read |= sources
+            if x.depth == CONSTANT:
+                self.data.append(x.axes[i])
+
+
+def spread(axes: list[Ints], carrier: int) -> Ints:
+    """Lay the labels of one axis over all elements of several.
+
+    Parameters
+    ----------
+    axes : list of array
+        The labels of all.
+    carrier : int
+        Which one.
+
+    Returns
+    -------
+    array
+        As many as the merged axis has indices.
+
+    Examples
+    --------
+    >>> spread([np.array([1, 2]), np.array([3, 4, 5])], 0)
+    array([1, 1, 1, 2, 2, 2])
+    """
+    along = axes[carrier].reshape([-1 if i == carrier else 1 for i in range(len(axes))])
+    return np.broadcast_to(along, [len(axis) for axis in axes]).reshape(-1)

@@ -28,14 +28,12 @@ class Labelling:
         By source, the name of its site or tensor and the axis.
     inherited : mapping
         By source, those whose prior it is in.
-    before_outputs : int
-        How many protections there are without those of the outputs.
     nodes : mapping
         Those of every tensor of the graph, by the name of its node.
 
     Examples
     --------
-    >>> Labelling(Labels(), {}, {}, {}, [], {}, 0).owners
+    >>> Labelling(Labels(), {}, {}, {}, [], {}).owners
     []
     """
 
@@ -45,12 +43,11 @@ class Labelling:
     inputs: Mapping[str, Labelled]
     owners: list[tuple[str, int]]
     inherited: Mapping[int, set[int]]
-    before_outputs: int
     nodes: Mapping[str, Labelled] = field(default_factory=dict)
 
 
 def write_structure(labelling: Labelling, components: Components) -> Structure:
-    """Number the units, and say what produces and what reads them.
+    """Give the units numbers, and say what produces and what reads them.
 
     Parameters
     ----------
@@ -73,7 +70,7 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
     --------
     >>> labels = Labels()
     >>> from pyro_bmr.structure.components import find_components
-    >>> write_structure(Labelling(labels, {}, {}, {}, [], {}, 0), find_components(labels)).layers
+    >>> write_structure(Labelling(labels, {}, {}, {}, [], {}), find_components(labels)).layers
     ()
     """
     _warn(labelling, components)
@@ -94,7 +91,7 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
         name: tuple(
             Axis(torch.as_tensor(number(axis)), reads.of(name, i)) for i, axis in enumerate(x.axes)
         )
-        for name, x in (labelling.tensors | dict(sites)).items()
+        for name, x in (dict(labelling.tensors) | dict(sites)).items()
     }
     protected = {
         name: reason
@@ -103,10 +100,11 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
     }
     kinds = [
         ("input", [axis for x in labelling.inputs.values() for axis in x.axes]),
+        ("input", labelling.labels.data),
         ("head", labelling.labels.heads),
         ("channel", labelling.labels.channels),
     ]
-    marked = {kind: _collect(number(axis) for axis in found) for kind, found in kinds}
+    marked = [(kind, _collect(number(axis) for axis in found)) for kind, found in kinds]
     ordered_sites = sorted(sites, key=reads.only_in_priors)
     layers = _find_layers({name: axes[name] for name in ordered_sites}, marked)
     return Structure(
@@ -144,10 +142,10 @@ class _Reads:
 
 
 def _find_layers(
-    sites: Mapping[str, tuple[Axis, ...]], marked: Mapping[str, set[int]]
+    sites: Mapping[str, tuple[Axis, ...]], marked: Iterable[tuple[str, set[int]]]
 ) -> tuple[Layer, ...]:
     """Put units into layers: those that stand beside each other where they are produced."""
-    found: list[tuple[str, list[int], bool]] = []
+    found: list[tuple[str, list[int]]] = []
     taken: set[int] = set()
     for reads in (False, True):
         groups: list[tuple[str, dict[int, None]]] = []
@@ -165,19 +163,16 @@ def _find_layers(
             for other in [*(group[1] for group in same[1:]), units]:
                 same[0][1].update(other)
             groups = [group for group in groups if not any(group is s for s in same[1:])]
-        found += [(name, list(units), reads) for name, units in groups]
+        found += [(name, list(units)) for name, units in groups]
         taken |= {unit for _, units in groups for unit in units}
     return tuple(
-        Layer(name, _find_kind(units, reads, marked), torch.tensor(units))
-        for name, units, reads in found
+        Layer(name, _find_kind(units, marked), torch.tensor(units)) for name, units in found
     )
 
 
-def _find_kind(units: Iterable[int], reads: bool, marked: Mapping[str, set[int]]) -> str:
-    if reads:
-        return "input"
+def _find_kind(units: Iterable[int], marked: Iterable[tuple[str, set[int]]]) -> str:
     own = set(units)
-    return next((kind for kind, there in marked.items() if own & there), "unit")
+    return next((kind for kind, there in marked if own & there), "unit")
 
 
 def _collect(found: Iterable[Ints]) -> set[int]:
@@ -192,8 +187,8 @@ def _warn(labelling: Labelling, components: Components) -> None:
     """Name operations that have no rule, where sites are protected for them."""
     protections = labelling.labels.protections
     plain = np.zeros(len(components.protected), bool)
-    for protection in protections[labelling.before_outputs :]:
-        plain[components.of[protection.labels]] = True
+    for axis in labelling.labels.outputs:
+        plain[components.of[axis]] = True
     plain[components.of[FIXED]] = True
     touched: dict[str, Ints] = {}
     for protection in protections:

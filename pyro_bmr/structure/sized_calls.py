@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -28,6 +30,7 @@ class SizedCalls(TorchFunctionMode):
 
     Examples
     --------
+    >>> import torch
     >>> def show(function, args, kwargs):
     ...     print(function.__name__, args)
     ...     return function(*args, **kwargs)
@@ -43,10 +46,20 @@ class SizedCalls(TorchFunctionMode):
     @override
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _ATTENTION(*args, **kwargs)
         if _says_sizes(func, args, kwargs) and not _called_by_pyro():
             return self.call(func, args, kwargs)
         return func(*args, **kwargs)
 
+
+# Attention with its body in sight of the mode, which else sees the call as a whole.
+_ATTENTION = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    vars(F) | {"has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
 
 _SHAPING = {
     "view",
@@ -92,7 +105,10 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if func in _NORMS:
         return True
     if func in _CONVOLUTIONS:
-        return kwargs.get("groups", args[-1] if len(args) >= 7 else 1) != 1
+        return kwargs.get("groups", args[6] if len(args) > 6 else 1) != 1
+    if func in {Tensor.__getitem__, Tensor.__setitem__}:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(part, slice) for part in index)
     return getattr(func, "__name__", "") in _SHAPING | _MAKING
 
 
