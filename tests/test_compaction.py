@@ -23,7 +23,6 @@ from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.nn import LAYERS, bayesianize
 from pyro_bmr.problem import assemble
-from pyro_bmr.smaller import checking
 from pyro_bmr.structure.axes import find_structure
 from pyro_bmr.structure.capture import capture
 
@@ -244,7 +243,9 @@ def test_free_energy_is_that_of_the_masked_model_when_only_pruned_elements_went(
     for seed in range(3):
         torch.manual_seed(seed)
         trace = poutine.trace(result.guide).get_trace(*network.args)
-        values = {n: node["value"] for n, node in trace.nodes.items() if n.endswith("_unconstrained")}
+        values = {
+            n: node["value"] for n, node in trace.nodes.items() if n.endswith("_unconstrained")
+        }
         kept = {f"{n}_unconstrained": k for n, k in compaction.kept.items()}
         fake = type("", (), {"kept": kept})
         full = elbo_at(result.model, result.guide, values, network.args)

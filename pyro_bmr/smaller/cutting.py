@@ -108,13 +108,16 @@ def _cut_core(fn: Any, todo: dict[int, Tensor]) -> Any:
     names = names or [n for n in fn.arg_constraints if n in signature(type(fn).__init__).parameters]
     values = {name: _parameter(fn, name, fn.arg_constraints[name], todo) for name in names}
     try:
-        return type(fn)(**values)
+        smaller = type(fn)(**values, validate_args=False)
     except TypeError as error:
         msg = (
             f"cannot make a smaller {type(fn).__name__} from its parameters {list(values)}. "
             "Expected a distribution that its constructor makes from its arg_constraints"
         )
         raise ValueError(msg) from error
+    # Its parameters are valid if they were before; values are checked as before.
+    smaller._validate_args = fn._validate_args
+    return smaller
 
 
 def _parameter(fn: Any, name: str, constraint: Constraint, todo: dict[int, Tensor]) -> Any:
