@@ -22,8 +22,8 @@ def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:
     Parameters
     ----------
     fn : TorchDistribution
-        Of any number of batch dimensions to the left of the axes. An axis that already has the
-        size that is left, because the parents of the site were cut, stays as it is.
+        Of any number of batch dimensions to the left of the axes. An axis that has another size
+        than it had, because the parents of the site were cut, stays as it is.
     full : torch.Size
         The shape that the site had.
     kept : tuple of Tensor
@@ -37,8 +37,8 @@ def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:
     Raises
     ------
     ValueError
-        If the distribution has neither shape, or its elements along an axis that is cut are not
-        independent.
+        If the distribution has too few dimensions, or its elements along an axis that is cut are
+        not independent.
 
     Examples
     --------
@@ -53,10 +53,10 @@ def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:
     for dim, (size, index) in enumerate(zip(reversed(full), reversed(kept), strict=True), 1):
         if index is None:
             continue
-        if dim > len(shape) or shape[-dim] not in {size, len(index)}:
+        if dim > len(shape):
             msg = (
                 f"got a {type(fn).__name__} of shape {tuple(shape)}. Expected {tuple(full)}, or "
-                f"{len(index)} in its dimension {-dim}, which is what was kept"
+                "what is left of it"
             )
             raise ValueError(msg)
         if shape[-dim] == size:
@@ -108,13 +108,16 @@ def _cut_core(fn: Any, todo: dict[int, Tensor]) -> Any:
     names = names or [n for n in fn.arg_constraints if n in signature(type(fn).__init__).parameters]
     values = {name: _parameter(fn, name, fn.arg_constraints[name], todo) for name in names}
     try:
-        return type(fn)(**values)
+        smaller = type(fn)(**values, validate_args=False)
     except TypeError as error:
         msg = (
             f"cannot make a smaller {type(fn).__name__} from its parameters {list(values)}. "
             "Expected a distribution that its constructor makes from its arg_constraints"
         )
         raise ValueError(msg) from error
+    # Its parameters are valid if they were before; values are checked as before.
+    smaller._validate_args = fn._validate_args
+    return smaller
 
 
 def _parameter(fn: Any, name: str, constraint: Constraint, todo: dict[int, Tensor]) -> Any:

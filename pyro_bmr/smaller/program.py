@@ -203,7 +203,8 @@ class _CutMessenger(Messenger):
         name = msg["name"]
         if type(msg["fn"]).__name__ == "_Subsample":
             if name in self.plates:
-                msg["value"] = self.plates[name]
+                kept, before = self.plates[name], msg["value"]
+                msg["value"] = kept if before is None else before[kept]
             return
         if any(frame.name in self.plates for frame in msg["cond_indep_stack"]):
             self._cut_plates(msg)
@@ -218,17 +219,20 @@ class _CutMessenger(Messenger):
         self.swap.paused = False
 
     def _pyro_post_subsample(self, msg: Any) -> None:
-        """Give plates what handlers outside know of the smaller site at full size, to take from."""
-        value = msg["value"]
-        for frame in msg["cond_indep_stack"]:
-            dim = None if frame.dim is None else frame.dim - msg["kwargs"]["event_dim"]
-            if frame.name not in self.plates or dim is None or -dim > value.dim():
-                continue
-            if value.shape[dim] == len(self.plates[frame.name]) < frame.full_size:
-                shape = list(value.shape)
-                shape[dim] = frame.full_size
-                value = value.new_zeros(shape).index_copy(dim, self.plates[frame.name], value)
-        msg["value"] = value
+        """Keep plates from taking a part of what is known of the smaller site."""
+        value, event_dim = msg["value"], msg["kwargs"]["event_dim"]
+        if event_dim is None:
+            return
+        frames = [frame for frame in msg["cond_indep_stack"] if frame.size != frame.full_size]
+        dims = [frame.dim - event_dim for frame in frames if frame.name in self.plates]
+        sizes = [len(self.plates[frame.name]) for frame in frames if frame.name in self.plates]
+        inside = all(-dim <= value.dim() for dim in dims)
+        if dims and inside and [value.shape[dim] for dim in dims] == sizes:
+            if len(dims) < len(frames):
+                names = ", ".join(frame.name for frame in frames)
+                msg = f"cannot take a part of the data in a plate that was cut (plates {names})"
+                raise NotImplementedError(msg)
+            msg["kwargs"]["event_dim"] = None
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.model.parameter_names:
@@ -242,7 +246,8 @@ class _CutMessenger(Messenger):
             if frame.name in self.plates:
                 # Pyro takes what is left for a subsample, and scales it up.
                 msg["scale"] = msg["scale"] * (frame.size / frame.full_size)
-                size = len(self.plates[frame.name])
+                whole = frame.size == frame.full_size
+                size = len(self.plates[frame.name]) if whole else frame.size
                 frame = frame._replace(size=size, full_size=size)  # noqa: PLW2901
             frames.append(frame)
         msg["cond_indep_stack"] = tuple(frames)

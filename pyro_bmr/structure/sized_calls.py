@@ -115,6 +115,8 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 # Torch's own Python between a call in the program and the mode.
 _PASSED_THROUGH = {
     __name__,
+    "pyro_bmr.smaller.program",
+    "pyro_bmr.smaller.rewriting",
     "torch._tensor",
     "torch.functional",
     "torch.overrides",
@@ -122,9 +124,18 @@ _PASSED_THROUGH = {
 }
 
 
+_PASSED_OVER = (
+    "pyro.",
+    "torch.distributions.",
+    "pyro_bmr.programs.",
+    "pyro_bmr.shrunk.",
+    "pyro_bmr.smaller.",
+)
+
+
 def _called_by_pyro() -> bool:
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") in _PASSED_THROUGH:
         frame = frame.f_back
     module = "" if frame is None else frame.f_globals.get("__name__", "")
-    return module.startswith(("pyro.", "torch.distributions."))
+    return module.startswith(_PASSED_OVER)

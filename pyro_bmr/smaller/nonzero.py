@@ -1,0 +1,491 @@
+r"""Where the tensors of a graph may be other than zero, and what that depends on.
+
+Each tensor stands for two of the same shape. One is positive where an element may be other than
+zero, and zero where it is exactly zero for all inputs and all draws. The other is positive
+everywhere, and takes the place of the element wherever a function of zero is not zero. Sums and
+products of the first are positive where those of the real ones may be other than zero, and their
+derivative with respect to a factor of a term is positive where, and only where, a path of such
+factors leads from that term. Positive numbers are kept at one; derivatives are what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Pairs:
+    """The pairs of the nodes of a graph, beside their values.
+
+    Parameters
+    ----------
+    real : mapping
+        By node, its value in a run.
+    labels : mapping
+        By name of a node, the labels of the units of each axis.
+    num_units : int
+        Labels are below this number.
+
+    Examples
+    --------
+    >>> Pairs({}, {}, 2).terms.shape
+    torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        real: Mapping[fx.Node, Any],
+        labels: Mapping[str, tuple[Tensor, ...]],
+        num_units: int,
+    ) -> None:
+        self.real, self.labels = real, labels
+        self.pairs: dict[Any, Any] = {}
+        like = next((v for v in real.values() if isinstance(v, Tensor)), torch.zeros(()))
+        self.device = like.device
+        self.terms = torch.ones(num_units, dtype=torch.float64, device=self.device)
+        self.terms.requires_grad_()
+
+    def put(self, node: fx.Node, nonzero: Tensor) -> None:
+        """Start from where a tensor may be other than zero; integers are known.
+
+        Parameters
+        ----------
+        node : Node
+            Of the tensor.
+        nonzero : Tensor
+            True there.
+        """
+        if self.real[node].is_floating_point():
+            value = nonzero.to(self.device, torch.float64)
+            self.pairs[node] = value, torch.ones_like(value)
+
+    def mixed(self, like: Tensor, operands: list[fx.Node]) -> Pair:
+        """Depend on all of the operands, in a way that is not known.
+
+        Parameters
+        ----------
+        like : Tensor
+            The result.
+        operands : list of Node
+            What it depends on.
+
+        Returns
+        -------
+        tuple of Tensor
+            Its pair.
+        """
+        everything = torch.ones((), dtype=torch.float64, device=self.device)
+        for operand in operands:
+            for _, positive in _all_pairs(self.pairs[operand]):
+                if positive.numel():
+                    everything = everything + positive.mean()
+        value = _scaled(everything).expand(like.shape)
+        return value, value
+
+    def apply(self, node: fx.Node, which: int, function: Any = None) -> Any:
+        """Run an operation on one of the two tensors of each operand.
+
+        Parameters
+        ----------
+        node : Node
+            The operation.
+        which : int
+            Which of the two.
+        function : callable, optional
+            To run in its place.
+
+        Returns
+        -------
+        object
+            The result.
+        """
+
+        def read(argument: Any) -> Any:
+            if not isinstance(argument, fx.Node):
+                return argument
+            return self.pairs[argument][which] if argument in self.pairs else self.real[argument]
+
+        args, kwargs = pytree.tree_map(read, (node.args, dict(node.kwargs)))
+        return (function or node.target)(*args, **kwargs)
+
+    def weighted(self, node: fx.Node, dims: list[int]) -> Tensor:
+        """Multiply units by a number each, along axes that are summed over.
+
+        Parameters
+        ----------
+        node : Node
+            A tensor.
+        dims : list of int
+            Its axes.
+
+        Returns
+        -------
+        Tensor
+            Where it may be other than zero, times these numbers.
+        """
+        value = self.pairs[node][0]
+        for dim in dims:
+            units = self.labels[node.name][dim].to(self.device)
+            if (units >= 0).any():
+                scale = torch.where(units >= 0, self.terms[units.clamp(min=0)], 1)
+                shape = [1] * value.dim()
+                shape[dim] = -1
+                value = value * scale.reshape(shape)
+        return value
+
+
+def name_operation(node: fx.Node) -> str:
+    """Name an operation, the same whether in place or not.
+
+    Parameters
+    ----------
+    node : Node
+        A call.
+
+    Returns
+    -------
+    str
+        As in ``torch.ops.aten``, without an underscore at the end.
+
+    Examples
+    --------
+    >>> name_operation(fx.Graph().call_function(torch.ops.aten.relu_.default))
+    'relu'
+    """
+    target: Any = node.target
+    packet = getattr(target, "overloadpacket", None)
+    name = getattr(target if packet is None else packet, "__name__", str(target))
+    return name.removesuffix("_") if is_in_place(target) else name
+
+
+def is_in_place(target: Any) -> bool:
+    """Tell whether an operation writes to its first argument.
+
+    Parameters
+    ----------
+    target : callable
+        Of a node.
+
+    Returns
+    -------
+    bool
+        True if so.
+
+    Examples
+    --------
+    >>> is_in_place(torch.ops.aten.relu_.default)
+    True
+    """
+    schema = getattr(target, "_schema", None)
+    return schema is not None and any(
+        argument.alias_info is not None and argument.alias_info.is_write
+        for argument in schema.arguments[:1]
+    )
+
+
+def unknown(run: Pairs, node: fx.Node) -> Any:
+    """Take any element of the result to depend on all operands.
+
+    Parameters
+    ----------
+    run : Pairs
+        Those of the operands.
+    node : Node
+        The operation.
+
+    Returns
+    -------
+    tuple or list
+        A pair, or one for each result.
+
+    Examples
+    --------
+    >>> graph = fx.Graph()
+    >>> x = graph.placeholder("x")
+    >>> node = graph.call_function(torch.cumsum, (x, 0))
+    >>> run = Pairs({x: torch.ones(2), node: torch.ones(2)}, {}, 1)
+    >>> run.put(x, torch.zeros(2))
+    >>> unknown(run, node)[0]
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    operands = [n for n in node.all_input_nodes if n in run.pairs]
+    value = run.real[node]
+    if isinstance(value, tuple | list):
+        return [run.mixed(v, operands) if isinstance(v, Tensor) else None for v in value]
+    return run.mixed(value, operands) if isinstance(value, Tensor) else None
+
+
+def _all_pairs(value: Any) -> Iterator[Pair]:
+    if isinstance(value, list):
+        yield from (part for part in value if part is not None)
+    elif value is not None:
+        yield value
+
+
+def _scaled(value: Tensor) -> Tensor:
+    return value / torch.where(value > 0, value, 1).detach()
+
+
+def _positive(value: Tensor) -> Tensor:
+    return value + (value == 0).to(value)
+
+
+def _summed(value: Tensor) -> Pair:
+    """Pair a sum: a function of it depends on the terms that are not zero."""
+    value = _scaled(value)
+    return value, _positive(value)
+
+
+def _shaped(run: Pairs, node: Any, pair: Pair) -> Any:
+    """Bring a pair to the shape of the result, or to the first of several results."""
+    value = run.real[node]
+    if isinstance(value, Tensor):
+        return pair[0].expand(value.shape), pair[1].expand(value.shape)
+    first = pair[0].expand(value[0].shape), pair[1].expand(value[0].shape)
+    return [first, *[None] * (len(value) - 1)]
+
+
+def _in_pairs(run: Pairs, arguments: Any) -> list[Pair]:
+    return [run.pairs[a] for a in arguments if isinstance(a, fx.Node) and a in run.pairs]
+
+
+def _move(run: Pairs, node: fx.Node) -> Any:
+    """Put elements at other places: views, slices, concatenations."""
+    if any(n in run.pairs and not _is_float(run.real[n]) for n in node.all_input_nodes):
+        return unknown(run, node)
+    name = name_operation(node)
+    function = torch.reshape if name in {"view", "_unsafe_view"} else None
+    first, second = (run.apply(node, which, function) for which in (0, 1))
+    if isinstance(first, Tensor):
+        return first, _positive(second)
+    return [(p, _positive(t)) for p, t in zip(first, second, strict=True)]
+
+
+def _is_float(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.is_floating_point()
+
+
+def _pad(run: Pairs, node: fx.Node) -> Any:
+    x, size, *value = node.args
+    filled = float(bool(value and value[0]))
+    first, second = (
+        torch.ops.aten.constant_pad_nd(part, size, fill)
+        for part, fill in zip(run.pairs[x], (filled, 1.0), strict=True)
+    )
+    return first, second
+
+
+def _keep(run: Pairs, node: fx.Node) -> Any:
+    """Apply a function that is zero at zero."""
+    return _shaped(run, node, run.pairs[node.args[0]])
+
+
+def _lift(run: Pairs, node: fx.Node) -> Any:
+    """Apply a function of elements that is not zero where they are."""
+    positive = torch.ones((), dtype=torch.float64, device=run.device)
+    for _, other in _in_pairs(run, node.args):
+        positive = positive * other
+    return _shaped(run, node, (positive, positive))
+
+
+def _clamp(run: Pairs, node: fx.Node) -> Any:
+    lower, upper = (*node.args[1:3], None, None)[:2]
+    numbers = [n for n in (lower, upper) if n is not None]
+    if not all(isinstance(n, int | float) for n in numbers):
+        return unknown(run, node)
+    low, high = (lower is None or lower <= 0), (upper is None or upper >= 0)  # type: ignore[operator]
+    return (_keep if low and high else _lift)(run, node)
+
+
+def _power(run: Pairs, node: fx.Node) -> Any:
+    exponent = node.args[1]
+    positive = isinstance(exponent, int | float) and exponent > 0
+    return (_keep if positive else _lift)(run, node)
+
+
+def _add(run: Pairs, node: fx.Node) -> Any:
+    """Add, subtract, or take the greater: zero where all operands are."""
+    parts = _in_pairs(run, node.args)
+    if len(parts) < 2 and any(a in (0, 0.0) for a in node.args[:2] if not isinstance(a, fx.Node)):
+        return _shaped(run, node, parts[0])
+    if len(parts) < 2:
+        one = torch.ones((), dtype=torch.float64, device=run.device)
+        parts.append((one, one))
+    sums: Any = (sum(part[which] for part in parts) for which in (0, 1))
+    first, second = (_scaled(total) for total in sums)
+    return _shaped(run, node, (first, second))
+
+
+def _choose(run: Pairs, node: fx.Node) -> Any:
+    """Take one or the other, by a condition that may depend on something."""
+    pair = [sum(p[which] for p in _in_pairs(run, node.args[1:])) for which in (0, 1)]
+    condition = 1.0
+    for _, positive in _in_pairs(run, node.args[:1]):
+        condition = condition * positive
+    first, second = (_scaled(torch.as_tensor(part) * condition) for part in pair)
+    return _shaped(run, node, (first, second))
+
+
+def _fill(run: Pairs, node: fx.Node) -> Any:
+    x, _, value = node.args
+    if not isinstance(value, int | float) or value != 0:
+        return _lift(run, node)
+    pair: Any = run.pairs[x]
+    for _, positive in _in_pairs(run, node.args[1:2]):
+        pair = pair[0] * positive, pair[1] * positive
+    return _shaped(run, node, pair)
+
+
+def _multiply(run: Pairs, node: fx.Node) -> Any:
+    first = second = torch.ones((), dtype=torch.float64, device=run.device)
+    for p, t in _in_pairs(run, node.args[:2]):
+        first, second = first * p, second * t
+    for factor in node.args[:2]:
+        if isinstance(factor, int | float) and factor == 0:
+            first = 0 * first
+    return _shaped(run, node, (_scaled(first), _scaled(second)))
+
+
+def _divide(run: Pairs, node: fx.Node) -> Any:
+    over, under = (_in_pairs(run, [argument]) for argument in node.args[:2])
+    first = second = torch.ones((), dtype=torch.float64, device=run.device)
+    for p, t in over:
+        first, second = first * p, second * t
+    for _, t in under:
+        first, second = first * t, second * t
+    return _shaped(run, node, (_scaled(first), _scaled(second)))
+
+
+def _multiply_matrices(run: Pairs, node: fx.Node) -> Any:
+    added = name_operation(node).startswith(("add", "badd"))
+    left, right = node.args[1:3] if added else node.args[:2]
+    matrix: Any = left
+    value = run.weighted(matrix, [run.pairs[left][0].dim() - 1]) @ run.pairs[right][0]
+    return _summed(value + run.pairs[node.args[0]][0] if added else value)
+
+
+def _convolve(run: Pairs, node: fx.Node) -> Any:
+    inputs: Any
+    inputs, weight, bias, *rest = node.args
+    value = torch.ops.aten.convolution(
+        run.weighted(inputs, [1]),
+        run.pairs[weight][0],
+        None if bias is None else run.pairs[bias][0],
+        *rest,
+    )
+    return _summed(value)
+
+
+def _sum(run: Pairs, node: fx.Node) -> Any:
+    operand: Any = node.args[0]
+    dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    total = run.pairs[operand][0].dim()
+    if dims is None or (isinstance(dims, list) and not dims):
+        dims = list(range(total))
+    dims = [dim % total for dim in ([dims] if isinstance(dims, int) else dims)] if total else []
+    value = run.weighted(operand, dims)
+    value = value.sum(dims) if dims else value
+    return _summed(value.reshape(run.real[node].shape))
+
+
+def _average_places(run: Pairs, node: fx.Node) -> Any:
+    return _summed(run.apply(node, 0))
+
+
+def _greatest_of_places(run: Pairs, node: fx.Node) -> Any:
+    """Find where a maximum may not be zero: where the mean of places that are not is not."""
+    x, size, *rest = node.args
+    stride, padding, dilation, ceil = (*rest, *([], 0, 1, False)[len(rest) :])
+    if set(pytree.tree_leaves(dilation)) != {1}:
+        return unknown(run, node)
+    pool: Any = F.avg_pool3d if "3d" in name_operation(node) else F.avg_pool2d
+    return _shaped(
+        run, node, _summed(pool(run.pairs[x][0], size, stride or size, padding, bool(ceil)))
+    )
+
+
+def _normalize_batch(run: Pairs, node: fx.Node) -> Any:
+    """Take each channel by itself: its gain times something that is zero with mean and input."""
+    x, gain, shift, mean = node.args[:4]
+    shape = [1, -1] + [1] * (run.pairs[x][0].dim() - 2)
+    training = any(argument is True for argument in node.args)
+    pair = []
+    for which in (0, 1):
+        value = run.pairs[x][which]
+        if training:
+            # Every element of a channel moves the others through its mean.
+            others = [dim for dim in range(value.dim()) if dim != 1]
+            value = value + value.mean(others, keepdim=True)
+        elif mean is not None:
+            value = value + run.pairs[mean][which].reshape(shape)
+        if gain is not None:
+            value = value * run.pairs[gain][which].reshape(shape)
+        if shift is not None:
+            value = value + run.pairs[shift][which].reshape(shape)
+        pair.append(_scaled(value))
+    return _shaped(run, node, (pair[0], pair[1]))
+
+
+def _softmax(run: Pairs, node: fx.Node) -> Any:
+    positive = run.pairs[node.args[0]][1]
+    dim: Any = node.args[1]
+    positive = _scaled(positive + positive.mean(dim, keepdim=True))
+    return positive, positive
+
+
+RULES: dict[str, Callable[[Pairs, fx.Node], Any]] = {
+    **dict.fromkeys(
+        (
+            "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
+            "cat stack split split_with_sizes chunk unbind diagonal tril triu unfold repeat flip "
+            "roll index index_select gather embedding pixel_shuffle upsample_nearest2d"
+        ).split(),
+        _move,
+    ),
+    **dict.fromkeys(
+        (
+            "alias detach clone contiguous lift_fresh_copy _to_copy relu tanh gelu silu leaky_relu "
+            "elu celu selu mish hardswish softshrink hardshrink sin asin tan atan sinh asinh atanh "
+            "abs neg sqrt square sign erf expm1 log1p native_dropout round trunc"
+        ).split(),
+        _keep,
+    ),
+    **dict.fromkeys(
+        (
+            "sigmoid exp exp2 softplus cos cosh rsqrt log log2 reciprocal hardsigmoid erfc "
+            "digamma lgamma gt lt ge le eq ne logical_not logical_and logical_or bitwise_not"
+        ).split(),
+        _lift,
+    ),
+    **dict.fromkeys(("add", "sub", "rsub", "maximum", "minimum"), _add),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), _multiply_matrices),
+    **dict.fromkeys(("sum", "mean"), _sum),
+    **dict.fromkeys(
+        ("avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+        _average_places,
+    ),
+    **dict.fromkeys(
+        ("max_pool2d_with_indices", "max_pool3d_with_indices"),
+        _greatest_of_places,
+    ),
+    **dict.fromkeys(
+        ("native_batch_norm", "_native_batch_norm_legit_no_training"), _normalize_batch
+    ),
+    **dict.fromkeys(("_softmax", "_log_softmax"), _softmax),
+    **dict.fromkeys(("clamp", "hardtanh"), _clamp),
+    "pow": _power,
+    "constant_pad_nd": _pad,
+    "where": _choose,
+    "masked_fill": _fill,
+    "mul": _multiply,
+    "div": _divide,
+    "convolution": _convolve,
+}
+"""By operation, the pair of its result; `unknown` for all others."""
