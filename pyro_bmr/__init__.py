@@ -1,6 +1,7 @@
 """Bayesian model reduction for Pyro: prune a trained posterior by its free energy."""
 
 from pyro_bmr.averaging import Average, average
+from pyro_bmr.compaction import Compaction
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
 from pyro_bmr.factors.factor import Prior
@@ -42,6 +43,7 @@ __all__ = [
     "AutoGamma",
     "Average",
     "AveragedGuide",
+    "Compaction",
     "Dense",
     "Diagonal",
     "Gaussian",

@@ -80,12 +80,12 @@ def compact(
     --------
     >>> import pyro, pyro.distributions as dist, pyro_bmr as bmr
     >>> from pyro.infer.autoguide import AutoNormal
-    >>> def program(x):
+    >>> def program(x, y):
     ...     w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
     ...     v = pyro.sample("v", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))
-    ...     return pyro.sample("y", dist.Normal(torch.tanh(x @ w) @ v, 1.0).to_event(2))
+    ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w) @ v, 1.0).to_event(2), obs=y)
     >>> guide = AutoNormal(program)
-    >>> _ = guide(torch.ones(4, 3))
+    >>> _ = guide(torch.ones(4, 3), torch.ones(4, 1))
     >>> first_only = {"v": torch.tensor([[True], [False]])}
     >>> result = bmr.reduce(guide, select=lambda scores: first_only)
     >>> compact(result.model, result.guide).guide.median()["w"].shape
@@ -193,14 +193,21 @@ class Compaction:
         Compaction
             With its indices there. Model and guide are moved in place, as in torch.
         """
-        moved = {
-            name: {
-                key: tuple(None if index is None else index.to(device) for index in indices)
-                for key, indices in getattr(self, name).items()
+
+        def moved(by_name: Mapping[str, Indices]) -> dict[str, Indices]:
+            return {
+                name: tuple(None if index is None else index.to(device) for index in indices)
+                for name, indices in by_name.items()
             }
-            for name in ("kept", "inputs", "used_inputs")
-        }
-        return replace(self, model=self.model.to(device), guide=self.guide.to(device), **moved)
+
+        return replace(
+            self,
+            model=self.model.to(device),
+            guide=self.guide.to(device),
+            kept=moved(self.kept),
+            inputs=moved(self.inputs),
+            used_inputs=moved(self.used_inputs),
+        )
 
     def take_inputs(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leave out of arguments of the full model what the compacted one does not expect.
@@ -308,8 +315,8 @@ def _plan(captured: Capture, structure: Structure, stays: Tensor, sites: list[Si
             if dim is not None and -dim <= len(indices) and indices[dim] is not None:
                 plates[frame.name] = indices[dim]
     tensors = []
-    for name, axes in structure.tensors.items():
-        indices = indices_left(tuple(axis.units for axis in axes), stays)
+    for name, own_axes in structure.tensors.items():
+        indices = indices_left(tuple(axis.units for axis in own_axes), stays)
         if any(index is not None for index in indices):
             tensors.append((captured.originals[name], indices))
     cut = {id(tensor) for tensor, _ in tensors}

@@ -380,6 +380,7 @@ def make_closure_model():
         h = norm(h) * gain * scales.expand(len(x), 6)
         h = torch.relu(h).view(len(x), 2, 3).reshape(len(x), 6)
         a, b = (h @ networks._normal("w2", 6, 8)).split(4, dim=1)
+        a = torch.cat([a[:, :2], a[:, 2:]], 1)
         state = x.new_full((len(x), 4), 0.0)
         for _ in range(3):
             state = torch.tanh(state + a * b)

@@ -98,8 +98,8 @@ def _cut_core(fn: Any, todo: dict[int, Tensor]) -> Any:
     if isinstance(fn, PrunedDistribution):
         return PrunedDistribution(_cut_core(fn.base_dist, todo), _cut_tensor(fn.mask, todo))
     if isinstance(fn, SwitchedDistribution):
-        parts = (_cut_core(part, todo) for part in (fn.base_dist, fn.other))
-        return SwitchedDistribution(*parts, _cut_tensor(fn.mask, todo))
+        first, other = (_cut_core(part, todo) for part in (fn.base_dist, fn.other))
+        return SwitchedDistribution(first, other, _cut_tensor(fn.mask, todo))
     if not fn.arg_constraints and _is_elementwise(fn):
         base = fn.base_dist.expand(fn.batch_shape)
         return type(fn)(_cut_core(base, todo), fn.transforms)

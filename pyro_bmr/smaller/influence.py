@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from pyro_bmr.smaller.nonzero import RULES, Pairs, is_in_place, name_operation, unknown
+from pyro_bmr.smaller.nonzero import RULES
+from pyro_bmr.smaller.pairs import Pairs, is_in_place, name_operation, unknown
 from pyro_bmr.structure.capture import Capture
 from pyro_bmr.structure.units import Axis, Structure
 
@@ -25,7 +26,7 @@ def find_needed(
 
     A unit is needed where it is summed over, in a product of matrices or a convolution. There it
     is multiplied by a number; the derivative of outputs with respect to that is zero if its term
-    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.smaller.nonzero`.
+    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.smaller.pairs`.
 
     Parameters
     ----------
@@ -143,9 +144,9 @@ class _Run(Pairs):
                 self.put(node, value != 0)
             return
         if name_operation(node) == "getitem":
-            parent: Any = node.args[0]
-            whole: Any = self.pairs[parent]
-            part = whole[node.args[1]] if isinstance(whole, list) else None
+            parent, index = (cast(Any, argument) for argument in node.args)
+            whole = self.pairs[parent]
+            part = whole[index] if isinstance(whole, list) else None
             self.pairs[node] = unknown(self, node) if part is None else part
             return
         self.pairs[node] = RULES.get(name_operation(node), unknown)(self, node)

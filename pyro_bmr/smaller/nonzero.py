@@ -1,16 +1,8 @@
-r"""Where the tensors of a graph may be other than zero, and what that depends on.
-
-Each tensor stands for two of the same shape. One is positive where an element may be other than
-zero, and zero where it is exactly zero for all inputs and all draws. The other is positive
-everywhere, and takes the place of the element wherever a function of zero is not zero. Sums and
-products of the first are positive where those of the real ones may be other than zero, and their
-derivative with respect to a factor of a term is positive where, and only where, a path of such
-factors leads from that term. Positive numbers are kept at one; derivatives are what counts.
-"""
+"""By operation, where its result may be other than zero: see `pyro_bmr.smaller.pairs`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,219 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-Pair = tuple[Tensor, Tensor]
-
-
-class Pairs:
-    """The pairs of the nodes of a graph, beside their values.
-
-    Parameters
-    ----------
-    real : mapping
-        By node, its value in a run.
-    labels : mapping
-        By name of a node, the labels of the units of each axis.
-    num_units : int
-        Labels are below this number.
-
-    Examples
-    --------
-    >>> Pairs({}, {}, 2).terms.shape
-    torch.Size([2])
-    """
-
-    def __init__(
-        self,
-        real: Mapping[fx.Node, Any],
-        labels: Mapping[str, tuple[Tensor, ...]],
-        num_units: int,
-    ) -> None:
-        self.real, self.labels = real, labels
-        self.pairs: dict[Any, Any] = {}
-        like = next((v for v in real.values() if isinstance(v, Tensor)), torch.zeros(()))
-        self.device = like.device
-        self.terms = torch.ones(num_units, dtype=torch.float64, device=self.device)
-        self.terms.requires_grad_()
-
-    def put(self, node: fx.Node, nonzero: Tensor) -> None:
-        """Start from where a tensor may be other than zero; integers are known.
-
-        Parameters
-        ----------
-        node : Node
-            Of the tensor.
-        nonzero : Tensor
-            True there.
-        """
-        if self.real[node].is_floating_point():
-            value = nonzero.to(self.device, torch.float64)
-            self.pairs[node] = value, torch.ones_like(value)
-
-    def mixed(self, like: Tensor, operands: list[fx.Node]) -> Pair:
-        """Depend on all of the operands, in a way that is not known.
-
-        Parameters
-        ----------
-        like : Tensor
-            The result.
-        operands : list of Node
-            What it depends on.
-
-        Returns
-        -------
-        tuple of Tensor
-            Its pair.
-        """
-        everything = torch.ones((), dtype=torch.float64, device=self.device)
-        for operand in operands:
-            for _, positive in _all_pairs(self.pairs[operand]):
-                if positive.numel():
-                    everything = everything + positive.mean()
-        value = _scaled(everything).expand(like.shape)
-        return value, value
-
-    def apply(self, node: fx.Node, which: int, function: Any = None) -> Any:
-        """Run an operation on one of the two tensors of each operand.
-
-        Parameters
-        ----------
-        node : Node
-            The operation.
-        which : int
-            Which of the two.
-        function : callable, optional
-            To run in its place.
-
-        Returns
-        -------
-        object
-            The result.
-        """
-
-        def read(argument: Any) -> Any:
-            if not isinstance(argument, fx.Node):
-                return argument
-            return self.pairs[argument][which] if argument in self.pairs else self.real[argument]
-
-        args, kwargs = pytree.tree_map(read, (node.args, dict(node.kwargs)))
-        return (function or node.target)(*args, **kwargs)
-
-    def weighted(self, node: fx.Node, dims: list[int]) -> Tensor:
-        """Multiply units by a number each, along axes that are summed over.
-
-        Parameters
-        ----------
-        node : Node
-            A tensor.
-        dims : list of int
-            Its axes.
-
-        Returns
-        -------
-        Tensor
-            Where it may be other than zero, times these numbers.
-        """
-        value = self.pairs[node][0]
-        for dim in dims:
-            units = self.labels[node.name][dim].to(self.device)
-            if (units >= 0).any():
-                scale = torch.where(units >= 0, self.terms[units.clamp(min=0)], 1)
-                shape = [1] * value.dim()
-                shape[dim] = -1
-                value = value * scale.reshape(shape)
-        return value
-
-
-def name_operation(node: fx.Node) -> str:
-    """Name an operation, the same whether in place or not.
-
-    Parameters
-    ----------
-    node : Node
-        A call.
-
-    Returns
-    -------
-    str
-        As in ``torch.ops.aten``, without an underscore at the end.
-
-    Examples
-    --------
-    >>> name_operation(fx.Graph().call_function(torch.ops.aten.relu_.default))
-    'relu'
-    """
-    target: Any = node.target
-    packet = getattr(target, "overloadpacket", None)
-    name = getattr(target if packet is None else packet, "__name__", str(target))
-    return name.removesuffix("_") if is_in_place(target) else name
-
-
-def is_in_place(target: Any) -> bool:
-    """Tell whether an operation writes to its first argument.
-
-    Parameters
-    ----------
-    target : callable
-        Of a node.
-
-    Returns
-    -------
-    bool
-        True if so.
-
-    Examples
-    --------
-    >>> is_in_place(torch.ops.aten.relu_.default)
-    True
-    """
-    schema = getattr(target, "_schema", None)
-    return schema is not None and any(
-        argument.alias_info is not None and argument.alias_info.is_write
-        for argument in schema.arguments[:1]
-    )
-
-
-def unknown(run: Pairs, node: fx.Node) -> Any:
-    """Take any element of the result to depend on all operands.
-
-    Parameters
-    ----------
-    run : Pairs
-        Those of the operands.
-    node : Node
-        The operation.
-
-    Returns
-    -------
-    tuple or list
-        A pair, or one for each result.
-
-    Examples
-    --------
-    >>> graph = fx.Graph()
-    >>> x = graph.placeholder("x")
-    >>> node = graph.call_function(torch.cumsum, (x, 0))
-    >>> run = Pairs({x: torch.ones(2), node: torch.ones(2)}, {}, 1)
-    >>> run.put(x, torch.zeros(2))
-    >>> unknown(run, node)[0]
-    tensor([1., 1.], dtype=torch.float64)
-    """
-    operands = [n for n in node.all_input_nodes if n in run.pairs]
-    value = run.real[node]
-    if isinstance(value, tuple | list):
-        return [run.mixed(v, operands) if isinstance(v, Tensor) else None for v in value]
-    return run.mixed(value, operands) if isinstance(value, Tensor) else None
-
-
-def _all_pairs(value: Any) -> Iterator[Pair]:
-    if isinstance(value, list):
-        yield from (part for part in value if part is not None)
-    elif value is not None:
-        yield value
-
-
-def _scaled(value: Tensor) -> Tensor:
-    return value / torch.where(value > 0, value, 1).detach()
+from pyro_bmr.smaller.pairs import Pair, Pairs, name_operation, scaled, unknown
 
 
 def _positive(value: Tensor) -> Tensor:
@@ -239,7 +19,7 @@ def _positive(value: Tensor) -> Tensor:
 
 def _summed(value: Tensor) -> Pair:
     """Pair a sum: a function of it depends on the terms that are not zero."""
-    value = _scaled(value)
+    value = scaled(value)
     return value, _positive(value)
 
 
@@ -319,17 +99,17 @@ def _add(run: Pairs, node: fx.Node) -> Any:
         one = torch.ones((), dtype=torch.float64, device=run.device)
         parts.append((one, one))
     sums: Any = (sum(part[which] for part in parts) for which in (0, 1))
-    first, second = (_scaled(total) for total in sums)
+    first, second = (scaled(total) for total in sums)
     return _shaped(run, node, (first, second))
 
 
 def _choose(run: Pairs, node: fx.Node) -> Any:
     """Take one or the other, by a condition that may depend on something."""
     pair = [sum(p[which] for p in _in_pairs(run, node.args[1:])) for which in (0, 1)]
-    condition = 1.0
+    condition = torch.ones((), dtype=torch.float64, device=run.device)
     for _, positive in _in_pairs(run, node.args[:1]):
         condition = condition * positive
-    first, second = (_scaled(torch.as_tensor(part) * condition) for part in pair)
+    first, second = (scaled(torch.as_tensor(part) * condition) for part in pair)
     return _shaped(run, node, (first, second))
 
 
@@ -350,7 +130,7 @@ def _multiply(run: Pairs, node: fx.Node) -> Any:
     for factor in node.args[:2]:
         if isinstance(factor, int | float) and factor == 0:
             first = 0 * first
-    return _shaped(run, node, (_scaled(first), _scaled(second)))
+    return _shaped(run, node, (scaled(first), scaled(second)))
 
 
 def _divide(run: Pairs, node: fx.Node) -> Any:
@@ -360,7 +140,7 @@ def _divide(run: Pairs, node: fx.Node) -> Any:
         first, second = first * p, second * t
     for _, t in under:
         first, second = first * t, second * t
-    return _shaped(run, node, (_scaled(first), _scaled(second)))
+    return _shaped(run, node, (scaled(first), scaled(second)))
 
 
 def _multiply_matrices(run: Pairs, node: fx.Node) -> Any:
@@ -402,7 +182,8 @@ def _average_places(run: Pairs, node: fx.Node) -> Any:
 def _greatest_of_places(run: Pairs, node: fx.Node) -> Any:
     """Find where a maximum may not be zero: where the mean of places that are not is not."""
     x, size, *rest = node.args
-    stride, padding, dilation, ceil = (*rest, *([], 0, 1, False)[len(rest) :])
+    defaults: list[Any] = [[], 0, 1, False]
+    stride, padding, dilation, ceil = (list(rest) + defaults[len(rest) :])[:4]
     if set(pytree.tree_leaves(dilation)) != {1}:
         return unknown(run, node)
     pool: Any = F.avg_pool3d if "3d" in name_operation(node) else F.avg_pool2d
@@ -429,14 +210,14 @@ def _normalize_batch(run: Pairs, node: fx.Node) -> Any:
             value = value * run.pairs[gain][which].reshape(shape)
         if shift is not None:
             value = value + run.pairs[shift][which].reshape(shape)
-        pair.append(_scaled(value))
+        pair.append(scaled(value))
     return _shaped(run, node, (pair[0], pair[1]))
 
 
 def _softmax(run: Pairs, node: fx.Node) -> Any:
     positive = run.pairs[node.args[0]][1]
     dim: Any = node.args[1]
-    positive = _scaled(positive + positive.mean(dim, keepdim=True))
+    positive = scaled(positive + positive.mean(dim, keepdim=True))
     return positive, positive
 
 

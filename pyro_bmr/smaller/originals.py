@@ -74,7 +74,8 @@ class _Held:
 
 def _read(module: nn.Module, name: str) -> Tensor:
     for home in (module._parameters, module._buffers, vars(module)):
-        if home.get(name) is not None:
-            return home[name]
+        value: Any = home.get(name)
+        if value is not None:
+            return value
     msg = f"the module {type(module).__name__} has lost its tensor {name!r}"
     raise AttributeError(msg)

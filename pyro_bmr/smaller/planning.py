@@ -81,6 +81,7 @@ def choose_units(
 
     Examples
     --------
+    >>> from pyro_bmr.structure.units import Axis, Layer
     >>> units = torch.arange(3)
     >>> axes = {"w": (Axis(units, False),)}
     >>> layers = (Layer("w", "unit", units),)

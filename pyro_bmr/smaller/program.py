@@ -178,7 +178,7 @@ class CompactedModel(nn.Module):
             return self.model(*args, **kwargs)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        held = self.constants._buffers
+        held: dict[str, Any] = self.constants._buffers
         return [
             (original(self.model), held[key] if key in held else _unconstrained(self.own, key))
             for key, original in self.originals.items()
@@ -215,7 +215,7 @@ class _CutMessenger(Messenger):
                 what = f"the prior of the site {name!r} cannot be cut: {error}"
                 raise ValueError(what) from error
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, _msg: Any) -> None:
         self.swap.paused = False
 
     def _pyro_post_subsample(self, msg: Any) -> None:

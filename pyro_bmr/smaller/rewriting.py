@@ -97,6 +97,20 @@ class Rewriter:
         self.seen: Counter[int] = Counter()
 
     def __call__(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call a function as the smaller program does.
+
+        Parameters
+        ----------
+        function : callable
+            Torch's.
+        args, kwargs
+            As the program gives them.
+
+        Returns
+        -------
+        object
+            What the function returns.
+        """
         for pattern in self.rewrites.get(function, ()):
             if pattern.fits(args, kwargs):
                 change = self._next(function, pattern)
@@ -185,7 +199,8 @@ def _change(call: Any, stays: Stays) -> Change | None:
     results, operands = masks[: len(call.nodes)], masks[len(call.nodes) :]
     rule = _RULES.get(_name(call.function))
     if rule is None:
-        return _refuse(call, results)
+        _refuse(call, results)
+        return None
     change = rule(call, results, operands)
     said = dict(_integers(call.args, call.kwargs))
     values = {place: value for place, value in change.values.items() if said[place] != value}
@@ -198,7 +213,7 @@ def _refuse(call: Any, results: list[tuple[Tensor, ...]]) -> None:
         raise ValueError(msg)
 
 
-def _says_shape(call: Any, results: Any, operands: Any) -> Change:
+def _says_shape(call: Any, results: Any, _operands: Any) -> Change:
     """Rewrite the trailing axes of the result: view, expand, zeros.
 
     Returns
@@ -241,13 +256,18 @@ def _repeat(call: Any, results: Any, operands: Any) -> Change:
     return Change(call.function, values)
 
 
-def _split(call: Any, results: Any, operands: Any) -> Change:
+def _split(call: Any, results: Any, _operands: Any) -> Change:
     """Say the size of each part, and once for all where they are of one size.
 
     Returns
     -------
     Change
         A chunk becomes a split where parts differ.
+
+    Raises
+    ------
+    ValueError
+        If parts differ, and their number is given by name.
     """
     dim = _argument(call, 2, "dim", 0)
     sizes = tuple(int(axes[dim].sum()) for axes in results)
@@ -277,7 +297,44 @@ def _narrow(call: Any, results: Any, operands: Any) -> Change:
     return Change(call.function, dict(zip(places, (first, int(axes[dim].sum())), strict=True)))
 
 
-def _convolution(call: Any, results: Any, operands: Any) -> Change:
+def _slice(call: Any, _results: Any, operands: Any) -> Change:
+    """Move the bounds of slices along axes of which units go.
+
+    Returns
+    -------
+    Change
+        With slices that take what is left of the same units.
+
+    Raises
+    ------
+    ValueError
+        If it takes every so many units, or slices and tensors stand together.
+    """
+    before = operands[0]
+    index = call.args[1] if isinstance(call.args[1], tuple) else call.args[1:]
+    taken = sum(item is not None and item is not Ellipsis for item in index)
+    values: dict[Place, Any] = {}
+    axis = 0
+    for number, item in enumerate(index):
+        if item is Ellipsis:
+            axis += len(before) - taken
+        elif item is not None:
+            stays = before[axis]
+            axis += 1
+            if not isinstance(item, slice) or bool(stays.all()):
+                continue
+            first, last, step = item.indices(len(stays))
+            if step != 1 or len(operands) > 1:
+                msg = f"the program takes {item} of units of which some go"
+                raise ValueError(msg)
+            start = None if item.start is None else int(stays[:first].sum())
+            stop = None if item.stop is None else int(stays[: max(first, last)].sum())
+            place: Place = (1, number if isinstance(call.args[1], tuple) else None)
+            values[place] = slice(start, stop, item.step)
+    return Change(call.function, values)
+
+
+def _convolution(call: Any, results: Any, _operands: Any) -> Change:
     (axes,) = results
     groups = _argument(call, 6, "groups", 1)
     channels = axes[-1 - int(_name(call.function)[-2])]
@@ -303,6 +360,7 @@ _RULES: dict[str, Callable[..., Change]] = {
         (f"conv{transpose}{n}d" for transpose in ("", "_transpose") for n in (1, 2, 3)),
         _convolution,
     ),
+    "__getitem__": _slice,
     "repeat": _repeat,
     "tile": _repeat,
     "narrow": _narrow,
@@ -333,14 +391,18 @@ def _size_places(call: Any) -> list[tuple[Place, int]]:
     return listed or [(place, size) for place, size in found if isinstance(place[0], int)]
 
 
-def _integers(args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Place, int]]:
-    for key, value in [*enumerate(args), *kwargs.items()]:
-        if type(value) is int:
+def _integers(args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
+    arguments: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in arguments:
+        if type(value) in _SAYS_SIZE:
             yield (key, None), value
         elif isinstance(value, tuple | list):
             for number, item in enumerate(value):
-                if type(item) is int:
+                if type(item) in _SAYS_SIZE:
                     yield (key, number), item
+
+
+_SAYS_SIZE = (int, slice)
 
 
 def _changed(args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Change) -> Any:

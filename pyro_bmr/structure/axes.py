@@ -116,8 +116,8 @@ class _Pass:
             {name: self.known[node] for name, node in nodes.items()}
             for nodes in (captured.sites, captured.tensors, captured.inputs)
         )
-        nodes = {n.name: x for n, x in self.known.items() if isinstance(x, Labelled)}
-        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, nodes)
+        known = {n.name: x for n, x in self.known.items() if isinstance(x, Labelled)}
+        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, known)
 
     def _start(self) -> None:
         captured = self.captured

@@ -109,6 +109,9 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if func in {Tensor.__getitem__, Tensor.__setitem__}:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(part, slice) for part in index)
+    if func is Tensor.__getitem__:
+        index = args[1] if isinstance(args[1], tuple) else args[1:]
+        return any(isinstance(i, slice) and (i.start or i.stop) is not None for i in index)
     return getattr(func, "__name__", "") in _SHAPING | _MAKING
 
 
