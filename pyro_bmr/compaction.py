@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -108,7 +108,7 @@ def compact(
     labels = {name: structure.nodes[node.name] for name, node in captured.inputs.items()}
     expected = _cut_only(labels, stays)
     read = needed | ~_is_input(structure, needed)
-    new_model, new_guide = _assemble(origin, factors, cut, expected)
+    new_model, new_guide = _assemble(origin, factors, cut, expected, masks)
     calls = call, take_inputs(call, expected)
     check_same(model, new_model, guide, cut.sites, calls)
     return Compaction(
@@ -333,7 +333,11 @@ def _plan(captured: Capture, structure: Structure, stays: Tensor, sites: list[Si
 
 
 def _assemble(
-    origin: Origin, factors: tuple[Factor, ...], cut: Cut, inputs: Mapping[str, Indices]
+    origin: Origin,
+    factors: tuple[Factor, ...],
+    cut: Cut,
+    inputs: Mapping[str, Indices],
+    masked: Collection[str],
 ) -> tuple[PrunedModel, PrunedGuide]:
     full: Any = origin.model
     args, kwargs = take_inputs((origin.args, dict(origin.kwargs)), inputs)
@@ -342,7 +346,7 @@ def _assemble(
         create = partial(_without, frozenset(cut.plates), create)
     smaller = tuple(factor.take(cut.sites) for factor in factors)
     new = Origin(CompactedModel(full, cut), args, kwargs, create)
-    model, guide, _ = assemble(new, smaller, {})
+    model, guide, _ = assemble(new, smaller, {}, masked)
     return model, guide
 
 

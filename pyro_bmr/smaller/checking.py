@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,12 +63,16 @@ def check_same(
             try:
                 found = dict(_read(compacted, smaller, calls[1], {}))
             except Exception as error:
+                first = _find_first(error)
+                reason = str(first).partition("\nTrace Shapes")[0].strip()
                 msg = (
-                    f"the compacted model does not run ({type(error).__name__}: {error}). Expected "
-                    "a program whose sizes follow from its tensors, or are written out in calls of "
-                    "torch functions such as view and zeros; a module that compares its input with "
-                    "sizes of its own cannot be made smaller. Prune without compacting, or leave "
-                    "the units of that layer whole"
+                    f"the compacted model does not run: {type(first).__name__} in "
+                    f"{_find_place(first)} ({reason}). Expected a program whose sizes follow from "
+                    "its tensors, or are written out in calls of torch functions such as view and "
+                    "zeros. A module that compares its input with sizes of its own (torch.nn.GRU; "
+                    "GRUCell does not), or a distribution that is expanded to written sizes, "
+                    "cannot be made smaller: write it otherwise, or leave the units of that layer "
+                    "whole when reducing"
                 )
                 raise RuntimeError(msg) from error
             for name, value in expected.items():
@@ -138,6 +143,27 @@ def _compare(name: str, what: str, expected: Tensor, found: Tensor | None) -> No
     error = (expected - found)[finite].abs().amax() if finite.any() else expected.new_zeros(())
     if not same_elsewhere or not error <= TOLERANCE.get(expected.dtype, 1e-5) * scale:
         _fail(name, what, f"an error of {float(error):.3g}, at values of up to {float(scale):.3g}")
+
+
+def _find_first(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _find_place(error: BaseException) -> str:
+    """Name the innermost module that ran, or the line of the program."""
+    place = "the model"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, torch.nn.Module) and type(module).__name__ not in _WRAPPERS:
+            place = f"a {type(module).__name__}"
+        elif not frame.f_globals.get("__name__", "").startswith(("torch", "pyro")):
+            place = f"{frame.f_code.co_filename}, line {line}"
+    return place
+
+
+_WRAPPERS = {"PrunedModel", "CompactedModel"}
 
 
 def _fail(name: str, what: str, difference: str) -> None:

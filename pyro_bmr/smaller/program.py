@@ -239,6 +239,8 @@ class _CutMessenger(Messenger):
             # A statement of its own, for the parameter that is trained in the place of this one.
             msg["value"] = getattr(self.model.own, module_key(msg["name"]))
             msg["done"] = msg["stop"] = True
+            # Plates around it take no part of what is smaller already.
+            msg["kwargs"] = msg["kwargs"] | {"event_dim": None}
 
     def _cut_plates(self, msg: Any) -> None:
         frames = []
