@@ -3,6 +3,7 @@
 from pyro_bmr.averaging import Average, average
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
+from pyro_bmr.export import to_module
 from pyro_bmr.factors.factor import Prior
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
@@ -10,6 +11,7 @@ from pyro_bmr.guides.auto_gamma import AutoGamma, mean_field
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.guides.reading import read_factors
 from pyro_bmr.inclusion import LearnedPrior, Presence, presence
+from pyro_bmr.loading import load
 from pyro_bmr.mathematics.evidence import delta_f
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
@@ -77,6 +79,7 @@ __all__ = [
     "fit",
     "free_energy",
     "init_to_pretrained",
+    "load",
     "log_density_at_zero",
     "magnitude",
     "mean_field",
@@ -89,6 +92,7 @@ __all__ = [
     "reduced_posterior",
     "snr",
     "spr",
+    "to_module",
     "top_k",
     "tune_prior",
 ]

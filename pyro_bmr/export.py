@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.plain.agreement import relative_error, tolerance
 from pyro_bmr.plain.assembly import assemble_module
-from pyro_bmr.plain.batch_sizes import BatchSizeError, join
+from pyro_bmr.plain.batch_sizes import join
 from pyro_bmr.plain.calls import Call, read_call
 from pyro_bmr.plain.outputs import OutputError
 from pyro_bmr.plain.recording import LocalSiteError, record, record_many, run
@@ -97,7 +97,7 @@ def to_module(
     ...         pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
     >>> guide = AutoNormal(model)
     >>> x = torch.randn(9, 2)
-    >>> _ = guide(x)
+    >>> _ = guide(x, x[:, 0])
     >>> module = to_module(model, guide, (x,))
     >>> torch.equal(module(x), x @ guide.median()["w"]), list(module.state_dict())
     (True, ['w'])
@@ -134,6 +134,11 @@ def export_program(
     inputs : tuple of Tensor
         Those of the arguments that it takes.
 
+    Raises
+    ------
+    ValueError
+        As `to_module`.
+
     Examples
     --------
     >>> import pyro, pyro.distributions as dist
@@ -152,9 +157,7 @@ def export_program(
     values = _location(guide, call)
     run(model, values, call, call.tensors, output)
     recorded, size = _record_at_any_size(
-        lambda inputs: record(
-            model, values, call, inputs, output, decompose=num_draws is not None
-        ),
+        lambda inputs: record(model, values, call, inputs, output, decompose=num_draws is not None),
         call,
     )
     held: Mapping[str, Tensor] = values
@@ -172,8 +175,8 @@ def export_program(
         if not error <= tolerance(expected):
             msg = (
                 f"the output of the module differs from that of the model by {error:.1e} of its "
-                f"size at {len(inputs[0])} data, so that there is none. Expected a model that does the "
-                "same whatever the values of its inputs and weights are"
+                "size on other data, so that none is returned. Expected a model that runs the same "
+                "operations whatever the values of its inputs and weights are"
             )
             raise ValueError(msg)
     return module.eval(), tuple(compress(call.tensors, used))

@@ -54,7 +54,7 @@ def assemble_module(
     >>> scale = fx.symbolic_trace(lambda w, x, y: w * x)
     >>> module, used = assemble_module(scale, {"w": torch.tensor(2.0)}, ["x", "y"], print)
     >>> module(3.0), list(module.state_dict()), used
-    (tensor(6.), ['w'], [True, False])
+    (tensor(6., grad_fn=...), ['w'], [True, False])
     """
     random = [n for n in recorded.graph.nodes if _is_random(n)]
     if random:

@@ -138,8 +138,6 @@ def _read(module: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def _check_same(first: Tensor, second: Tensor) -> None:
-    if first is not second and not (
-        first.shape == second.shape and torch.equal(first, second)
-    ):
+    if first is not second and not (first.shape == second.shape and torch.equal(first, second)):
         msg = f"it holds constants of shape {tuple(first.shape)} and {tuple(second.shape)}"
         raise BatchSizeError(msg)

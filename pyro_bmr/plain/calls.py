@@ -132,7 +132,9 @@ def _parameter_names(model: Callable[..., Any], args: Sequence[Any]) -> list[str
 
 
 def _name(path: tuple[Any, ...], parameters: list[str]) -> str:
-    place, key = path[0].idx, getattr(path[1], "idx", getattr(path[1], "key", None))
-    known = place == 1 or (isinstance(key, int) and key < len(parameters))
-    name = str(key) if place == 1 else parameters[key] if known else "input"
+    # Of a flattened (args, kwargs): 0 or 1, then an index or a name, then what is inside.
+    if path[0].idx == 1:
+        name = str(path[1].key)
+    else:
+        name = dict(enumerate(parameters)).get(path[1].idx, "input")
     return name if name.isidentifier() else "input"

@@ -94,8 +94,9 @@ def record(
     >>> from pyro_bmr.plain.calls import read_call
     >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
     >>> call = read_call(model, (torch.ones(2),), None)
-    >>> record(model, {"w": torch.tensor(3.0)}, call, call.tensors, None)(torch.tensor(4.0), 1.0)
-    4.0
+    >>> graph = record(model, {"w": torch.tensor(3.0)}, call, call.tensors, None)
+    >>> graph(torch.tensor(4.0), torch.ones(2))
+    tensor([4., 4.])
     """
     found: list[Any] = []
 
@@ -284,7 +285,7 @@ def _written(node: fx.Node) -> list[fx.Node]:
 
 
 def _home(node: fx.Node) -> Any:
-    """The node, or the name of the constant, whose memory a node looks into."""
+    """Return the node, or the name of the constant, whose memory a node looks into."""
     while node.op == "call_function":
         if node.target.__name__ == "getitem":  # type: ignore[union-attr]
             node = node.args[0]  # type: ignore[assignment]
