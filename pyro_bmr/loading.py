@@ -70,6 +70,9 @@ def load(
         msg = f"got model={model!r}. Expected the Pyro model that was reduced, a function"
         raise TypeError(msg)
     plan = read_plan(path)
+    if plan["kind"] not in _RESULTS:
+        msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"
+        raise ValueError(msg)
     origin = Origin(model, tuple(args), dict(kwargs or {}), create_plates)
     pruned_model, guide = unpack_program(plan, origin)
     return _RESULTS[plan["kind"]](plan, pruned_model, guide)

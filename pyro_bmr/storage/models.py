@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_bmr.programs.dry_run import dry_run, find_modules
@@ -122,7 +123,7 @@ def pack_state(
     >>> pack_state(model, {}, (), {})["params"]["scale"]["value"]
     tensor(1., requires_grad=True)
     """
-    sites, params = _run(model, values, args, kwargs)
+    recorder, params = run_recorded(model, values, args, kwargs)
     modules = [_tensors(module) for module in find_modules(model)]
     owners = {id(t): [i, name] for i, own in enumerate(modules) for name, t in own.items()}
     packed = {}
@@ -132,7 +133,7 @@ def pack_state(
             "constraint": pack_support(constraint, f"the parameter {name!r}"),
             **({"value": value} if place is None else {"place": place}),
         }
-    return {"sites": sites, "modules": modules, "params": packed}
+    return {"sites": recorder.sites, "modules": modules, "params": packed}
 
 
 @torch.no_grad()
@@ -190,50 +191,93 @@ def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
     store.set_state({"params": fresh, "constraints": constraints})
 
 
-def check_sites(
-    saved: Mapping[str, Any],
-    model: Callable[..., Any],
-    values: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> None:
-    """Look whether a model has the latent sites of the one that was saved.
+class SiteRecorder(Messenger):
+    """Effect handler that writes down the latent sites of a model.
 
     Parameters
     ----------
-    saved : mapping
-        The sites that `pack_state` found.
-    model, values, args, kwargs
-        As for `pack_state`.
-
-    Raises
-    ------
-    ValueError
-        If it has others, or others of the same name.
+    names : collection of str
+        The sites of the guide, of which it also takes the shapes.
 
     Examples
     --------
-    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> check_sites({"w": []}, model, {"w": torch.zeros(())}, (), {})
+    >>> with SiteRecorder({"w"}) as recorder:
+    ...     _ = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    >>> recorder.sites
+    {'w': [3]}
     """
-    sites, _ = _run(model, values, args, kwargs)
-    _check_equal("latent sites", saved, sites)
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.sites: dict[str, list[int] | str] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.names:
+            self.sites[name] = list(msg["fn"].shape())
+        elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+            # What the guide does not hold may have as many elements as there are data.
+            self.sites[name] = "not in the guide"
+
+    def compare(self, saved: Mapping[str, Any]) -> None:
+        """Look whether the sites are those that were saved.
+
+        Parameters
+        ----------
+        saved : mapping
+            What another recorder wrote down.
+
+        Raises
+        ------
+        ValueError
+            If they are not.
+        """
+        own = dict(self.sites)
+        for name, shape in saved.items():
+            found = own.get(name)
+            # Draws that are vectorised have dimensions to the left.
+            if isinstance(found, list) and found[len(found) - len(shape) :] == shape:
+                own[name] = shape
+        _check_equal("latent sites", saved, own)
 
 
 _FAMILIES = {"Normal": dist.Normal, "Laplace": dist.Laplace}
 
 
-def _run(
+def run_recorded(
     model: Callable[..., Any],
     values: Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> tuple[dict[str, list[int]], dict[str, tuple[Tensor, Any]]]:
-    """Return the shapes of the latent sites, and parameters with their constraints."""
-    data = dict(values)
-    at_values = poutine.substitute(model, data=data) if data else model
+) -> tuple[SiteRecorder, dict[str, tuple[Tensor, Any]]]:
+    """Run a model, and find its latent sites and its parameters.
+
+    Parameters
+    ----------
+    model, values, args, kwargs
+        As for `pack_state`.
+
+    Returns
+    -------
+    recorder : SiteRecorder
+        With the sites.
+    params : dict
+        By name in the param store, the unconstrained value and its constraint.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be run.
+
+    Examples
+    --------
+    >>> run_recorded(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), {}, (), {})[0].sites
+    {'w': 'not in the guide'}
+    """
+    at_values = poutine.condition(model, data=dict(values))
     try:
-        with poutine.block(), dry_run(model), torch.no_grad():
+        with dry_run(model), torch.no_grad(), SiteRecorder(values) as recorder:
             nodes = poutine.trace(at_values).get_trace(*args, **kwargs).nodes
             store = pyro.get_param_store().get_state()
     except Exception as error:
@@ -242,17 +286,8 @@ def _run(
             f"{error}). Expected arguments that it can be run with: pass args= and kwargs="
         )
         raise RuntimeError(msg) from error
-    sites = {
-        name: list(node["fn"].shape())
-        for name, node in nodes.items()
-        if node["type"] == "sample" and not node["is_observed"] and hasattr(node["fn"], "shape")
-    }
-    found = {
-        name: (store["params"][name], store["constraints"][name])
-        for name, node in nodes.items()
-        if node["type"] == "param"
-    }
-    return sites, found
+    names = [name for name, node in nodes.items() if node["type"] == "param"]
+    return recorder, {n: (store["params"][n], store["constraints"][n]) for n in names}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,10 +11,11 @@ from torch import nn
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.storage.guides import pack_guide, unpack_guide
 from pyro_bmr.storage.models import (
-    check_sites,
+    SiteRecorder,
     load_state,
     pack_handlers,
     pack_state,
+    run_recorded,
     unpack_handlers,
 )
 
@@ -82,25 +83,29 @@ def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, Prun
     full = unpack_handlers(packed["handlers"][1:], inner)
     model = unpack_handlers(packed["handlers"][:1], full)
     guide = unpack_guide(packed["guide"], replace(origin, model=full))
-    check = _FirstCall(packed["model"]["sites"], inner, guide)
     if origin.args or origin.kwargs:
-        check(model, origin.args, dict(origin.kwargs))
+        recorder, _ = run_recorded(inner, guide.median(), origin.args, origin.kwargs)
+        recorder.compare(packed["model"]["sites"])
+    elif isinstance(model, nn.Module):
+        check = _FirstCall(packed["model"]["sites"], guide.median().keys())
+        model.register_forward_pre_hook(check.start)
+        model.register_forward_hook(check.finish, always_call=True)
     load_state(packed["model"], inner)
-    if isinstance(model, nn.Module):
-        model.register_forward_pre_hook(check, with_kwargs=True)
     return model, guide
 
 
-@dataclass
 class _FirstCall:
     """Looks at the sites of a model when it is called for the first time."""
 
-    sites: Mapping[str, Any]
-    model: Callable[..., Any]
-    guide: PrunedGuide
-    checked: bool = False
+    def __init__(self, sites: Mapping[str, Any], names: Collection[str]) -> None:
+        self.sites, self.recorder, self.done = sites, SiteRecorder(set(names)), False
 
-    def __call__(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.checked:
-            check_sites(self.sites, self.model, self.guide.median(), args, kwargs)
-            self.checked = True
+    def start(self, _module: Any, _args: Any) -> None:
+        if not self.done:
+            self.recorder.__enter__()
+
+    def finish(self, _module: Any, _args: Any, _output: Any) -> None:
+        if not self.done:
+            self.done = True
+            self.recorder.__exit__(None, None, None)
+            self.recorder.compare(self.sites)
