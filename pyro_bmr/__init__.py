@@ -3,7 +3,7 @@
 from pyro_bmr.averaging import Average, average
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
-from pyro_bmr.export import to_module
+from pyro_bmr.export import apply_masks, to_module
 from pyro_bmr.factors.factor import Prior
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
@@ -17,6 +17,7 @@ from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
+from pyro_bmr.onnx_files import export_onnx
 from pyro_bmr.priors.families import log_density_at_zero
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Site
@@ -67,6 +68,7 @@ __all__ = [
     "Spike",
     "TunedPrior",
     "Window",
+    "apply_masks",
     "average",
     "bayesianize",
     "by_blocks",
@@ -75,6 +77,7 @@ __all__ = [
     "delta_f_of_all_subsets",
     "elements",
     "exhaustive",
+    "export_onnx",
     "fan_in_normal",
     "fit",
     "free_energy",

@@ -1,4 +1,4 @@
-"""Out of Pyro: a trained model as a plain torch module, or as a file for ONNX Runtime."""
+"""Out of Pyro: a trained model as a plain torch module, masks for a module that there is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.guides.pruned_guide import PrunedGuide
@@ -99,14 +100,75 @@ def to_module(
     >>> x = torch.randn(9, 2)
     >>> _ = guide(x, x[:, 0])
     >>> module = to_module(model, guide, (x,))
-    >>> torch.equal(module(x), x @ guide.median()["w"]), list(module.state_dict())
-    (True, ['w'])
+    >>> torch.equal(module(x), x @ guide.median()["w"]), dict(module.named_parameters()).keys()
+    (True, dict_keys(['w']))
     >>> to_module(model, guide, (x,), num_draws=5)(torch.randn(3, 2)).shape
     torch.Size([5, 3])
     """
     module, _ = export_program(
         model, guide, args, kwargs=kwargs, num_draws=num_draws, output=output, seed=seed
     )
+    return module
+
+
+def apply_masks(
+    module: nn.Module,
+    masks: Mapping[str, Tensor],
+    *,
+    rename: Callable[[str], str] | None = None,
+) -> nn.Module:
+    """Prune a plain torch module as a reduction pruned its model.
+
+    Its parameters become those of `torch.nn.utils.prune`, ``weight_orig`` under ``weight_mask``;
+    `torch.nn.utils.prune.remove` writes the zeros for good.
+
+    Parameters
+    ----------
+    module : Module
+        With parameters that have the names of the sites, as before `pyro_bmr.bayesianize`. It is
+        changed in place.
+    masks : mapping
+        By site, True keeps: ``result.model.masks.by_site()``.
+    rename : callable, optional
+        From the name of a site to that of a parameter. Otherwise they are the same, or all sites
+        have one prefix more, such as ``net.``.
+
+    Returns
+    -------
+    Module
+        The same object.
+
+    Raises
+    ------
+    ValueError
+        If a site that has pruned elements is no parameter of the module, or one of another shape.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> mask = torch.tensor([[True, False]])
+    >>> bool(apply_masks(layer, {"net.weight": mask}).weight[0, 1] == 0)
+    True
+    """
+    pruned = {name: mask for name, mask in masks.items() if not mask.all()}
+    parameters = dict(module.named_parameters())
+    names = {name: rename(name) if rename else name for name in pruned}
+    prefixes = {name.partition(".")[0] for name in names}
+    if rename is None and len(prefixes) == 1 and not names.keys() & parameters.keys():
+        names = {name: name.partition(".")[2] for name in names}
+    for site, name in names.items():
+        shape = tuple(parameters[name].shape) if name in parameters else None
+        if shape != tuple(pruned[site].shape):
+            msg = (
+                f"got a mask of shape {tuple(pruned[site].shape)} for the site {site!r}, where the "
+                f"module has {shape or 'no parameter'}. Expected one of its parameters, "
+                f"{list(parameters)[:10]}; pass rename= a function from sites to these"
+            )
+            raise ValueError(msg)
+    for site, name in names.items():
+        owner, _, key = name.rpartition(".")
+        mask = pruned[site].to(parameters[name].device)
+        prune.custom_from_mask(module.get_submodule(owner), key, mask)
     return module
 
 

@@ -181,6 +181,9 @@ def simplify(module: fx.GraphModule) -> fx.GraphModule:
         # In training a batch norm takes the statistics of the batch, and updates its own.
         if node.target in _BATCH_NORMS and node.args[5]:
             node.args = (*node.args[:3], None, None, *node.args[5:])
+        # A recording has no gradients to cut off.
+        if node.target in _DETACH:
+            node.replace_all_uses_with(node.args[0])
     needed = _find_needed(graph)
     for node in reversed(list(graph.nodes)):
         if node not in needed and node.op != "placeholder":
@@ -212,6 +215,7 @@ def read_arguments(node: fx.Node) -> dict[str, Any]:
 
 
 _aten = torch.ops.aten
+_DETACH = {_aten.detach.default, _aten.detach_.default}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default}
 _BATCH_NORMS = {_aten.batch_norm.default, _aten.native_batch_norm.default}
 
