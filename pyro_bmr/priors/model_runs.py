@@ -136,7 +136,7 @@ def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
     {'tau'}
     """
     found: set[str] = set()
-    for tensor in _tensors(value):
+    for tensor in find_tensors(value):
         found |= get_provenance(tensor)
         plain = detach_provenance(tensor)
         if plain.requires_grad and leaves:
@@ -163,8 +163,24 @@ class _Substitute(Messenger):
             msg["done"] = True
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Find the tensors that a distribution was made of, in whatever it wraps."""
+def find_tensors(value: Any) -> Iterator[Tensor]:
+    """Find the tensors that a distribution was made of, in whatever it wraps.
+
+    Parameters
+    ----------
+    value : object
+        A tensor, a distribution, or a list of such.
+
+    Yields
+    ------
+    Tensor
+        Each of them.
+
+    Examples
+    --------
+    >>> [t.item() for t in find_tensors(torch.distributions.Normal(0.0, 1.0))]
+    [1.0, 0.0]
+    """
     seen, ahead = set(), [value]
     while ahead:
         this = ahead.pop()

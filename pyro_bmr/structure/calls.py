@@ -1,0 +1,234 @@
+"""Operations of a graph as its rules see them, and the rule of those that act elementwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+
+from pyro_bmr.structure.labels import Labelled, Labels, Origin
+
+Result: TypeAlias = "Labelled | tuple[Labelled, ...]"
+
+Rule: TypeAlias = "Callable[[Labels, Call], Result]"
+"""Says the labels of what an operation returns, and joins or protects those that it gets."""
+
+aten: Any = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of a graph.
+
+    Parameters
+    ----------
+    name : str
+        Of its node.
+    operation : str
+        What is called, ``aten.mm``.
+    arguments : mapping
+        By the name in the schema of the operation; tensors are `Labelled`.
+    shapes : tuple
+        Of the tensors that it returns.
+
+    Examples
+    --------
+    >>> Call("mm", "aten.mm", {"self": Labelled((), ())}, ()).tensors
+    [Labelled(axes=(), sources=(), depth=0.0)]
+    """
+
+    name: str
+    operation: str
+    arguments: Mapping[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    @property
+    def tensors(self) -> list[Labelled]:
+        """The tensors among the arguments."""
+        return list(_find_labelled(self.arguments.values()))
+
+
+def broadcast(labels: Labels, operands: Iterable[Labelled], shape: tuple[int, ...]) -> Labelled:
+    """Combine tensors element by element.
+
+    Parameters
+    ----------
+    labels : Labels
+        What is known.
+    operands : iterable of Labelled
+        Tensors whose shapes broadcast.
+    shape : tuple of int
+        To what.
+
+    Returns
+    -------
+    Labelled
+        Of that shape; operands are joined where they have its size.
+
+    Examples
+    --------
+    >>> labels = Labels()
+    >>> x = labels.create((2, 3), Origin.INPUT)
+    >>> broadcast(labels, [x, labels.create((3,), Origin.SITE)], (2, 3)).axes
+    (array([1, 2]), array([6, 7, 8]))
+    """
+    operands = list(operands)
+    axes, sources = [], []
+    for position, size in enumerate(shape, -len(shape)):
+        axis, found = None, frozenset[int]()
+        for operand in operands:
+            if len(operand.axes) < -position:
+                continue
+            other = operand.axes[position]
+            if len(other) != size:
+                labels.protect(other)
+                continue
+            axis = other if axis is None else labels.join(axis, other)
+            found |= operand.sources[position]
+        axes.append(labels.fresh(size, Origin.CREATED) if axis is None else axis)
+        sources.append(found)
+    depth = max((operand.depth for operand in operands), default=0.0)
+    return Labelled(tuple(axes), tuple(sources), depth)
+
+
+def combine(labels: Labels, call: Call) -> Result:
+    """Combine all tensors among the arguments element by element.
+
+    Parameters
+    ----------
+    labels : Labels
+        What is known.
+    call : Call
+        The operation.
+
+    Returns
+    -------
+    Labelled or tuple
+        Where it returns several tensors, all are alike.
+    """
+    results = tuple(broadcast(labels, call.tensors, shape) for shape in call.shapes)
+    return results[0] if len(results) == 1 else results
+
+
+def create(labels: Labels, call: Call) -> Result:
+    """Make tensors from nothing.
+
+    Parameters
+    ----------
+    labels : Labels
+        What is known.
+    call : Call
+        The operation.
+
+    Returns
+    -------
+    Labelled or tuple
+        With fresh labels.
+    """
+    results = tuple(labels.create(shape) for shape in call.shapes)
+    return results[0] if len(results) == 1 else results
+
+
+def protect_all(labels: Labels, call: Call) -> Result:
+    """Protect all that an operation touches, because it has no rule.
+
+    Parameters
+    ----------
+    labels : Labels
+        What is known.
+    call : Call
+        The operation.
+
+    Returns
+    -------
+    Labelled or tuple
+        Nothing of which is ever cut.
+    """
+    reason = f"no rule for {call.operation}"
+    for axis in (axis for tensor in call.tensors for axis in tensor.axes):
+        labels.protect(axis, reason, call.operation)
+    depth = max((tensor.depth for tensor in call.tensors), default=0.0)
+    results = tuple(replace(labels.create(shape), depth=depth) for shape in call.shapes)
+    for axis in (axis for result in results for axis in result.axes):
+        labels.protect(axis, reason, call.operation)
+    return results[0] if len(results) == 1 else results
+
+
+def keep(_labels: Labels, call: Call) -> Labelled:
+    """Return the first tensor as it is.
+
+    Parameters
+    ----------
+    _labels : Labels
+        What is known.
+    call : Call
+        The operation.
+
+    Returns
+    -------
+    Labelled
+        The tensor.
+    """
+    return call.tensors[0]
+
+
+ELEMENTWISE: dict[Any, Rule] = {
+    **dict.fromkeys(
+        (
+            aten.clone,
+            aten.detach,
+            aten.alias,
+            aten._to_copy,
+            aten.lift_fresh,
+            aten.lift_fresh_copy,
+            aten.fill_,
+            aten.fill,
+            aten.zero_,
+            aten.zeros_like,
+            aten.ones_like,
+            aten.full_like,
+            aten.empty_like,
+            aten.rand_like,
+            aten.randn_like,
+            aten.bernoulli_,
+            aten.normal_,
+            aten.uniform_,
+            aten.exponential_,
+        ),
+        keep,
+    ),
+    **dict.fromkeys(
+        (
+            aten.copy,
+            aten.copy_,
+            aten.masked_fill,
+            aten.masked_fill_,
+            aten.native_dropout,
+            aten._prelu_kernel,
+            aten.log_sigmoid_forward,
+            aten.bernoulli,
+            aten.normal,
+            aten.poisson,
+            aten._standard_gamma,
+            aten._fused_dropout,
+        ),
+        combine,
+    ),
+    **dict.fromkeys(
+        (aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided),
+        create,
+    ),
+}
+
+
+def _find_labelled(values: Iterable[Any]) -> Iterable[Labelled]:
+    for value in values:
+        if isinstance(value, Labelled):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _find_labelled(value)

@@ -1,0 +1,377 @@
+"""Labels of the indices of tensors: fresh, joined, protected."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+FIXED = 0
+"""The label of what is never cut: positions in images, the inside of a head."""
+
+DATA = 1000.0
+"""The depth of the arguments of the model."""
+
+CONSTANT = 0.5
+"""The depth of constants, which may be data too; what the program makes of them has more."""
+
+
+class Origin(IntEnum):
+    """Where a label comes from; where two meet, the greater stands for both.
+
+    Examples
+    --------
+    >>> max(Origin.INPUT, Origin.SITE).name
+    'SITE'
+    """
+
+    FIXED = 0
+    INPUT = 1
+    CREATED = 2
+    TENSOR = 3
+    SITE = 4
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels of a tensor.
+
+    Parameters
+    ----------
+    axes : tuple of array
+        For each axis, one label an index.
+    sources : tuple of frozenset
+        For each axis, the axes of sites and of other tensors whose indices its own are.
+    depth : float
+        How many contractions have gone in, and `DATA` more if arguments of the model have.
+
+    Examples
+    --------
+    >>> Labelled((np.array([3, 4]),), (frozenset(),)).shape
+    (2,)
+    """
+
+    axes: tuple[Ints, ...]
+    sources: tuple[frozenset[int], ...]
+    depth: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+        return tuple(len(axis) for axis in self.axes)
+
+    def pick(self, axes: Iterable[int]) -> Labelled:
+        """Take some of the axes, in this order.
+
+        Parameters
+        ----------
+        axes : iterable of int
+            Their positions.
+
+        Returns
+        -------
+        Labelled
+            With these.
+        """
+        order = list(axes)
+        return replace(
+            self,
+            axes=tuple(self.axes[i] for i in order),
+            sources=tuple(self.sources[i] for i in order),
+        )
+
+    def put(self, position: int, axis: Ints, sources: frozenset[int] | None = None) -> Labelled:
+        """Replace an axis.
+
+        Parameters
+        ----------
+        position : int
+            Which.
+        axis : array
+            The labels that it gets.
+        sources : frozenset, optional
+            What it gets; without it, those that it has.
+
+        Returns
+        -------
+        Labelled
+            With this axis.
+        """
+        position %= len(self.axes)
+        axes, all_sources = list(self.axes), list(self.sources)
+        axes[position] = axis
+        if sources is not None:
+            all_sources[position] = sources
+        return replace(self, axes=tuple(axes), sources=tuple(all_sources))
+
+
+@dataclass(frozen=True)
+class Protection:
+    """Labels that cannot be cut, and why.
+
+    Parameters
+    ----------
+    labels : array
+        Which.
+    reason : str
+        Empty where it is plain.
+    operation : str
+        Its name, where it is one that has no rule.
+
+    Examples
+    --------
+    >>> Protection(np.array([3]), "a mean over the axis").operation
+    ''
+    """
+
+    labels: Ints
+    reason: str = ""
+    operation: str = ""
+
+
+@dataclass
+class Labels:
+    """What is known of the labels so far.
+
+    Parameters
+    ----------
+    decisions : dict
+        By view that splits an axis, which of its parts carries the units: 0 is the outermost.
+
+    Examples
+    --------
+    >>> labels = Labels()
+    >>> labels.join(labels.fresh(2, Origin.SITE), labels.fresh(2, Origin.INPUT))
+    array([1, 2])
+    """
+
+    decisions: dict[Hashable, int] = field(default_factory=dict)
+    moved: set[Hashable] = field(default_factory=set)
+    pairs: list[tuple[Ints, Ints]] = field(default_factory=list)
+    protections: list[Protection] = field(default_factory=list)
+    merges: list[tuple[Ints, Ints]] = field(default_factory=list)
+    channels: list[Ints] = field(default_factory=list)
+    heads: list[Ints] = field(default_factory=list)
+    data: list[Ints] = field(default_factory=list)
+    read: set[int] = field(default_factory=set)
+    produced: set[int] = field(default_factory=set)
+    count: int = 1
+    _origins: Ints = field(default_factory=lambda: np.zeros(1024, np.int64))
+    _splits: Ints = field(default_factory=lambda: np.full(1024, -1, np.int64))
+    _split_names: list[Hashable] = field(default_factory=list)
+
+    def fresh(self, size: int, origin: Origin, split: Hashable = None) -> Ints:
+        """Make labels that nothing has.
+
+        Parameters
+        ----------
+        size : int
+            How many.
+        origin : Origin
+            Where they come from.
+        split : hashable, optional
+            The view that splits an axis into blocks that they stand for.
+
+        Returns
+        -------
+        array
+            The labels.
+        """
+        start, self.count = self.count, self.count + size
+        while self.count > len(self._origins):
+            self._origins = np.concatenate([self._origins, np.zeros_like(self._origins)])
+            self._splits = np.concatenate([self._splits, np.full_like(self._splits, -1)])
+        self._origins[start : self.count] = origin
+        if split is not None:
+            self._splits[start : self.count] = len(self._split_names)
+            self._split_names.append(split)
+        return np.arange(start, self.count)
+
+    def fixed(self, size: int) -> Ints:
+        """Label indices that are never cut.
+
+        Parameters
+        ----------
+        size : int
+            How many.
+
+        Returns
+        -------
+        array
+            `FIXED`.
+        """
+        return np.zeros(size, np.int64)
+
+    def create(self, shape: Iterable[int], origin: Origin = Origin.CREATED) -> Labelled:
+        """Label a tensor that comes from nothing else in the graph.
+
+        Parameters
+        ----------
+        shape : iterable of int
+            Its shape.
+        origin : Origin
+            What it is.
+
+        Returns
+        -------
+        Labelled
+            Without sources.
+        """
+        axes = tuple(self.fresh(size, origin) for size in shape)
+        depth = {Origin.INPUT: DATA, Origin.TENSOR: CONSTANT, Origin.CREATED: 0.75}.get(origin, 0.0)
+        return Labelled(axes, (frozenset(),) * len(axes), depth if axes else 0.0)
+
+    def origin(self, axis: Ints) -> Origin:
+        """Find the greatest origin among labels.
+
+        Parameters
+        ----------
+        axis : array
+            The labels.
+
+        Returns
+        -------
+        Origin
+            The greatest.
+        """
+        return Origin(int(self._origins[axis].max(initial=0)))
+
+    def find(self, origin: Origin) -> Ints:
+        """Find all labels of an origin.
+
+        Parameters
+        ----------
+        origin : Origin
+            Where they come from.
+
+        Returns
+        -------
+        array
+            The labels.
+        """
+        return np.flatnonzero(self._origins[: self.count] == origin)
+
+    def join(self, first: Ints, second: Ints) -> Ints:
+        """Have two axes be the same, index by index.
+
+        Parameters
+        ----------
+        first, second : array
+            Labels, as many.
+
+        Returns
+        -------
+        array
+            The labels to go on with.
+        """
+        if first is second:
+            return first
+        if len(first) == 1:
+            # The one index of a new axis says nothing of what it meets.
+            if first[0] == FIXED:
+                return second
+            if second[0] == FIXED:
+                return first
+        differ = first != second
+        if differ.any():
+            self.pairs.append((first[differ], second[differ]))
+        return np.where(self._origins[first] >= self._origins[second], first, second)
+
+    def protect(self, axis: Ints, reason: str = "", operation: str = "") -> None:
+        """Have indices stay.
+
+        Parameters
+        ----------
+        axis : array
+            Their labels.
+        reason : str
+            Why, unless it is plain.
+        operation : str
+            The name of an operation that has no rule.
+        """
+        if axis.any():
+            self.protections.append(Protection(axis, reason, operation))
+
+    def are_blocks(self, axis: Ints) -> bool:
+        """Tell whether labels stand for blocks of an axis that a view splits.
+
+        Parameters
+        ----------
+        axis : array
+            The labels.
+
+        Returns
+        -------
+        bool
+            True if any does.
+        """
+        return bool((self._splits[axis] >= 0).any())
+
+    def look_up(self, axis: Ints, reason: str) -> None:
+        """Have an axis be used by position.
+
+        Blocks of an axis that a view splits are then no units: the parts inside them are.
+
+        Parameters
+        ----------
+        axis : array
+            Its labels.
+        reason : str
+            Why it is protected otherwise.
+        """
+        if self.are_blocks(axis):
+            splits = np.unique(self._splits[axis])
+            self.moved |= {self._split_names[i] for i in splits if i >= 0}
+        else:
+            self.protect(axis, reason)
+
+    def contract(self, first: Labelled, i: int, second: Labelled, j: int) -> None:
+        """Sum over the product of two axes.
+
+        Parameters
+        ----------
+        first, second : Labelled
+            The factors; where neither nor both come from the data, the second reads the first.
+        i, j : int
+            The axis of each.
+        """
+        self.join(first.axes[i], second.axes[j])
+        if first.depth >= DATA and second.depth >= DATA:
+            self.produced |= first.sources[i] | second.sources[j]
+            return
+        data, at_data, weight, at_weight = first, i, second, j
+        if second.depth > first.depth:
+            data, at_data, weight, at_weight = second, j, first, i
+        self.produced |= data.sources[at_data]
+        if data.depth == CONSTANT:
+            self.data.append(data.axes[at_data])
+        self.read |= weight.sources[at_weight]
+        # Of weights alone, a product is again a weight.
+        if data.depth % 1 or data.depth >= DATA:
+            at_weight %= len(weight.axes)
+            for k, sources in enumerate(weight.sources):
+                if k != at_weight:
+                    self.produced |= sources
+
+    def sum_over(self, x: Labelled, i: int) -> None:
+        """Sum over an axis.
+
+        Parameters
+        ----------
+        x : Labelled
+            The tensor.
+        i : int
+            The axis.
+        """
+        sources = x.sources[i]
+        if sources & self.produced:
+            self.produced |= sources
+        elif x.depth:
+            self.read |= sources
+            if x.depth == CONSTANT:
+                self.data.append(x.axes[i])

@@ -1,0 +1,119 @@
+"""Sizes that a program writes out: ``h.view(batch, 8)``, ``torch.zeros(batch, 16)``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+Call = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
+"""From a torch function and its arguments to its result."""
+
+
+class SizedCalls(TorchFunctionMode):
+    """Sees the calls in which a program says sizes, in order.
+
+    Those that Pyro makes itself, as when it expands a distribution to its plates, are passed over,
+    so that two runs of a program with distributions of other shapes see the same calls.
+
+    Parameters
+    ----------
+    call : callable
+        Gets each such function with its arguments, and returns the result; it may call the
+        function with other arguments.
+
+    Examples
+    --------
+    >>> import torch
+    >>> def show(function, args, kwargs):
+    ...     print(function.__name__, args)
+    ...     return function(*args, **kwargs)
+    >>> with SizedCalls(show):
+    ...     _ = torch.zeros(2, 3).exp()
+    zeros (2, 3)
+    """
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _says_sizes(func, args, kwargs) and not _called_by_pyro():
+            return self.call(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+_SHAPING = {
+    "view",
+    "reshape",
+    "expand",
+    "unflatten",
+    "repeat",
+    "tile",
+    "broadcast_to",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "narrow",
+    "resize_",
+    "as_strided",
+    "repeat_interleave",
+}
+
+_MAKING = {
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "rand",
+    "randn",
+    "eye",
+    "arange",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+}
+
+_CONVOLUTIONS = {
+    getattr(F, f"conv{transpose}{n}d") for transpose in ("", "_transpose") for n in (1, 2, 3)
+}
+
+_NORMS = {F.layer_norm, F.group_norm, F.rms_norm}
+
+
+def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    if func in _NORMS:
+        return True
+    if func in _CONVOLUTIONS:
+        return kwargs.get("groups", args[6] if len(args) > 6 else 1) != 1
+    if func in {Tensor.__getitem__, Tensor.__setitem__}:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(part, slice) for part in index)
+    return getattr(func, "__name__", "") in _SHAPING | _MAKING
+
+
+# Torch's own Python between a call in the program and the mode.
+_PASSED_THROUGH = {
+    __name__,
+    "torch._tensor",
+    "torch.functional",
+    "torch.overrides",
+    "torch.utils._device",
+}
+
+
+def _called_by_pyro() -> bool:
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") in _PASSED_THROUGH:
+        frame = frame.f_back
+    module = "" if frame is None else frame.f_globals.get("__name__", "")
+    return module.startswith(("pyro.", "torch.distributions."))
