@@ -59,10 +59,8 @@ def run(
     >>> run(model, {"w": torch.tensor(3.0)}, call, [torch.ones(2)], None)
     tensor([3., 3.])
     """
-    args, kwargs = call.arguments(inputs)
-    with dry_run(model), torch.no_grad(), _AtValues(values):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-        return find_output(trace.nodes["_RETURN"]["value"], trace.nodes, values, output)
+    with dry_run(model), torch.no_grad():
+        return _run(model, values, call, inputs, output)
 
 
 def record(
@@ -102,7 +100,7 @@ def record(
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         here = dict(zip(values, tensors, strict=False))
-        result = run(model, here, call, tensors[len(values) :], output)
+        result = _run(model, here, call, tensors[len(values) :], output)
         leaves, spec = pytree.tree_flatten(result)
         found[:] = leaves, spec
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -111,7 +109,8 @@ def record(
         flat = torch.func.functionalize(flat)
     # Before dispatch, operations are still those that people know: linear, conv2d, layer_norm.
     recorder = make_fx(flat, tracing_mode="real", pre_dispatch=not decompose)
-    with sdpa_kernel(SDPBackend.MATH) if decompose else nullcontext():
+    attention = sdpa_kernel(SDPBackend.MATH) if decompose else nullcontext()
+    with attention, dry_run(model), torch.no_grad():
         graph = recorder(*values.values(), *inputs)
     _nest_output(graph, *found)
     graph = simplify(graph)
@@ -212,6 +211,19 @@ def read_arguments(node: fx.Node) -> dict[str, Any]:
     False
     """
     return {argument.name: value for argument, value in _arguments(node)}
+
+
+def _run(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    call: Call,
+    inputs: Sequence[Tensor],
+    output: str | None,
+) -> Any:
+    args, kwargs = call.arguments(inputs)
+    with _AtValues(values):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return find_output(trace.nodes["_RETURN"]["value"], trace.nodes, values, output)
 
 
 _aten = torch.ops.aten
