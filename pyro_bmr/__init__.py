@@ -1,6 +1,7 @@
 """Bayesian model reduction for Pyro: prune a trained posterior by its free energy."""
 
 from pyro_bmr.averaging import Average, average
+from pyro_bmr.costs import Cost, Costs, measure_costs
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
 from pyro_bmr.export import apply_masks, to_module
@@ -45,6 +46,8 @@ __all__ = [
     "AutoGamma",
     "Average",
     "AveragedGuide",
+    "Cost",
+    "Costs",
     "Dense",
     "Diagonal",
     "Gaussian",
@@ -86,6 +89,7 @@ __all__ = [
     "log_density_at_zero",
     "magnitude",
     "mean_field",
+    "measure_costs",
     "normal",
     "presence",
     "prune",
