@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.problem import assemble, assign, read_problem
@@ -228,6 +229,23 @@ class Reduction:
             for site in self.sites
         ]
         return pd.DataFrame(rows).set_index("site")
+
+    def compact(self, *args: Any, inputs: bool = False, **kwargs: Any) -> Compaction:
+        """Cut out the units that nothing needs; see `pyro_bmr.compaction.compact`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Arguments of the model, as an example; those of the guide's first call otherwise.
+        inputs : bool
+            Whether inputs that nothing reads go.
+
+        Returns
+        -------
+        Compaction
+            The smaller model and guide, which compute the same.
+        """
+        return compact(self.model, self.guide, args, kwargs, inputs=inputs)
 
     def to(self, device: torch.device | str) -> Reduction:
         """Move to a device.

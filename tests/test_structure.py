@@ -197,7 +197,7 @@ def write_program(steps, sizes):
     return _make(model, (torch.randn(9, 3),), (9, 2))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(2, 4)), min_size=1, max_size=3))
 def test_random_programs(parts):
     steps, sizes = zip(*parts, strict=True)
@@ -403,6 +403,16 @@ CASES = {
         (IMAGE,),
         {"w": ([*range(192)], [-1] * 7)},
         {"w": (True, False)},
+    ),
+    "heads in einsum": (
+        lambda x: torch.einsum(
+            "bhd,hde->be",
+            torch.einsum("bi,hdi->bhd", x, _normal("w", 3, 7, 5)),
+            _normal("v", 3, 7, 2),
+        ),
+        (X,),
+        {"w": ([0, 1, 2], [-1] * 7, [3, 4, 5, 6, 7]), "v": ([0, 1, 2], [-1] * 7, [-1, -1])},
+        {"w": (False, False, True), "v": (True, True, False)},
     ),
     "gates beside": (
         lambda x: (

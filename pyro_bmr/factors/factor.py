@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
-from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.sites import Indices, Site
 
 # From a correlated posterior and ln p(θ = 0) of its elements to those to drop.
 Search = Callable[[Dense | LowRank, Tensor], Tensor]
@@ -144,6 +144,17 @@ class Factor(ABC):
         """Return what remains: the posterior given that all dropped elements are 0.
 
         What was pruned before stays pruned, whatever its mask says now.
+        """
+
+    @abstractmethod
+    def take(self, kept: Mapping[str, Indices]) -> Factor:
+        """Return the marginal over some indices of its sites, without priors.
+
+        Parameters
+        ----------
+        kept : mapping
+            By site, for each axis the indices that stay, or None for all; a site that is not here
+            stays as it is.
         """
 
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite, check_positive
 from pyro_bmr.mathematics.gaussian import Diagonal
-from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.sites import Indices, Site, take
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,15 @@ class GammaFactor(Factor):
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> GammaFactor:
         return self
+
+    @override
+    def take(self, kept: Mapping[str, Indices]) -> GammaFactor:
+        mine = kept.get(self.site.name)
+        if mine is None:
+            return self
+        return GammaFactor(
+            self.site.take(mine), take(self.concentration, mine), take(self.mean, mine)
+        )
 
 
 def _log_gamma(concentration: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite
 from pyro_bmr.mathematics.evidence import delta_f_spike, total_dropped
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.sweep import sweep
-from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.sites import Indices, Site, take
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,20 @@ class IndependentFactor(Factor):
         if mask is None:
             return self
         return replace(self, mask=mask if self.mask is None else mask & self.mask)
+
+    @override
+    def take(self, kept: Mapping[str, Indices]) -> IndependentFactor:
+        mine = kept.get(self.site.name)
+        if mine is None:
+            return replace(self, prior=None)
+        return replace(
+            self,
+            site=self.site.take(mine),
+            loc=take(self.loc, mine),
+            scale=take(self.scale, mine),
+            mask=None if self.mask is None else take(self.mask, mine),
+            prior=None,
+        )
 
     @property
     def stored(self) -> Diagonal:

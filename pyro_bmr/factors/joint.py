@@ -13,7 +13,7 @@ from typing_extensions import override
 from pyro_bmr.factors.factor import Factor, Normals, Prior, Search, check_finite, check_positive
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
-from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.sites import Indices, Site, take
 from pyro_bmr.searches.elimination import eliminate
 
 
@@ -136,6 +136,21 @@ class JointFactor(Factor):
         _, rest = self._exact.split(drop)
         rest = rest.to(self.posterior.loc.dtype)
         return replace(self, posterior=rest, mask=self._embed(~drop, False))
+
+    @override
+    def take(self, kept: Mapping[str, Indices]) -> JointFactor:
+        whole = {site.name: (None,) * len(site.shape) for site in self.sites}
+        mine = {site.name: kept.get(site.name, whole[site.name]) for site in self.sites}
+        places = self._by_site(torch.arange(len(self._mask), device=self._mask.device))
+        stay = torch.zeros_like(self._mask)
+        for name, indices in mine.items():
+            stay[take(places[name], indices)] = True
+        marginal, _ = self._exact.split(stay[self._mask])
+        return JointFactor(
+            tuple(site.take(mine[site.name]) for site in self.sites),
+            marginal.to(self.posterior.loc.dtype),
+            None if self.mask is None else self.mask[stay],
+        )
 
     def left(self) -> tuple[Dense | LowRank, Tensor]:
         """Return what has not been pruned, for those who search among its subsets.

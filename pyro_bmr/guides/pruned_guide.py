@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import pyro
@@ -22,6 +21,7 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import module_key
+from pyro_bmr.programs.own_names import OwnNames, unused_name
 from pyro_bmr.programs.site_sampling import inside_plates, make_plates, sample_site, sample_sites
 from pyro_bmr.programs.sites import Site
 
@@ -73,7 +73,7 @@ class Origin:
         return self
 
 
-class PrunedGuide(PyroModule):
+class PrunedGuide(OwnNames):
     r"""A guide of independent Gaussian factors, in which pruned elements are exactly zero.
 
     .. math:: q(\theta) = \delta(\theta_S) \prod_f N(\theta_f \mid \mu_f, \Sigma_f)
@@ -99,7 +99,7 @@ class PrunedGuide(PyroModule):
     """
 
     def __init__(self, factors: tuple[Factor, ...], origin: Origin) -> None:
-        super().__init__(unused_name())
+        super().__init__(unused_name("PrunedGuide"))
         self.origin = origin
         self.factors = PyroModule()
         for factor in factors:
@@ -178,14 +178,6 @@ class PrunedGuide(PyroModule):
             offset = torch.where(marginal.scale > 0, steps * marginal.scale, 0)
             result[site.name] = site.constrain(marginal.loc + offset)
         return result
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Give a copy its own names in the param store, so that it does not share parameters."""
-        super().__setstate__(state)
-        name, context = unused_name(), type(self._pyro_context)()
-        for path, module in self.named_modules():
-            module._pyro_name = f"{name}.{path}" if path else name
-            module._pyro_context = context
 
     def _marginals(self) -> Iterator[tuple[Site, Diagonal]]:
         for part in self.parts:
@@ -339,29 +331,3 @@ def _module(factor: Factor) -> Any:
     if isinstance(factor, JointFactor):
         return _JOINT_MODULES[type(factor.posterior)](factor, factor.posterior)
     return _MODULES[type(factor)](factor)
-
-
-_serial = count()
-
-
-def unused_name(kind: str = "PrunedGuide") -> str:
-    """Name a guide so that nothing in the param store is taken for its parameters.
-
-    Parameters
-    ----------
-    kind : str
-        What the name begins with.
-
-    Returns
-    -------
-    str
-        The name.
-
-    Examples
-    --------
-    >>> unused_name("Other")[:5]
-    'Other'
-    """
-    taken = tuple(pyro.get_param_store().keys())
-    names = (f"{kind}{i}" for i in _serial)
-    return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))

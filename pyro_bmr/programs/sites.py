@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,3 +56,77 @@ class Site:
             The value of the sample site.
         """
         return biject_to(find_element_support(self.support))(unconstrained)
+
+    def take(self, kept: Indices) -> Site:
+        """Return the site with some indices of its axes only.
+
+        Parameters
+        ----------
+        kept : tuple of Tensor
+            By axis, the indices that stay, or None for all.
+
+        Returns
+        -------
+        Site
+            In plates of the size that is left.
+
+        Raises
+        ------
+        ValueError
+            If an axis is cut whose elements depend on one another.
+
+        Examples
+        --------
+        >>> Site("w", torch.Size([3, 2]), 2).take((torch.tensor([0, 2]), None)).shape
+        torch.Size([2, 2])
+        """
+        shape = torch.Size(
+            size if index is None else len(index)
+            for size, index in zip(self.shape, kept, strict=True)
+        )
+        joint_dim = biject_to(find_element_support(self.support)).domain.event_dim
+        if any(index is not None for index in kept[len(kept) - joint_dim :]):
+            msg = (
+                f"cannot cut the site {self.name!r} along its last {joint_dim} axes: its support "
+                f"{self.support} ties their elements together. Expected independent elements"
+            )
+            raise ValueError(msg)
+
+        def cut(frame: Any) -> Any:
+            axis = None if frame.dim is None else frame.dim - self.event_dim
+            if axis is None or -axis > len(kept) or kept[axis] is None:
+                return frame
+            return frame._replace(size=shape[axis], full_size=shape[axis])
+
+        return replace(self, shape=shape, plates=tuple(cut(frame) for frame in self.plates))
+
+
+Indices = tuple[Tensor | None, ...]
+"""By axis of a tensor, the indices that stay, in ascending order; None if all do."""
+
+
+def take(tensor: Tensor, kept: Indices) -> Tensor:
+    """Take some indices of the last axes of a tensor.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Has at least as many dimensions as there are axes.
+    kept : tuple of Tensor
+        By axis, the indices that stay, or None for all.
+
+    Returns
+    -------
+    Tensor
+        A part of it.
+
+    Examples
+    --------
+    >>> take(torch.arange(6).reshape(2, 3), (None, torch.tensor([0, 2])))
+    tensor([[0, 2],
+            [3, 5]])
+    """
+    for axis, index in enumerate(reversed(kept), 1):
+        if index is not None:
+            tensor = tensor.index_select(-axis, index.to(tensor.device))
+    return tensor

@@ -26,6 +26,7 @@ from pyro_bmr.mathematics.laplace import reduce_to_laplace
 from pyro_bmr.mathematics.reduced_posteriors import reduced_gaussian
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, ReducedPrior, Spike
 from pyro_bmr.mathematics.shrinkage import noisy_copy, shrink
+from pyro_bmr.programs.sites import Indices
 from pyro_bmr.shrunk.switching import NewPrior
 
 
@@ -109,6 +110,10 @@ class SwitchedFactor(Factor):
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> SwitchedFactor:
         return replace(self, factor=self.factor.with_priors(priors))
+
+    @override
+    def take(self, kept: Mapping[str, Indices]) -> Factor:
+        return self.factor.take(kept)
 
     @property
     @abstractmethod

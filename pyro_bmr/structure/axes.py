@@ -108,15 +108,14 @@ class _Pass:
         for name, nodes in captured.priors.items():
             for node in nodes:
                 self._join_prior(self.known[captured.sites[name]], self.known[node], inherited)
-        before = len(self.labels.protections)
         for _, node in captured.outputs:
-            for axis in self.known[node].axes:
-                self.labels.protect(axis)
+            self.labels.outputs += self.known[node].axes
         sites, tensors, inputs = (
             {name: self.known[node] for name, node in nodes.items()}
             for nodes in (captured.sites, captured.tensors, captured.inputs)
         )
-        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, before)
+        nodes = {n.name: x for n, x in self.known.items() if isinstance(x, Labelled)}
+        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, nodes)
 
     def _start(self) -> None:
         captured = self.captured

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from pyro_bmr.structure.labels import Labelled, Labels, Origin
@@ -177,6 +178,26 @@ def keep(_labels: Labels, call: Call) -> Labelled:
     return call.tensors[0]
 
 
+def combine_halves(labels: Labels, call: Call) -> Labelled:
+    """Combine the two halves of an axis: `torch.nn.functional.glu`.
+
+    Parameters
+    ----------
+    labels : Labels
+        What is known.
+    call : Call
+        The operation.
+
+    Returns
+    -------
+    Labelled
+        Of half the size.
+    """
+    x: Labelled = call["self"]
+    first, second = np.split(x.axes[call["dim"]], 2)
+    return x.put(call["dim"], labels.join(first, second))
+
+
 ELEMENTWISE: dict[Any, Rule] = {
     **dict.fromkeys(
         (
@@ -219,6 +240,7 @@ ELEMENTWISE: dict[Any, Rule] = {
         ),
         combine,
     ),
+    aten.glu: combine_halves,
     **dict.fromkeys(
         (aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided),
         create,

@@ -12,6 +12,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, fx
+from torch.distributions.constraints import real
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -81,6 +82,7 @@ def capture(
         with dry_run(model), _decomposed(), names.of_modules_that_run():
             graph = make_fx(program, tracing_mode="real")(*tensors)
             names.add(dict(pyro.get_param_store().named_parameters()))
+            supports = pyro.get_param_store().get_state()["constraints"]
     except Exception as error:
         msg = (
             f"the model could not be captured ({type(error).__name__}: {error}). Expected it to "
@@ -99,13 +101,14 @@ def capture(
         graph,
         sites,
         dict(
-            zip((_input_name(paths[i][0]) for i in places), placeholders[len(sites) :], strict=True)
+            zip((input_name(paths[i][0]) for i in places), placeholders[len(sites) :], strict=True)
         ),
         {names.find(tensor): node for node, tensor in lifted},
         {names.find(tensor): tensor for _, tensor in lifted},
         [(name, node) for name, node in run.outputs if _is_computed(node) and node in from_sites],
         {name: found for name, found in run.priors.items() if name in sites},
         run.sized,
+        {name: (value, supports.get(name, real)) for name, value in run.parameters.items()},
     )
 
 
@@ -165,6 +168,9 @@ class Capture:
         By latent site, the tensors in its distribution that were computed in the run.
     sized : list of SizedCall
         The calls in which the program says sizes.
+    parameters : mapping
+        By name in Pyro's param store, the unconstrained value and the constraint of what the model
+        asks for with `pyro.param`.
 
     Examples
     --------
@@ -182,6 +188,7 @@ class Capture:
     outputs: list[tuple[str, fx.Node]]
     priors: Mapping[str, list[fx.Node]]
     sized: list[SizedCall]
+    parameters: Mapping[str, tuple[Tensor, Any]]
 
 
 class _Run:
@@ -192,6 +199,7 @@ class _Run:
         self.priors: dict[str, list[fx.Node]] = {}
         self.sized: list[SizedCall] = []
         self.found: list[Tensor] = []
+        self.parameters: dict[str, Tensor] = {}
 
     def record_sized(self, function: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         result = function(*args, **kwargs)
@@ -231,6 +239,10 @@ class _Sites(Messenger):
             value = self.values[msg["name"]]
             msg["value"] = pyro.subsample(value, event_dim=msg["fn"].event_dim)
             msg["done"] = True
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        value = msg["value"]
+        self.run.parameters[msg["name"]] = getattr(value, "unconstrained", lambda: value)()
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -321,8 +333,25 @@ def _is_computed(node: fx.Node) -> bool:
     return node.op == "call_function"
 
 
-def _input_name(path: Any) -> str:
-    """Write ``args[0]`` for a positional argument, ``y`` for a keyword."""
+def input_name(path: Any) -> str:
+    """Write ``args[0]`` for a positional argument, ``y`` for a keyword.
+
+    Parameters
+    ----------
+    path : tuple
+        Of ``torch.utils._pytree``, in a tuple of positional and keyword arguments.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Examples
+    --------
+    >>> paths, _ = pytree.tree_flatten_with_path(((1,), {"y": [2]}))
+    >>> [input_name(path) for path, _ in paths]
+    ['args[0]', 'y[0]']
+    """
     (_, *rest) = path
     if path[0].idx == 0:
         return "args" + pytree.keystr(tuple(rest))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pyro_bmr.structure.labels import FIXED, Ints, Labels, Origin
+from pyro_bmr.structure.labels import FIXED, MERGED, Ints, Labels, Origin, Product, spread
 
 
 def find_components(labels: Labels) -> Components:
@@ -35,24 +35,28 @@ def find_components(labels: Labels) -> Components:
     >>> found.of[b] == found.of[a], found.protected[found.of[b]]
     (array([ True,  True]), array([ True, False]))
     """
-    first, second = _join_pairs(labels.pairs)
-    held = (first == FIXED) | (second == FIXED)
-    edges = first[~held], second[~held]
-    graph = coo_array((np.ones(len(edges[0]), bool), edges), (labels.count, labels.count))
-    count, of = connected_components(graph, directed=False)
-    of = of.astype(np.int64)
+    pairs, waiting, beside = list(labels.pairs), list(labels.products), []
+    of, count, along = _connect(pairs, labels.count)
+    while waiting:
+        product, carrier = _choose_carrier(waiting, of)
+        waiting = [other for other in waiting if other is not product]
+        pairs.append((product.merged, spread(product.axes, carrier)))
+        beside += [product.axes[i] for i in product.units if i != carrier]
+        of, count, along = _connect(pairs, labels.count)
     found = Components(of, np.zeros(count, bool), np.bincount(of, minlength=count))
-    along = np.concatenate([first[held], second[held]])
+    for axis in labels.outputs:
+        found.protect(axis)
+    for axis in beside:
+        found.protect(axis, MERGED)
     found.protect(along, "it lies along an axis that cannot be cut")
     for protection in labels.protections:
         found.protect(protection.labels, protection.reason)
     touched = np.zeros(count, bool)
     touched[of[labels.find(Origin.SITE)]] = True
     for axis, merged in labels.merges:
-        reason = "a view merges its axis with another"
-        found.protect(axis[touched[of[axis]]], reason)
-        if labels.origin(axis) == Origin.CREATED:
-            found.protect(merged[touched[of[merged]]], reason)
+        found.protect(axis[touched[of[axis]]], MERGED)
+        if labels.origin(merged) == Origin.CREATED:
+            found.protect(merged[touched[of[merged]]], MERGED)
     found.protected[of[FIXED]] = True
     return found
 
@@ -86,7 +90,7 @@ class Components:
         self._reasons: list[str] = [""]
         self._reason = np.zeros(len(self.protected), np.int64)
 
-    def protect(self, axis: Ints, reason: str) -> None:
+    def protect(self, axis: Ints, reason: str = "") -> None:
         """Have the units of some labels stay.
 
         Parameters
@@ -94,15 +98,13 @@ class Components:
         axis : array
             The labels.
         reason : str
-            Why; the first that is not empty is kept.
+            Why, unless it is plain; the first is kept.
         """
         units = self.of[axis[axis != FIXED]]
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+        self._reason[units[~self.protected[units]]] = self._reasons.index(reason)
         self.protected[units] = True
-        if reason:
-            if reason not in self._reasons:
-                self._reasons.append(reason)
-            silent = units[self._reason[units] == 0]
-            self._reason[silent] = self._reasons.index(reason)
 
     def find_reason(self, axis: Ints) -> str:
         """Say why units of an axis cannot be cut.
@@ -121,8 +123,23 @@ class Components:
         return self._reasons[reasons[np.argmax(reasons > 0)]] if len(reasons) else ""
 
 
-def _join_pairs(pairs: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    if not pairs:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    first, second = zip(*pairs, strict=True)
-    return np.concatenate(first), np.concatenate(second)
+def _connect(pairs: list[tuple[Ints, Ints]], count: int) -> tuple[Ints, int, Ints]:
+    """Return by label its component, how many there are, and what meets `FIXED`."""
+    first, second = (
+        np.concatenate([np.zeros(0, np.int64), *(pair[i] for pair in pairs)]) for i in (0, 1)
+    )
+    held = (first == FIXED) | (second == FIXED)
+    edges = first[~held], second[~held]
+    graph = coo_array((np.ones(len(edges[0]), bool), edges), (count, count))
+    found, of = connected_components(graph, directed=False)
+    return of.astype(np.int64), found, np.concatenate([first[held], second[held]])
+
+
+def _choose_carrier(waiting: list[Product], of: Ints) -> tuple[Product, int]:
+    """Find a merged axis of which it is known where its units lie, or take the outermost."""
+    for product in waiting:
+        grid = of[product.merged].reshape([len(axis) for axis in product.axes])
+        varies = [i for i in range(grid.ndim) if (grid != grid.take([0], i)).any()]
+        if len(varies) == 1 and varies[0] in product.units:
+            return product, varies[0]
+    return waiting[0], waiting[0].units[0]

@@ -21,6 +21,10 @@ CONSTANT = 0.5
 """The depth of constants, which may be data too; what the program makes of them has more."""
 
 
+MERGED = "a view merges its axis with another"
+"""Why an axis is protected that lies in a merged one beside that which has the units."""
+
+
 class Origin(IntEnum):
     """Where a label comes from; where two meet, the greater stands for both.
 
@@ -111,6 +115,30 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Product:
+    """An axis that merges several with units of their own, of which one can keep them.
+
+    Parameters
+    ----------
+    axes : list of array
+        The labels of all axes that it merges.
+    units : list of int
+        Which of them have units.
+    merged : array
+        The labels of the merged axis, one for each combination.
+
+    Examples
+    --------
+    >>> Product([np.array([1, 2]), np.array([3])], [0, 1], np.array([4, 5])).units
+    [0, 1]
+    """
+
+    axes: list[Ints]
+    units: list[int]
+    merged: Ints
+
+
+@dataclass(frozen=True)
 class Protection:
     """Labels that cannot be cut, and why.
 
@@ -155,8 +183,10 @@ class Labels:
     pairs: list[tuple[Ints, Ints]] = field(default_factory=list)
     protections: list[Protection] = field(default_factory=list)
     merges: list[tuple[Ints, Ints]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     channels: list[Ints] = field(default_factory=list)
     heads: list[Ints] = field(default_factory=list)
+    outputs: list[Ints] = field(default_factory=list)
     data: list[Ints] = field(default_factory=list)
     read: set[int] = field(default_factory=set)
     produced: set[int] = field(default_factory=set)
@@ -375,3 +405,27 @@ class Labels:
             self.read |= sources
             if x.depth == CONSTANT:
                 self.data.append(x.axes[i])
+
+
+def spread(axes: list[Ints], carrier: int) -> Ints:
+    """Lay the labels of one axis over all elements of several.
+
+    Parameters
+    ----------
+    axes : list of array
+        The labels of all.
+    carrier : int
+        Which one.
+
+    Returns
+    -------
+    array
+        As many as the merged axis has indices.
+
+    Examples
+    --------
+    >>> spread([np.array([1, 2]), np.array([3, 4, 5])], 0)
+    array([1, 1, 1, 2, 2, 2])
+    """
+    along = axes[carrier].reshape([-1 if i == carrier else 1 for i in range(len(axes))])
+    return np.broadcast_to(along, [len(axis) for axis in axes]).reshape(-1)

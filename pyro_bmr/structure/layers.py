@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,12 +28,12 @@ class Labelling:
         By source, the name of its site or tensor and the axis.
     inherited : mapping
         By source, those whose prior it is in.
-    before_outputs : int
-        How many protections there are without those of the outputs.
+    nodes : mapping
+        Those of every tensor of the graph, by the name of its node.
 
     Examples
     --------
-    >>> Labelling(Labels(), {}, {}, {}, [], {}, 0).owners
+    >>> Labelling(Labels(), {}, {}, {}, [], {}).owners
     []
     """
 
@@ -43,7 +43,7 @@ class Labelling:
     inputs: Mapping[str, Labelled]
     owners: list[tuple[str, int]]
     inherited: Mapping[int, set[int]]
-    before_outputs: int
+    nodes: Mapping[str, Labelled] = field(default_factory=dict)
 
 
 def write_structure(labelling: Labelling, components: Components) -> Structure:
@@ -70,7 +70,7 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
     --------
     >>> labels = Labels()
     >>> from pyro_bmr.structure.components import find_components
-    >>> write_structure(Labelling(labels, {}, {}, {}, [], {}, 0), find_components(labels)).layers
+    >>> write_structure(Labelling(labels, {}, {}, {}, [], {}), find_components(labels)).layers
     ()
     """
     _warn(labelling, components)
@@ -112,6 +112,10 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
         {name: axes[name] for name in labelling.tensors},
         layers,
         protected,
+        {
+            name: tuple(torch.as_tensor(number(axis)) for axis in x.axes)
+            for name, x in labelling.nodes.items()
+        },
     )
 
 
@@ -183,8 +187,8 @@ def _warn(labelling: Labelling, components: Components) -> None:
     """Name operations that have no rule, where sites are protected for them."""
     protections = labelling.labels.protections
     plain = np.zeros(len(components.protected), bool)
-    for protection in protections[labelling.before_outputs :]:
-        plain[components.of[protection.labels]] = True
+    for axis in labelling.labels.outputs:
+        plain[components.of[axis]] = True
     plain[components.of[FIXED]] = True
     touched: dict[str, Ints] = {}
     for protection in protections:

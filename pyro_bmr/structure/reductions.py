@@ -245,6 +245,22 @@ REDUCTIONS: dict[Any, Rule] = {
         )
         if hasattr(aten, f"{name}{n}d{end}")
     },
+    **dict.fromkeys(
+        (
+            aten.upsample_nearest1d,
+            aten.upsample_nearest2d,
+            aten.upsample_nearest3d,
+            aten.upsample_linear1d,
+            aten.upsample_bilinear2d,
+            aten.upsample_bicubic2d,
+            aten.upsample_trilinear3d,
+            aten.reflection_pad1d,
+            aten.reflection_pad2d,
+            aten.replication_pad1d,
+            aten.replication_pad2d,
+        ),
+        pool,
+    ),
     aten.im2col: take_patches,
 }
 

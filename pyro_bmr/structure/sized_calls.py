@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -45,10 +46,20 @@ class SizedCalls(TorchFunctionMode):
     @override
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _ATTENTION(*args, **kwargs)
         if _says_sizes(func, args, kwargs) and not _called_by_pyro():
             return self.call(func, args, kwargs)
         return func(*args, **kwargs)
 
+
+# Attention with its body in sight of the mode, which else sees the call as a whole.
+_ATTENTION = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    vars(F) | {"has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
 
 _SHAPING = {
     "view",
@@ -104,6 +115,8 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 # Torch's own Python between a call in the program and the mode.
 _PASSED_THROUGH = {
     __name__,
+    "pyro_bmr.smaller.program",
+    "pyro_bmr.smaller.rewriting",
     "torch._tensor",
     "torch.functional",
     "torch.overrides",
@@ -111,9 +124,18 @@ _PASSED_THROUGH = {
 }
 
 
+_PASSED_OVER = (
+    "pyro.",
+    "torch.distributions.",
+    "pyro_bmr.programs.",
+    "pyro_bmr.shrunk.",
+    "pyro_bmr.smaller.",
+)
+
+
 def _called_by_pyro() -> bool:
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") in _PASSED_THROUGH:
         frame = frame.f_back
     module = "" if frame is None else frame.f_globals.get("__name__", "")
-    return module.startswith(("pyro.", "torch.distributions."))
+    return module.startswith(_PASSED_OVER)

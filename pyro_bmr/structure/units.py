@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -73,6 +73,8 @@ class Structure:
     protected : mapping
         By site or tensor, why some of its axes cannot be cut, for those where that is not plain:
         an operation that is not known, a mean or a softmax over the axis.
+    nodes : mapping
+        By name of a node of the captured graph, the labels of the units of each axis.
 
     Examples
     --------
@@ -84,3 +86,4 @@ class Structure:
     tensors: Mapping[str, tuple[Axis, ...]]
     layers: tuple[Layer, ...]
     protected: Mapping[str, str]
+    nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyro_bmr.structure.calls import Call, Rule, aten
-from pyro_bmr.structure.labels import Ints, Labelled, Labels, Origin
+from pyro_bmr.structure.labels import MERGED, Ints, Labelled, Labels, Origin, Product, spread
 
 
 def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable) -> Labelled:
@@ -39,11 +39,11 @@ def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable)
     Examples
     --------
     >>> labels = Labels()
-    >>> heads = reshape(labels, labels.create((2, 6), Origin.SITE), (2, 3, 2), "view")
+    >>> heads = reshape(labels, labels.create((6,), Origin.SITE), (3, 2), "view")
     >>> heads.axes
-    (array([1, 2]), array([ 9, 10, 11]), array([0, 0]))
-    >>> reshape(labels, heads, (12,), "view_1").axes[0][:6]
-    array([1, 1, 1, 1, 1, 1])
+    (array([7, 8, 9]), array([0, 0]))
+    >>> reshape(labels, heads, (6,), "view_1").axes
+    (array([7, 7, 8, 8, 9, 9]),)
     """
     if 0 in shape:
         return Labelled(tuple(map(labels.fixed, shape)), (frozenset(),) * len(shape), x.depth)
@@ -269,25 +269,23 @@ def _merge(labels: Labels, parts: list[_Part]) -> _Part:
     """Merge axes; the merged one has the units of that which has any."""
     if len(parts) == 1:
         return parts[0]
-    shape = [len(axis) for axis, _ in parts]
-    origins = [labels.origin(axis) for axis, _ in parts]
+    axes = [axis for axis, _ in parts]
+    size = prod(map(len, axes))
+    origins = [labels.origin(axis) for axis in axes]
     greatest = max(origins)
     if greatest == Origin.FIXED:
-        return labels.fixed(prod(shape)), frozenset()
-    several = sum(origin != Origin.FIXED for origin in origins) > 1
-    if greatest <= Origin.CREATED and several:
-        merged = labels.fresh(prod(shape), greatest)
-        sources = frozenset[int]().union(*(found for _, found in parts))
+        return labels.fixed(size), frozenset()
+    units = [i for i, origin in enumerate(origins) if origin == greatest]
+    soft = [i for i, origin in enumerate(origins) if Origin.FIXED < origin <= Origin.CREATED]
+    if len(units) == 1:
+        merged, sources = spread(axes, units[0]), parts[units[0]][1]
     else:
-        kept = origins.index(greatest)
-        for i, (axis, _) in enumerate(parts):
-            if i != kept and origins[i] >= Origin.TENSOR:
-                labels.protect(axis, "a view merges its axis with another that has units")
-        along = parts[kept][0].reshape([-1 if i == kept else 1 for i in range(len(shape))])
-        merged, sources = np.broadcast_to(along, shape).reshape(-1), parts[kept][1]
-    labels.merges += [
-        (axis, merged)
-        for (axis, _), origin in zip(parts, origins, strict=True)
-        if Origin.FIXED < origin <= Origin.CREATED and several
-    ]
+        merged = labels.fresh(size, greatest)
+        sources = frozenset[int]().union(*(parts[i][1] for i in units))
+        if greatest >= Origin.TENSOR:
+            labels.products.append(Product(axes, units, merged))
+    for i, axis in enumerate(axes):
+        if i not in units and origins[i] >= Origin.TENSOR:
+            labels.protect(axis, MERGED)
+    labels.merges += [(axes[i], merged) for i in soft if soft != units or len(units) > 1]
     return merged, sources

@@ -12,11 +12,12 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
-from pyro_bmr.guides.pruned_guide import Origin, unused_name
+from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_factors
 from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.programs.handlers import module_key
+from pyro_bmr.programs.own_names import unused_name
 from pyro_bmr.programs.site_sampling import inside_plates, sample_site, sample_sites
 from pyro_bmr.programs.sites import Site
 from pyro_bmr.uncertainty.occam_window import Window

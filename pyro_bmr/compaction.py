@@ -1,0 +1,386 @@
+"""Smaller models and guides: units that nothing needs are cut out, and nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import pyro
+import torch
+from rich.table import Table
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.problem import assemble
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.programs.sites import Indices, Site, take
+from pyro_bmr.reporting.rendering import render
+from pyro_bmr.smaller.checking import check_same
+from pyro_bmr.smaller.influence import find_needed
+from pyro_bmr.smaller.planning import LayerCut, choose_units, indices_left, mask_left
+from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
+from pyro_bmr.smaller.rewriting import plan_rewrites
+from pyro_bmr.structure.axes import find_structure
+from pyro_bmr.structure.capture import Capture, capture, input_name
+from pyro_bmr.structure.units import Structure
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def compact(
+    model: PrunedModel,
+    guide: PrunedGuide,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    inputs: bool = False,
+) -> Compaction:
+    r"""Cut out the units of a pruned model that can go without changing what it computes.
+
+    A unit goes when its term is exactly zero wherever it is summed over: when all that produces it
+    is pruned, bias included, or all that reads it, or when nothing depends on what reads it. Live
+    elements that go with an unread unit are marginalised, and their divergence leaves the free
+    energy. Outputs stay, and at least one unit of every layer.
+
+    The program is the user's own, run on smaller tensors. It is checked before it is returned: at
+    the posterior's median and at draws, masked and compacted model must agree on the arguments.
+
+    Parameters
+    ----------
+    model : PrunedModel
+        As in ``result.model``.
+    guide : PrunedGuide
+        As in ``result.guide``.
+    args, kwargs
+        Arguments of the model, as an example; those of the guide's first call otherwise.
+    inputs : bool
+        Whether inputs that nothing reads go. The compacted model then takes ``x[..., kept]``; see
+        `Compaction.inputs`.
+
+    Returns
+    -------
+    Compaction
+        The smaller model and guide.
+
+    Raises
+    ------
+    TypeError
+        If these are not the model and the guide of a reduction.
+    ValueError
+        If a prior cannot be cut.
+    RuntimeError
+        If the model cannot be captured, or the compacted one does not compute the same.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist, pyro_bmr as bmr
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def program(x):
+    ...     w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+    ...     v = pyro.sample("v", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))
+    ...     return pyro.sample("y", dist.Normal(torch.tanh(x @ w) @ v, 1.0).to_event(2))
+    >>> guide = AutoNormal(program)
+    >>> _ = guide(torch.ones(4, 3))
+    >>> first_only = {"v": torch.tensor([[True], [False]])}
+    >>> result = bmr.reduce(guide, select=lambda scores: first_only)
+    >>> compact(result.model, result.guide).guide.median()["w"].shape
+    torch.Size([3, 1])
+    """
+    _check(model, guide)
+    origin = guide.origin
+    if args or kwargs:
+        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+    factors = tuple(part.factor() for part in guide.parts)
+    sites = [site for factor in factors for site in factor.sites]
+    call, captured, median = _capture(origin, guide)
+    structure = find_structure(captured)
+    masks = {name: mask.cpu() for name, mask in model.masks.by_site().items()}
+    with torch.enable_grad():
+        needed = find_needed(captured, [*median.values(), *_tensors(call)], structure, masks)
+    stays, layers = choose_units(structure, needed, masks, sites, inputs=inputs)
+    cut = _plan(captured, structure, stays, sites)
+    labels = {name: structure.nodes[node.name] for name, node in captured.inputs.items()}
+    expected = _cut_only(labels, stays)
+    read = needed | ~_is_input(structure, needed)
+    new_model, new_guide = _assemble(origin, factors, cut, expected)
+    calls = call, take_inputs(call, expected)
+    check_same(model, new_model, guide, cut.sites, calls)
+    return Compaction(
+        model=new_model,
+        guide=new_guide,
+        layers=layers,
+        kept=cut.sites,
+        inputs=expected,
+        used_inputs=_cut_only(labels, read),
+        elements=(_elements(factors), _elements(tuple(p.factor() for p in new_guide.parts))),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Compaction:
+    """A smaller model and guide that compute what a reduction does.
+
+    Parameters
+    ----------
+    model : PrunedModel
+        The smaller model, under the masks of what is left. Its ``.model`` runs the user's program.
+    guide : PrunedGuide
+        Its posterior, ready for `pyro.infer.Predictive`, for training and for `reduce`.
+    layers : tuple of LayerCut
+        A row a layer.
+    kept : mapping
+        By site that was cut, for each axis the indices that are left, or None for all.
+    inputs : mapping
+        By argument that the model now expects smaller (``args[0]``), for each axis the indices
+        that it wants, or None for all; empty without ``inputs=True``.
+    used_inputs : mapping
+        By argument of which the model reads only a part, the same for what it reads.
+    elements : tuple of int
+        How many elements the sites of the guide had, and have.
+
+    Examples
+    --------
+    >>> print(Compaction(None, None, (LayerCut("w", "unit", 300, 20, {}),), {}, {}, {}, (900, 60)))
+    60 of 900 elements left
+    ...
+    """
+
+    model: PrunedModel
+    guide: PrunedGuide
+    layers: tuple[LayerCut, ...]
+    kept: Mapping[str, Indices]
+    inputs: Mapping[str, Indices]
+    used_inputs: Mapping[str, Indices]
+    elements: tuple[int, int]
+
+    def summary(self) -> pd.DataFrame:
+        """Return a table with a row a layer.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by layer; columns ``kind``, ``before``, ``after`` and ``note``.
+        """
+        rows = [
+            {
+                "layer": layer.name,
+                "kind": layer.kind,
+                "before": layer.before,
+                "after": layer.after,
+                "note": _note(layer),
+            }
+            for layer in self.layers
+        ]
+        columns = ["layer", "kind", "before", "after", "note"]
+        return pd.DataFrame(rows, columns=columns).set_index("layer")
+
+    def to(self, device: torch.device | str) -> Compaction:
+        """Move to a device.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            Where to.
+
+        Returns
+        -------
+        Compaction
+            With its indices there. Model and guide are moved in place, as in torch.
+        """
+        moved = {
+            name: {
+                key: tuple(None if index is None else index.to(device) for index in indices)
+                for key, indices in getattr(self, name).items()
+            }
+            for name in ("kept", "inputs", "used_inputs")
+        }
+        return replace(self, model=self.model.to(device), guide=self.guide.to(device), **moved)
+
+    def take_inputs(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Leave out of arguments of the full model what the compacted one does not expect.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the full model.
+
+        Returns
+        -------
+        args : tuple
+            Of the compacted one.
+        kwargs : dict
+            The same.
+        """
+        return take_inputs((args, kwargs), self.inputs)
+
+    def __rich__(self) -> Table:
+        table = Table(title=self._title, title_justify="left")
+        table.add_column("layer")
+        table.add_column("kind")
+        for column in ("before", "after"):
+            table.add_column(column, justify="right")
+        table.add_column("note")
+        for layer in self.layers:
+            table.add_row(
+                layer.name, layer.kind, f"{layer.before:,}", f"{layer.after:,}", _note(layer)
+            )
+        return table
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._title}</p>{self.summary().to_html()}"
+
+    @property
+    def _title(self) -> str:
+        before, after = self.elements
+        return f"{after:,} of {before:,} elements left"
+
+
+def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
+    """Leave out of arguments what a model does not read.
+
+    Parameters
+    ----------
+    call : tuple
+        Arguments and keyword arguments.
+    inputs : mapping
+        By place, as `Compaction.inputs`.
+
+    Returns
+    -------
+    tuple
+        Arguments and keyword arguments.
+
+    Examples
+    --------
+    >>> take_inputs(((torch.ones(2, 3),), {}), {"args[0]": (None, torch.tensor([1]))})[0][0].shape
+    torch.Size([2, 1])
+    """
+    if not inputs:
+        return call
+
+    def cut(path: Any, leaf: Any) -> Any:
+        name = input_name(path)
+        return take(leaf, inputs[name]) if name in inputs and isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map_with_path(cut, call)
+
+
+def _check(model: Any, guide: Any) -> None:
+    if not isinstance(model, PrunedModel) or not isinstance(guide, PrunedGuide):
+        msg = (
+            f"got a {type(model).__name__} and a {type(guide).__name__}. Expected the model and "
+            "the guide of a reduction: result.compact(), or compact(result.model, result.guide)"
+        )
+        raise TypeError(msg)
+
+
+def _capture(origin: Origin, guide: PrunedGuide) -> tuple[Any, Capture, dict[str, Tensor]]:
+    """Capture the full model on a few rows of its arguments if it runs with them.
+
+    Returns
+    -------
+    tuple
+        Arguments, the capture, and the values of the sites in it.
+    """
+    values = {name: value.detach() for name, value in guide.median().items()}
+    call = origin.args, dict(origin.kwargs)
+    few = _few_rows(call)
+    model: Any = origin.model
+    if few is not None:
+        with suppress(RuntimeError):
+            return few, capture(model, *few, values), values
+    return call, capture(model, *call, values), values
+
+
+def _cut_only(labels: Mapping[str, tuple[Tensor, ...]], stays: Tensor) -> dict[str, Indices]:
+    left = {name: indices_left(axes, stays) for name, axes in labels.items()}
+    return {n: kept for n, kept in left.items() if any(index is not None for index in kept)}
+
+
+def _is_input(structure: Structure, needed: Tensor) -> Tensor:
+    found = torch.zeros_like(needed)
+    for layer in structure.layers:
+        found[layer.units] = layer.kind == "input"
+    return found
+
+
+_FEW = 16
+
+
+def _few_rows(call: Any) -> Any:
+    rows = {tensor.shape[0] for tensor in _tensors(call) if tensor.dim()}
+    if len(rows) != 1 or max(rows) <= _FEW:
+        return None
+    return pytree.tree_map_only(Tensor, lambda t: t[:_FEW] if t.dim() else t, call)
+
+
+def _tensors(call: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+
+
+def _plan(captured: Capture, structure: Structure, stays: Tensor, sites: list[Site]) -> Cut:
+    shapes, kept, plates = {}, {}, {}
+    for site in sites:
+        axes = tuple(axis.units for axis in structure.sites.get(site.name, ()))
+        indices = indices_left(axes, stays)
+        if not any(index is not None for index in indices):
+            continue
+        shapes[site.name], kept[site.name] = site.shape, indices
+        for frame in site.plates:
+            dim = None if frame.dim is None else frame.dim - site.event_dim
+            if dim is not None and -dim <= len(indices) and indices[dim] is not None:
+                plates[frame.name] = indices[dim]
+    tensors = []
+    for name, axes in structure.tensors.items():
+        indices = indices_left(tuple(axis.units for axis in axes), stays)
+        if any(index is not None for index in indices):
+            tensors.append((captured.originals[name], indices))
+    cut = {id(tensor) for tensor, _ in tensors}
+    parameters = tuple(
+        Parameter(name, value, constraint)
+        for name, (value, constraint) in captured.parameters.items()
+        if id(value) in cut
+    )
+    nodes = structure.nodes
+    rewrites = plan_rewrites(
+        captured.sized, lambda node: mask_left(nodes.get(node.name, ()), stays)
+    )
+    return Cut(shapes, kept, plates, tuple(tensors), parameters, rewrites)
+
+
+def _assemble(
+    origin: Origin, factors: tuple[Factor, ...], cut: Cut, inputs: Mapping[str, Indices]
+) -> tuple[PrunedModel, PrunedGuide]:
+    full: Any = origin.model
+    args, kwargs = take_inputs((origin.args, dict(origin.kwargs)), inputs)
+    create = origin.create_plates
+    if create is not None and cut.plates:
+        create = partial(_without, frozenset(cut.plates), create)
+    smaller = tuple(factor.take(cut.sites) for factor in factors)
+    new = Origin(CompactedModel(full, cut), args, kwargs, create)
+    model, guide, _ = assemble(new, smaller, {})
+    return model, guide
+
+
+def _without(names: frozenset[str], create: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make the plates of a guide, but for those that are cut."""
+    plates = create(*args, **kwargs)
+    plates = [plates] if isinstance(plates, pyro.plate) else plates
+    return [plate for plate in plates if plate.name not in names]
+
+
+def _elements(factors: tuple[Factor, ...]) -> int:
+    return sum(site.shape.numel() for factor in factors for site in factor.sites)
+
+
+def _note(layer: LayerCut) -> str:
+    return "; ".join(f"{count:,} {note}" for note, count in layer.notes.items())

@@ -1,0 +1,63 @@
+"""Names in the param store that nothing else has."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pyro
+from pyro.nn import PyroModule
+
+
+class OwnNames(PyroModule):
+    """A module whose copies have names of their own in the param store.
+
+    Parameters
+    ----------
+    name : str
+        As `unused_name` returns it.
+
+    Examples
+    --------
+    >>> from copy import deepcopy
+    >>> module = OwnNames(unused_name("Own"))
+    >>> deepcopy(module)._pyro_name == module._pyro_name
+    False
+    """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a copy its own names in the param store, so that it does not share parameters."""
+        super().__setstate__(state)
+        name, context = (
+            unused_name(self._pyro_name.rstrip("0123456789")),
+            type(self._pyro_context)(),
+        )
+        for path, module in self.named_modules():
+            module._pyro_name = f"{name}.{path}" if path else name
+            module._pyro_context = context
+
+
+_serial = count()
+
+
+def unused_name(kind: str) -> str:
+    """Name a module so that nothing in the param store is taken for its parameters.
+
+    Parameters
+    ----------
+    kind : str
+        What the name begins with.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Examples
+    --------
+    >>> unused_name("Other")[:5]
+    'Other'
+    """
+    taken = tuple(pyro.get_param_store().keys())
+    names = (f"{kind}{i}" for i in _serial)
+    return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))

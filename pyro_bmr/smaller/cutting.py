@@ -1,0 +1,151 @@
+"""Distributions of some elements only."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+import torch
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from torch import Tensor
+from torch.distributions import TransformedDistribution
+from torch.distributions.constraints import Constraint
+
+from pyro_bmr.programs.distributions import PrunedDistribution
+from pyro_bmr.programs.sites import Indices
+from pyro_bmr.shrunk.switching import SwitchedDistribution
+
+
+def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:
+    """Leave some elements of a distribution, inside whatever wraps it.
+
+    Parameters
+    ----------
+    fn : TorchDistribution
+        Of any number of batch dimensions to the left of the axes. An axis that has another size
+        than it had, because the parents of the site were cut, stays as it is.
+    full : torch.Size
+        The shape that the site had.
+    kept : tuple of Tensor
+        By axis, the indices that stay, or None for all.
+
+    Returns
+    -------
+    TorchDistribution
+        Of the shape that is left.
+
+    Raises
+    ------
+    ValueError
+        If the distribution has too few dimensions, or its elements along an axis that is cut are
+        not independent.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> fn = dist.Normal(torch.arange(6.0).reshape(2, 3), 1.0).to_event(2)
+    >>> cut_distribution(fn, torch.Size([2, 3]), (None, torch.tensor([0, 2]))).mean
+    tensor([[0., 2.],
+            [3., 5.]])
+    """
+    shape = fn.shape()
+    todo: dict[int, Tensor] = {}
+    for dim, (size, index) in enumerate(zip(reversed(full), reversed(kept), strict=True), 1):
+        if index is None:
+            continue
+        if dim > len(shape):
+            msg = (
+                f"got a {type(fn).__name__} of shape {tuple(shape)}. Expected {tuple(full)}, or "
+                "what is left of it"
+            )
+            raise ValueError(msg)
+        if shape[-dim] == size:
+            todo[-dim] = index
+    return _cut(fn, todo) if todo else fn
+
+
+def _cut(fn: Any, todo: dict[int, Tensor]) -> Any:
+    """Cut dimensions, counted from the right of ``fn.shape()``."""
+    if isinstance(fn, Independent):
+        return Independent(_cut(fn.base_dist, todo), fn.reinterpreted_batch_ndims)
+    todo = {dim + fn.event_dim: index for dim, index in todo.items()}
+    if max(todo) >= 0:
+        msg = (
+            f"elements of a {type(fn).__name__} cannot be cut one by one, because they are not "
+            "independent. Expected univariate elements, such as Normal(...).to_event(n)"
+        )
+        raise ValueError(msg)
+    shape = list(fn.batch_shape)
+    for dim, index in todo.items():
+        shape[dim] = len(index)
+    if isinstance(fn, MaskedDistribution):
+        mask = fn._mask if isinstance(fn._mask, bool) else _cut_tensor(fn._mask, todo)
+        base = fn.base_dist.expand(fn.batch_shape)
+        return MaskedDistribution(_cut_core(base, todo), mask)
+    if isinstance(fn, ExpandedDistribution):
+        base = fn.base_dist
+        sizes = base.batch_shape
+        own = {dim: i for dim, i in todo.items() if -dim <= len(sizes) and sizes[dim] != 1}
+        base = _cut_core(base, own) if own else base
+        return ExpandedDistribution(base, torch.Size(shape))
+    return _cut_core(fn, todo)
+
+
+def _cut_core(fn: Any, todo: dict[int, Tensor]) -> Any:
+    """Cut batch dimensions, counted from the right of ``fn.batch_shape``."""
+    if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        return _cut(fn, {dim - fn.event_dim: index for dim, index in todo.items()})
+    if isinstance(fn, PrunedDistribution):
+        return PrunedDistribution(_cut_core(fn.base_dist, todo), _cut_tensor(fn.mask, todo))
+    if isinstance(fn, SwitchedDistribution):
+        parts = (_cut_core(part, todo) for part in (fn.base_dist, fn.other))
+        return SwitchedDistribution(*parts, _cut_tensor(fn.mask, todo))
+    if not fn.arg_constraints and _is_elementwise(fn):
+        base = fn.base_dist.expand(fn.batch_shape)
+        return type(fn)(_cut_core(base, todo), fn.transforms)
+    # Of several ways to say the same (logits and probs), the instance holds the one that was said.
+    names = [name for name in fn.arg_constraints if name in vars(fn)]
+    names = names or [n for n in fn.arg_constraints if n in signature(type(fn).__init__).parameters]
+    values = {name: _parameter(fn, name, fn.arg_constraints[name], todo) for name in names}
+    try:
+        return type(fn)(**values)
+    except TypeError as error:
+        msg = (
+            f"cannot make a smaller {type(fn).__name__} from its parameters {list(values)}. "
+            "Expected a distribution that its constructor makes from its arg_constraints"
+        )
+        raise ValueError(msg) from error
+
+
+def _parameter(fn: Any, name: str, constraint: Constraint, todo: dict[int, Tensor]) -> Any:
+    value = getattr(fn, name)
+    if not isinstance(value, Tensor):
+        return value
+    try:
+        event_dim = constraint.event_dim
+    except NotImplementedError:  # of a dependent constraint that does not say
+        event_dim = fn.event_dim
+    event_shape = value.shape[value.dim() - event_dim :]
+    value = value.expand(fn.batch_shape + event_shape)
+    return _cut_tensor(value, {dim - event_dim: index for dim, index in todo.items()})
+
+
+def _cut_tensor(value: Tensor, todo: dict[int, Tensor]) -> Tensor:
+    for dim, index in todo.items():
+        if -dim > value.dim() or value.shape[dim] == 1:
+            continue
+        # What was expanded is not copied.
+        if value.stride(dim) == 0:
+            value = value.narrow(dim, 0, len(index))
+        else:
+            value = value.index_select(dim, index)
+    return value
+
+
+def _is_elementwise(fn: Any) -> bool:
+    if not isinstance(fn, TransformedDistribution):
+        return False
+    tensors = (v for t in fn.transforms for v in vars(t).values() if isinstance(v, Tensor))
+    return all(t.domain.event_dim == 0 == t.codomain.event_dim for t in fn.transforms) and not any(
+        v.dim() for v in tensors
+    )

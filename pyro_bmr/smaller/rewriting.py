@@ -1,0 +1,356 @@
+"""The sizes that a program writes out, in the program without some units."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Place = tuple[int | str, int | None]
+"""Of an argument by position or name, the whole, or an item of it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a call is made in the smaller program.
+
+    Parameters
+    ----------
+    function : callable
+        Torch's.
+    values : mapping
+        By place, what stands there instead.
+
+    Examples
+    --------
+    >>> Change(torch.zeros, {(0, 1): 2}).values[0, 1]
+    2
+    """
+
+    function: Any
+    values: Mapping[Place, Any]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Calls of a function that say the same sizes.
+
+    Parameters
+    ----------
+    sizes : mapping
+        By place, what the program says.
+    changes : tuple
+        For each such call, in the order of the run, its `Change`, or None.
+
+    Examples
+    --------
+    >>> Pattern({(0, 1): 3}, (None,)).fits(((2, 3),), {})
+    True
+    """
+
+    sizes: Mapping[Place, Any]
+    changes: tuple[Change | None, ...]
+
+    def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether a call says these sizes.
+
+        Parameters
+        ----------
+        args, kwargs
+            Of the call.
+
+        Returns
+        -------
+        bool
+            True if so.
+        """
+        said = dict(_integers(args, kwargs))
+        return all(said.get(place) == size for place, size in self.sizes.items())
+
+
+Rewrites = Mapping[Any, tuple[Pattern, ...]]
+"""By function, the patterns of its calls that change."""
+
+
+class Rewriter:
+    """Makes the calls of one run with other sizes.
+
+    Parameters
+    ----------
+    rewrites : mapping
+        As `plan_rewrites` returned it.
+
+    Examples
+    --------
+    >>> change = Change(torch.zeros, {(1, None): 2})
+    >>> rewriter = Rewriter({torch.zeros: (Pattern({(1, None): 3}, (change,)),)})
+    >>> rewriter(torch.zeros, (5, 3), {}).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, rewrites: Rewrites) -> None:
+        self.rewrites = rewrites
+        self.seen: Counter[int] = Counter()
+
+    def __call__(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        for pattern in self.rewrites.get(function, ()):
+            if pattern.fits(args, kwargs):
+                change = self._next(function, pattern)
+                if change is not None:
+                    args, kwargs = _changed(args, kwargs, change)
+                    return change.function(*args, **kwargs)
+                break
+        return function(*args, **kwargs)
+
+    def _next(self, function: Any, pattern: Pattern) -> Change | None:
+        first = pattern.changes[0]
+        if all(change == first for change in pattern.changes):
+            return first
+        number = self.seen[id(pattern)]
+        self.seen[id(pattern)] += 1
+        if number >= len(pattern.changes):
+            msg = (
+                f"the compacted model calls {_name(function)} with the sizes "
+                f"{list(pattern.sizes.values())} {number + 1} times, of which "
+                f"{len(pattern.changes)} were seen when it was made, where they became different "
+                "sizes. Expected a program that runs the same operations for all arguments"
+            )
+            raise RuntimeError(msg)
+        return pattern.changes[number]
+
+
+Stays = Callable[[Any], tuple[Tensor, ...]]
+"""From a node of the graph to a boolean tensor an axis, True for the indices that stay."""
+
+
+def plan_rewrites(calls: list[Any], stays: Stays) -> Rewrites:
+    """Find the sizes that a program has to say once some units are gone.
+
+    Parameters
+    ----------
+    calls : list of SizedCall
+        Those of the program.
+    stays : callable
+        From a node of the graph to a boolean tensor an axis, True for the indices that stay.
+
+    Returns
+    -------
+    mapping
+        By function, the patterns of calls that change.
+
+    Raises
+    ------
+    ValueError
+        If a call cannot be made with other sizes.
+
+    Examples
+    --------
+    >>> plan_rewrites([], lambda node: ())
+    {}
+    """
+    found = [(call, _change(call, stays)) for call in calls]
+    sizes: dict[Any, list[dict[Place, Any]]] = {}
+    for call, change in found:
+        if change is not None:
+            said = dict(_integers(call.args, call.kwargs))
+            pattern = {place: said[place] for place in change.values}
+            if pattern not in sizes.setdefault(call.function, []):
+                sizes[call.function].append(pattern)
+    rewrites: dict[Any, tuple[Pattern, ...]] = {}
+    for function, patterns in sizes.items():
+        # A call belongs to the first pattern that it fits: the one that says most.
+        patterns.sort(key=len, reverse=True)
+        changes: list[list[Change | None]] = [[] for _ in patterns]
+        for call, change in found:
+            if call.function is function:
+                fits = (Pattern(p, ()).fits(call.args, call.kwargs) for p in patterns)
+                number = next((i for i, fit in enumerate(fits) if fit), None)
+                if number is not None:
+                    changes[number].append(change)
+        rewrites[function] = tuple(
+            Pattern(pattern, tuple(change))
+            for pattern, change in zip(patterns, changes, strict=True)
+        )
+    return rewrites
+
+
+def _change(call: Any, stays: Stays) -> Change | None:
+    masks = [stays(node) for node in (*call.nodes, *call.operands)]
+    if all(bool(mask.all()) for axes in masks for mask in axes):
+        return None
+    results, operands = masks[: len(call.nodes)], masks[len(call.nodes) :]
+    rule = _RULES.get(_name(call.function))
+    if rule is None:
+        return _refuse(call, results)
+    change = rule(call, results, operands)
+    said = dict(_integers(call.args, call.kwargs))
+    values = {place: value for place, value in change.values.items() if said[place] != value}
+    return Change(change.function, values) if values else None
+
+
+def _refuse(call: Any, results: list[tuple[Tensor, ...]]) -> None:
+    if any(not bool(mask.all()) for axes in results for mask in axes):
+        msg = f"the program calls {_name(call.function)} on units that go, with sizes of its own"
+        raise ValueError(msg)
+
+
+def _says_shape(call: Any, results: Any, operands: Any) -> Change:
+    """Rewrite the trailing axes of the result: view, expand, zeros.
+
+    Returns
+    -------
+    Change
+        With their sizes.
+    """
+    (axes,) = results or [()]
+    places = _size_places(call)
+    left = zip(reversed(places), reversed(axes), strict=False)
+    return Change(
+        call.function, {place: int(mask.sum()) for (place, size), mask in left if size == len(mask)}
+    )
+
+
+def _unflatten(call: Any, results: Any, operands: Any) -> Change:
+    ((before,), (axes,)) = operands, results
+    dim = _argument(call, 1, "dim")
+    sizes = _size_places(call)
+    start = dim if dim >= 0 else dim + len(before)
+    part = axes[start : start + len(sizes)]
+    pairs = zip(sizes, part, strict=True)
+    return Change(
+        call.function, {place: int(m.sum()) for (place, size), m in pairs if size == len(m)}
+    )
+
+
+def _repeat(call: Any, results: Any, operands: Any) -> Change:
+    ((before,), (axes,)) = operands, results
+    places = _size_places(call)
+    values = {}
+    for number, ((place, _), mask) in enumerate(
+        zip(reversed(places), reversed(axes), strict=False), 1
+    ):
+        size = int(before[-number].sum()) if number <= len(before) else 1
+        if int(mask.sum()) % size:
+            msg = "the program repeats units, of which not all copies go"
+            raise ValueError(msg)
+        values[place] = int(mask.sum()) // size
+    return Change(call.function, values)
+
+
+def _split(call: Any, results: Any, operands: Any) -> Change:
+    """Say the size of each part, and once for all where they are of one size.
+
+    Returns
+    -------
+    Change
+        A chunk becomes a split where parts differ.
+    """
+    dim = _argument(call, 2, "dim", 0)
+    sizes = tuple(int(axes[dim].sum()) for axes in results)
+    said = dict(_integers(call.args, call.kwargs))
+    name = _name(call.function)
+    listed = [place for place in said if place[1] is not None]
+    if name in {"split", "split_with_sizes"} and listed:
+        return Change(call.function, dict(zip(listed, sizes, strict=True)))
+    (place,) = [place for place in said if place not in {(2, None), ("dim", None)}]
+    equal = len(set(sizes)) == 1
+    if name == "split":
+        return Change(call.function, {place: sizes[0] if equal else sizes})
+    if equal:
+        return Change(call.function, {})
+    if place[0] != 1:
+        msg = f"the program calls {name} with its number by name, on units that go"
+        raise ValueError(msg)
+    return Change(torch.split, {place: sizes})
+
+
+def _narrow(call: Any, results: Any, operands: Any) -> Change:
+    ((before,), (axes,)) = operands, results
+    dim, start = _argument(call, 1, "dim"), _argument(call, 2, "start")
+    first = int(before[dim][:start].sum())
+    places = [(2, None) if len(call.args) > 2 else ("start", None)]
+    places.append((3, None) if len(call.args) > 3 else ("length", None))
+    return Change(call.function, dict(zip(places, (first, int(axes[dim].sum())), strict=True)))
+
+
+def _convolution(call: Any, results: Any, operands: Any) -> Change:
+    (axes,) = results
+    groups = _argument(call, 6, "groups", 1)
+    channels = axes[-1 - int(_name(call.function)[-2])]
+    share = len(channels) // groups
+    whole = channels.reshape(groups, share)
+    if not bool((whole.any(1) == whole.all(1)).all()):
+        msg = f"the program calls {_name(call.function)} with groups of which only a part goes"
+        raise ValueError(msg)
+    place: Place = (6, None) if len(call.args) > 6 else ("groups", None)
+    return Change(call.function, {place: int(whole.all(1).sum())})
+
+
+_RULES: dict[str, Callable[..., Change]] = {
+    **dict.fromkeys(
+        (
+            "view", "reshape", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand",
+            "randn", "new_zeros", "new_ones", "new_full", "new_empty", "layer_norm", "rms_norm",
+        ),
+        _says_shape,
+    ),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
+    **dict.fromkeys(
+        (f"conv{transpose}{n}d" for transpose in ("", "_transpose") for n in (1, 2, 3)),
+        _convolution,
+    ),
+    "repeat": _repeat,
+    "tile": _repeat,
+    "narrow": _narrow,
+    "unflatten": _unflatten,
+}  # fmt: skip
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", str(function))
+
+
+def _argument(call: Any, position: int, name: str, default: Any = None) -> Any:
+    if len(call.args) > position:
+        return call.args[position]
+    return call.kwargs.get(name, default)
+
+
+def _size_places(call: Any) -> list[tuple[Place, int]]:
+    """Find where a call says a shape: the items of a sequence, or all numbers.
+
+    Returns
+    -------
+    list
+        Of places and sizes.
+    """
+    found = list(_integers(call.args, call.kwargs))
+    listed = [(place, size) for place, size in found if place[1] is not None]
+    return listed or [(place, size) for place, size in found if isinstance(place[0], int)]
+
+
+def _integers(args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Place, int]]:
+    for key, value in [*enumerate(args), *kwargs.items()]:
+        if type(value) is int:
+            yield (key, None), value
+        elif isinstance(value, tuple | list):
+            for number, item in enumerate(value):
+                if type(item) is int:
+                    yield (key, number), item
+
+
+def _changed(args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Change) -> Any:
+    new_args, new_kwargs = list(args), dict(kwargs)
+    for (key, number), value in change.values.items():
+        home: Any = new_args if isinstance(key, int) else new_kwargs
+        if number is None:
+            home[key] = value
+        else:
+            items = list(home[key])
+            items[number] = value
+            home[key] = tuple(items)
+    return new_args, new_kwargs
