@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_bmr.compaction import Compaction
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.reduction import Reduction
 from pyro_bmr.reporting.summaries import SiteSummary
+from pyro_bmr.smaller.planning import LayerCut
 from pyro_bmr.storage.packing import unpack_program
 from pyro_bmr.storage.plans import read_plan
 
@@ -20,8 +22,8 @@ def load(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     create_plates: Callable[..., Any] | None = None,
-) -> Reduction:
-    """Read what `Reduction.save` wrote.
+) -> Reduction | Compaction:
+    """Read what `Reduction.save` or `Compaction.save` wrote.
 
     Draws, free energies and further training go on as without the detour: the guide has the same
     parameters, bit for bit, and ``model`` gets those that it had, with the statistics of its
@@ -42,7 +44,7 @@ def load(
 
     Returns
     -------
-    Reduction
+    Reduction or Compaction
         On the CPU.
 
     Raises
@@ -90,5 +92,24 @@ def _reduction(plan: Mapping[str, Any], model: Any, guide: Any) -> Reduction:
     )
 
 
+def _compaction(plan: Mapping[str, Any], model: Any, guide: Any) -> Compaction:
+    indices = {
+        name: {key: tuple(kept) for key, kept in plan[name].items()}
+        for name in ("kept", "inputs", "used_inputs")
+    }
+    return Compaction(
+        model=model,
+        guide=guide,
+        layers=tuple(LayerCut(**layer) for layer in plan["layers"]),
+        kept=indices["kept"],
+        inputs=indices["inputs"],
+        used_inputs=indices["used_inputs"],
+        elements=tuple(plan["elements"]),
+    )
+
+
 # By the kind of a plan: from the plan, its model and its guide to the result.
-_RESULTS: dict[str, Callable[[Mapping[str, Any], Any, Any], Any]] = {"reduction": _reduction}
+_RESULTS: dict[str, Callable[[Mapping[str, Any], Any, Any], Any]] = {
+    "reduction": _reduction,
+    "compaction": _compaction,
+}

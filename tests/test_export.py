@@ -18,8 +18,10 @@ from networks import NETWORKS, Network, Regression
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from unit_pruning import prune_units
 
 import pyro_bmr as bmr
+from pyro_bmr.compaction import compact
 
 
 def reduced(net, seed=0):
@@ -63,6 +65,23 @@ def test_same_numbers(name):
     assert close(ensemble(x), each)
     assert close(ensemble(x[:1]), each[:, :1])
     assert len(each.flatten().unique()) > 3
+
+
+@pytest.mark.parametrize("name", ["module_mlp", "residual_cnn"])
+def test_compacted(name):
+    """The module of a compaction is that of its reduction, smaller."""
+    net = NETWORKS[name]()
+    result = prune_units(reduced(net))
+    small = compact(result.model, result.guide)
+    x = net.args[0]
+    for options in ({}, {"num_draws": 2}):
+        module = bmr.to_module(small.model, small.guide, net.args, **options)
+        assert module(x).shape[-2:] == (len(x), 2)
+        assert sum(p.numel() for p in module.parameters()) < small.elements[0]
+    whole = bmr.to_module(result.model, result.guide, net.args)
+    module = bmr.to_module(small.model, small.guide, net.args)
+    assert close(module(x), whole(x))
+    assert close(module(x[:1]), whole(x[:1]))
 
 
 def test_plain():

@@ -11,14 +11,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from networks import NETWORKS
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from safetensors.torch import load_file, save_file
 from torch import nn
+from unit_pruning import prune_units
 
 import pyro_bmr as bmr
 from conftest import make_case
+from pyro_bmr.compaction import compact
 from pyro_bmr.storage.plans import read_plan, write_plan
 from pyro_bmr.storage.supports import pack_support, unpack_support
 
@@ -134,6 +137,29 @@ def test_names_types_and_own_parameters(tmp_path):
     train(replace(loaded, model=other_model), args, 1)
     loaded = bmr.load(path, other_model)
     assert train(loaded, args)[0] == expected[0]
+
+
+@pytest.mark.parametrize("name", ["module_mlp", "lenet", "residual_cnn", "vit"])
+def test_compaction(tmp_path, name):
+    """Sites, sizes that the program writes out, and smaller buffers and parameters."""
+    net = NETWORKS[name]()
+    guide = AutoNormal(net.model)
+    guide(*net.args)
+    result = prune_units(bmr.reduce(guide, select=lambda scores: scores.kept))
+    compaction = compact(result.model, result.guide)
+    assert compaction.elements[1] < compaction.elements[0]
+    train(compaction, net.args)
+    compaction.save(tmp_path / "small.bmr")
+    expected = train(compaction, net.args)
+    pyro.clear_param_store()
+    fresh = NETWORKS[name]()
+    for args in ({"args": net.args}, {}):
+        loaded = bmr.load(tmp_path / "small.bmr", fresh.model, **args)
+        assert str(loaded) == str(compaction)
+        assert loaded.kept.keys() == compaction.kept.keys()
+        losses, state = train(loaded, net.args)
+        assert losses == expected[0]
+        assert_same(state, expected[1])
 
 
 MODULE = """

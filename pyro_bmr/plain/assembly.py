@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def assemble_module(
     root, graph = nn.Module(), fx.Graph()
     places: dict[fx.Node, fx.Node] = {}
     paths = dict[str, str]()
-    known = dict(_named_tensors(model))
+    known = _named_tensors(model)
     placeholders = [node for node in recorded.graph.nodes if node.op == "placeholder"]
     used = [bool(node.users) for node in placeholders[len(values) :]]
     for node, name in zip(placeholders[len(values) :], names, strict=True):
@@ -91,10 +91,13 @@ def assemble_module(
     return fx.GraphModule(root, graph, "PlainNetwork"), used
 
 
-def _named_tensors(model: Callable[..., Any]) -> Iterator[tuple[int, str]]:
-    for module in reversed(find_modules(model)):
-        for named in (module.named_parameters, module.named_buffers):
-            yield from ((id(tensor), name) for name, tensor in named())
+def _named_tensors(model: Callable[..., Any]) -> dict[int, str]:
+    """Name tensors as the innermost module does."""
+    names: dict[int, str] = {}
+    for module in find_modules(model):
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            names[id(tensor)] = min(names.get(id(tensor), name), name, key=len)
+    return names
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
+from pyro_bmr.smaller.program import CompactedModel
+from pyro_bmr.storage.compacted import pack_compacted, unpack_compacted
 from pyro_bmr.storage.supports import pack_support, unpack_support
 
 
@@ -29,7 +31,7 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
     Returns
     -------
     packed : list of dict
-        The masks and the new priors, from the outside in.
+        The masks, the new priors and what was cut, from the outside in.
     model : callable
         The user's.
 
@@ -40,9 +42,11 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
     ('pruned', True)
     """
     packed: list[dict[str, Any]] = []
-    while isinstance(model, PrunedModel | SwitchedModel):
+    while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
         if isinstance(model, PrunedModel):
             packed.append({"kind": "pruned", "masks": model.masks.by_site()})
+        elif isinstance(model, CompactedModel):
+            packed.append({"kind": "compacted", "cut": pack_compacted(model)})
         else:
             priors = {
                 name: {
@@ -80,6 +84,8 @@ def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> 
     for one in reversed(packed):
         if one["kind"] == "pruned":
             model = PrunedModel(model, one["masks"])
+        elif one["kind"] == "compacted":
+            model = unpack_compacted(one["cut"], model)
         else:
             priors = {
                 name: NewPrior(new["mask"], _FAMILIES[new["family"]], new["parameters"])
@@ -91,6 +97,7 @@ def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> 
 
 def pack_state(
     model: Callable[..., Any],
+    inner: Callable[..., Any],
     values: Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -100,7 +107,9 @@ def pack_state(
     Parameters
     ----------
     model : callable
-        The user's.
+        That of the reduction, which is run.
+    inner : callable
+        The user's, inside it.
     values : mapping
         By latent site, a value to run it at.
     args, kwargs
@@ -120,15 +129,19 @@ def pack_state(
     Examples
     --------
     >>> model = lambda: pyro.param("scale", torch.ones(()))
-    >>> pack_state(model, {}, (), {})["params"]["scale"]["value"]
+    >>> pack_state(model, model, {}, (), {})["params"]["scale"]["value"]
     tensor(1., requires_grad=True)
     """
     recorder, params = run_recorded(model, values, args, kwargs)
-    modules = [_tensors(module) for module in find_modules(model)]
+    modules = [_tensors(module) for module in find_modules(inner)]
+    # Those of the handlers around it are saved with these.
+    others = set(map(id, model.parameters())) if isinstance(model, nn.Module) else set()
     owners = {id(t): [i, name] for i, own in enumerate(modules) for name, t in own.items()}
     packed = {}
-    for name, (value, constraint) in params.items():
+    for name, (value, constraint) in (params | _cut_params(model)).items():
         place = owners.get(id(value))
+        if place is None and id(value) in others:
+            continue
         packed[name] = {
             "constraint": pack_support(constraint, f"the parameter {name!r}"),
             **({"value": value} if place is None else {"place": place}),
@@ -288,6 +301,16 @@ def run_recorded(
         raise RuntimeError(msg) from error
     names = [name for name, node in nodes.items() if node["type"] == "param"]
     return recorder, {n: (store["params"][n], store["constraints"][n]) for n in names}
+
+
+def _cut_params(model: Any) -> dict[str, tuple[Tensor, Any]]:
+    """Return the entries of the param store that only a smaller copy of is used."""
+    store = pyro.get_param_store().get_state()
+    names: list[str] = []
+    while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
+        names += model.parameter_names if isinstance(model, CompactedModel) else ()
+        model = model.model
+    return {n: (store["params"][n], store["constraints"][n]) for n in names if n in store["params"]}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -49,7 +50,7 @@ def pack_program(
     handlers, inner = pack_handlers(model)
     if args is None and kwargs is None:
         args, kwargs = guide.origin.args, guide.origin.kwargs
-    state = pack_state(inner, guide.median(), tuple(args or ()), dict(kwargs or {}))
+    state = pack_state(model, inner, guide.median(), tuple(args or ()), dict(kwargs or {}))
     return {"model": state, "handlers": handlers, "guide": pack_guide(guide)}
 
 
@@ -79,18 +80,19 @@ def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, Prun
     True
     """
     inner: Any = origin.model
+    handlers = packed["handlers"]
+    load_state(packed["model"], inner)
     # As `reduce` makes them: the guide's own model is the one inside the outermost masks.
-    full = unpack_handlers(packed["handlers"][1:], inner)
-    model = unpack_handlers(packed["handlers"][:1], full)
+    full = unpack_handlers(handlers[1:], inner)
+    model = unpack_handlers(handlers[:1], full)
     guide = unpack_guide(packed["guide"], replace(origin, model=full))
     if origin.args or origin.kwargs:
-        recorder, _ = run_recorded(inner, guide.median(), origin.args, origin.kwargs)
+        recorder, _ = run_recorded(model, guide.median(), origin.args, origin.kwargs)
         recorder.compare(packed["model"]["sites"])
     elif isinstance(model, nn.Module):
         check = _FirstCall(packed["model"]["sites"], guide.median().keys())
         model.register_forward_pre_hook(check.start)
         model.register_forward_hook(check.finish, always_call=True)
-    load_state(packed["model"], inner)
     return model, guide
 
 
@@ -106,6 +108,8 @@ class _FirstCall:
 
     def finish(self, _module: Any, _args: Any, _output: Any) -> None:
         if not self.done:
-            self.done = True
             self.recorder.__exit__(None, None, None)
-            self.recorder.compare(self.sites)
+            # Called also when the model fails, which it does for reasons of its own.
+            self.done = sys.exc_info()[0] is None
+            if self.done:
+                self.recorder.compare(self.sites)
