@@ -2,8 +2,10 @@
 
 from pyro_bmr.averaging import Average, average
 from pyro_bmr.compaction import Compaction
+from pyro_bmr.costs import Cost, Costs, measure_costs
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
+from pyro_bmr.export import apply_masks, to_module
 from pyro_bmr.factors.factor import Prior
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
@@ -11,11 +13,13 @@ from pyro_bmr.guides.auto_gamma import AutoGamma, mean_field
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.guides.reading import read_factors
 from pyro_bmr.inclusion import LearnedPrior, Presence, presence
+from pyro_bmr.loading import load
 from pyro_bmr.mathematics.evidence import delta_f
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
+from pyro_bmr.onnx_files import export_onnx
 from pyro_bmr.priors.families import log_density_at_zero
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Site
@@ -44,6 +48,8 @@ __all__ = [
     "Average",
     "AveragedGuide",
     "Compaction",
+    "Cost",
+    "Costs",
     "Dense",
     "Diagonal",
     "Gaussian",
@@ -67,6 +73,7 @@ __all__ = [
     "Spike",
     "TunedPrior",
     "Window",
+    "apply_masks",
     "average",
     "bayesianize",
     "by_blocks",
@@ -76,15 +83,18 @@ __all__ = [
     "delta_f_of_all_subsets",
     "elements",
     "exhaustive",
+    "export_onnx",
     "fan_in_normal",
     "fit",
     "free_energy",
     "heads",
     "init_to_pretrained",
     "inputs",
+    "load",
     "log_density_at_zero",
     "magnitude",
     "mean_field",
+    "measure_costs",
     "normal",
     "presence",
     "prune",
@@ -94,6 +104,7 @@ __all__ = [
     "reduced_posterior",
     "snr",
     "spr",
+    "to_module",
     "top_k",
     "tune_prior",
     "units",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,8 @@ from pyro_bmr.smaller.influence import find_needed
 from pyro_bmr.smaller.planning import LayerCut, choose_units, indices_left, mask_left
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
+from pyro_bmr.storage.packing import pack_program
+from pyro_bmr.storage.plans import write_plan
 from pyro_bmr.structure.axes import find_structure
 from pyro_bmr.structure.capture import Capture, capture_few_rows, input_name, tensors_in
 from pyro_bmr.structure.units import Structure
@@ -208,6 +211,33 @@ class Compaction:
             inputs=moved(self.inputs),
             used_inputs=moved(self.used_inputs),
         )
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write to a file that `pyro_bmr.load` reads, as `Reduction.save`.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file, in the format of safetensors.
+        args, kwargs : optional
+            Arguments to run the compacted model with; those that it was made with otherwise.
+        """
+        plan = {
+            "kind": "compaction",
+            **pack_program(self.model, self.guide, args, kwargs),
+            "layers": [asdict(layer) for layer in self.layers],
+            "kept": self.kept,
+            "inputs": self.inputs,
+            "used_inputs": self.used_inputs,
+            "elements": self.elements,
+        }
+        write_plan(path, plan)
 
     def take_inputs(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leave out of arguments of the full model what the compacted one does not expect.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -33,6 +34,8 @@ from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import run_stages
 from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
 from pyro_bmr.shrunk.switching import NewPrior
+from pyro_bmr.storage.packing import pack_program
+from pyro_bmr.storage.plans import write_plan
 
 
 @torch.inference_mode(False)
@@ -300,6 +303,42 @@ class Reduction:
             masks={name: mask.to(device) for name, mask in self.masks.items()},
             scores={name: scores.to(device) for name, scores in self.scores.items()},
         )
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write to a file that `pyro_bmr.load` reads.
+
+        It holds the guide, the priors and masks of the model, the model's own parameters and
+        buffers, and all that is printed; not the code of the model, nor data. The file replaces
+        another of its name at once, when it is whole.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file, in the format of safetensors.
+        args, kwargs : optional
+            Arguments to run the model with, to find its parameters; those of the guide's first
+            call otherwise.
+        """
+        write_plan(path, self._plan(args, kwargs))
+
+    def _plan(
+        self, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        return {
+            "kind": "reduction",
+            **pack_program(self.model, self.guide, args, kwargs),
+            "masks": self.masks,
+            "scores": self.scores,
+            "rows": [asdict(site) for site in self.sites],
+            "naive_delta_f": self.naive_delta_f,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
 
     def __rich__(self) -> RenderableType:
         return Group(self._site_table(), self._layer_table()) if self.layers else self._site_table()

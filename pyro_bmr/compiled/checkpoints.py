@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from pyro_bmr.storage.whole_files import replace_file
 
 _FORMAT = 1
 
@@ -37,13 +38,8 @@ def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]
     if torch.cuda.is_available():
         generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     content = {"format": _FORMAT, "run": dict(run), "state": dict(state), "random": generators}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with replace_file(path) as unfinished:
+        torch.save(content, unfinished)
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
     def remember(module: torch.nn.Module, _args: Any = None) -> None:
         for buffer in module.buffers():
-            before.setdefault(id(buffer), (buffer, buffer.detach().clone()))
+            if id(buffer) not in before:
+                before[id(buffer)] = buffer, buffer.detach().clone()
 
     for module in (module for program in programs for module in find_modules(program)):
         remember(module)

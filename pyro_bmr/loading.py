@@ -1,0 +1,116 @@
+"""Results from files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_bmr.compaction import Compaction
+from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.reduction import Reduction
+from pyro_bmr.reporting.summaries import LayerSummary, SiteSummary
+from pyro_bmr.smaller.planning import LayerCut
+from pyro_bmr.storage.packing import unpack_program
+from pyro_bmr.storage.plans import read_plan
+
+
+def load(
+    path: str | Path,
+    model: Callable[..., Any],
+    *,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    create_plates: Callable[..., Any] | None = None,
+) -> Reduction | Compaction:
+    """Read what `Reduction.save` or `Compaction.save` wrote.
+
+    Draws, free energies and further training go on as without the detour: the guide has the same
+    parameters, bit for bit, and ``model`` gets those that it had, with the statistics of its
+    batch norms. They are set in place, and values of ``pyro.param`` in the param store. Nothing in
+    the file is run.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    model : callable
+        The user's model, built by the same code as the one that was reduced.
+    args, kwargs : optional
+        What to call it with, as in `reduce`. With them its sites are checked at once, otherwise
+        when the result's model is called for the first time; the data are not in the file.
+    create_plates : callable, optional
+        As given to the autoguide that was reduced.
+
+    Returns
+    -------
+    Reduction or Compaction
+        On the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file is cut off, of another kind, from a newer version, or for another model.
+    TypeError
+        If ``model`` is no function.
+
+    Examples
+    --------
+    >>> import tempfile, torch, pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> from pyro_bmr import reduce
+    >>> def model():
+    ...     pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    >>> guide = AutoNormal(model)
+    >>> _ = guide()
+    >>> result, path = reduce(guide), tempfile.mkdtemp() + "/result.bmr"
+    >>> result.save(path)
+    >>> str(load(path, model)) == str(result)
+    True
+    """
+    if not callable(model):
+        msg = f"got model={model!r}. Expected the Pyro model that was reduced, a function"
+        raise TypeError(msg)
+    plan = read_plan(path)
+    if plan["kind"] not in _RESULTS:
+        msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"
+        raise ValueError(msg)
+    origin = Origin(model, tuple(args), dict(kwargs or {}), create_plates)
+    pruned_model, guide = unpack_program(plan, origin)
+    return _RESULTS[plan["kind"]](plan, pruned_model, guide)
+
+
+def _reduction(plan: Mapping[str, Any], model: Any, guide: Any) -> Reduction:
+    rows = [{**row, "shape": tuple(row["shape"])} for row in plan["rows"]]
+    return Reduction(
+        model=model,
+        guide=guide,
+        masks=plan["masks"],
+        scores=plan["scores"],
+        sites=tuple(SiteSummary(**row) for row in rows),
+        naive_delta_f=plan["naive_delta_f"],
+        layers=tuple(LayerSummary(**layer) for layer in plan["layers"]),
+    )
+
+
+def _compaction(plan: Mapping[str, Any], model: Any, guide: Any) -> Compaction:
+    indices = {
+        name: {key: tuple(kept) for key, kept in plan[name].items()}
+        for name in ("kept", "inputs", "used_inputs")
+    }
+    return Compaction(
+        model=model,
+        guide=guide,
+        layers=tuple(LayerCut(**layer) for layer in plan["layers"]),
+        kept=indices["kept"],
+        inputs=indices["inputs"],
+        used_inputs=indices["used_inputs"],
+        elements=tuple(plan["elements"]),
+    )
+
+
+# By the kind of a plan: from the plan, its model and its guide to the result.
+_RESULTS: dict[str, Callable[[Mapping[str, Any], Any, Any], Any]] = {
+    "reduction": _reduction,
+    "compaction": _compaction,
+}

@@ -1,0 +1,109 @@
+"""Out of torch: a network as a file for ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pyro_bmr.export import export_program
+from pyro_bmr.plain.agreement import relative_error
+from pyro_bmr.plain.calls import Call, read_call
+from pyro_bmr.storage.whole_files import replace_file
+
+
+def export_onnx(
+    program: nn.Module | tuple[Callable[..., Any], Any],
+    path: str | Path,
+    args: Sequence[Any],
+    **options: Any,
+) -> None:
+    """Write a network to a file that ONNX Runtime runs, without Pyro, torch or this package.
+
+    The file is read again and run on ``args`` and on another number of data before it takes its
+    place, so that a file of that name gives the outputs of the network.
+
+    Parameters
+    ----------
+    program : Module or tuple
+        What `to_module` returned, or a model and its guide.
+    path : str or Path
+        The file. Another of its name is replaced at once, when it is whole.
+    args : tuple
+        What to call the module with, or the model.
+    **options
+        ``kwargs``, ``num_draws``, ``output`` and ``seed`` of `to_module`, for a model and a guide.
+
+    Raises
+    ------
+    ImportError
+        If ONNX or ONNX Runtime is not installed.
+    ValueError
+        If ONNX Runtime's outputs differ by more than 1e-5 of their size.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/layer.onnx"
+    >>> export_onnx(nn.Linear(2, 1).eval(), path, (torch.zeros(4, 2),))
+    """
+    missing = [name for name in _ONNX if find_spec(name) is None]
+    if missing:
+        msg = (
+            f"{', '.join(missing)} not found. Expected them for ONNX: pip install pyro-bmr[export]"
+        )
+        raise ImportError(msg)
+    module: Any = program
+    if isinstance(program, tuple):
+        module, args = export_program(*program, args, **options)
+    call = read_call(module, args, None)
+    samples = [call.tensors, *_other_sizes(module, call)]
+    batch = torch.export.Dim("batch") if len(samples) > 1 else None
+    exported: Any = torch.onnx.export(
+        module,
+        tuple(samples[-1]),
+        input_names=list(call.names),
+        dynamic_shapes=[{0: batch} if b and batch else None for b in call.batched],
+        dynamo=True,
+        verbose=False,
+    )
+    with replace_file(path) as unfinished:
+        exported.save(str(unfinished), external_data=False)
+        for inputs in samples:
+            _check_onnx(unfinished, module, inputs)
+
+
+_ONNX = ("onnx", "onnxruntime", "onnxscript")
+
+
+def _other_sizes(module: nn.Module, call: Call) -> list[list[Tensor]]:
+    """Return inputs of another number of data, unless the module takes only one number."""
+    inputs = call.inputs(5 if call.size != 5 else 4)
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    except RuntimeError:
+        return []
+    return [inputs]
+
+
+@torch.no_grad()
+def _check_onnx(path: Path, module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = zip(session.get_inputs(), inputs, strict=True)
+    found = session.run(None, {place.name: t.cpu().numpy() for place, t in feed})
+    expected = [t for t in pytree.tree_leaves(module(*inputs)) if isinstance(t, Tensor)]
+    error = relative_error(expected, [torch.from_numpy(value) for value in found])
+    if not error <= 1e-5:
+        msg = (
+            f"ONNX Runtime's outputs differ from those of torch by {error:.1e} of their size, so "
+            "that there is no file. Expected at most 1e-5: please report the network"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,132 @@
+"""A recorded graph and its weights, put together as one module."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pyro_bmr.plain.recording import read_arguments
+from pyro_bmr.programs.dry_run import find_modules
+from pyro_bmr.programs.handlers import module_key
+
+
+class RandomOutputError(ValueError):
+    """The output of a model depends on random numbers."""
+
+
+def assemble_module(
+    recorded: fx.GraphModule,
+    values: Mapping[str, Tensor],
+    names: Sequence[str],
+    model: Callable[..., Any],
+) -> tuple[fx.GraphModule, list[bool]]:
+    """Make a module of a recorded graph.
+
+    Parameters
+    ----------
+    recorded : GraphModule
+        A function of the values, then of the inputs.
+    values : mapping
+        By latent site; they become parameters of that name.
+    names : sequence of str
+        Of the inputs.
+    model : callable
+        Whose own parameters and buffers keep their names.
+
+    Returns
+    -------
+    module : GraphModule
+        A function of the inputs that its output depends on. It shares no tensor with others.
+    used : list of bool
+        One an input, whether it is among these.
+
+    Raises
+    ------
+    RandomOutputError
+        If the output depends on random numbers.
+
+    Examples
+    --------
+    >>> scale = fx.symbolic_trace(lambda w, x, y: w * x)
+    >>> module, used = assemble_module(scale, {"w": torch.tensor(2.0)}, ["x", "y"], print)
+    >>> module(3.0), list(module.state_dict()), used
+    (tensor(6., grad_fn=...), ['w'], [True, False])
+    """
+    random = [n for n in recorded.graph.nodes if _is_random(n)]
+    if random:
+        msg = (
+            f"the output depends on random numbers ({', '.join(str(n.target) for n in random)}). "
+            "Expected one that the latent sites of the guide determine: set dropout to "
+            "evaluation, model.eval(); give subsample= to plates; and let the guide hold all "
+            "latent sites that the prediction needs"
+        )
+        raise RandomOutputError(msg)
+    root, graph = nn.Module(), fx.Graph()
+    places: dict[fx.Node, fx.Node] = {}
+    paths = dict[str, str]()
+    known = _named_tensors(model)
+    placeholders = [node for node in recorded.graph.nodes if node.op == "placeholder"]
+    used = [bool(node.users) for node in placeholders[len(values) :]]
+    for node, name in zip(placeholders[len(values) :], names, strict=True):
+        if node.users:
+            places[node] = graph.placeholder(name)
+    for node, (name, value) in zip(placeholders, values.items(), strict=False):
+        if node.users:
+            places[node] = graph.get_attr(_hold(root, name, nn.Parameter(_copy(value))))
+    for node in recorded.graph.nodes:
+        if node.op == "get_attr":
+            tensor = operator.attrgetter(node.target)(recorded)
+            if node.target not in paths:
+                name = known.get(id(tensor), f"constant_{len(paths)}")
+                held = nn.Parameter(_copy(tensor)) if isinstance(tensor, nn.Parameter) else None
+                paths[node.target] = _hold(root, name, _copy(tensor) if held is None else held)
+            places[node] = graph.get_attr(paths[node.target])
+        elif node.op != "placeholder":
+            places[node] = graph.node_copy(node, places.__getitem__)
+            places[node].meta = {}
+    return fx.GraphModule(root, graph, "PlainNetwork"), used
+
+
+def _named_tensors(model: Callable[..., Any]) -> dict[int, str]:
+    """Name tensors as the innermost module does."""
+    names: dict[int, str] = {}
+    for module in find_modules(model):
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            names[id(tensor)] = min(names.get(id(tensor), name), name, key=len)
+    return names
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _hold(root: nn.Module, name: str, tensor: Tensor) -> str:
+    """Register a tensor under its dotted name, or under another if that is taken."""
+    *path, last = name.split(".")
+    owner: Any = root
+    for key in path:
+        if key and not hasattr(owner, key):
+            owner.add_module(key, nn.Module())
+        owner = getattr(owner, key, None) if key else None
+    if type(owner) is not nn.Module or not last or hasattr(owner, last):
+        owner, path, last = root, [], module_key(name)
+        while hasattr(owner, last):
+            last += "_"
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(last, tensor)
+    else:
+        owner.register_buffer(last, tensor)
+    return ".".join([*path, last])
+
+
+def _is_random(node: fx.Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    named = read_arguments(node)
+    # Dropout, also inside attention and recurrent networks, that is off.
+    off = [named.get(key, True) for key in ("train", "training", "p", "dropout_p", "dropout")]
+    return all(off)

@@ -1,0 +1,140 @@
+"""How a model is called, at any number of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def read_call(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> Call:
+    """Find the tensors among the arguments of a model.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+    args, kwargs
+        What it is called with.
+
+    Returns
+    -------
+    Call
+        With the names that the model gives to its arguments.
+
+    Raises
+    ------
+    TypeError
+        If the arguments are not in a tuple.
+
+    Examples
+    --------
+    >>> call = read_call(lambda x, y=None: None, (torch.zeros(7, 2),), None)
+    >>> call.names, [tuple(x.shape) for x in call.inputs(3)]
+    (('x',), [(3, 2)])
+    """
+    if not isinstance(args, tuple | list):
+        msg = (
+            f"got args= of type {type(args).__name__}. Expected the arguments of the model in a "
+            "tuple, as in args=(x, y) or args=(x,)"
+        )
+        raise TypeError(msg)
+    kwargs = dict(kwargs or {})
+    paths, spec = pytree.tree_flatten_with_path((tuple(args), kwargs))
+    parameters = _parameter_names(model, args)
+    names = [_name(path, parameters) for path, leaf in paths if isinstance(leaf, Tensor)]
+    unique = [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
+    return Call(tuple(leaf for _, leaf in paths), spec, tuple(unique))
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a model, of which the tensors are inputs.
+
+    Parameters
+    ----------
+    leaves : tuple
+        All arguments, without the containers that they are in.
+    spec : TreeSpec
+        The containers.
+    names : tuple of str
+        One a tensor.
+    """
+
+    leaves: tuple[Any, ...]
+    spec: Any
+    names: tuple[str, ...]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The inputs as they were given."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def size(self) -> int | None:
+        """How many data there are: the first axis of the first tensor; None without one."""
+        return next((len(t) for t in self.tensors if t.dim() and len(t)), None)
+
+    @property
+    def batched(self) -> list[bool]:
+        """One an input: True if its first axis runs over the data."""
+        return [t.dim() > 0 and len(t) == self.size for t in self.tensors]
+
+    def inputs(self, size: int) -> list[Tensor]:
+        """Take or repeat data.
+
+        Parameters
+        ----------
+        size : int
+            How many there should be.
+
+        Returns
+        -------
+        list of Tensor
+            The inputs at this size.
+        """
+        return [
+            t[torch.arange(size, device=t.device) % len(t)] if batched else t
+            for t, batched in zip(self.tensors, self.batched, strict=True)
+        ]
+
+    def arguments(self, inputs: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put inputs in the place of the tensors.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor
+            As many as there are tensors.
+
+        Returns
+        -------
+        tuple
+            ``args`` and ``kwargs``.
+        """
+        ahead = iter(inputs)
+        leaves = [next(ahead) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+def _parameter_names(model: Callable[..., Any], args: Sequence[Any]) -> list[str]:
+    called = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        return list(signature(called).bind_partial(*args).arguments)
+    except (TypeError, ValueError):
+        return []
+
+
+def _name(path: tuple[Any, ...], parameters: list[str]) -> str:
+    # Of a flattened (args, kwargs): 0 or 1, then an index or a name, then what is inside.
+    if path[0].idx == 1:
+        name = str(path[1].key)
+    else:
+        name = dict(enumerate(parameters)).get(path[1].idx, "input")
+    return name if name.isidentifier() else "input"

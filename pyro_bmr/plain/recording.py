@@ -1,0 +1,330 @@
+"""A model at given values of its latent sites, recorded as a graph of torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from pyro_bmr.plain.calls import Call
+from pyro_bmr.plain.outputs import find_output
+from pyro_bmr.programs.dry_run import dry_run
+
+
+class LocalSiteError(ValueError):
+    """The posterior of a site belongs to the data that the guide was trained on."""
+
+
+def run(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    call: Call,
+    inputs: Sequence[Tensor],
+    output: str | None,
+) -> Any:
+    """Run a model at values of its latent sites.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+    values : mapping
+        By latent site.
+    call : Call
+        How it is called.
+    inputs : sequence of Tensor
+        The tensors among its arguments.
+    output : str, optional
+        As in `find_output`.
+
+    Returns
+    -------
+    Tensor or nested containers of Tensor
+        The output.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro_bmr.plain.calls import read_call
+    >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
+    >>> call = read_call(model, (torch.ones(2),), None)
+    >>> run(model, {"w": torch.tensor(3.0)}, call, [torch.ones(2)], None)
+    tensor([3., 3.])
+    """
+    with dry_run(model), torch.no_grad():
+        return _run(model, values, call, inputs, output)
+
+
+def record(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    call: Call,
+    inputs: Sequence[Tensor],
+    output: str | None,
+    *,
+    decompose: bool = False,
+) -> fx.GraphModule:
+    """Record what `run` does.
+
+    Parameters
+    ----------
+    model, values, call, inputs, output
+        As in `run`.
+    decompose : bool
+        Whether to record simpler operations, which write nothing in place, for `record_many`.
+
+    Returns
+    -------
+    GraphModule
+        A function of the values, then of the inputs, all of them tensors.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro_bmr.plain.calls import read_call
+    >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
+    >>> call = read_call(model, (torch.ones(2),), None)
+    >>> graph = record(model, {"w": torch.tensor(3.0)}, call, call.tensors, None)
+    >>> graph(torch.tensor(4.0), torch.ones(2))
+    tensor([4., 4.])
+    """
+    found: list[Any] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        here = dict(zip(values, tensors, strict=False))
+        result = _run(model, here, call, tensors[len(values) :], output)
+        leaves, spec = pytree.tree_flatten(result)
+        found[:] = leaves, spec
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    if decompose:
+        flat = torch.func.functionalize(flat)
+    # Before dispatch, operations are still those that people know: linear, conv2d, layer_norm.
+    recorder = make_fx(flat, tracing_mode="real", pre_dispatch=not decompose)
+    attention = sdpa_kernel(SDPBackend.MATH) if decompose else nullcontext()
+    with attention, dry_run(model), torch.no_grad():
+        graph = recorder(*values.values(), *inputs)
+    _nest_output(graph, *found)
+    graph = simplify(graph)
+    if decompose:
+        _allow_batches(graph)
+    return graph
+
+
+def record_many(module: fx.GraphModule, values: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:
+    """Record the batched operations that do what a graph does at many values in turn.
+
+    Parameters
+    ----------
+    module : GraphModule
+        A function of the values, then of the inputs, recorded with ``decompose``.
+    values : sequence of Tensor
+        With a leading axis for the draws.
+    inputs : sequence of Tensor
+        The inputs.
+
+    Returns
+    -------
+    GraphModule
+        The same function, of values with a leading axis, to outputs with a leading axis.
+
+    Examples
+    --------
+    >>> double = fx.symbolic_trace(lambda w, x: w * x)
+    >>> record_many(double, [torch.ones(3)], [torch.ones(2)])(torch.ones(3), torch.ones(2)).shape
+    torch.Size([3, 2])
+    """
+    found: list[Any] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        leaves, spec = pytree.tree_flatten(module(*tensors))
+        found[:] = leaves, spec
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    in_dims = (*(0 for _ in values), *(None for _ in inputs))
+    batched = torch.vmap(flat, in_dims, randomness="different")
+    with torch.no_grad():
+        graph = make_fx(batched, tracing_mode="real")(*values, *inputs)
+    _nest_output(graph, *found)
+    return simplify(graph)
+
+
+def simplify(module: fx.GraphModule) -> fx.GraphModule:
+    """Leave out of a recorded graph what its output does not need.
+
+    Parameters
+    ----------
+    module : GraphModule
+        Is changed.
+
+    Returns
+    -------
+    GraphModule
+        The same object, with all its placeholders.
+
+    Examples
+    --------
+    >>> simplify(fx.symbolic_trace(lambda x: (x + 1, x * 2)[0])).code.count("mul")
+    0
+    """
+    graph = module.graph
+    for node in graph.nodes:
+        # In training a batch norm takes the statistics of the batch, and updates its own.
+        if node.target in _BATCH_NORMS and node.args[5]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
+        # A recording has no gradients to cut off.
+        if node.target in _DETACH:
+            node.replace_all_uses_with(node.args[0])
+    needed = _find_needed(graph)
+    for node in reversed(list(graph.nodes)):
+        if node not in needed and node.op != "placeholder":
+            graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+def read_arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of an operation by name, with those that have a default.
+
+    Parameters
+    ----------
+    node : Node
+        Of a recorded graph.
+
+    Returns
+    -------
+    dict
+        Empty for what has no schema.
+
+    Examples
+    --------
+    >>> graph = fx.symbolic_trace(lambda x: torch.ops.aten.dropout.default(x, 0.1, False)).graph
+    >>> read_arguments(list(graph.nodes)[1])["train"]
+    False
+    """
+    return {argument.name: value for argument, value in _arguments(node)}
+
+
+def _run(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    call: Call,
+    inputs: Sequence[Tensor],
+    output: str | None,
+) -> Any:
+    args, kwargs = call.arguments(inputs)
+    with _AtValues(values):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return find_output(trace.nodes["_RETURN"]["value"], trace.nodes, values, output)
+
+
+_aten = torch.ops.aten
+_DETACH = {_aten.detach.default, _aten.detach_.default}
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default}
+_BATCH_NORMS = {_aten.batch_norm.default, _aten.native_batch_norm.default}
+
+
+class _AtValues(Messenger):
+    """Gives latent sites their values."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self.values or msg["is_observed"]:
+            return
+        value, shape = self.values[name], msg["fn"].shape()
+        if value.shape != shape:
+            msg_ = (
+                f"the site {name!r} has the shape {tuple(shape)} in the model and "
+                f"{tuple(value.shape)} in the guide. Expected sites that do not depend on the "
+                "number of data: the posterior of what belongs to single data says nothing of "
+                "others"
+            )
+            raise LocalSiteError(msg_)
+        msg["value"] = value
+
+
+def _nest_output(module: fx.GraphModule, leaves: list[Any], spec: Any) -> None:
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    nodes = iter(output.args[0])
+    full = [next(nodes) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    output.args = (pytree.tree_unflatten(full, spec),)
+    # What make_fx returns takes and gives flat lists; this takes and gives what the graph says.
+    module.graph.set_codegen(fx.graph.CodeGen())
+
+
+def _allow_batches(module: fx.GraphModule) -> None:
+    """Replace what a batch of draws cannot do, or would do one by one."""
+    graph = module.graph
+    for node in graph.nodes:
+        if node.target in _VIEWS:
+            node.target = _aten.reshape.default
+        if node.target is _aten.copy.default:
+            place, source = node.args[:2]
+            with graph.inserting_before(node):
+                cast = graph.call_function(_aten.type_as.default, (source, place))
+                full = graph.call_function(_aten.expand_as.default, (cast, place))
+            node.replace_all_uses_with(full)
+            graph.erase_node(node)
+    module.recompile()
+
+
+def _find_needed(graph: fx.Graph) -> set[fx.Node]:
+    """Go from the output back, through values and through what is written to them in place."""
+    nodes = [node for node in graph.nodes if node.target is not torch._C._set_grad_enabled]
+    ahead, needed = [nodes[-1]], set[fx.Node]()
+    while ahead:
+        node = ahead.pop()
+        if node not in needed:
+            needed.add(node)
+            ahead += node.all_input_nodes
+        if not ahead:
+            held = {_home(n) for n in needed}
+            writers = [n for n in nodes if n not in needed and _written(n)]
+            ahead += [n for n in writers if not held.isdisjoint(map(_home, _written(n)))]
+    return needed
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    return [arg for arg, alias in _aliases(node) if alias.is_write]
+
+
+def _home(node: fx.Node) -> Any:
+    """Return the node, or the name of the constant, whose memory a node looks into."""
+    while node.op == "call_function":
+        if node.target.__name__ == "getitem":  # type: ignore[union-attr]
+            node = node.args[0]  # type: ignore[assignment]
+            continue
+        sources = [arg for arg, _ in _aliases(node)]
+        if not sources:
+            break
+        node = sources[0]
+    return node.target if node.op == "get_attr" else node
+
+
+def _aliases(node: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
+    for argument, arg in _arguments(node):
+        if argument.alias_info is not None and isinstance(arg, fx.Node):
+            yield arg, argument.alias_info
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """Each argument of an operation: what its schema says of it, and what it is."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None:
+        return
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    for argument in schema.arguments:
+        if argument.name in given or argument.has_default_value():
+            yield argument, given.get(argument.name, argument.default_value)

@@ -1,0 +1,155 @@
+"""The guide of a reduction as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.gamma import GammaFactor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.programs.sites import Site
+from pyro_bmr.storage.supports import pack_support, unpack_support
+
+
+def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
+    """Describe a guide.
+
+    Parameters
+    ----------
+    guide : PrunedGuide
+        Of a reduction.
+
+    Returns
+    -------
+    dict
+        Its factors, with their parameters as the optimiser sees them.
+
+    Examples
+    --------
+    >>> site = Site("w", torch.Size([2]))
+    >>> guide = PrunedGuide((IndependentFactor(site, torch.ones(2), torch.ones(2)),), Origin())
+    >>> pack_guide(guide)["factors"][0]["kind"]
+    'independent'
+    """
+    factors = []
+    for part in guide.parts:
+        factor = part.factor()
+        packed = {
+            "kind": _KIND[type(getattr(factor, "posterior", factor))],
+            "sites": [_pack_site(site) for site in factor.sites],
+            "state": dict(part.state_dict()),
+        }
+        if isinstance(factor, IndependentFactor):
+            what = f"the scale of the site {factor.site.name!r}"
+            packed["scale_constraint"] = pack_support(factor.scale_constraint, what)
+        factors.append(packed)
+    return {"factors": factors, "create_plates": guide.origin.create_plates is not None}
+
+
+def unpack_guide(packed: Mapping[str, Any], origin: Origin) -> PrunedGuide:
+    """Make the guide that `pack_guide` described.
+
+    Parameters
+    ----------
+    packed : mapping
+        Its factors.
+    origin : Origin
+        The model that it is for.
+
+    Returns
+    -------
+    PrunedGuide
+        With the same parameters, bit for bit.
+
+    Raises
+    ------
+    ValueError
+        If the guide needs plates that the caller makes, and there are none.
+
+    Examples
+    --------
+    >>> site = Site("w", torch.Size([2]))
+    >>> guide = PrunedGuide((IndependentFactor(site, torch.ones(2), torch.ones(2)),), Origin())
+    >>> unpack_guide(pack_guide(guide), Origin()).median()
+    {'w': tensor([1., 1.])}
+    """
+    if packed["create_plates"] and origin.create_plates is None:
+        msg = (
+            "the guide that was saved had a function that makes its plates, which is not saved. "
+            "Expected the same function again: load(path, model, create_plates=...)"
+        )
+        raise ValueError(msg)
+    factors = tuple(_FACTOR[one["kind"]](one) for one in packed["factors"])
+    guide = PrunedGuide(factors, origin)
+    for part, one in zip(guide.parts, packed["factors"], strict=True):
+        part.load_state_dict(one["state"])
+    return guide
+
+
+def _pack_site(site: Site) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "shape": list(site.shape),
+        "event_dim": site.event_dim,
+        "support": pack_support(site.support, f"the site {site.name!r}"),
+        "plates": [list(frame) for frame in site.plates],
+    }
+
+
+def _unpack_sites(packed: Mapping[str, Any]) -> tuple[Site, ...]:
+    return tuple(
+        Site(
+            one["name"],
+            torch.Size(one["shape"]),
+            one["event_dim"],
+            unpack_support(one["support"]),
+            tuple(CondIndepStackFrame(*frame) for frame in one["plates"]),
+        )
+        for one in packed["sites"]
+    )
+
+
+# Factors of the right kind and shape; a guide then takes the state that was saved.
+def _independent(packed: Mapping[str, Any]) -> Factor:
+    (site,), state = _unpack_sites(packed), packed["state"]
+    loc, scale = state["loc_unconstrained"], state["scale_unconstrained"]
+    constraint = unpack_support(packed["scale_constraint"])
+    return IndependentFactor(site, loc, scale, constraint, state.get("mask"))
+
+
+def _dense(packed: Mapping[str, Any]) -> Factor:
+    loc = packed["state"]["loc_unconstrained"]
+    identity = torch.eye(len(loc), dtype=loc.dtype)
+    return JointFactor(_unpack_sites(packed), Dense(loc, identity), packed["state"].get("mask"))
+
+
+def _low_rank(packed: Mapping[str, Any]) -> Factor:
+    loc, columns = (packed["state"][f"{key}_unconstrained"] for key in ("loc", "cov_factor"))
+    posterior = LowRank(loc, columns, torch.ones_like(loc))
+    return JointFactor(_unpack_sites(packed), posterior, packed["state"].get("mask"))
+
+
+def _gamma(packed: Mapping[str, Any]) -> Factor:
+    (site,), ones = _unpack_sites(packed), torch.ones_like(packed["state"]["mean_unconstrained"])
+    return GammaFactor(site, ones, ones)
+
+
+_KIND: dict[type, str] = {
+    IndependentFactor: "independent",
+    Dense: "dense",
+    LowRank: "low rank",
+    GammaFactor: "gamma",
+}
+_FACTOR: dict[str, Callable[[Mapping[str, Any]], Factor]] = {
+    "independent": _independent,
+    "dense": _dense,
+    "low rank": _low_rank,
+    "gamma": _gamma,
+}

@@ -1,0 +1,337 @@
+"""What a reduction does to its model, and the model's own tensors, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_bmr.programs.dry_run import dry_run, find_modules
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
+from pyro_bmr.smaller.program import CompactedModel
+from pyro_bmr.storage.compacted import pack_compacted, unpack_compacted
+from pyro_bmr.storage.supports import pack_support, unpack_support
+
+
+def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Describe what stands around the user's model.
+
+    Parameters
+    ----------
+    model : callable
+        Of a reduction.
+
+    Returns
+    -------
+    packed : list of dict
+        The masks, the new priors and what was cut, from the outside in.
+    model : callable
+        The user's.
+
+    Examples
+    --------
+    >>> packed, inner = pack_handlers(PrunedModel(print, {"w": torch.tensor([True, False])}))
+    >>> packed[0]["kind"], inner is print
+    ('pruned', True)
+    """
+    packed: list[dict[str, Any]] = []
+    while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
+        if isinstance(model, PrunedModel):
+            packed.append({"kind": "pruned", "masks": model.masks.by_site()})
+        elif isinstance(model, CompactedModel):
+            packed.append({"kind": "compacted", "cut": pack_compacted(model)})
+        else:
+            priors = {
+                name: {
+                    "mask": new.mask,
+                    "family": new.family.__name__,
+                    "parameters": dict(new.parameters),
+                }
+                for name, new in model.new_priors().items()
+            }
+            packed.append({"kind": "switched", "priors": priors})
+        model = model.model
+    return packed, model
+
+
+def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> Any:
+    """Put around a model what `pack_handlers` described.
+
+    Parameters
+    ----------
+    packed : list of dict
+        From the outside in.
+    model : callable
+        The user's.
+
+    Returns
+    -------
+    callable
+        The model of the reduction.
+
+    Examples
+    --------
+    >>> unpack_handlers([{"kind": "pruned", "masks": {}}], print).model is print
+    True
+    """
+    for one in reversed(packed):
+        if one["kind"] == "pruned":
+            model = PrunedModel(model, one["masks"])
+        elif one["kind"] == "compacted":
+            model = unpack_compacted(one["cut"], model)
+        else:
+            priors = {
+                name: NewPrior(new["mask"], _FAMILIES[new["family"]], new["parameters"])
+                for name, new in one["priors"].items()
+            }
+            model = SwitchedModel(model, priors)
+    return model
+
+
+def pack_state(
+    model: Callable[..., Any],
+    inner: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Read the sites of a model, its parameters and its buffers.
+
+    Parameters
+    ----------
+    model : callable
+        That of the reduction, which is run.
+    inner : callable
+        The user's, inside it.
+    values : mapping
+        By latent site, a value to run it at.
+    args, kwargs
+        What to run it with.
+
+    Returns
+    -------
+    dict
+        Of its latent sites the shapes; of the modules that it is or refers to all parameters and
+        buffers; and its ``pyro.param`` values.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be run.
+
+    Examples
+    --------
+    >>> model = lambda: pyro.param("scale", torch.ones(()))
+    >>> pack_state(model, model, {}, (), {})["params"]["scale"]["value"]
+    tensor(1., requires_grad=True)
+    """
+    recorder, params = run_recorded(model, values, args, kwargs)
+    modules = [_tensors(module) for module in find_modules(inner)]
+    # Those of the handlers around it are saved with these.
+    others = set(map(id, model.parameters())) if isinstance(model, nn.Module) else set()
+    owners = {id(t): [i, name] for i, own in enumerate(modules) for name, t in own.items()}
+    packed = {}
+    for name, (value, constraint) in (params | _cut_params(model)).items():
+        place = owners.get(id(value))
+        if place is None and id(value) in others:
+            continue
+        packed[name] = {
+            "constraint": pack_support(constraint, f"the parameter {name!r}"),
+            **({"value": value} if place is None else {"place": place}),
+        }
+    return {"sites": recorder.sites, "modules": modules, "params": packed}
+
+
+@torch.no_grad()
+def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
+    """Give a model the parameters and buffers that `pack_state` read.
+
+    Values of ``pyro.param`` go to the param store. Nothing is changed if anything does not fit.
+
+    Parameters
+    ----------
+    packed : mapping
+        What `pack_state` returned.
+    model : callable
+        The user's.
+
+    Raises
+    ------
+    ValueError
+        If the model has other parameters or buffers.
+
+    Examples
+    --------
+    >>> state = {"sites": {}, "modules": [{"weight": torch.ones(1, 1)}], "params": {}}
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> load_state(state, layer)
+    >>> layer.weight
+    Parameter containing:
+    tensor([[1.]], requires_grad=True)
+    """
+    modules = [_tensors(module) for module in find_modules(model)]
+    _check_equal("modules", {"number": len(packed["modules"])}, {"number": len(modules)})
+    for own, saved in zip(modules, packed["modules"], strict=True):
+        _check_equal("parameters and buffers", *(_described(t) for t in (saved, own)))
+    store = pyro.get_param_store()
+    stored = dict(store.named_parameters())
+    fresh, held = {}, {}
+    for name, one in packed["params"].items():
+        i, key = one.get("place", (0, ""))
+        value = one["value"] if "value" in one else packed["modules"][i][key]
+        if name in stored:
+            held[name] = value
+        elif "value" in one:
+            fresh[name] = value.clone().requires_grad_()
+    _check_equal(
+        "entries of the param store",
+        _described(held),
+        _described({name: stored[name] for name in held}),
+    )
+    for own, saved in zip(modules, packed["modules"], strict=True):
+        for name, tensor in own.items():
+            tensor.data.copy_(saved[name])
+    for name, value in held.items():
+        stored[name].data.copy_(value)
+    constraints = {name: unpack_support(packed["params"][name]["constraint"]) for name in fresh}
+    store.set_state({"params": fresh, "constraints": constraints})
+
+
+class SiteRecorder(Messenger):
+    """Effect handler that writes down the latent sites of a model.
+
+    Parameters
+    ----------
+    names : collection of str
+        The sites of the guide, of which it also takes the shapes.
+
+    Examples
+    --------
+    >>> with SiteRecorder({"w"}) as recorder:
+    ...     _ = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    >>> recorder.sites
+    {'w': [3]}
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.sites: dict[str, list[int] | str] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.names:
+            self.sites[name] = list(msg["fn"].shape())
+        elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+            # What the guide does not hold may have as many elements as there are data.
+            self.sites[name] = "not in the guide"
+
+    def compare(self, saved: Mapping[str, Any]) -> None:
+        """Look whether the sites are those that were saved.
+
+        Parameters
+        ----------
+        saved : mapping
+            What another recorder wrote down.
+
+        Raises
+        ------
+        ValueError
+            If they are not.
+        """
+        own = dict(self.sites)
+        for name, shape in saved.items():
+            found = own.get(name)
+            # Draws that are vectorised have dimensions to the left.
+            if isinstance(found, list) and found[len(found) - len(shape) :] == shape:
+                own[name] = shape
+        _check_equal("latent sites", saved, own)
+
+
+_FAMILIES = {"Normal": dist.Normal, "Laplace": dist.Laplace}
+
+
+def run_recorded(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[SiteRecorder, dict[str, tuple[Tensor, Any]]]:
+    """Run a model, and find its latent sites and its parameters.
+
+    Parameters
+    ----------
+    model, values, args, kwargs
+        As for `pack_state`.
+
+    Returns
+    -------
+    recorder : SiteRecorder
+        With the sites.
+    params : dict
+        By name in the param store, the unconstrained value and its constraint.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be run.
+
+    Examples
+    --------
+    >>> run_recorded(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), {}, (), {})[0].sites
+    {'w': 'not in the guide'}
+    """
+    at_values = poutine.condition(model, data=dict(values))
+    try:
+        with dry_run(model), torch.no_grad(), SiteRecorder(values) as recorder:
+            nodes = poutine.trace(at_values).get_trace(*args, **kwargs).nodes
+            store = pyro.get_param_store().get_state()
+    except Exception as error:
+        msg = (
+            f"the model could not be run to find its sites and parameters ({type(error).__name__}: "
+            f"{error}). Expected arguments that it can be run with: pass args= and kwargs="
+        )
+        raise RuntimeError(msg) from error
+    names = [name for name, node in nodes.items() if node["type"] == "param"]
+    return recorder, {n: (store["params"][n], store["constraints"][n]) for n in names}
+
+
+def _cut_params(model: Any) -> dict[str, tuple[Tensor, Any]]:
+    """Return the entries of the param store that only a smaller copy of is used."""
+    store = pyro.get_param_store().get_state()
+    names: list[str] = []
+    while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
+        names += model.parameter_names if isinstance(model, CompactedModel) else ()
+        model = model.model
+    return {n: (store["params"][n], store["constraints"][n]) for n in names if n in store["params"]}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    # Also the buffers that a state dict leaves out.
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{t.dtype} {tuple(t.shape)}" for name, t in tensors.items()}
+
+
+def _check_equal(what: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    differences = [
+        f"{name}: {saved.get(name, 'none')} in the file, {own.get(name, 'none')} here"
+        for name in sorted({*saved, *own})
+        if saved.get(name) != own.get(name)
+    ]
+    if differences:
+        msg = (
+            f"the file was saved for another model: its {what} differ "
+            f"({'; '.join(differences[:5])}). Expected the model that the result was made with, "
+            "built by the same code"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,115 @@
+"""A model and its guide as plain data, and back around the user's model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.storage.guides import pack_guide, unpack_guide
+from pyro_bmr.storage.models import (
+    SiteRecorder,
+    load_state,
+    pack_handlers,
+    pack_state,
+    run_recorded,
+    unpack_handlers,
+)
+
+
+def pack_program(
+    model: Callable[..., Any],
+    guide: PrunedGuide,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Describe the model and the guide of a reduction.
+
+    Parameters
+    ----------
+    model, guide : callable
+        Of a reduction.
+    args, kwargs : optional
+        Arguments to run the model with; those of the guide's first call otherwise.
+
+    Returns
+    -------
+    dict
+        For `pyro_bmr.storage.plans.write_plan`.
+
+    Examples
+    --------
+    >>> list(pack_program(print, PrunedGuide((), Origin(print)), None, None))
+    <BLANKLINE>
+    ['model', 'handlers', 'guide']
+    """
+    handlers, inner = pack_handlers(model)
+    if args is None and kwargs is None:
+        args, kwargs = guide.origin.args, guide.origin.kwargs
+    state = pack_state(model, inner, guide.median(), tuple(args or ()), dict(kwargs or {}))
+    return {"model": state, "handlers": handlers, "guide": pack_guide(guide)}
+
+
+def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, PrunedGuide]:
+    """Make the model and the guide that `pack_program` described.
+
+    Parameters
+    ----------
+    packed : mapping
+        What it returned.
+    origin : Origin
+        The user's model, which takes the parameters and buffers that were saved, and how to call
+        it. Without arguments, its sites are checked when it is called.
+
+    Returns
+    -------
+    model : callable
+        Of the reduction.
+    guide : PrunedGuide
+        Of the reduction.
+
+    Examples
+    --------
+    >>> packed = pack_program(print, PrunedGuide((), Origin(print)), None, None)
+    <BLANKLINE>
+    >>> unpack_program(packed, Origin(print))[0] is print
+    True
+    """
+    inner: Any = origin.model
+    handlers = packed["handlers"]
+    load_state(packed["model"], inner)
+    # As `reduce` makes them: the guide's own model is the one inside the outermost masks.
+    full = unpack_handlers(handlers[1:], inner)
+    model = unpack_handlers(handlers[:1], full)
+    guide = unpack_guide(packed["guide"], replace(origin, model=full))
+    if origin.args or origin.kwargs:
+        recorder, _ = run_recorded(model, guide.median(), origin.args, origin.kwargs)
+        recorder.compare(packed["model"]["sites"])
+    elif isinstance(model, nn.Module):
+        check = _FirstCall(packed["model"]["sites"], guide.median().keys())
+        model.register_forward_pre_hook(check.start)
+        model.register_forward_hook(check.finish, always_call=True)
+    return model, guide
+
+
+class _FirstCall:
+    """Looks at the sites of a model when it is called for the first time."""
+
+    def __init__(self, sites: Mapping[str, Any], names: Collection[str]) -> None:
+        self.sites, self.recorder, self.done = sites, SiteRecorder(set(names)), False
+
+    def start(self, _module: Any, _args: Any) -> None:
+        if not self.done:
+            self.recorder.__enter__()
+
+    def finish(self, _module: Any, _args: Any, _output: Any) -> None:
+        if not self.done:
+            self.recorder.__exit__(None, None, None)
+            # Called also when the model fails, which it does for reasons of its own.
+            self.done = sys.exc_info()[0] is None
+            if self.done:
+                self.recorder.compare(self.sites)

@@ -1,0 +1,43 @@
+"""Files that are whole at every moment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """Write a file beside another, and put it in the place of that when it is whole.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to replace. Folders on the way there are made.
+
+    Yields
+    ------
+    Path
+        Where to write.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "numbers.txt"
+    >>> with replace_file(path) as unfinished:
+    ...     _ = unfinished.write_text("1 2 3")
+    >>> path.read_text(), unfinished.exists()
+    ('1 2 3', False)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
