@@ -139,13 +139,14 @@ def capture_few_rows(
     torch.Size([16, 2])
     """
     program: Any = model
-    call = args, kwargs
-    rows = {tensor.shape[0] for tensor in tensors_in(call) if tensor.dim()}
+    rows = {tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.dim()}
     if len(rows) == 1 and max(rows) > _FEW:
-        few = pytree.tree_map_only(Tensor, lambda t: t[:_FEW] if t.dim() else t, call)
+        few_args, few_kwargs = few = pytree.tree_map_only(
+            Tensor, lambda t: t[:_FEW] if t.dim() else t, (args, kwargs)
+        )
         with suppress(RuntimeError):
-            return few, capture(program, *few, values)
-    return call, capture(program, *call, values)
+            return few, capture(program, few_args, few_kwargs, values)
+    return (args, kwargs), capture(program, args, kwargs, values)
 
 
 def tensors_in(call: Any) -> list[Tensor]:
