@@ -18,6 +18,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
+from pyro_bmr.estimation.measurement import free_energy_draws
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.mathematics.gaussian import LowRank
 from pyro_bmr.searches.group_evidence import Coupling, GroupEvidence, GroupWalk
@@ -239,6 +240,28 @@ def test_units_go_with_all_that_produces_and_reads_them_and_overlaps_count_once(
     # ΔF of elements stays what it is without groups.
     alone = bmr.reduce(guide).scores
     assert all(torch.equal(result.scores[name], scores) for name, scores in alone.items())
+
+
+def test_a_unit_that_nothing_reads_costs_its_divergence_from_the_prior():
+    """The bias that holds a unit shut is far from zero, and of no use once nothing reads it."""
+    guide = make_guide("AutoNormal")
+    guide.locs.b0 = torch.tensor([-4.0, 0.0, 0.0, 0.0])
+    data = torch.randn(6, SIZES[0]), torch.randn(6, SIZES[-1])
+    unread = unit_masks(SIZES, [])
+    unread["w1"][:, 0] = False
+    before = bmr.reduce(guide, select=lambda scores: unread)
+    after = bmr.reduce(before.guide, groups=bmr.units, select=keep_but([(0, 0)]))
+    spikes = bmr.reduce(before.guide, select=lambda scores: after.masks)
+    # The divergence is exact in each, and what is left has the same posterior.
+    full, reduced = (
+        free_energy_draws(pair.model, pair.guide, data, {}, 200, bmr.LocalELBO())
+        for pair in (before, after)
+    )
+    realised = (reduced.mean() - full.mean()).item()
+    error = (reduced.var() + full.var()).div(200).sqrt().item()
+    assert error < 1
+    assert abs(after.delta_f - realised) < 4 * error
+    assert abs(spikes.delta_f - realised) > 20 * error
 
 
 @pytest.mark.parametrize("family", FAMILIES)
