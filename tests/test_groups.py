@@ -245,7 +245,7 @@ def test_units_go_with_all_that_produces_and_reads_them_and_overlaps_count_once(
 def test_a_unit_that_nothing_reads_costs_its_divergence_from_the_prior():
     """The bias that holds a unit shut is far from zero, and of no use once nothing reads it."""
     guide = make_guide("AutoNormal")
-    guide.locs.b0 = torch.tensor([-4.0, 0.0, 0.0, 0.0])
+    guide.locs.b0 = torch.tensor([-8.0, 0.0, 0.0, 0.0])
     data = torch.randn(6, SIZES[0]), torch.randn(6, SIZES[-1])
     unread = unit_masks(SIZES, [])
     unread["w1"][:, 0] = False
@@ -254,12 +254,12 @@ def test_a_unit_that_nothing_reads_costs_its_divergence_from_the_prior():
     spikes = bmr.reduce(before.guide, select=lambda scores: after.masks)
     # The divergence is exact in each, and what is left has the same posterior.
     full, reduced = (
-        free_energy_draws(pair.model, pair.guide, data, {}, 200, bmr.LocalELBO())
+        free_energy_draws(pair.model, pair.guide, data, {}, 50, bmr.LocalELBO())
         for pair in (before, after)
     )
     realised = (reduced.mean() - full.mean()).item()
-    error = (reduced.var() + full.var()).div(200).sqrt().item()
-    assert error < 1
+    error = (reduced.var() + full.var()).div(50).sqrt().item()
+    assert error < 1.5
     assert abs(after.delta_f - realised) < 4 * error
     assert abs(spikes.delta_f - realised) > 20 * error
 
