@@ -11,19 +11,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_bmr.structure.calls import (
+    CONSTANT_ALONG,
     ELEMENTWISE,
     Call,
     Rule,
     broadcast,
     combine,
-    create,
+    create_sequence,
     protect_all,
 )
 from pyro_bmr.structure.capture import Capture
 from pyro_bmr.structure.components import find_components
 from pyro_bmr.structure.contractions import CONTRACTIONS
 from pyro_bmr.structure.indexing import INDEXING
-from pyro_bmr.structure.labels import Labelled, Labels, Origin
+from pyro_bmr.structure.labelled import Labelled, Origin
+from pyro_bmr.structure.labels import Labels
 from pyro_bmr.structure.layers import Labelling, write_structure
 from pyro_bmr.structure.reductions import REDUCTIONS
 from pyro_bmr.structure.units import Structure
@@ -138,7 +140,7 @@ class _Pass:
             if node not in self.known:
                 made = self.labels.create(node.meta["val"].shape)
                 for axis in made.axes:
-                    self.labels.protect(axis, "a constant of the program lies along its axis")
+                    self.labels.protect(axis, CONSTANT_ALONG)
                 self.known[node] = made
         self.alive = _find_alive(captured)
 
@@ -200,5 +202,5 @@ def _find_rule(target: Any, call: Call) -> Rule:
     if rule is not None:
         return rule
     if not call.tensors:
-        return create
+        return create_sequence
     return combine if torch.Tag.pointwise in getattr(target, "tags", ()) else protect_all

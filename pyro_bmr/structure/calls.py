@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from pyro_bmr.structure.labels import Labelled, Labels, Origin
+from pyro_bmr.structure.labelled import Labelled, Origin
+from pyro_bmr.structure.labels import Labels
 
 Result: TypeAlias = "Labelled | tuple[Labelled, ...]"
 
@@ -17,6 +18,9 @@ Rule: TypeAlias = "Callable[[Labels, Call], Result]"
 """Says the labels of what an operation returns, and joins or protects those that it gets."""
 
 aten: Any = torch.ops.aten
+
+CONSTANT_ALONG = "a constant of the program lies along its axis"
+"""Why an axis is protected that meets numbers which stand in the program itself."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,28 @@ def create(labels: Labels, call: Call) -> Result:
     return results[0] if len(results) == 1 else results
 
 
+def create_sequence(labels: Labels, call: Call) -> Result:
+    """Make tensors whose elements depend on where they are: `arange`, `eye`.
+
+    Parameters
+    ----------
+    labels : Labels
+        What is known.
+    call : Call
+        The operation.
+
+    Returns
+    -------
+    Labelled or tuple
+        With fresh labels, which are protected.
+    """
+    made = create(labels, call)
+    for x in made if isinstance(made, tuple) else (made,):
+        for axis in x.axes:
+            labels.protect(axis, CONSTANT_ALONG)
+    return made
+
+
 def protect_all(labels: Labels, call: Call) -> Result:
     """Protect all that an operation touches, because it has no rule.
 
@@ -242,7 +268,20 @@ ELEMENTWISE: dict[Any, Rule] = {
     ),
     aten.glu: combine_halves,
     **dict.fromkeys(
-        (aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided),
+        (
+            aten.zeros,
+            aten.ones,
+            aten.full,
+            aten.empty,
+            aten.empty_strided,
+            aten.rand,
+            aten.randn,
+            aten.new_zeros,
+            aten.new_ones,
+            aten.new_full,
+            aten.new_empty,
+            aten.new_empty_strided,
+        ),
         create,
     ),
 }

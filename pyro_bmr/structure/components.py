@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pyro_bmr.structure.labels import FIXED, MERGED, Ints, Labels, Origin, Product, spread
+from pyro_bmr.structure.labelled import FIXED, MERGED, Ints, Origin, Product, spread
+from pyro_bmr.structure.labels import Labels
 
 
 def find_components(labels: Labels) -> Components:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from pyro_bmr.structure.calls import Call, Rule, aten, broadcast
-from pyro_bmr.structure.labels import Labelled, Labels, Origin
+from pyro_bmr.structure.labelled import Labelled, Origin
+from pyro_bmr.structure.labels import Labels
 
 
 def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:

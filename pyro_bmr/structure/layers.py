@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from pyro_bmr.structure.components import Components
-from pyro_bmr.structure.labels import FIXED, Ints, Labelled, Labels
+from pyro_bmr.structure.labelled import FIXED, Ints, Labelled
+from pyro_bmr.structure.labels import Labels
 from pyro_bmr.structure.units import Axis, Layer, Structure
 
 

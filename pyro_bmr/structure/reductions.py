@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from pyro_bmr.structure.calls import Call, Result, Rule, aten
-from pyro_bmr.structure.labels import Labelled, Labels
+from pyro_bmr.structure.labelled import Labelled
+from pyro_bmr.structure.labels import Labels
 
 
 def add_up(labels: Labels, call: Call) -> Labelled:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pyro_bmr.structure.calls import Call, Rule, aten
-from pyro_bmr.structure.labels import MERGED, Ints, Labelled, Labels, Origin, Product, spread
+from pyro_bmr.structure.labelled import MERGED, Ints, Labelled, Origin, Product, spread
+from pyro_bmr.structure.labels import Labels
 
 
 def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable) -> Labelled:
