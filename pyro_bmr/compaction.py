@@ -19,15 +19,21 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.problem import assemble
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.programs.sites import Indices, Site, take
+from pyro_bmr.programs.sites import Indices, Site
 from pyro_bmr.reporting.rendering import render
 from pyro_bmr.smaller.checking import check_same
 from pyro_bmr.smaller.influence import find_needed
-from pyro_bmr.smaller.planning import LayerCut, choose_units, indices_left, mask_left
+from pyro_bmr.smaller.planning import (
+    LayerCut,
+    choose_units,
+    indices_left,
+    mask_left,
+    take_inputs,
+)
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import Capture, capture, input_name
+from pyro_bmr.structure.capture import Capture, capture
 from pyro_bmr.structure.units import Structure
 
 
@@ -104,7 +110,8 @@ def compact(
     with torch.enable_grad():
         needed = find_needed(captured, [*median.values(), *_tensors(call)], structure, masks)
     stays, layers = choose_units(structure, needed, masks, sites, inputs=inputs)
-    cut = _plan(captured, structure, stays, sites)
+    device = next(iter(median.values()), torch.zeros(())).device
+    cut = _plan(captured, structure, stays, sites, device)
     labels = {name: structure.nodes[node.name] for name, node in captured.inputs.items()}
     expected = _cut_only(labels, stays)
     read = needed | ~_is_input(structure, needed)
@@ -209,79 +216,7 @@ class Compaction:
             used_inputs=moved(self.used_inputs),
         )
 
-    def take_inputs(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Leave out of arguments of the full model what the compacted one does not expect.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            Those of the full model.
-
-        Returns
-        -------
-        args : tuple
-            Of the compacted one.
-        kwargs : dict
-            The same.
-        """
-        return take_inputs((args, kwargs), self.inputs)
-
-    def __rich__(self) -> Table:
-        table = Table(title=self._title, title_justify="left")
-        table.add_column("layer")
-        table.add_column("kind")
-        for column in ("before", "after"):
-            table.add_column(column, justify="right")
-        table.add_column("note")
-        for layer in self.layers:
-            table.add_row(
-                layer.name, layer.kind, f"{layer.before:,}", f"{layer.after:,}", _note(layer)
-            )
-        return table
-
-    def __str__(self) -> str:
-        return render(self)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self._title}</p>{self.summary().to_html()}"
-
-    @property
-    def _title(self) -> str:
-        before, after = self.elements
-        return f"{after:,} of {before:,} elements left"
-
-
-def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
-    """Leave out of arguments what a model does not read.
-
-    Parameters
-    ----------
-    call : tuple
-        Arguments and keyword arguments.
-    inputs : mapping
-        By place, as `Compaction.inputs`.
-
-    Returns
-    -------
-    tuple
-        Arguments and keyword arguments.
-
-    Examples
-    --------
-    >>> take_inputs(((torch.ones(2, 3),), {}), {"args[0]": (None, torch.tensor([1]))})[0][0].shape
-    torch.Size([2, 1])
-    """
-    if not inputs:
-        return call
-
-    def cut(path: Any, leaf: Any) -> Any:
-        name = input_name(path)
-        return take(leaf, inputs[name]) if name in inputs and isinstance(leaf, Tensor) else leaf
-
-    return pytree.tree_map_with_path(cut, call)
-
-
-def _check(model: Any, guide: Any) -> None:
+    def _check(model: Any, guide: Any) -> None:
     if not isinstance(model, PrunedModel) or not isinstance(guide, PrunedGuide):
         msg = (
             f"got a {type(model).__name__} and a {type(guide).__name__}. Expected the model and "
@@ -320,7 +255,7 @@ def _is_input(structure: Structure, needed: Tensor) -> Tensor:
     return found
 
 
-_FEW = 16
+_FEW = 8
 
 
 def _few_rows(call: Any) -> Any:
@@ -334,11 +269,17 @@ def _tensors(call: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 
-def _plan(captured: Capture, structure: Structure, stays: Tensor, sites: list[Site]) -> Cut:
+def _plan(
+    captured: Capture,
+    structure: Structure,
+    stays: Tensor,
+    sites: list[Site],
+    device: torch.device,
+) -> Cut:
     shapes, kept, plates = {}, {}, {}
     for site in sites:
         axes = tuple(axis.units for axis in structure.sites.get(site.name, ()))
-        indices = indices_left(axes, stays)
+        indices = indices_left(axes, stays, device)
         if not any(index is not None for index in indices):
             continue
         shapes[site.name], kept[site.name] = site.shape, indices
