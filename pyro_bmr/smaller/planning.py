@@ -171,48 +171,6 @@ def mask_left(axes: tuple[Tensor, ...], stays: Tensor) -> tuple[Tensor, ...]:
     return tuple(with_fixed[units] for units in axes)
 
 
-def take_inputs(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Leave out of arguments of the full model what the compacted one does not expect.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            Those of the full model.
-
-        Returns
-        -------
-        args : tuple
-            Of the compacted one.
-        kwargs : dict
-            The same.
-        """
-        return take_inputs((args, kwargs), self.inputs)
-
-    def __rich__(self) -> Table:
-        table = Table(title=self._title, title_justify="left")
-        table.add_column("layer")
-        table.add_column("kind")
-        for column in ("before", "after"):
-            table.add_column(column, justify="right")
-        table.add_column("note")
-        for layer in self.layers:
-            table.add_row(
-                layer.name, layer.kind, f"{layer.before:,}", f"{layer.after:,}", _note(layer)
-            )
-        return table
-
-    def __str__(self) -> str:
-        return render(self)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self._title}</p>{self.summary().to_html()}"
-
-    @property
-    def _title(self) -> str:
-        before, after = self.elements
-        return f"{after:,} of {before:,} elements left"
-
-
 def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
     """Leave out of arguments what a model does not read.
 
