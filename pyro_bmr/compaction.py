@@ -19,17 +19,23 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.problem import assemble
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.programs.sites import Indices, Site, take
+from pyro_bmr.programs.sites import Indices, Site
 from pyro_bmr.reporting.rendering import render
 from pyro_bmr.smaller.checking import check_same
 from pyro_bmr.smaller.influence import find_needed
-from pyro_bmr.smaller.planning import LayerCut, choose_units, indices_left, mask_left
+from pyro_bmr.smaller.planning import (
+    LayerCut,
+    choose_units,
+    indices_left,
+    mask_left,
+    take_inputs,
+)
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
 from pyro_bmr.storage.packing import pack_program
 from pyro_bmr.storage.plans import write_plan
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import Capture, capture_few_rows, input_name, tensors_in
+from pyro_bmr.structure.capture import Capture, capture_few_rows, tensors_in
 from pyro_bmr.structure.units import Structure
 
 
@@ -107,7 +113,8 @@ def compact(
     with torch.enable_grad():
         needed = find_needed(captured, [*median.values(), *tensors_in(call)], structure, masks)
     stays, layers = choose_units(structure, needed, masks, sites, inputs=inputs)
-    cut = _plan(captured, structure, stays, sites)
+    device = next(iter(median.values()), torch.zeros(())).device
+    cut = _plan(captured, structure, stays, sites, device)
     labels = {name: structure.nodes[node.name] for name, node in captured.inputs.items()}
     expected = _cut_only(labels, stays)
     read = needed | ~_is_input(structure, needed)
@@ -281,36 +288,6 @@ class Compaction:
         return f"{after:,} of {before:,} elements left"
 
 
-def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
-    """Leave out of arguments what a model does not read.
-
-    Parameters
-    ----------
-    call : tuple
-        Arguments and keyword arguments.
-    inputs : mapping
-        By place, as `Compaction.inputs`.
-
-    Returns
-    -------
-    tuple
-        Arguments and keyword arguments.
-
-    Examples
-    --------
-    >>> take_inputs(((torch.ones(2, 3),), {}), {"args[0]": (None, torch.tensor([1]))})[0][0].shape
-    torch.Size([2, 1])
-    """
-    if not inputs:
-        return call
-
-    def cut(path: Any, leaf: Any) -> Any:
-        name = input_name(path)
-        return take(leaf, inputs[name]) if name in inputs and isinstance(leaf, Tensor) else leaf
-
-    return pytree.tree_map_with_path(cut, call)
-
-
 def _check(model: Any, guide: Any) -> None:
     if not isinstance(model, PrunedModel) or not isinstance(guide, PrunedGuide):
         msg = (
@@ -332,11 +309,17 @@ def _is_input(structure: Structure, needed: Tensor) -> Tensor:
     return found
 
 
-def _plan(captured: Capture, structure: Structure, stays: Tensor, sites: list[Site]) -> Cut:
+def _plan(
+    captured: Capture,
+    structure: Structure,
+    stays: Tensor,
+    sites: list[Site],
+    device: torch.device,
+) -> Cut:
     shapes, kept, plates = {}, {}, {}
     for site in sites:
         axes = tuple(axis.units for axis in structure.sites.get(site.name, ()))
-        indices = indices_left(axes, stays)
+        indices = indices_left(axes, stays, device)
         if not any(index is not None for index in indices):
             continue
         shapes[site.name], kept[site.name] = site.shape, indices

@@ -114,7 +114,9 @@ class PrunedDistribution(TorchDistribution):
         Tensor
             The same at all other elements.
         """
-        return torch.where(self.mask, value, self.origin(value))
+        # Draws in parallel have one dimension less than the distribution that Pyro expanded.
+        mask = self.mask[(0,) * max(0, self.mask.dim() - value.dim())]
+        return torch.where(mask, value, self.origin(value))
 
     @override
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:

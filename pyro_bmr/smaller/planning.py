@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from pyro_bmr.programs.sites import Indices, Site
+from pyro_bmr.programs.sites import Indices, Site, take
+from pyro_bmr.structure.capture import input_name
 from pyro_bmr.structure.units import Structure
 
 
@@ -115,7 +118,9 @@ def choose_units(
     return stays, tuple(layers)
 
 
-def indices_left(axes: tuple[Tensor, ...], stays: Tensor) -> Indices:
+def indices_left(
+    axes: tuple[Tensor, ...], stays: Tensor, device: torch.device | str = "cpu"
+) -> Indices:
     """Return what is left of a tensor.
 
     Parameters
@@ -124,6 +129,8 @@ def indices_left(axes: tuple[Tensor, ...], stays: Tensor) -> Indices:
         By axis, the labels of its units, -1 where the index cannot go.
     stays : Tensor
         Boolean, by label.
+    device : torch.device or str
+        Where the indices are wanted.
 
     Returns
     -------
@@ -136,7 +143,7 @@ def indices_left(axes: tuple[Tensor, ...], stays: Tensor) -> Indices:
     (tensor([1, 2]),)
     """
     masks = mask_left(axes, stays)
-    return tuple(None if mask.all() else mask.nonzero()[:, 0] for mask in masks)
+    return tuple(None if mask.all() else mask.nonzero()[:, 0].to(device) for mask in masks)
 
 
 def mask_left(axes: tuple[Tensor, ...], stays: Tensor) -> tuple[Tensor, ...]:
@@ -162,6 +169,36 @@ def mask_left(axes: tuple[Tensor, ...], stays: Tensor) -> tuple[Tensor, ...]:
     # The label -1 is the last of all, and stays.
     with_fixed = torch.cat([stays, stays.new_ones(1)])
     return tuple(with_fixed[units] for units in axes)
+
+
+def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
+    """Leave out of arguments what a model does not read.
+
+    Parameters
+    ----------
+    call : tuple
+        Arguments and keyword arguments.
+    inputs : mapping
+        By place, as `Compaction.inputs`.
+
+    Returns
+    -------
+    tuple
+        Arguments and keyword arguments.
+
+    Examples
+    --------
+    >>> take_inputs(((torch.ones(2, 3),), {}), {"args[0]": (None, torch.tensor([1]))})[0][0].shape
+    torch.Size([2, 1])
+    """
+    if not inputs:
+        return call
+
+    def cut(path: Any, leaf: Any) -> Any:
+        name = input_name(path)
+        return take(leaf, inputs[name]) if name in inputs and isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map_with_path(cut, call)
 
 
 class _Live:

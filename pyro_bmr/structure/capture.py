@@ -136,7 +136,7 @@ def capture_few_rows(
     --------
     >>> (args, _), _ = capture_few_rows(torch.relu, (torch.ones(60, 2),), {}, {})
     >>> args[0].shape
-    torch.Size([16, 2])
+    torch.Size([8, 2])
     """
     program: Any = model
     rows = {tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.dim()}
@@ -170,7 +170,7 @@ def tensors_in(call: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 
-_FEW = 16
+_FEW = 8
 
 
 @dataclass(frozen=True)
