@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,10 +12,10 @@ import pyro
 import torch
 from rich.table import Table
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.portable import Portable
 from pyro_bmr.problem import assemble
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Indices, Site
@@ -32,8 +31,6 @@ from pyro_bmr.smaller.planning import (
 )
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
-from pyro_bmr.storage.packing import pack_program
-from pyro_bmr.storage.plans import write_plan
 from pyro_bmr.structure.axes import find_structure
 from pyro_bmr.structure.capture import Capture, capture_few_rows, tensors_in
 from pyro_bmr.structure.units import Structure
@@ -133,7 +130,7 @@ def compact(
 
 
 @dataclass(frozen=True, eq=False)
-class Compaction:
+class Compaction(Portable):
     """A smaller model and guide that compute what a reduction does.
 
     Parameters
@@ -219,33 +216,6 @@ class Compaction:
             used_inputs=moved(self.used_inputs),
         )
 
-    def save(
-        self,
-        path: str | Path,
-        *,
-        args: tuple[Any, ...] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write to a file that `pyro_bmr.load` reads, as `Reduction.save`.
-
-        Parameters
-        ----------
-        path : str or Path
-            The file, in the format of safetensors.
-        args, kwargs : optional
-            Arguments to run the compacted model with; those that it was made with otherwise.
-        """
-        plan = {
-            "kind": "compaction",
-            **pack_program(self.model, self.guide, args, kwargs),
-            "layers": [asdict(layer) for layer in self.layers],
-            "kept": self.kept,
-            "inputs": self.inputs,
-            "used_inputs": self.used_inputs,
-            "elements": self.elements,
-        }
-        write_plan(path, plan)
-
     def take_inputs(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leave out of arguments of the full model what the compacted one does not expect.
 
@@ -262,6 +232,16 @@ class Compaction:
             The same.
         """
         return take_inputs((args, kwargs), self.inputs)
+
+    def _plan(self) -> dict[str, Any]:
+        return {
+            "kind": "compaction",
+            "layers": [asdict(layer) for layer in self.layers],
+            "kept": self.kept,
+            "inputs": self.inputs,
+            "used_inputs": self.used_inputs,
+            "elements": self.elements,
+        }
 
     def __rich__(self) -> Table:
         table = Table(title=self._title, title_justify="left")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,8 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.compaction import Compaction, compact
+from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.portable import Portable
 from pyro_bmr.problem import assemble, assign, read_problem, read_structure
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reporting.flags import count_undecided, naive_delta_f
@@ -34,8 +35,6 @@ from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import run_stages
 from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
 from pyro_bmr.shrunk.switching import NewPrior
-from pyro_bmr.storage.packing import pack_program
-from pyro_bmr.storage.plans import write_plan
 
 
 @torch.inference_mode(False)
@@ -155,7 +154,7 @@ def reduce(
 
 
 @dataclass(frozen=True, eq=False)
-class Reduction:
+class Reduction(Portable):
     """A pruned model and guide, and what was found on the way.
 
     Parameters
@@ -304,35 +303,29 @@ class Reduction:
             scores={name: scores.to(device) for name, scores in self.scores.items()},
         )
 
-    def save(
-        self,
-        path: str | Path,
-        *,
-        args: tuple[Any, ...] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write to a file that `pyro_bmr.load` reads.
-
-        It holds the guide, the priors and masks of the model, the model's own parameters and
-        buffers, and all that is printed; not the code of the model, nor data. The file replaces
-        another of its name at once, when it is whole.
+    def report(self, *args: Any, num_draws: int = 20, **kwargs: Any) -> Costs:
+        """Compact, and measure what that saves; see `pyro_bmr.measure_costs`.
 
         Parameters
         ----------
-        path : str or Path
-            The file, in the format of safetensors.
-        args, kwargs : optional
-            Arguments to run the model with, to find its parameters; those of the guide's first
-            call otherwise.
-        """
-        write_plan(path, self._plan(args, kwargs))
+        *args, **kwargs
+            Arguments of the model, of the batch to time; those of the guide's first call otherwise.
+        num_draws : int
+            Of an ensemble.
 
-    def _plan(
-        self, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
+        Returns
+        -------
+        Costs
+            Parameters, operations and times of the masked and of the compacted network.
+        """
+        args, kwargs = self._example(args, kwargs)
+        small = self.compact(*args, **kwargs)
+        pairs = {"masked": (self.model, self.guide), "compacted": (small.model, small.guide)}
+        return measure_costs(pairs, args, kwargs=kwargs, num_draws=num_draws)
+
+    def _plan(self) -> dict[str, Any]:
         return {
             "kind": "reduction",
-            **pack_program(self.model, self.guide, args, kwargs),
             "masks": self.masks,
             "scores": self.scores,
             "rows": [asdict(site) for site in self.sites],

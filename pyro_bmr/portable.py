@@ -1,0 +1,108 @@
+"""What a result can do to leave Pyro, or the process: modules, ONNX, files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_bmr.export import to_module
+from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.onnx_files import export_onnx
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.storage.packing import pack_program
+from pyro_bmr.storage.plans import write_plan
+
+
+class Portable(ABC):
+    """A pruned model with its guide, ready to travel."""
+
+    model: PrunedModel
+    guide: PrunedGuide
+
+    def to_module(
+        self,
+        *args: Any,
+        num_draws: int | None = None,
+        output: str | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> nn.Module:
+        """Make a plain torch module that predicts; see `pyro_bmr.to_module`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Arguments of the model, as an example; those that it was made with otherwise.
+        num_draws : int, optional
+            How many draws from the posterior, in one batched forward; its location if None.
+        output : str, optional
+            What it returns, if not what the model does.
+        seed : int
+            Of the draws.
+
+        Returns
+        -------
+        Module
+            With nothing of Pyro in it.
+        """
+        args, kwargs = self._example(args, kwargs)
+        options: dict[str, Any] = {"num_draws": num_draws, "output": output, "seed": seed}
+        return to_module(self.model, self.guide, args, kwargs=kwargs, **options)
+
+    def export_onnx(
+        self,
+        path: str | Path,
+        *args: Any,
+        num_draws: int | None = None,
+        output: str | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        """Write a file for ONNX Runtime, which is checked; see `pyro_bmr.export_onnx`.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+        *args, num_draws, output, seed, **kwargs
+            As of `to_module`.
+        """
+        args, kwargs = self._example(args, kwargs)
+        options: dict[str, Any] = {"num_draws": num_draws, "output": output, "seed": seed}
+        export_onnx((self.model, self.guide), path, args, kwargs=kwargs, **options)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write to a file that `pyro_bmr.load` reads.
+
+        It holds the guide, the priors and masks of the model, the model's own parameters and
+        buffers, and all that is printed; not the code of the model, nor data. The file replaces
+        another of its name at once, when it is whole.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file, in the format of safetensors.
+        args, kwargs : optional
+            Arguments to run the model with, to find its parameters; those that it was made with
+            otherwise.
+        """
+        write_plan(path, pack_program(self.model, self.guide, args, kwargs) | self._plan())
+
+    @abstractmethod
+    def _plan(self) -> dict[str, Any]:
+        """Return what a file holds beside the model and the guide, with its ``kind``."""
+
+    def _example(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args or kwargs:
+            return args, kwargs
+        return self.guide.origin.args, dict(self.guide.origin.kwargs)
