@@ -18,6 +18,7 @@ images in nats, by `free_energy`; ΔF is what the reduction had predicted.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -99,7 +100,6 @@ def make_networks(x: Tensor, y: Tensor, epochs: int) -> Iterator[Network]:
     guide = AutoNormal(model, init_loc_fn=bmr.init_to_pretrained(model), init_scale=0.02)
     fit(model, guide, x, y, epochs)
     yield Network("whole", model, guide)
-    small = x[:BATCH], y[:BATCH]
     elements = bmr.reduce(guide)
     yield Network("elements", elements.model, elements.guide, elements.delta_f)
     for name, groups in {
@@ -109,11 +109,12 @@ def make_networks(x: Tensor, y: Tensor, epochs: int) -> Iterator[Network]:
     }.items():
         result = bmr.reduce(guide, groups=groups)
         print(result)
-        compaction = result.compact(*small)
+        compaction = result.compact(x[:BATCH], y[:BATCH])
         print(compaction)
         yield Network(name, compaction.model, compaction.guide, result.delta_f)
-    fit(compaction.model, compaction.guide, x, y, epochs // 5)
-    yield Network(f"{name}, trained on", compaction.model, compaction.guide, result.delta_f)
+    small = copy.deepcopy(compaction)
+    fit(small.model, small.guide, x, y, epochs // 5)
+    yield Network(f"{name}, trained on", small.model, small.guide, result.delta_f)
 
 
 def fit(model: Any, guide: Any, x: Tensor, y: Tensor, epochs: int) -> None:
