@@ -37,6 +37,8 @@ from torch import Tensor, nn
 import pyro_bmr as bmr
 from pyro_bmr.datasets import load_mnist
 
+RESULTS = Path(__file__).with_suffix(".csv")
+README = Path(__file__).parents[1] / "README.md"
 NUM_DRAWS, BATCH, BINS = 20, 64, 15
 FASTER, POINTS = 5.0, 0.5
 
@@ -84,7 +86,9 @@ def main() -> int:
     )
     rows = [describe(network, *train) | judge(network, *test) for network in networks]
     table = costs.summary().join(pd.DataFrame(rows, index=[network.name for network in networks]))
-    table.round(5).to_csv(Path(__file__).with_suffix(".csv"))
+    table.round(5).to_csv(RESULTS)
+    table = pd.read_csv(RESULTS, index_col="network")
+    README.write_text(fill(README.read_text(), table))
     print(costs, table.to_string(), sep="\n\n")
     whole, units = table.loc["whole"], table.loc["units, compacted"]
     faster = whole["predictive (ms)"] / units["predictive (ms)"]
@@ -152,6 +156,24 @@ def judge(network: Network, x: Tensor, y: Tensor) -> dict[str, float]:
         "nll": -chances[torch.arange(len(y)), y].log().mean().item(),
         "ece": gap.abs().sum().item() / len(y),
     }
+
+
+def fill(page: str, table: pd.DataFrame) -> str:
+    """Put the table of results into a page, between the comments that mark its place."""
+    head = (
+        "| | units | weights, non-zero | 20 draws | faster | accuracy | NLL | ECE | F (nats) |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    rows = [
+        f"| {name} | {row['widths']} | {row['non-zero']:,} of {row['parameters']:,} "
+        f"| {row['predictive (ms)']:.1f} ms | {row['predictive speed-up']:.1f} "
+        f"| {row['accuracy']:.2%} | {row['nll']:.3f} | {row['ece']:.3f} "
+        f"| {row['free_energy']:.0f} ± {row['free_energy_error']:.0f} |\n"
+        for name, row in table.iterrows()
+    ]
+    before, after = page.split("<!-- mnist -->")
+    _, after = after.split("<!-- end mnist -->")
+    return f"{before}<!-- mnist -->\n\n{head}{''.join(rows)}\n<!-- end mnist -->{after}"
 
 
 if __name__ == "__main__":

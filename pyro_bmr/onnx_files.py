@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,14 +67,15 @@ def export_onnx(
     call = read_call(module, args, None)
     samples = [call.tensors, *_other_sizes(module, call)]
     batch = torch.export.Dim("batch") if len(samples) > 1 else None
-    exported: Any = torch.onnx.export(
-        module,
-        tuple(samples[-1]),
-        input_names=list(call.names),
-        dynamic_shapes=[{0: batch} if b and batch else None for b in call.batched],
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet():
+        exported: Any = torch.onnx.export(
+            module,
+            tuple(samples[-1]),
+            input_names=list(call.names),
+            dynamic_shapes=[{0: batch} if b and batch else None for b in call.batched],
+            dynamo=True,
+            verbose=False,
+        )
     with replace_file(path) as unfinished:
         exported.save(str(unfinished), external_data=False)
         for inputs in samples:
@@ -79,6 +83,20 @@ def export_onnx(
 
 
 _ONNX = ("onnx", "onnxruntime", "onnxscript")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch's exporter says of itself and of packages that are not used."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _other_sizes(module: nn.Module, call: Call) -> list[list[Tensor]]:

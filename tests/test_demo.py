@@ -1,6 +1,7 @@
 """The demo from end to end, the data that it takes, and every block of code in the README."""
 
 import gzip
+import importlib
 import os
 import re
 from pathlib import Path
@@ -140,9 +141,10 @@ def run_blocks(page):
     return len(blocks), namespace
 
 
-def test_the_readme(capsys):
+def test_the_readme(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes files
     blocks, namespace = run_blocks(ROOT / "README.md")
-    assert blocks == 6
+    assert blocks == 7
     result = namespace["result"]
     assert result.masks["w"].nonzero().flatten().tolist() == [0, 3]
     assert (namespace["draws"]["y"].shape) == (100, 200)
@@ -152,6 +154,9 @@ def test_the_readme(capsys):
     readme = re.sub(r"[+-]?\d+\.\d+", "#", (ROOT / "README.md").read_text())
     for shown in (result, namespace["correlated"]):
         assert re.sub(r"[+-]?\d+\.\d+", "#", str(shown).strip()) in readme
+    digits = re.sub(r"\d", "#", (ROOT / "README.md").read_text())
+    assert re.sub(r"\d", "#", str(namespace["small"]).strip()) in digits
+    assert namespace["ensemble"](namespace["x"]).shape == (50, 200)
     assert namespace["correlated"].masks["w"][[3, 10]].sum() == 1
     assert namespace["correlated"].naive_delta_f > 100
     assert namespace["draws"]["y"].shape == (100, 200)
@@ -161,6 +166,13 @@ def test_how_it_works(capsys):
     blocks, _ = run_blocks(ROOT / "docs" / "how-it-works.md")
     assert blocks == 2
     assert "50.0% pruned" in capsys.readouterr().out
+
+
+def test_the_readme_quotes_the_benchmark_on_mnist(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    mnist = importlib.import_module("mnist")
+    page = (ROOT / "README.md").read_text()
+    assert mnist.fill(page, pd.read_csv(mnist.RESULTS, index_col="network")) == page
 
 
 def speed_table():

@@ -48,7 +48,7 @@ LAST = "last of its layer"
 BIAS_LIVES = "constant: its bias lives"
 CONSTANT = "constant activation"
 UNREAD = "unread, with live elements"
-UNUSED = "unused input, kept: inputs=True removes it"
+UNUSED = "unused, kept: inputs=True removes them"
 PLATE = "its plate has other units"
 
 
