@@ -176,13 +176,15 @@ def read_problem(
     return Problem(factors, origin, priors, reasons)
 
 
-def read_structure(problem: Problem) -> Structure:
+def read_structure(problem: Problem, spiked: Collection[str]) -> Structure:
     """Find the units of the model, which runs at the posterior's location.
 
     Parameters
     ----------
     problem : Problem
         Of the model.
+    spiked : collection of str
+        Sites whose reduced prior is the spike.
 
     Returns
     -------
@@ -201,7 +203,7 @@ def read_structure(problem: Problem) -> Structure:
         site.name
         for factor in problem.factors
         for site in factor.sites
-        if site.name in problem.priors and find_element_support(site.support) is constraints.real
+        if site.name in spiked and find_element_support(site.support) is constraints.real
     ]
     tensors = [*values.values(), *tensors_in(call)]
     with torch.enable_grad():

@@ -135,10 +135,11 @@ def reduce(
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
     scores = score(with_reduced_priors(factors, reduced_priors))
     _check_stages(groupings, reduced_priors)
-    chosen, stages = run_stages(scores, groupings, select, cache(partial(read_structure, problem)))
+    spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
+    find_structure = cache(partial(read_structure, problem, spiked))
+    chosen, stages = run_stages(scores, groupings, select, find_structure)
     remaining = tuple(factor.prune(chosen) for factor in scores.factors)
     new_priors = _new_priors(scores, chosen)
-    spiked = scores.delta_f.keys() - new_priors.keys()
     model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
     rows = summarize(scores, chosen, remaining, problem.reasons, sum_released(stages))
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}

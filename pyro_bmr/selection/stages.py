@@ -65,7 +65,7 @@ def run_stages(
             scores = score(tuple(factor.prune(masks) for factor in scores.factors))
         groups = form_groups(grouping, shapes, find_structure) if shapes else None
         if groups is not None and not groups.layers:
-            warnings.warn(f"groups={grouping!r} has no groups in this model", stacklevel=4)
+            warnings.warn(f"groups={grouping!r} has no groups in this model", stacklevel=5)
         stage_scores: Scores = scores if groups is None else GroupScores(scores, groups)
         chosen = stage_scores.constrained(checked_masks(select, stage_scores))
         stages.append(Stage(stage_scores, chosen))

@@ -60,8 +60,17 @@ def find_needed(
     >>> find_needed(captured, [*values.values(), x], structure, masks)[structure.layers[0].units]
     tensor([ True, False])
     """
+    return _find_influence(capture, _read_values(capture, inputs), structure, masks)
+
+
+def _find_influence(
+    capture: Capture,
+    real: Mapping[fx.Node, Any],
+    structure: Structure,
+    masks: Mapping[str, Tensor],
+) -> Tensor:
     num_units = sum(len(layer.units) for layer in structure.layers)
-    run = _Run(_read_values(capture, inputs), structure, num_units)
+    run = _Run(real, structure, num_units)
     run.start(capture, masks)
     for node in capture.graph.graph.nodes:
         run.visit(node)
@@ -78,6 +87,9 @@ def find_released(
     capture: Capture, inputs: Sequence[Tensor], structure: Structure, sites: Collection[str]
 ) -> Tensor:
     """Tell which units nothing needs once what reads them is zero.
+
+    Half of a layer is looked at while the other half is read, so that a unit that other units of
+    its layer depend on is needed.
 
     Parameters
     ----------
@@ -96,13 +108,12 @@ def find_released(
     >>> find_released.__name__
     'find_released'
     """
+    real = _read_values(capture, inputs)
     released = torch.zeros(sum(len(layer.units) for layer in structure.layers), dtype=torch.bool)
-    for layer in structure.layers:
-        if layer.kind == "input":
-            continue
-        masks = {name: ~_reads(structure.sites[name], layer.units) for name in sites}
-        needed = find_needed(capture, inputs, structure, masks)
-        released[layer.units] = ~needed[layer.units]
+    produced = [layer.units for layer in structure.layers if layer.kind != "input"]
+    for units in [half for layer in produced for half in (layer[::2], layer[1::2])]:
+        masks = {name: ~_reads(structure.sites[name], units) for name in sites}
+        released[units] = ~_find_influence(capture, real, structure, masks)[units]
     return released
 
 

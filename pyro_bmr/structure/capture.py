@@ -105,7 +105,11 @@ def capture(
         ),
         {names.find(tensor): node for node, tensor in lifted},
         {names.find(tensor): tensor for _, tensor in lifted},
-        [(name, node) for name, node in run.outputs if _is_computed(node) and node in from_sites],
+        [
+            (name, node)
+            for name, node in run.outputs
+            if node in from_sites and (node in run.observed or _is_computed(node))
+        ],
         {name: found for name, found in run.priors.items() if name in sites},
         run.sized,
         {name: (value, supports.get(name, real)) for name, value in run.parameters.items()},
@@ -257,6 +261,7 @@ class _Run:
 
     def __init__(self) -> None:
         self.outputs: list[tuple[str, fx.Node]] = []
+        self.observed: set[fx.Node] = set()
         self.priors: dict[str, list[fx.Node]] = {}
         self.sized: list[SizedCall] = []
         self.found: list[Tensor] = []
@@ -271,6 +276,9 @@ class _Run:
 
     def record_output(self, name: str, value: Any) -> None:
         self.outputs += [(name, node) for node in self._keep(value)]
+
+    def record_observed(self, tensors: list[Tensor]) -> None:
+        self.observed.update(self._nodes(tensors))
 
     def record_prior(self, name: str, fn: Any) -> None:
         self.priors[name] = self._keep(list(find_tensors(fn)))
@@ -311,7 +319,10 @@ class _Sites(Messenger):
         if msg["name"] in self.values and not msg["is_observed"]:
             self.run.record_prior(msg["name"], msg["fn"])
         else:
-            self.run.record_output(msg["name"], list(find_tensors(msg["fn"])))
+            tensors = list(find_tensors(msg["fn"]))
+            self.run.record_output(msg["name"], tensors)
+            if not msg["infer"].get("_deterministic"):
+                self.run.record_observed(tensors)
 
 
 class _TensorNames:
