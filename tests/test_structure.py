@@ -346,6 +346,19 @@ def test_shared_weights_are_no_outputs():
     assert layers(find_structure(captured)) == [("first.weight", "input", 5)]
 
 
+def test_a_site_that_data_show_is_an_output():
+    def model(x):
+        weight = pyro.sample("weight", dist.Normal(0.0, 1.0).expand([4, 5]).to_event(2))
+        bias = pyro.sample("bias", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        out = pyro.sample("out", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        pyro.sample("shown", dist.Normal(bias, 1.0).to_event(1), obs=torch.zeros(4))
+        return (x @ weight.mT + bias).tanh() @ out
+
+    captured = capture(model, (X,), {}, draw(model, X))
+    assert [name for name, _ in captured.outputs] == ["shown", "return value"]
+    assert layers(find_structure(captured)) == [("weight", "input", 5)]
+
+
 def test_sizes_that_the_program_says():
     def run(x, y):
         h = x.new_zeros(len(x), 7) + (x @ _normal("w", 5, 7))
