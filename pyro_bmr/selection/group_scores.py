@@ -25,7 +25,11 @@ from pyro_bmr.selection.scores import ElementScores, Scores
 
 @dataclass(frozen=True)
 class GroupScores(Scores):
-    """The groups of a posterior and the joint evidence of dropping each.
+    r"""The groups of a posterior and the joint evidence of dropping each.
+
+    Once what reads a unit is zero, the likelihood is the same whatever produces it. Producers that
+    are independent, with Gaussian priors, then have their prior for a posterior: each adds
+    :math:`-KL(q \,\|\, p)` to :math:`\Delta F`. All other elements are spikes.
 
     Parameters
     ----------

@@ -33,8 +33,9 @@ def by_evidence(margin: float = 0.0) -> Selection:
     Parameters
     ----------
     margin : float
-        In nats: how much the free energy must fall for each element, or group, that goes.
-        Negative drops also those that cost up to that much.
+        In nats: how much the free energy must fall for each element that goes, so that a group of
+        ``n`` elements goes if :math:`\Delta F \le - n` ``margin``. Negative drops also those that
+        cost up to that much.
 
     Returns
     -------
