@@ -56,9 +56,9 @@ def reduce(
 
     is, without any refitting, the change of the free energy when the prior of a set :math:`S` of
     weights becomes a point mass at zero. Negative is better. For any other reduced prior
-    :math:`r` it is :math:`-\ln \int q(\theta_S) \, r(\theta_S) / p(\theta_S) \, d\theta_S`. Of a unit,
-    what reads it takes spikes; independent weights that produce it have no influence then, and add
-    their divergence from a Gaussian prior, :math:`-KL(q \,\|\, p)`.
+    :math:`r` it is :math:`-\ln \int q(\theta_S) \, r(\theta_S) / p(\theta_S) \, d\theta_S`.
+    Of a unit, what reads it takes spikes; independent weights that produce it have no influence
+    then, and add their divergence from a Gaussian prior, :math:`-KL(q \,\|\, p)`.
 
     The guide, the param store and the random number generators are left as they were. The model is
     run once, at the posterior's location, to read its priors.
