@@ -55,7 +55,7 @@ def _is_float(value: Any) -> bool:
 def _look_up(run: Pairs, node: fx.Node) -> Any:
     """Take elements by numbers: any element, where the numbers are not those of the program."""
     table, *arguments = cast(Any, node.args)
-    dims = _looked_up(run, node)
+    dims = _looked_up(node)
     varied = [a for a in pytree.tree_leaves(arguments) if a in run.pairs]
     if not varied:
         return _move(run, node)
@@ -73,7 +73,7 @@ def _look_up(run: Pairs, node: fx.Node) -> Any:
     return first, second
 
 
-def _looked_up(run: Pairs, node: fx.Node) -> list[int]:
+def _looked_up(node: fx.Node) -> list[int]:
     """Find the axes of the first argument along which it is looked up."""
     name = name_operation(node)
     if name == "index":
@@ -223,10 +223,7 @@ def _greatest_of_places(run: Pairs, node: fx.Node) -> Any:
 
 
 def _normalize_batch(run: Pairs, node: fx.Node) -> Any:
-    """Take each channel by itself: its gain times something that is zero with mean and input.
-
-    Also in training: it is to be the same once it is over.
-    """
+    """Take each channel by itself: its gain times something that is zero with mean and input."""
     x, gain, shift, mean = node.args[:4]
     shape = [1, -1] + [1] * (run.pairs[x][0].dim() - 2)
     training = any(argument is True for argument in node.args)
@@ -237,6 +234,7 @@ def _normalize_batch(run: Pairs, node: fx.Node) -> Any:
             # Every element of a channel moves the others through its mean.
             others = [dim for dim in range(value.dim()) if dim != 1]
             value = value + value.mean(others, keepdim=True)
+        # The kept mean counts in training too: what was cut must be the same once that is over.
         if mean is not None:
             value = value + run.pairs[mean][which].reshape(shape)
         if gain is not None:
