@@ -13,6 +13,8 @@ from pyro.distributions import Independent
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 from pyro_bmr.priors.model_runs import find_tensors
 from pyro_bmr.programs.dry_run import dry_run
@@ -104,7 +106,8 @@ def _read(
     """Run a model and read what it is for; of the priors of sites that are cut, what is left."""
     args, kwargs = call
     pyro.set_rng_seed(0)
-    trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
+    with _SteadyNoise():
+        trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
             continue
@@ -116,14 +119,32 @@ def _read(
             while isinstance(fn, Independent):
                 fn = fn.base_dist
             density = fn.log_prob(node["value"])
-            if name in kept and density.dim() == len(kept[name]):
-                density = take(density, kept[name])
+            indices = kept.get(name, ())
+            if name in kept and density.dim() + fn.event_dim == len(indices):
+                density = take(density, indices[: density.dim()])
             yield f"the prior of the site {name!r}", density
             yield f"the scale of the site {name!r}", torch.as_tensor(node["scale"])
     returned = pytree.tree_leaves(trace.nodes["_RETURN"]["value"])
     for number, tensor in enumerate(t for t in returned if isinstance(t, Tensor)):
         if not any(tensor is value for value in values.values()):
             yield f"what the model returns ({number})", tensor
+
+
+class _SteadyNoise(TorchDispatchMode):
+    """Makes the noise of dropout and its like the same for all units, however many they are."""
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return result
+        name = func.overloadpacket.__name__
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(result[1])
+        return result.fill_(0.5) if name.rstrip("_") in _NOISE else result
+
+
+_NOISE = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "uniform", "normal", "dropout"}
 
 
 def _compare(name: str, what: str, expected: Tensor, found: Tensor | None) -> None:

@@ -143,7 +143,8 @@ class _Run(Pairs):
         for name, node in capture.tensors.items():
             original = capture.originals[name].detach()
             trained = capture.originals[name].requires_grad
-            self.put(node, torch.ones_like(original) if trained else original != 0)
+            if original.is_floating_point():
+                self.put(node, torch.ones_like(original) if trained else original != 0)
 
     def visit(self, node: fx.Node) -> None:
         if node in self.pairs or node.op not in {"call_function", "get_attr"}:
@@ -151,8 +152,10 @@ class _Run(Pairs):
         operands = [n for n in node.all_input_nodes if n in self.pairs]
         value = self.real.get(node)
         if not operands:
-            if isinstance(value, Tensor):
-                self.put(node, value != 0)
+            # Integers of the program are known; those that are drawn are not.
+            drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if isinstance(value, Tensor) and (drawn or value.is_floating_point()):
+                self.put(node, torch.ones_like(value) if drawn else value != 0)
             return
         if name_operation(node) == "getitem":
             parent, index = (cast(Any, argument) for argument in node.args)

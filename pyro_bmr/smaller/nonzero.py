@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -50,6 +50,36 @@ def _move(run: Pairs, node: fx.Node) -> Any:
 
 def _is_float(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.is_floating_point()
+
+
+def _look_up(run: Pairs, node: fx.Node) -> Any:
+    """Take elements by numbers: any element, where the numbers are not those of the program."""
+    table, *arguments = cast(Any, node.args)
+    dims = _looked_up(node)
+    varied = [a for a in pytree.tree_leaves(arguments) if a in run.pairs]
+    if not varied:
+        return _move(run, node)
+    if table not in run.pairs:
+        return unknown(run, node)
+    depends = torch.ones((), dtype=torch.float64, device=run.device)
+    for numbers in varied:
+        depends = depends * run.pairs[numbers][1].mean()
+
+    def take_any(part: Tensor, *rest: Any) -> Tensor:
+        anywhere = scaled(part.mean(dims, keepdim=True)).expand(part.shape)
+        return scaled(depends * cast(Any, node.target)(anywhere, *rest, **node.kwargs))
+
+    first, second = (run.apply(node, which, take_any) for which in (0, 1))
+    return first, second
+
+
+def _looked_up(node: fx.Node) -> list[int]:
+    """Find the axes of the first argument along which it is looked up."""
+    name = name_operation(node)
+    if name == "index":
+        indices: Any = node.args[1]
+        return [dim for dim, index in enumerate(indices) if index is not None]
+    return [0] if name == "embedding" else [cast(Any, node.args[1])]
 
 
 def _pad(run: Pairs, node: fx.Node) -> Any:
@@ -204,7 +234,8 @@ def _normalize_batch(run: Pairs, node: fx.Node) -> Any:
             # Every element of a channel moves the others through its mean.
             others = [dim for dim in range(value.dim()) if dim != 1]
             value = value + value.mean(others, keepdim=True)
-        elif mean is not None:
+        # The kept mean counts in training too: what was cut must be the same once that is over.
+        if mean is not None:
             value = value + run.pairs[mean][which].reshape(shape)
         if gain is not None:
             value = value * run.pairs[gain][which].reshape(shape)
@@ -226,10 +257,11 @@ RULES: dict[str, Callable[[Pairs, fx.Node], Any]] = {
         (
             "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
             "cat stack split split_with_sizes chunk unbind diagonal tril triu unfold repeat flip "
-            "roll index index_select gather embedding pixel_shuffle upsample_nearest2d"
+            "roll pixel_shuffle upsample_nearest2d"
         ).split(),
         _move,
     ),
+    **dict.fromkeys(("index", "index_select", "gather", "embedding"), _look_up),
     **dict.fromkeys(
         (
             "alias detach clone contiguous lift_fresh_copy _to_copy relu tanh gelu silu leaky_relu "

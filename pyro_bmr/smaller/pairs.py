@@ -52,7 +52,7 @@ class Pairs:
         self.terms.requires_grad_()
 
     def put(self, node: fx.Node, nonzero: Tensor) -> None:
-        """Start from where a tensor may be other than zero; integers are known.
+        """Start from where a tensor may be other than zero.
 
         Parameters
         ----------
@@ -61,9 +61,8 @@ class Pairs:
         nonzero : Tensor
             True there.
         """
-        if self.real[node].is_floating_point():
-            value = nonzero.to(self.device, torch.float64)
-            self.pairs[node] = value, torch.ones_like(value)
+        value = nonzero.to(self.device, torch.float64)
+        self.pairs[node] = value, torch.ones_like(value)
 
     def mixed(self, like: Tensor, operands: list[fx.Node]) -> Pair:
         """Depend on all of the operands, in a way that is not known.
@@ -89,7 +88,7 @@ class Pairs:
         return value, value
 
     def apply(self, node: fx.Node, which: int, function: Any = None) -> Any:
-        """Run an operation on one of the two tensors of each operand.
+        """Run an operation on one of the two tensors of each operand, and on integers as they are.
 
         Parameters
         ----------
@@ -109,7 +108,11 @@ class Pairs:
         def read(argument: Any) -> Any:
             if not isinstance(argument, fx.Node):
                 return argument
-            return self.pairs[argument][which] if argument in self.pairs else self.real[argument]
+            real = self.real[argument]
+            paired = argument in self.pairs and (
+                not isinstance(real, Tensor) or real.is_floating_point()
+            )
+            return self.pairs[argument][which] if paired else real
 
         args, kwargs = pytree.tree_map(read, (node.args, dict(node.kwargs)))
         target: Any = node.target

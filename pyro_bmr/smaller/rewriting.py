@@ -45,6 +45,8 @@ class Pattern:
         By place, what the program says.
     changes : tuple
         For each such call, in the order of the run, its `Change`, or None.
+    where : str
+        Where in the program they stand; empty for calls at places that were not seen.
 
     Examples
     --------
@@ -54,6 +56,7 @@ class Pattern:
 
     sizes: Mapping[Place, Any]
     changes: tuple[Change | None, ...]
+    where: str = ""
 
     def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Tell whether a call says these sizes.
@@ -88,15 +91,18 @@ class Rewriter:
     --------
     >>> change = Change(torch.zeros, {(1, None): 2})
     >>> rewriter = Rewriter({torch.zeros: (Pattern({(1, None): 3}, (change,)),)})
-    >>> rewriter(torch.zeros, (5, 3), {}).shape
+    >>> rewriter(torch.zeros, (5, 3), {}, "model, line 3").shape
     torch.Size([5, 2])
     """
 
     def __init__(self, rewrites: Rewrites) -> None:
         self.rewrites = rewrites
+        self.places = {(f, pattern.where) for f, found in rewrites.items() for pattern in found}
         self.seen: Counter[int] = Counter()
 
-    def __call__(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def __call__(
+        self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+    ) -> Any:
         """Call a function as the smaller program does.
 
         Parameters
@@ -105,14 +111,17 @@ class Rewriter:
             Torch's.
         args, kwargs
             As the program gives them.
+        where : str
+            The place of the call in the program.
 
         Returns
         -------
         object
             What the function returns.
         """
+        where = where if (function, where) in self.places else ""
         for pattern in self.rewrites.get(function, ()):
-            if pattern.fits(args, kwargs):
+            if pattern.where == where and pattern.fits(args, kwargs):
                 change = self._next(function, pattern)
                 if change is not None:
                     args, kwargs = _changed(args, kwargs, change)
@@ -167,29 +176,35 @@ def plan_rewrites(calls: list[Any], stays: Stays) -> Rewrites:
     {}
     """
     found = [(call, _change(call, stays)) for call in calls]
-    sizes: dict[Any, list[dict[Place, Any]]] = {}
-    for call, change in found:
+    rewrites: dict[Any, tuple[Pattern, ...]] = {}
+    for function in dict.fromkeys(call.function for call, change in found if change is not None):
+        own = [(call, change) for call, change in found if call.function is function]
+        everywhere = _find_patterns(own, "")
+        for where in dict.fromkeys(call.where for call, _ in own):
+            here = [(call, change) for call, change in own if call.where == where]
+            # Where nothing changes, nothing does whatever the sizes are.
+            everywhere += _find_patterns(here, where) or [Pattern({}, (None,), where)]
+        rewrites[function] = tuple(everywhere)
+    return rewrites
+
+
+def _find_patterns(calls: list[tuple[Any, Change | None]], where: str) -> list[Pattern]:
+    sizes: list[dict[Place, Any]] = []
+    for call, change in calls:
         if change is not None:
             said = dict(_integers(call.args, call.kwargs))
             pattern = {place: said[place] for place in change.values}
-            if pattern not in sizes.setdefault(call.function, []):
-                sizes[call.function].append(pattern)
-    rewrites: dict[Any, tuple[Pattern, ...]] = {}
-    for function, patterns in sizes.items():
-        # A call belongs to the first pattern that it fits: the one that says most.
-        patterns.sort(key=len, reverse=True)
-        changes: list[list[Change | None]] = [[] for _ in patterns]
-        for call, change in found:
-            if call.function is function:
-                fits = (Pattern(p, ()).fits(call.args, call.kwargs) for p in patterns)
-                number = next((i for i, fit in enumerate(fits) if fit), None)
-                if number is not None:
-                    changes[number].append(change)
-        rewrites[function] = tuple(
-            Pattern(pattern, tuple(change))
-            for pattern, change in zip(patterns, changes, strict=True)
-        )
-    return rewrites
+            if pattern not in sizes:
+                sizes.append(pattern)
+    # A call belongs to the first pattern that it fits: the one that says most.
+    sizes.sort(key=len, reverse=True)
+    changes: list[list[Change | None]] = [[] for _ in sizes]
+    for call, change in calls:
+        fits = (Pattern(p, ()).fits(call.args, call.kwargs) for p in sizes)
+        number = next((i for i, fit in enumerate(fits) if fit), None)
+        if number is not None:
+            changes[number].append(change)
+    return [Pattern(p, tuple(c), where) for p, c in zip(sizes, changes, strict=True)]
 
 
 def _change(call: Any, stays: Stays) -> Change | None:
@@ -311,7 +326,9 @@ def _slice(call: Any, _results: Any, operands: Any) -> Change:
         If it takes every so many units, or slices and tensors stand together.
     """
     before = operands[0]
-    index = call.args[1] if isinstance(call.args[1], tuple) else call.args[1:]
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    # Tensors are left out of the arguments: what is assigned, and those of the index.
+    tensors = len(operands) - 1 - (call.args[2:] == (None,))
     taken = sum(item is not None and item is not Ellipsis for item in index)
     values: dict[Place, Any] = {}
     axis = 0
@@ -324,7 +341,7 @@ def _slice(call: Any, _results: Any, operands: Any) -> Change:
             if not isinstance(item, slice) or bool(stays.all()):
                 continue
             first, last, step = item.indices(len(stays))
-            if step != 1 or len(operands) > 1:
+            if step != 1 or tensors > 0:
                 msg = f"the program takes {item} of units of which some go"
                 raise ValueError(msg)
             start = None if item.start is None else int(stays[:first].sum())
@@ -361,6 +378,7 @@ _RULES: dict[str, Callable[..., Change]] = {
         _convolution,
     ),
     "__getitem__": _slice,
+    "__setitem__": _slice,
     "repeat": _repeat,
     "tile": _repeat,
     "narrow": _narrow,

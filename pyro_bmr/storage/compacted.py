@@ -154,6 +154,7 @@ def _pack_rewrites(rewrites: Rewrites) -> list[Any]:
                         }
                         for change in pattern.changes
                     ],
+                    "where": pattern.where,
                 }
                 for pattern in patterns
             ],
@@ -172,6 +173,7 @@ def _unpack_rewrites(packed: list[Any]) -> Rewrites:
                     change and Change(functions[change["function"]], _by_place(change["values"]))
                     for change in pattern["changes"]
                 ),
+                pattern["where"],
             )
             for pattern in patterns
         )

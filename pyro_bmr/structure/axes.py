@@ -110,6 +110,9 @@ class _Pass:
         for name, nodes in captured.priors.items():
             for node in nodes:
                 self._join_prior(self.known[captured.sites[name]], self.known[node], inherited)
+        for name, count in captured.tied.items():
+            for axis in self.known[captured.sites[name]].axes[-count:] if count else ():
+                self.labels.protect(axis, "its prior is not elementwise")
         for _, node in captured.outputs:
             self.labels.outputs += self.known[node].axes
         sites, tensors, inputs = (
@@ -172,11 +175,12 @@ class _Pass:
 
 
 def _find_alive(captured: Capture) -> set[fx.Node]:
-    """Find what outputs, priors, and operations in place depend on."""
+    """Find what outputs, priors, and operations in place depend on, and what checks sizes."""
     nodes = captured.graph.graph.nodes
     ahead = [node for _, node in captured.outputs]
     ahead += [node for found in captured.priors.values() for node in found]
     ahead += [n for n in nodes if getattr(getattr(n.target, "_schema", None), "is_mutable", False)]
+    ahead += [n for n in nodes if getattr(n.target, "overloadpacket", None) in CONTRACTIONS]
     alive: set[fx.Node] = set()
     while ahead:
         node = ahead.pop()

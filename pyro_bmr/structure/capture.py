@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, fx
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_bmr.priors.model_runs import find_tensors
 from pyro_bmr.programs.dry_run import dry_run, find_modules
-from pyro_bmr.structure.sized_calls import SizedCalls
+from pyro_bmr.structure.sized_calls import SizedCall, SizedCalls
 
 
 def capture(
@@ -111,6 +112,7 @@ def capture(
             if node in from_sites and (node in run.observed or _is_computed(node))
         ],
         {name: found for name, found in run.priors.items() if name in sites},
+        run.tied,
         run.sized,
         {name: (value, supports.get(name, real)) for name, value in run.parameters.items()},
     )
@@ -178,34 +180,6 @@ _FEW = 8
 
 
 @dataclass(frozen=True)
-class SizedCall:
-    """A call in which the program says sizes, in the order of the run.
-
-    Parameters
-    ----------
-    function : callable
-        Torch's.
-    args, kwargs
-        As the program gave them; tensors are left out (None).
-    nodes : tuple of Node
-        What it returned, in the graph.
-    operands : tuple of Node
-        The tensors among its arguments, in the graph.
-
-    Examples
-    --------
-    >>> SizedCall(torch.zeros, (2, 3), {}, (), ()).args
-    (2, 3)
-    """
-
-    function: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    nodes: tuple[fx.Node, ...]
-    operands: tuple[fx.Node, ...]
-
-
-@dataclass(frozen=True)
 class Capture:
     """A model as a graph of tensor operations.
 
@@ -231,6 +205,8 @@ class Capture:
         model returns. Only what is computed from sites, and is no view of one.
     priors : mapping
         By latent site, the tensors in its distribution that were computed in the run.
+    tied : mapping
+        By latent site, along how many of its last axes elements are not independent.
     sized : list of SizedCall
         The calls in which the program says sizes.
     parameters : mapping
@@ -252,6 +228,7 @@ class Capture:
     originals: Mapping[str, Tensor]
     outputs: list[tuple[str, fx.Node]]
     priors: Mapping[str, list[fx.Node]]
+    tied: Mapping[str, int]
     sized: list[SizedCall]
     parameters: Mapping[str, tuple[Tensor, Any]]
 
@@ -263,15 +240,16 @@ class _Run:
         self.outputs: list[tuple[str, fx.Node]] = []
         self.observed: set[fx.Node] = set()
         self.priors: dict[str, list[fx.Node]] = {}
+        self.tied: dict[str, int] = {}
         self.sized: list[SizedCall] = []
         self.found: list[Tensor] = []
         self.parameters: dict[str, Tensor] = {}
 
-    def record_sized(self, function: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    def record_sized(self, function: Any, args: Any, kwargs: Mapping[str, Any], where: str) -> Any:
         result = function(*args, **kwargs)
         plain, plain_kwargs = pytree.tree_map_only(Tensor, lambda _: None, (args, dict(kwargs)))
         made, used = self._nodes(result), self._nodes((args, kwargs))
-        self.sized.append(SizedCall(function, plain, plain_kwargs, tuple(made), tuple(used)))
+        self.sized.append(SizedCall(function, plain, plain_kwargs, tuple(made), tuple(used), where))
         return result
 
     def record_output(self, name: str, value: Any) -> None:
@@ -282,6 +260,9 @@ class _Run:
 
     def record_prior(self, name: str, fn: Any) -> None:
         self.priors[name] = self._keep(list(find_tensors(fn)))
+        while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+            fn = fn.base_dist
+        self.tied[name] = fn.event_dim
 
     def returned(self, value: Any) -> None:
         self.record_output("return value", value)

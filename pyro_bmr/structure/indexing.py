@@ -69,7 +69,9 @@ def slice_axis(labels: Labels, call: Call) -> Labelled:
     x: Labelled = call["self"]
     axis = x.axes[call["dim"]]
     part = axis[slice(call["start"], call["end"], call["step"])]
-    if len(part) < len(axis):
+    if call["step"] != 1:
+        labels.look_up(axis, "the program takes every so many of its axis")
+    elif len(part) < len(axis):
         _leave_blocks(labels, axis)
     return x.put(call["dim"], part)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-Call = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
-"""From a torch function and its arguments to its result."""
+Call = Callable[[Any, tuple[Any, ...], Mapping[str, Any], str], Any]
+"""From a torch function, its arguments and the place of the call to its result."""
 
 
 class SizedCalls(TorchFunctionMode):
@@ -25,13 +26,13 @@ class SizedCalls(TorchFunctionMode):
     Parameters
     ----------
     call : callable
-        Gets each such function with its arguments, and returns the result; it may call the
-        function with other arguments.
+        Gets each such function with its arguments and the place in the program that calls it, and
+        returns the result; it may call the function with other arguments.
 
     Examples
     --------
     >>> import torch
-    >>> def show(function, args, kwargs):
+    >>> def show(function, args, kwargs, where):
     ...     print(function.__name__, args)
     ...     return function(*args, **kwargs)
     >>> with SizedCalls(show):
@@ -49,9 +50,46 @@ class SizedCalls(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             with self:
                 return _ATTENTION(*args, **kwargs)
-        if _says_sizes(func, args, kwargs) and not _called_by_pyro():
-            return self.call(func, args, kwargs)
+        if _says_sizes(func, args, kwargs):
+            caller = _find_caller()
+            module = caller.f_globals.get("__name__", "")
+            if not module.startswith(_PASSED_OVER):
+                code = caller.f_code
+                where = f"{module}:{code.co_firstlineno}:{code.co_name}:{caller.f_lasti}"
+                return self.call(func, args, kwargs, where)
         return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class SizedCall:
+    """A call in which the program says sizes, in the order of the run.
+
+    Parameters
+    ----------
+    function : callable
+        Torch's.
+    args, kwargs
+        As the program gave them; tensors are left out (None).
+    nodes : tuple of Node
+        What it returned, in the graph.
+    operands : tuple of Node
+        The tensors among its arguments, in the graph.
+    where : str
+        The place of the call in the program.
+
+    Examples
+    --------
+    >>> import torch
+    >>> SizedCall(torch.zeros, (2, 3), {}, (), (), "").args
+    (2, 3)
+    """
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    nodes: tuple[fx.Node, ...]
+    operands: tuple[fx.Node, ...]
+    where: str
 
 
 # Attention with its body in sight of the mode, which else sees the call as a whole.
@@ -109,9 +147,6 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if func in {Tensor.__getitem__, Tensor.__setitem__}:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(part, slice) for part in index)
-    if func is Tensor.__getitem__:
-        index = args[1] if isinstance(args[1], tuple) else args[1:]
-        return any(isinstance(i, slice) and (i.start or i.stop) is not None for i in index)
     return getattr(func, "__name__", "") in _SHAPING | _MAKING
 
 
@@ -136,9 +171,8 @@ _PASSED_OVER = (
 )
 
 
-def _called_by_pyro() -> bool:
+def _find_caller() -> Any:
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") in _PASSED_THROUGH:
+    while frame.f_globals.get("__name__") in _PASSED_THROUGH:
         frame = frame.f_back
-    module = "" if frame is None else frame.f_globals.get("__name__", "")
-    return module.startswith(_PASSED_OVER)
+    return frame

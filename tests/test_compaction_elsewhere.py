@@ -1,0 +1,223 @@
+"""Compacted models compute what masked ones do on calls unlike that which they were made with."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from networks import Regression, _normal, _observe
+from pyro import poutine
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal, init_to_sample
+from torch import nn
+from torch.nn import functional as F
+
+import pyro_bmr as bmr
+from pyro_bmr.nn import bayesianize
+
+
+def compact(model, args, pruned, guide_type=AutoNormal):
+    torch.manual_seed(0)
+    guide = guide_type(model, init_loc_fn=init_to_sample, init_scale=0.1)
+    guide(*args)
+
+    def select(scores):
+        masks = {n: torch.ones(t.shape, dtype=torch.bool) for n, t in scores.delta_f.items()}
+        for name, index in pruned:
+            masks[name][index] = False
+        return masks
+
+    result = bmr.reduce(guide, select=select)
+    return result, result.compact()
+
+
+def shapes(compaction):
+    return {name: tuple(value.shape) for name, value in compaction.guide.median().items()}
+
+
+def mean_at(model, values, args):
+    with torch.no_grad():
+        trace = poutine.trace(poutine.condition(model, values)).get_trace(*args)
+    return trace.nodes["y"]["fn"].mean
+
+
+def assert_same(result, compaction, *args):
+    values = result.guide.median()
+    left = compaction.guide.median()
+    torch.testing.assert_close(
+        mean_at(compaction.model, left, args), mean_at(result.model, values, args)
+    )
+
+
+def read(x):
+    return torch.tanh(x @ _normal("w1", 3, 6)) @ _normal("w2", 6, 2)
+
+
+FIRST_TWO = [("w2", slice(2))]
+"""Units 0 and 1 of `read` are read by nothing."""
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_integers_that_are_zero_in_the_example(dtype):
+    def model(x, y=None):
+        return _observe(torch.tanh(x.float() @ _normal("w1", 3, 6)) @ _normal("w2", 6, 2), y)
+
+    x = torch.tensor([[1, 1, 0]] * 4).to(dtype)
+    result, compaction = compact(model, (x, torch.randn(4, 2)), [("w1", (slice(2), 0))])
+    assert shapes(compaction)["w1"] == (3, 6)
+    assert_same(result, compaction, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("look_up", [
+    lambda table, x: F.embedding(x, table),
+    lambda table, x: table[x],
+    lambda table, x: table.index_select(0, x.flatten()).view(4, 3, 4),
+    lambda table, x: table[:, None].expand(-1, 3, -1).gather(0, x[..., None].expand(-1, -1, 4)),
+])  # fmt: skip
+def test_tokens_that_are_not_in_the_example(look_up):
+    def model(x, y=None):
+        return _observe(look_up(_normal("table", 7, 4), x).sum(1) @ _normal("w", 4, 2), y)
+
+    x, y = torch.randint(6, (4, 3)), torch.randn(4, 2)
+    # One column lives for the last token only, and one for none.
+    pruned = [("table", (slice(6), 1)), ("table", (slice(7), 2))]
+    result, compaction = compact(model, (x, y), pruned)
+    assert shapes(compaction) == {"table": (7, 3), "w": (3, 2)}
+    assert_same(result, compaction, torch.full((4, 3), 6), y)
+
+
+def test_a_draw_that_may_be_zero_is_not():
+    def model(x, y=None):
+        return _observe(read(x * torch.randint(1, (1, 1))), y)
+
+    _, compaction = compact(model, (torch.randn(4, 3), torch.randn(4, 2)), FIRST_TWO)
+    assert shapes(compaction)["w1"] == (3, 4)
+
+
+def test_batch_norm_in_training_and_after():
+    net = nn.Sequential(
+        nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 2)
+    )
+    model = Regression(bayesianize(net)).train()
+    args = torch.randn(4, 3), torch.randn(4, 2)
+    result, compaction = compact(model, args, [("net.0.weight", slice(2))])
+    # Zero in training, but minus what the channel once was on average after it.
+    assert shapes(compaction)["net.0.weight"] == (6, 3)
+    assert_same(result, compaction, *args)
+    model.eval()
+    assert_same(result, compaction, *args)
+
+
+def test_dropout_is_the_same_for_any_number_of_units():
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2))
+    model = Regression(bayesianize(net)).train()
+    args = torch.randn(4, 3), torch.randn(4, 2)
+    result, compaction = compact(model, args, [("net.3.weight", (slice(2), [1, 4]))])
+    assert shapes(compaction)["net.0.weight"] == (4, 3)
+    model.eval()
+    assert_same(result, compaction, *args)
+
+
+def test_sizes_of_the_data_that_are_those_of_units():
+    def model(x, y=None):
+        batch, steps, _ = x.shape
+        h = torch.relu(x @ _normal("w1", 3, 6)).reshape(batch * steps, 6)
+        h = h + torch.zeros(batch * steps, 6)
+        each = (h @ _normal("w2", 6, 2)).reshape(batch, steps, 2)
+        return _observe((each * torch.ones(batch, steps)[..., None]).sum(1), y)
+
+    result, compaction = compact(model, (torch.randn(4, 5, 3), torch.randn(4, 2)), FIRST_TWO)
+    assert shapes(compaction)["w1"] == (3, 4)
+    for batch, steps in ((4, 6), (6, 6), (1, 6)):
+        assert_same(result, compaction, torch.randn(batch, steps, 3), torch.randn(batch, 2))
+
+
+def test_slices_of_the_data_that_are_those_of_units():
+    def model(x, count, y=None):
+        w = _normal("w1", 12, 3)
+        h = torch.relu(x @ w[:6].T) * torch.tanh(x @ w[6:].T)
+        return _observe(h @ _normal("w2", 6, 2) + x[:count].mean(0) @ _normal("w3", 3, 2), y)
+
+    x, y = torch.randn(8, 3), torch.randn(8, 2)
+    result, compaction = compact(model, (x, 5, y), FIRST_TWO)
+    assert shapes(compaction)["w1"] == (8, 3)
+    assert_same(result, compaction, x, 6, y)
+
+
+@pytest.mark.parametrize("steps", [2, 6, 9])
+def test_sequences_of_another_length(steps):
+    def model(x, y=None):
+        w, u, z = _normal("w1", 3, 6), _normal("u", 6, 6), torch.zeros(len(x), 6)
+        h = torch.zeros(len(x), 6)
+        for t in range(x.shape[1]):
+            h = torch.tanh(x[:, t] @ w + h @ u + torch.zeros(len(x), 6))
+        z = torch.zeros(len(x), 6) + x.mean(1) @ _normal("w3", 3, 6)
+        return _observe(h @ _normal("w2", 6, 2) + torch.relu(z) @ _normal("w4", 6, 2), y)
+
+    pruned = [("w2", slice(2)), ("u", slice(2))]
+    result, compaction = compact(model, (torch.randn(4, 5, 3), torch.randn(4, 2)), pruned)
+    assert shapes(compaction)["u"] == (4, 4)
+    assert_same(result, compaction, torch.randn(3, steps, 3), torch.randn(3, 2))
+
+
+def test_every_second_unit_is_taken_by_position():
+    def model(x, y=None):
+        h = torch.relu(x @ _normal("w1", 3, 6))
+        return _observe((h[:, ::2] * h[:, 1::2]) @ _normal("w2", 3, 2), y)
+
+    args = torch.randn(4, 3), torch.randn(4, 2)
+    result, compaction = compact(model, args, [("w2", slice(1))])
+    assert shapes(compaction)["w1"] == (3, 6)
+    assert_same(result, compaction, *args)
+
+
+def test_slices_that_are_written_to():
+    def model(x, y=None):
+        h, out = torch.relu(x @ _normal("w1", 3, 6)), torch.zeros(len(x), 8)
+        out[:, :3], out[:, 3:6], out[:, 6:] = h[:, :3], 2 * h[:, 3:], x[:, :2]
+        return _observe(out @ _normal("w2", 8, 2), y)
+
+    result, compaction = compact(model, (torch.randn(4, 3), torch.randn(4, 2)), FIRST_TWO)
+    assert shapes(compaction)["w1"] == (3, 4)
+    assert_same(result, compaction, torch.randn(6, 3))
+
+
+def test_what_is_computed_and_not_used():
+    def model(x, y=None):
+        h = torch.relu(x @ _normal("w1", 3, 6))
+        h @ _normal("aside", 6, 5)
+        return _observe(h @ _normal("w2", 6, 2), y)
+
+    result, compaction = compact(model, (torch.randn(4, 3), torch.randn(4, 2)), FIRST_TWO)
+    assert shapes(compaction)["w1"] == (3, 4)
+    assert_same(result, compaction, torch.randn(5, 3))
+
+
+def test_priors_of_whole_vectors():
+    def model(x, y=None):
+        shares = pyro.sample("shares", dist.Dirichlet(torch.ones(6, 4)).to_event(1))
+        h = torch.tanh(torch.tanh(x @ _normal("w1", 3, 6)) @ shares)
+        return _observe(h @ _normal("w2", 4, 2), y)
+
+    args = torch.randn(4, 3), torch.randn(4, 2)
+    result, compaction = compact(model, args, [("w1", (slice(3), 0)), ("w2", 1)])
+    assert shapes(compaction) == {"shares": (5, 4), "w1": (3, 5), "w2": (4, 2)}
+    torch.testing.assert_close(
+        compaction.guide.median()["shares"], result.guide.median()["shares"][1:]
+    )
+    assert_same(result, compaction, *args)
+
+
+def test_low_rank_guides_go_round_again():
+    def model(x, y=None):
+        return _observe(read(x), y)
+
+    args = torch.randn(4, 3), torch.randn(4, 2)
+    _, compaction = compact(model, args, FIRST_TWO, AutoLowRankMultivariateNormal)
+    bmr.fit(compaction.model, compaction.guide, *args, num_epochs=2, batch_size=4, lr=0.01)
+    third = {"w2": (torch.arange(4) != 2)[:, None].expand(4, 2)}
+    result = bmr.reduce(compaction.guide, select=lambda scores: third)
+    again = result.compact()
+    assert shapes(again) == {"w1": (3, 3), "w2": (3, 2)}
+    values, left = result.guide.median(), again.guide.median()
+    torch.testing.assert_close(
+        mean_at(again.model, left, args), mean_at(result.model, values, args)
+    )
