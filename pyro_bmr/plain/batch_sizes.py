@@ -138,12 +138,8 @@ def _read(module: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def _check_same(first: Tensor, second: Tensor) -> None:
-    if first is second:
-        return
-    # Not a number in both is the same: where a mean does not exist, say.
-    if not (
-        first.shape == second.shape
-        and bool(((first == second) | (first.isnan() & second.isnan())).all())
-    ):
+    # NaN, which stands for moments that do not exist, is the same in both.
+    same = first.shape == second.shape and first.isnan().equal(second.isnan())
+    if not same or not first.nan_to_num().equal(second.nan_to_num()):
         msg = f"it holds constants of shape {tuple(first.shape)} and {tuple(second.shape)}"
         raise BatchSizeError(msg)

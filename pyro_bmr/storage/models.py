@@ -236,9 +236,8 @@ class SiteRecorder(Messenger):
         if name in self.names:
             self.sites[name] = list(msg["fn"].shape())
             core = find_core(msg["fn"])
-            self.families[name] = type(
-                find_core(core.base_dist) if is_pruned(core) else core
-            ).__name__
+            own = find_core(core.base_dist) if is_pruned(core) else core
+            self.families[name] = type(own).__name__
         elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
             # What the guide does not hold may have as many elements as there are data.
             self.sites[name] = "not in the guide"

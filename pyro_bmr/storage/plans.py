@@ -87,7 +87,7 @@ def read_plan(path: str | Path) -> Any:
         saved_format, saved_version = int(content["format"]), content["version"]
         intact = saved_format > FORMAT or metadata[_DIGEST] == _digest(metadata[_KEY], tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+        raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
     if saved_format > FORMAT:
         msg = (
             f"{path} has the format {saved_format} and was saved by pyro-bmr {saved_version}. "
@@ -96,12 +96,12 @@ def read_plan(path: str | Path) -> Any:
         )
         raise ValueError(msg)
     if not intact:
-        raise _unreadable(path, "its content is not what was saved")
+        raise ValueError(_unreadable(path, "its content is not what was saved"))
     return _unpack(content["plan"], tensors)
 
 
-def _unreadable(path: Path, why: str) -> ValueError:
-    return ValueError(
+def _unreadable(path: Path, why: str) -> str:
+    return (
         f"{path} could not be read ({why}). Expected a file that pyro_bmr saved, and all of it: it "
         "may be cut off, damaged or of another kind; copy it again, or save the result again"
     )
@@ -112,7 +112,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode(), usedforsecurity=False)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
