@@ -238,9 +238,9 @@ class SiteRecorder(Messenger):
             core = find_core(msg["fn"])
             own = find_core(core.base_dist) if is_pruned(core) else core
             self.families[name] = type(own).__name__
-        elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+        elif type(msg["fn"]).__name__ != "_Subsample":
             # What the guide does not hold may have as many elements as there are data.
-            self.sites[name] = "not in the guide"
+            self.sites[name] = "observed" if msg["is_observed"] else "not in the guide"
 
     def compare(self, saved: Mapping[str, Any]) -> None:
         """Look whether the sites are those that were saved.
@@ -255,13 +255,19 @@ class SiteRecorder(Messenger):
         ValueError
             If they are not.
         """
-        own = dict(self.sites)
-        for name, shape in saved.items():
+        own = {
+            name: found
+            for name, found in self.sites.items()
+            # Observed or not, or not there at all: that depends on the arguments.
+            if isinstance(found, list) or (found != "observed" and name not in saved)
+        }
+        of_guide = {name: shape for name, shape in saved.items() if isinstance(shape, list)}
+        for name, shape in of_guide.items():
             found = own.get(name)
             # Draws that are vectorised have dimensions to the left.
             if isinstance(found, list) and found[len(found) - len(shape) :] == shape:
                 own[name] = shape
-        check_equal("latent sites", saved, own)
+        check_equal("latent sites", of_guide, own)
 
 
 _FAMILIES = {"Normal": dist.Normal, "Laplace": dist.Laplace}
