@@ -217,7 +217,7 @@ def export_program(
             model = model.model
     call = read_call(model, args, kwargs)
     values = _location(guide, call)
-    run(model, values, call, call.tensors, output)
+    _check_numbers(run(model, values, call, call.tensors, output))
     recorded, size = _record_at_any_size(
         lambda inputs: record(model, values, call, inputs, output, decompose=num_draws is not None),
         call,
@@ -259,14 +259,47 @@ def _record_at_any_size(
     except (OutputError, LocalSiteError):
         raise
     except Exception as error:
+        recorded = _record_at_one_size(make, call)
         warnings.warn(
             f"the module takes {call.size} data as in args=, and no other number, because the "
-            f"model could not be followed at {_SIZES[0]} and {_SIZES[1]} ({type(error).__name__}: "
-            f"{error}). For any number, let the model take its sizes from its arguments, as in "
+            f"model could not be followed at {_SIZES[0]} and {_SIZES[1]} ({_first_line(error)}). "
+            "For any number, let the model take its sizes from its arguments, as in "
             'pyro.plate("data", len(x)), with the data along their first axes',
             stacklevel=4,
         )
-        return make(call.tensors), call.size
+        return recorded, call.size
+
+
+def _record_at_one_size(
+    make: Callable[[Sequence[Tensor]], fx.GraphModule], call: Call
+) -> fx.GraphModule:
+    try:
+        return make(call.tensors)
+    except (OutputError, LocalSiteError):
+        raise
+    except Exception as error:
+        msg = (
+            f"the model runs, but could not be recorded ({_first_line(error)}). Expected a model "
+            "that runs the same operations whatever the values of its tensors are: "
+            "torch.where(x > 0, a, b) in the place of if x > 0, and no numbers read from tensors"
+        )
+        raise ValueError(msg) from error
+
+
+def _first_line(error: Exception) -> str:
+    # What Pyro adds to messages, the shapes of all sites, comes after.
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _check_numbers(output: Any) -> None:
+    """Look for numbers that do not exist."""
+    if any(isinstance(t, Tensor) and bool(t.isnan().any()) for t in pytree.tree_leaves(output)):
+        msg = (
+            "the output of the model holds NaN at the posterior's location. Expected numbers: if "
+            "args= are free of NaN, and the output is the mean of a distribution that has none, "
+            "such as Cauchy's, pass output= one of its parameters, such as 'loc'"
+        )
+        raise OutputError(msg)
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ def load(
 
     Draws, free energies and further training go on as without the detour: the guide has the same
     parameters, bit for bit, and ``model`` gets those that it had, with the statistics of its
-    batch norms. They are set in place, and values of ``pyro.param`` in the param store. Nothing in
-    the file is run.
+    batch norms. They are set in place, and values of ``pyro.param`` in the param store, where they
+    replace those of the same names. Nothing in the file is run.
 
     Parameters
     ----------
@@ -50,7 +50,8 @@ def load(
     Raises
     ------
     ValueError
-        If the file is cut off, of another kind, from a newer version, or for another model.
+        If the file is cut off, damaged, of another kind, from a newer version, or for another
+        model.
     TypeError
         If ``model`` is no function.
 

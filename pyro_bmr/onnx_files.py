@@ -94,6 +94,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            # Inputs with the same number of data share its name.
+            warnings.filterwarnings("ignore", "# The axis name")
             yield
     finally:
         logger.setLevel(level)

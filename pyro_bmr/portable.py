@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ class Portable(ABC):
         -------
         Module
             With nothing of Pyro in it.
+
+        Raises
+        ------
+        TypeError
+            If the model cannot be called with these arguments, or needs some and there are none,
+            as after `pyro_bmr.load`.
         """
         args, kwargs = self._example(args, kwargs)
         options: dict[str, Any] = {"num_draws": num_draws, "output": output, "seed": seed}
@@ -84,9 +91,9 @@ class Portable(ABC):
     ) -> None:
         """Write to a file that `pyro_bmr.load` reads.
 
-        It holds the guide, the priors and masks of the model, the model's own parameters and
-        buffers, and all that is printed; not the code of the model, nor data. The file replaces
-        another of its name at once, when it is whole.
+        It holds the guide, the masks and what else the reduction did to the model, the model's
+        own parameters and buffers, and all that is printed; not the code of the model, its priors
+        among that, nor data. The file replaces another of its name at once, when it is whole.
 
         Parameters
         ----------
@@ -103,6 +110,17 @@ class Portable(ABC):
         """Return what a file holds beside the model and the guide, with its ``kind``."""
 
     def _example(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args or kwargs:
-            return args, kwargs
-        return self.guide.origin.args, dict(self.guide.origin.kwargs)
+        origin = self.guide.origin
+        if not (args or kwargs):
+            args, kwargs = origin.args, dict(origin.kwargs)
+        model: Any = origin.model or self.model
+        try:
+            signature(getattr(model, "forward", model)).bind(*args, **kwargs)
+        except TypeError as error:
+            msg = (
+                f"got {len(args)} arguments and keywords {list(kwargs)} for the model: {error}. "
+                "Expected an example of what it is called with, as in to_module(x); a result that "
+                "was loaded without args= has none of its own"
+            )
+            raise TypeError(msg) from error
+        return args, kwargs

@@ -29,7 +29,7 @@ torch.manual_seed(0)
 ARGS = torch.randn(16, 7), torch.randint(3, (16,))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def costs():
     full = make(400)
     masked = bmr.reduce(full[1], select=bmr.top_k(100))

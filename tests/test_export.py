@@ -7,7 +7,7 @@ import io
 import pickletools
 import subprocess
 import sys
-import warnings
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -77,14 +77,14 @@ def test_compacted(name):
     result = prune_units(reduced(net))
     small = compact(result.model, result.guide)
     x = net.args[0]
-    for options in ({}, {"num_draws": 2}):
-        module = bmr.to_module(small.model, small.guide, net.args, **options)
-        assert module(x).shape[-2:] == net.args[1].shape
-        assert sum(p.numel() for p in module.parameters()) < small.elements[0]
-    whole = bmr.to_module(result.model, result.guide, net.args)
+    ensemble = bmr.to_module(small.model, small.guide, net.args, num_draws=2)
     module = bmr.to_module(small.model, small.guide, net.args)
+    whole = bmr.to_module(result.model, result.guide, net.args)
     assert close(module(x), whole(x))
     assert close(module(x[:1]), whole(x[:1]))
+    assert ensemble(x).shape == (2, *net.args[1].shape)
+    for smaller, draws in ((module, 1), (ensemble, 2)):
+        assert sum(p.numel() for p in smaller.parameters()) < draws * small.elements[0]
 
 
 def test_plain():
@@ -263,6 +263,87 @@ def test_random_outputs():
         bmr.to_module(partial, guide, (x,))
 
 
+def linear(likelihood):
+    """A model of one linear map, its guide, and data."""
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        mean = x @ w
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", likelihood(mean), obs=y)
+
+    x = torch.randn(6, 3)
+    guide = AutoNormal(model)
+    guide(x, torch.full((6,), 0.5))
+    return model, guide, x
+
+
+def test_moments_that_do_not_exist():
+    """A Student's t has a mean with three degrees of freedom, none with one: no NaN gets out."""
+    model, guide, x = linear(lambda mean: dist.StudentT(3.0, mean, 1.0))
+    module = bmr.to_module(model, guide, (x,))
+    assert close(module(x[:2]), x[:2] @ guide.median()["w"])
+    for without in (lambda m: dist.Cauchy(m, 1.0), lambda m: dist.StudentT(1.0, m, 1.0)):
+        model, guide, x = linear(without)
+        with pytest.raises(ValueError, match=r"holds NaN .*pass output="):
+            bmr.to_module(model, guide, (x,))
+        assert bmr.to_module(model, guide, (x,), output="loc")(x).shape == (6,)
+    logistic = dist.transforms.SigmoidTransform()
+    model, guide, x = linear(
+        lambda m: dist.TransformedDistribution(dist.Normal(m, 1.0), [logistic])
+    )
+    with pytest.raises(ValueError, match="has no mean. Expected the model to return"):
+        bmr.to_module(model, guide, (x,))
+
+
+def test_branches_on_values():
+    model, guide, x = linear(lambda mean: dist.Normal(mean if mean.sum() > 0 else 2 * mean, 1.0))
+    with pytest.raises(ValueError, match=r"could not be recorded .*torch.where\(x > 0, a, b\)"):
+        bmr.to_module(model, guide, (x,))
+
+
+def test_positive_sites_and_own_parameters():
+    """A LogNormal site pruned at 1, a Gamma posterior, `pyro.param`, a frozen parameter."""
+    frozen = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]), requires_grad=False)
+
+    def model(x, y=None):
+        scale = pyro.sample("scale", dist.LogNormal(torch.zeros(3), 1.0).to_event(1))
+        precision = pyro.sample("precision", dist.Gamma(2.0, 2.0))
+        shift = pyro.param("shift", torch.tensor(0.5))
+        gain = pyro.param("gain", torch.tensor(2.0), constraint=dist.constraints.positive)
+        mean = (x * scale) @ frozen * gain + shift
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, precision.rsqrt()), obs=y)
+
+    x = torch.randn(5, 3)
+    guide = bmr.mean_field(model, gamma=["precision"])
+    guide(x, x[:, 0])
+    model(x)
+    keep = {"scale": torch.tensor([True, False, True])}
+    result = bmr.reduce(guide, sites=["scale"], select=lambda scores: keep)
+    module = result.to_module(x, num_draws=3, seed=2)
+    assert (module.scale[:, 1] == 1).all()
+    assert len(module.scale[:, 0].unique()) == 3
+    torch.manual_seed(2)
+    draws = [result.guide(x)["scale"] for _ in range(3)]
+    assert close(module(x), torch.stack([2 * (x * scale) @ frozen + 0.5 for scale in draws]))
+    trained = {name: p.requires_grad for name, p in module.named_parameters()}
+    assert trained.pop("shift")
+    assert trained.pop("gain_unconstrained")
+    assert trained.pop("scale")
+    assert list(trained.values()) == [False]
+    noise = result.to_module(x, output="y.scale")
+    assert close(noise(x[:2]), result.guide.median()["precision"].rsqrt().expand(2))
+
+
+def test_averaging_guides():
+    model, guide, x = linear(lambda mean: dist.Normal(mean, 1.0))
+    mixture = bmr.average(guide, args=(x,))
+    for options in ({}, {"num_draws": 2}):
+        with pytest.raises(TypeError, match="AveragedGuide without a median"):
+            bmr.to_module(mixture.model, mixture.guide, (x,), **options)
+
+
 def test_local_sites():
     def model(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -334,16 +415,18 @@ assert not {"torch", "pyro", "pyro_bmr"} & set(sys.modules)
 
 
 def test_onnx_without_torch(tmp_path):
-    """A process with numpy and ONNX Runtime alone gives the outputs of the module."""
+    """A process with numpy and ONNX Runtime alone gives the outputs of the masked network."""
     expected = {}
     for name, num_draws in ONNX.items():
         net = NETWORKS[name]()
-        result = reduced(net)
+        if name == "gru_cell":
+            net = replace(net, args=(net.args[0][:, :2], net.args[1]))
+        result = prune_units(reduced(net))
+        small = compact(result.model, result.guide)
         x = net.args[0].repeat(3, *[1] * (net.args[0].dim() - 1))
-        module = bmr.to_module(result.model, result.guide, net.args, num_draws=num_draws)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            bmr.export_onnx(module, tmp_path / f"{name}.onnx", (net.args[0],))
+        whole = bmr.to_module(result.model, result.guide, net.args)
+        module = small.to_module(num_draws=num_draws) if num_draws else whole
+        small.export_onnx(tmp_path / f"{name}.onnx", num_draws=num_draws)
         np.save(tmp_path / f"{name}.npy", x.numpy())
         expected[name] = module(x).detach()
     paths = [str(tmp_path / name) for name in ONNX]

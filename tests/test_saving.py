@@ -13,7 +13,7 @@ import pytest
 import torch
 from networks import NETWORKS
 from pyro.distributions import constraints
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -195,7 +195,7 @@ def numbers(losses, result):
 """
 
 
-def test_another_process(tmp_path):
+def test_another_process(tmp_path, monkeypatch, capsys):
     """Training goes on there as it does here."""
     (tmp_path / "program.py").write_text(MODULE)
     here = """
@@ -211,14 +211,18 @@ from program import *
 result = bmr.load(sys.argv[1], model)
 print(numbers(train(result.model, result.guide, 10), result))
 """
-    outputs = []
-    for code in (here, there):
-        command = [sys.executable, "-c", code, str(tmp_path / "result.bmr")]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
-    assert outputs[0] == outputs[1]
-    assert outputs[0].count("0x") > 20
+    path = str(tmp_path / "result.bmr")
+    monkeypatch.setattr(sys, "argv", ["", path])
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {}
+    exec(here, names)
+    monkeypatch.delitem(sys.modules, "program")
+    command = [sys.executable, "-c", there, path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    output = capsys.readouterr().out
+    assert output == done.stdout
+    assert output.count("0x") > 20
 
 
 @pytest.fixture
@@ -233,10 +237,34 @@ def saved(tmp_path):
 def test_cut_off(saved):
     case, _, path = saved
     whole = path.read_bytes()
-    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+    for length in (0, 5, *range(100, len(whole), len(whole) // 50), len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="could not be read"):
             bmr.load(path, case.model)
+
+
+def test_damaged(saved):
+    """A bit that flipped anywhere, in numbers too, is noticed, and the model left as it was."""
+    case, _, path = saved
+    whole, before = path.read_bytes(), {k: v.clone() for k, v in case.model.state_dict().items()}
+    for place in range(3, len(whole), len(whole) // 100):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="could not be read"):
+            bmr.load(path, case.model)
+    assert_same(dict(case.model.state_dict()), before)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "1", '"x"', "{}", '{"format": null}', '{"format": 1, "version": "", "plan": {}}']
+    + ["[" * 100_000, "9" * 5_000],
+)
+def test_odd_content(tmp_path, content):
+    save_file({"a": torch.ones(1)}, tmp_path / "odd", {"pyro_bmr": content})
+    with pytest.raises(ValueError, match="could not be read"):
+        bmr.load(tmp_path / "odd", print)
 
 
 def test_other_files(saved, tmp_path):
@@ -250,6 +278,8 @@ def test_other_files(saved, tmp_path):
         bmr.load(tmp_path / "unknown", case.model)
     with pytest.raises(FileNotFoundError):
         bmr.load(tmp_path / "absent", case.model)
+    with pytest.raises(IsADirectoryError):
+        bmr.load(tmp_path, case.model)
 
 
 def test_newer_format(saved, tmp_path):
@@ -289,6 +319,74 @@ def test_another_function(tmp_path):
     loaded = bmr.load(tmp_path / "a", other)
     with pytest.raises(ValueError, match="latent sites differ"):
         loaded.model(*case.args)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_saved_with_observations_and_used_without(tmp_path, given):
+    case = make_case("functional", "AutoNormal")
+    x, y = case.args
+    result = case.reduce()
+    result.save(tmp_path / "a")
+    loaded = bmr.load(tmp_path / "a", case.model, args=(x,) if given else ())
+    draws = [
+        Predictive(one.model, guide=one.guide, num_samples=3, parallel=parallel)
+        for parallel in (False, True)
+        for one in (result, loaded)
+    ]
+    for one, other in (draws[:2], draws[2:]):
+        torch.manual_seed(0)
+        expected = one(x)
+        torch.manual_seed(0)
+        assert_same(other(x), expected)
+    loaded.save(tmp_path / "b", args=(x,))
+    loaded = bmr.load(tmp_path / "b", case.model, args=(x, y))
+    assert train(loaded, case.args) != train(result, (x, 2 * y))
+
+
+def test_another_prior_or_constraint(tmp_path):
+    def make(prior, **constraint):
+        def model(x, y=None):
+            w = pyro.sample("w", prior(torch.zeros(2), 1.0).to_event(1))
+            noise = pyro.param("noise", torch.tensor(0.5), **constraint)
+            with pyro.plate("data", len(x)):
+                return pyro.sample("y", dist.Normal(x @ w, noise), obs=y)
+
+        return model
+
+    x, path = torch.randn(5, 2), tmp_path / "a"
+    model = make(dist.Normal, constraint=constraints.positive)
+    model(x)
+    guide = AutoNormal(model)
+    guide(x, x[:, 0])
+    bmr.reduce(guide).save(path)
+    with pytest.raises(ValueError, match=r"priors differ \(w: Normal in the file, Laplace here\)"):
+        bmr.load(path, make(dist.Laplace, constraint=constraints.positive), args=(x,))
+    pyro.clear_param_store()
+    # Its value is not the same number under another constraint.
+    pyro.param("noise", torch.tensor(3.0))
+    with pytest.raises(ValueError, match=r"noise: GreaterThan.* in the file, Real\(\) here"):
+        bmr.load(path, model)
+    assert pyro.param("noise") == 3
+
+
+def test_on_and_on(tmp_path):
+    """Save, load, reduce, compact, save, load, train, save, load, reduce, compact."""
+    case = make_case("network", "AutoNormal")
+    path = tmp_path / "result"
+    case.reduce().save(path)
+    result = prune_units(bmr.load(path, case.model, args=case.args))
+    small = result.compact()
+    small.save(path)
+    loaded = bmr.load(path, make_case("network", "AutoNormal").model, args=case.args)
+    assert str(loaded) == str(small)
+    assert train(loaded, case.args)[0] == train(small, case.args)[0]
+    loaded.save(path)
+    fresh = make_case("network", "AutoNormal").model
+    again = bmr.reduce(bmr.load(path, fresh, args=case.args).guide, select=bmr.top_k(9)).compact()
+    again.save(path)
+    last = bmr.load(path, make_case("network", "AutoNormal").model, args=case.args)
+    assert last.elements == again.elements
+    assert torch.equal(last.to_module()(case.args[0]), again.to_module()(case.args[0]))
 
 
 def test_nothing_else_changes(tmp_path):

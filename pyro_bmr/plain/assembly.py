@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, fx, nn
 
@@ -35,7 +36,8 @@ def assemble_module(
     names : sequence of str
         Of the inputs.
     model : callable
-        Whose own parameters and buffers keep their names.
+        Whose own parameters and buffers keep their names. Values of ``pyro.param`` have theirs,
+        with ``_unconstrained`` after it where they are transformed.
 
     Returns
     -------
@@ -82,8 +84,10 @@ def assemble_module(
             tensor = operator.attrgetter(node.target)(recorded)
             if node.target not in paths:
                 name = known.get(id(tensor), f"constant_{len(paths)}")
-                held = nn.Parameter(_copy(tensor)) if isinstance(tensor, nn.Parameter) else None
-                paths[node.target] = _hold(root, name, _copy(tensor) if held is None else held)
+                held = _copy(tensor)
+                if isinstance(tensor, nn.Parameter) or tensor.requires_grad:
+                    held = nn.Parameter(held, tensor.requires_grad)
+                paths[node.target] = _hold(root, name, held)
             places[node] = graph.get_attr(paths[node.target])
         elif node.op != "placeholder":
             places[node] = graph.node_copy(node, places.__getitem__)
@@ -92,8 +96,12 @@ def assemble_module(
 
 
 def _named_tensors(model: Callable[..., Any]) -> dict[int, str]:
-    """Name tensors as the innermost module does."""
+    """Name tensors as the innermost module does, or else the param store."""
     names: dict[int, str] = {}
+    store = pyro.get_param_store()
+    for name, unconstrained in store.named_parameters():
+        plain = store[name] is unconstrained
+        names[id(unconstrained)] = name if plain else f"{name}_unconstrained"
     for module in find_modules(model):
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             names[id(tensor)] = min(names.get(id(tensor), name), name, key=len)

@@ -112,9 +112,11 @@ def _mean(name: str, sites: Mapping[str, Any]) -> Tensor:
     except NotImplementedError:
         mean = None
     if not isinstance(mean, Tensor):
+        parameters = sorted(getattr(core, "arg_constraints", {}))
+        own = f"output= one of its parameters, {parameters}, or " if parameters else ""
         msg = (
-            f"the {type(core).__name__} of the site {name!r} has no mean. Expected output= one of "
-            f"its parameters, {sorted(getattr(core, 'arg_constraints', {}))}"
+            f"the {type(core).__name__} of the site {name!r} has no mean. Expected {own}the model "
+            "to return its prediction"
         )
         raise OutputError(msg)
     return mean

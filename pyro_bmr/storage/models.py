@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_bmr.programs.distributions import find_core, is_pruned
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
@@ -118,8 +119,8 @@ def pack_state(
     Returns
     -------
     dict
-        Of its latent sites the shapes; of the modules that it is or refers to all parameters and
-        buffers; and its ``pyro.param`` values.
+        Of its latent sites the shapes and families; of the modules that it is or refers to all
+        parameters and buffers; and its ``pyro.param`` values.
 
     Raises
     ------
@@ -146,7 +147,8 @@ def pack_state(
             "constraint": pack_support(constraint, f"the parameter {name!r}"),
             **({"value": value} if place is None else {"place": place}),
         }
-    return {"sites": recorder.sites, "modules": modules, "params": packed}
+    sites = {"sites": recorder.sites, "families": recorder.families}
+    return {**sites, "modules": modules, "params": packed}
 
 
 @torch.no_grad()
@@ -177,9 +179,9 @@ def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
     tensor([[1.]], requires_grad=True)
     """
     modules = [_tensors(module) for module in find_modules(model)]
-    _check_equal("modules", {"number": len(packed["modules"])}, {"number": len(modules)})
+    check_equal("modules", {"number": len(packed["modules"])}, {"number": len(modules)})
     for own, saved in zip(modules, packed["modules"], strict=True):
-        _check_equal("parameters and buffers", *(_described(t) for t in (saved, own)))
+        check_equal("parameters and buffers", *(_described(t) for t in (saved, own)))
     store = pyro.get_param_store()
     stored = dict(store.named_parameters())
     fresh, held = {}, {}
@@ -190,10 +192,13 @@ def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
             held[name] = value
         elif "value" in one:
             fresh[name] = value.clone().requires_grad_()
-    _check_equal(
-        "entries of the param store",
-        _described(held),
-        _described({name: stored[name] for name in held}),
+    described = _described(held), _described({name: stored[name] for name in held})
+    check_equal("entries of the param store", *described)
+    known = store.get_state()["constraints"]
+    check_equal(
+        "constraints of the param store",
+        {name: repr(unpack_support(packed["params"][name]["constraint"])) for name in held},
+        {name: repr(known[name]) for name in held},
     )
     for own, saved in zip(modules, packed["modules"], strict=True):
         for name, tensor in own.items():
@@ -224,14 +229,18 @@ class SiteRecorder(Messenger):
         super().__init__()
         self.names = names
         self.sites: dict[str, list[int] | str] = {}
+        self.families: dict[str, str] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.names:
             self.sites[name] = list(msg["fn"].shape())
-        elif not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+            core = find_core(msg["fn"])
+            own = find_core(core.base_dist) if is_pruned(core) else core
+            self.families[name] = type(own).__name__
+        elif type(msg["fn"]).__name__ != "_Subsample":
             # What the guide does not hold may have as many elements as there are data.
-            self.sites[name] = "not in the guide"
+            self.sites[name] = "observed" if msg["is_observed"] else "not in the guide"
 
     def compare(self, saved: Mapping[str, Any]) -> None:
         """Look whether the sites are those that were saved.
@@ -246,13 +255,19 @@ class SiteRecorder(Messenger):
         ValueError
             If they are not.
         """
-        own = dict(self.sites)
-        for name, shape in saved.items():
+        own = {
+            name: found
+            for name, found in self.sites.items()
+            # Observed or not, or not there at all: that depends on the arguments.
+            if isinstance(found, list) or (found != "observed" and name not in saved)
+        }
+        of_guide = {name: shape for name, shape in saved.items() if isinstance(shape, list)}
+        for name, shape in of_guide.items():
             found = own.get(name)
             # Draws that are vectorised have dimensions to the left.
             if isinstance(found, list) and found[len(found) - len(shape) :] == shape:
                 own[name] = shape
-        _check_equal("latent sites", saved, own)
+        check_equal("latent sites", of_guide, own)
 
 
 _FAMILIES = {"Normal": dist.Normal, "Laplace": dist.Laplace}
@@ -322,7 +337,27 @@ def _described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{t.dtype} {tuple(t.shape)}" for name, t in tensors.items()}
 
 
-def _check_equal(what: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def check_equal(what: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Look whether a model is the one that was saved.
+
+    Parameters
+    ----------
+    what : str
+        What is compared.
+    saved, own : mapping
+        In the file, and of the model.
+
+    Raises
+    ------
+    ValueError
+        If they differ.
+
+    Examples
+    --------
+    >>> check_equal("priors", {"w": "Normal"}, {"w": "Laplace"})
+    Traceback (most recent call last):
+    ValueError: ... its priors differ (w: Normal in the file, Laplace here). Expected the model ...
+    """
     differences = [
         f"{name}: {saved.get(name, 'none')} in the file, {own.get(name, 'none')} here"
         for name in sorted({*saved, *own})

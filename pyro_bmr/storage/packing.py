@@ -13,6 +13,7 @@ from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.storage.guides import pack_guide, unpack_guide
 from pyro_bmr.storage.models import (
     SiteRecorder,
+    check_equal,
     load_state,
     pack_handlers,
     pack_state,
@@ -89,6 +90,7 @@ def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, Prun
     if origin.args or origin.kwargs:
         recorder, _ = run_recorded(model, guide.median(), origin.args, origin.kwargs)
         recorder.compare(packed["model"]["sites"])
+        check_equal("priors", packed["model"]["families"], recorder.families)
     elif isinstance(model, nn.Module):
         check = _FirstCall(packed["model"]["sites"], guide.median().keys())
         model.register_forward_pre_hook(check.start)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from pyro_bmr.storage.whole_files import replace_file
 
 FORMAT = 1
-_KEY, _TENSOR = "pyro_bmr", "$tensor"
+_KEY, _DIGEST, _TENSOR = "pyro_bmr", "sha256", "$tensor"
 
 
 def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
@@ -43,8 +45,9 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     content = {"format": FORMAT, "version": _version(), "plan": _pack(plan, "", tensors)}
+    text = json.dumps(content)
     with replace_file(path) as unfinished:
-        save_file(tensors, unfinished, {_KEY: json.dumps(content)})
+        save_file(tensors, unfinished, {_KEY: text, _DIGEST: _digest(text, tensors)})
 
 
 def read_plan(path: str | Path) -> Any:
@@ -63,7 +66,7 @@ def read_plan(path: str | Path) -> Any:
     Raises
     ------
     ValueError
-        If the file is cut off, is of another kind, or of a newer format.
+        If the file is cut off, damaged, of another kind, or of a newer format.
 
     Examples
     --------
@@ -75,28 +78,42 @@ def read_plan(path: str | Path) -> Any:
     ValueError: ... could not be read (...). Expected a file that pyro_bmr saved, and all of it...
     """
     path = Path(path)
+    path.open("rb").close()  # says what is wrong with a path, which safe_open does not
     try:
         with safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {})[_KEY])
-            _check_format(path, content)
-            return _unpack(content["plan"], file)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = json.loads(metadata[_KEY])
+        saved_format, saved_version = int(content["format"]), content["version"]
+        intact = saved_format > FORMAT or metadata[_DIGEST] == _digest(metadata[_KEY], tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+    if saved_format > FORMAT:
         msg = (
-            f"{path} could not be read ({type(error).__name__}: {error}). Expected a file that "
-            "pyro_bmr saved, and all of it: it may be cut off or of another kind; copy it again, "
-            "or save the result again"
-        )
-        raise ValueError(msg) from error
-
-
-def _check_format(path: Path, content: Mapping[str, Any]) -> None:
-    if content["format"] > FORMAT:
-        msg = (
-            f"{path} has the format {content['format']} and was saved by pyro-bmr "
-            f"{content['version']}. Expected a format up to {FORMAT}, which this version, "
-            f"{_version()}, knows: pip install --upgrade pyro-bmr"
+            f"{path} has the format {saved_format} and was saved by pyro-bmr {saved_version}. "
+            f"Expected a format up to {FORMAT}, which this version, {_version()}, knows: "
+            "pip install --upgrade pyro-bmr"
         )
         raise ValueError(msg)
+    if not intact:
+        raise ValueError(_unreadable(path, "its content is not what was saved"))
+    return _unpack(content["plan"], tensors)
+
+
+def _unreadable(path: Path, why: str) -> str:
+    return (
+        f"{path} could not be read ({why}). Expected a file that pyro_bmr saved, and all of it: it "
+        "may be cut off, damaged or of another kind; copy it again, or save the result again"
+    )
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Sum up what is in a file, to notice damage: bits that changed would be other numbers."""
+    digest = hashlib.sha256(text.encode(), usedforsecurity=False)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -117,12 +134,12 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(msg)
 
 
-def _unpack(value: Any, file: Any) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
-            return file.get_tensor(value[_TENSOR])
-        return {key: _unpack(v, file) for key, v in value.items()}
-    return [_unpack(v, file) for v in value] if isinstance(value, list) else value
+            return tensors[value[_TENSOR]]
+        return {key: _unpack(v, tensors) for key, v in value.items()}
+    return [_unpack(v, tensors) for v in value] if isinstance(value, list) else value
 
 
 def _version() -> str:
