@@ -32,7 +32,8 @@ from pyro_bmr.smaller.planning import (
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import Capture, capture_few_rows, tensors_in
+from pyro_bmr.structure.capture import Capture
+from pyro_bmr.structure.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.structure.units import Structure
 
 

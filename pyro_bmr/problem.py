@@ -22,7 +22,7 @@ from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
 from pyro_bmr.smaller.influence import find_released
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import capture_few_rows, tensors_in
+from pyro_bmr.structure.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.structure.units import Structure
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.console import Group, RenderableType
-from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.compaction import Compaction, compact
@@ -29,6 +28,7 @@ from pyro_bmr.reporting.summaries import (
     summarize,
     summarize_layers,
 )
+from pyro_bmr.reporting.tables import draw_layers, draw_sites, frame_layers
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
@@ -261,12 +261,7 @@ class Reduction(Portable):
             Indexed by layer; columns ``kind``, ``groups``, ``kept``, ``pruned %`` and ``delta_f``
             (nats). Empty where elements stand for themselves.
         """
-        columns = ["layer", "kind", "groups", "kept", "pruned %", "delta_f"]
-        rows = [
-            (x.name, x.kind, x.groups, x.kept, 100 * (1 - x.kept / x.groups), x.delta_f)
-            for x in self.layers
-        ]
-        return pd.DataFrame(rows, columns=columns).set_index("layer")
+        return frame_layers(self.layers)
 
     def compact(self, *args: Any, inputs: bool = False, **kwargs: Any) -> Compaction:
         """Cut out the units that nothing needs; see `pyro_bmr.compaction.compact`.
@@ -337,48 +332,16 @@ class Reduction(Portable):
         }
 
     def __rich__(self) -> RenderableType:
-        return Group(self._site_table(), self._layer_table()) if self.layers else self._site_table()
-
-    def _layer_table(self) -> Table:
-        table = Table("layer", "kind")
-        for column in ("groups", "kept", "pruned", "ΔF (nats)"):
-            table.add_column(column, justify="right")
-        for layer in self.layers:
-            table.add_row(
-                layer.name,
-                layer.kind,
-                f"{layer.groups:,}",
-                f"{layer.kept:,}",
-                f"{1 - layer.kept / layer.groups:.1%}",
-                f"{layer.delta_f:+.2f}" if layer.kept < layer.groups else "",
-            )
-        return table
-
-    def _site_table(self) -> Table:
-        table = Table(title=self._title, title_justify="left")
-        table.add_column("site")
-        shrunk = ["shrunk"] if self.shrunk else []
-        for column in ("shape", "total", "kept", "pruned", *shrunk, "ΔF (nats)"):
-            table.add_column(column, justify="right")
-        table.add_column("note")
-        if self._naive_differs:
-            table.caption = (
+        naive = self.naive_delta_f
+        caption = ""
+        if naive is not None and abs(naive - self.delta_f) >= 0.005:
+            caption = (
                 "dropping every element whose own ΔF is at most 0 would have given "
-                f"ΔF = {self.naive_delta_f:+.2f} nats"
+                f"ΔF = {naive:+.2f} nats"
             )
-            table.caption_justify = "left"
-        for site in self.sites:
-            table.add_row(
-                site.name,
-                " × ".join(map(str, site.shape)),
-                f"{site.total:,}",
-                f"{site.kept:,}",
-                f"{1 - site.kept / site.total:.1%}" if site.total else "",
-                *(f"{site.shrunk:,}" for _ in shrunk),
-                f"{site.delta_f:+.2f}" if site.kept < site.total or site.shrunk else "",
-                self._note(site),
-            )
-        return table
+        notes = {site.name: self._note(site) for site in self.sites}
+        table = draw_sites(self.sites, notes, self._title, caption)
+        return Group(table, draw_layers(self.layers)) if self.layers else table
 
     def __str__(self) -> str:
         return render(self)
@@ -393,10 +356,6 @@ class Reduction(Portable):
         total = sum(site.total for site in self.sites)
         shrunk = f", {self.shrunk:,} of {total:,} shrunk" if self.shrunk else ""
         return f"{self.sparsity:.1%} pruned{shrunk}, ΔF = {self.delta_f:+.2f} nats"
-
-    @property
-    def _naive_differs(self) -> bool:
-        return self.naive_delta_f is not None and abs(self.naive_delta_f - self.delta_f) >= 0.005
 
     def _note(self, site: SiteSummary) -> str:
         undecided = self.undecided.get(site.name, 0)

@@ -1,0 +1,75 @@
+"""A model captured on a few rows of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_bmr.structure.capture import Capture, capture
+
+
+def capture_few_rows(
+    model: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], Capture]:
+    """Capture a model on a few rows of its arguments if it runs with them, or else on all.
+
+    Parameters
+    ----------
+    model, args, kwargs, values
+        As of `capture`.
+
+    Returns
+    -------
+    call : tuple
+        The arguments and keyword arguments that it ran with.
+    captured : Capture
+        The model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> (args, _), _ = capture_few_rows(torch.relu, (torch.ones(60, 2),), {}, {})
+    >>> args[0].shape
+    torch.Size([8, 2])
+    """
+    program: Any = model
+    rows = {tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.dim()}
+    if len(rows) == 1 and max(rows) > _FEW:
+        few_args, few_kwargs = few = pytree.tree_map_only(
+            Tensor, lambda t: t[:_FEW] if t.dim() else t, (args, kwargs)
+        )
+        with suppress(RuntimeError):
+            return few, capture(program, few_args, few_kwargs, values)
+    return (args, kwargs), capture(program, args, kwargs, values)
+
+
+def tensors_in(call: Any) -> list[Tensor]:
+    """Find the tensors among arguments.
+
+    Parameters
+    ----------
+    call : tuple
+        Arguments and keyword arguments, in any nesting.
+
+    Returns
+    -------
+    list of Tensor
+        In the order in which a `Capture` takes them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> tensors_in(((torch.ones(()), 3), {}))
+    [tensor(1.)]
+    """
+    return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+
+
+_FEW = 8
