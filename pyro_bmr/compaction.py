@@ -107,7 +107,7 @@ def compact(
     median = {name: value.detach() for name, value in guide.median().items()}
     call, captured = capture_few_rows(origin.model, origin.args, origin.kwargs, median)
     structure = find_structure(captured)
-    masks = {name: mask.cpu() for name, mask in model.masks.by_site().items()}
+    masks = _find_zeros(model, sites)
     with torch.enable_grad():
         needed = find_needed(captured, [*median.values(), *tensors_in(call)], structure, masks)
     stays, layers = choose_units(structure, needed, masks, sites, inputs=inputs)
@@ -276,6 +276,15 @@ def _check(model: Any, guide: Any) -> None:
             "the guide of a reduction: result.compact(), or compact(result.model, result.guide)"
         )
         raise TypeError(msg)
+
+
+def _find_zeros(model: PrunedModel, sites: list[Site]) -> dict[str, Tensor]:
+    """By site, False where it is zero: where it is pruned, unless that is at another origin."""
+    masks = {name: mask.cpu() for name, mask in model.masks.by_site().items()}
+    for site in sites:
+        if site.name in masks:
+            masks[site.name] = masks[site.name] | (site.constrain(torch.zeros(())) != 0).cpu()
+    return masks
 
 
 def _cut_only(labels: Mapping[str, tuple[Tensor, ...]], stays: Tensor) -> dict[str, Indices]:

@@ -221,3 +221,19 @@ def test_low_rank_guides_go_round_again():
     torch.testing.assert_close(
         mean_at(again.model, left, args), mean_at(result.model, values, args)
     )
+
+
+def test_a_positive_element_that_is_pruned_is_one():
+    def model(x, y=None):
+        gain = pyro.sample("gain", dist.LogNormal(torch.zeros(6), 1.0).to_event(1))
+        h = torch.tanh(x @ _normal("w1", 3, 6) * gain)
+        return _observe(h @ _normal("w2", 6, 2), y)
+
+    args = torch.randn(4, 3), torch.randn(4, 2)
+    guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.1)
+    guide(*args)
+    cut = {"gain": torch.arange(6) > 2, "w2": (torch.arange(6) != 4)[:, None].expand(6, 2)}
+    result = bmr.reduce(guide, sites=["gain", "w2"], select=lambda scores: cut)
+    compaction = result.compact()
+    assert shapes(compaction)["gain"] == (5,)
+    assert_same(result, compaction, *args)

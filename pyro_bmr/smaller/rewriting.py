@@ -42,7 +42,7 @@ class Pattern:
     Parameters
     ----------
     sizes : mapping
-        By place, what the program says.
+        By place, what the program says; None for any number, in a call without -1.
     changes : tuple
         For each such call, in the order of the run, its `Change`, or None.
     where : str
@@ -72,7 +72,11 @@ class Pattern:
             True if so.
         """
         said = dict(_integers(args, kwargs))
-        return all(said.get(place) == size for place, size in self.sizes.items())
+        if None in self.sizes.values() and -1 in said.values():
+            return False
+        return all(
+            place in said and size in (None, said[place]) for place, size in self.sizes.items()
+        )
 
 
 Rewrites = Mapping[Any, tuple[Pattern, ...]]
@@ -193,7 +197,10 @@ def _find_patterns(calls: list[tuple[Any, Change | None]], where: str) -> list[P
     for call, change in calls:
         if change is not None:
             said = dict(_integers(call.args, call.kwargs))
-            pattern = {place: said[place] for place in change.values}
+            pattern = {
+                place: None if where and value == -1 else said[place]
+                for place, value in change.values.items()
+            }
             if pattern not in sizes:
                 sizes.append(pattern)
     # A call belongs to the first pattern that it fits: the one that says most.
@@ -203,7 +210,11 @@ def _find_patterns(calls: list[tuple[Any, Change | None]], where: str) -> list[P
         fits = (Pattern(p, ()).fits(call.args, call.kwargs) for p in sizes)
         number = next((i for i, fit in enumerate(fits) if fit), None)
         if number is not None:
-            changes[number].append(change)
+            free = None in sizes[number].values()
+            # What torch finds by itself is right in all calls.
+            changes[number].append(
+                Change(call.function, dict.fromkeys(sizes[number], -1)) if free else change
+            )
     return [Pattern(p, tuple(c), where) for p, c in zip(sizes, changes, strict=True)]
 
 
@@ -219,6 +230,9 @@ def _change(call: Any, stays: Stays) -> Change | None:
     change = rule(call, results, operands)
     said = dict(_integers(call.args, call.kwargs))
     values = {place: value for place, value in change.values.items() if said[place] != value}
+    if _name(call.function) in {"view", "reshape"} and len(values) == 1 and -1 not in said.values():
+        # The size may be that of units times that of data, such as batch * heads.
+        values = dict.fromkeys(values, -1)
     return Change(change.function, values) if values else None
 
 
