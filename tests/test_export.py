@@ -395,7 +395,7 @@ def test_writing_in_place_and_keyword_arguments():
     assert (ensemble(x, mask)[..., 1] == 12).all()
 
 
-ONNX = {"module_mlp": 3, "lenet": None, "gru_cell": None}
+ONNX = {"lenet": 3, "gru_cell": None}
 
 ALONE = """
 import sys

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_bmr.storage.whole_files import replace_file
 
 FORMAT = 1
-_KEY, _DIGEST, _TENSOR = "pyro_bmr", "sha256", "$tensor"
+_KEY, _TENSOR = "pyro_bmr", "$tensor"
 
 
 def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
@@ -44,10 +44,11 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
     {'kind': 'example', 'values': [tensor([1., 1.]), None]}
     """
     tensors: dict[str, Tensor] = {}
-    content = {"format": FORMAT, "version": _version(), "plan": _pack(plan, "", tensors)}
-    text = json.dumps(content)
+    packed = _pack(plan, "", tensors)
+    content = {"format": FORMAT, "version": _version(), "plan": packed}
+    content["sha256"] = _digest(packed, tensors)
     with replace_file(path) as unfinished:
-        save_file(tensors, unfinished, {_KEY: text, _DIGEST: _digest(text, tensors)})
+        save_file(tensors, unfinished, {_KEY: json.dumps(content)})
 
 
 def read_plan(path: str | Path) -> Any:
@@ -81,14 +82,14 @@ def read_plan(path: str | Path) -> Any:
     path.open("rb").close()  # says what is wrong with a path, which safe_open does not
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            content = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = json.loads(metadata[_KEY])
         saved_format, saved_version = int(content["format"]), content["version"]
-        intact = saved_format > FORMAT or metadata[_DIGEST] == _digest(metadata[_KEY], tensors)
+        newer = saved_format > FORMAT
+        intact = newer or content["sha256"] == _digest(content["plan"], tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
-    if saved_format > FORMAT:
+    if newer:
         msg = (
             f"{path} has the format {saved_format} and was saved by pyro-bmr {saved_version}. "
             f"Expected a format up to {FORMAT}, which this version, {_version()}, knows: "
@@ -107,9 +108,9 @@ def _unreadable(path: Path, why: str) -> str:
     )
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:
     """Sum up what is in a file, to notice damage: bits that changed would be other numbers."""
-    digest = hashlib.sha256(text.encode(), usedforsecurity=False)
+    digest = hashlib.sha256(json.dumps(packed).encode(), usedforsecurity=False)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
