@@ -161,14 +161,16 @@ def judge(network: Network, x: Tensor, y: Tensor) -> dict[str, float]:
 def fill(page: str, table: pd.DataFrame) -> str:
     """Put the table of results into a page, between the comments that mark its place."""
     head = (
-        "| | units | weights, non-zero | 20 draws | faster | accuracy | NLL | ECE | F (nats) |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| | units | weights, non-zero | 20 draws | faster | accuracy | NLL | ECE | F (nats) "
+        "| ΔF predicted |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
     )
     rows = [
         f"| {name} | {row['widths']} | {row['non-zero']:,} of {row['parameters']:,} "
         f"| {row['predictive (ms)']:.1f} ms | {row['predictive speed-up']:.1f} "
         f"| {row['accuracy']:.2%} | {row['nll']:.3f} | {row['ece']:.3f} "
-        f"| {row['free_energy']:.0f} ± {row['free_energy_error']:.0f} |\n"
+        f"| {row['free_energy']:.0f} ± {row['free_energy_error']:.0f} "
+        f"| {row['predicted_delta_f']:.0f} |\n"
         for name, row in table.iterrows()
     ]
     before, after = page.split("<!-- mnist -->")
