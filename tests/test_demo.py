@@ -164,7 +164,7 @@ def test_the_readme(capsys, tmp_path, monkeypatch):
 
 def test_how_it_works(capsys):
     blocks, _ = run_blocks(ROOT / "docs" / "how-it-works.md")
-    assert blocks == 2
+    assert blocks == 3
     assert "50.0% pruned" in capsys.readouterr().out
 
 
