@@ -237,3 +237,25 @@ def test_a_positive_element_that_is_pruned_is_one():
     compaction = result.compact()
     assert shapes(compaction)["gain"] == (5,)
     assert_same(result, compaction, *args)
+
+
+def test_latent_variables_of_single_data_in_a_subsampled_plate():
+    def plate(x):
+        return pyro.plate("data", len(x), subsample_size=4)
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([6, 3]).to_event(2))
+        v = pyro.sample("v", dist.Normal(0.0, 1.0).expand([6]).to_event(1))
+        with plate(x) as rows:
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+            mean = (x[rows] @ w.mT).tanh() @ v + shift
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=torch.ones(4))
+
+    x = torch.randn(12, 3)
+    guide = AutoNormal(model, create_plates=plate)
+    guide(x)
+    result = bmr.reduce(guide, groups=bmr.units, sites=["w", "v"], select=bmr.top_k(2))
+    small = result.compact()
+    assert {name: value.shape for name, value in small.guide.median().items()} == {
+        "w": (2, 3), "v": (2,), "shift": (12,)
+    }  # fmt: skip

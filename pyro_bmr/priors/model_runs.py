@@ -107,7 +107,7 @@ class ModelRuns:
         constrained = {
             name: self.locations[name][0].constrain(value) for name, value in values.items()
         }
-        with _Substitute(constrained):
+        with Substitute(constrained):
             return dict(poutine.trace(self.model).get_trace(*self.args, **self.kwargs).nodes)
 
 
@@ -149,8 +149,21 @@ def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
     return found
 
 
-class _Substitute(Messenger):
-    """Give latent sites a value, of which a sub-sampling plate takes its rows."""
+class Substitute(Messenger):
+    """Effect handler that gives latent sites a value; a sub-sampling plate takes its rows of it.
+
+    Parameters
+    ----------
+    values : mapping
+        By site, on the support.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> with Substitute({"w": torch.tensor(3.0)}):
+    ...     pyro.sample("w", dist.Normal(0.0, 1.0))
+    tensor(3.)
+    """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -159,8 +172,9 @@ class _Substitute(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
             value = self.values[msg["name"]]
-            msg["value"] = pyro.subsample(value, event_dim=msg["fn"].event_dim)
-            msg["done"] = True
+            if value.shape != msg["fn"].shape():
+                value = pyro.subsample(value, event_dim=msg["fn"].event_dim)
+            msg["value"], msg["done"] = value, True
 
 
 def find_tensors(value: Any) -> Iterator[Tensor]:

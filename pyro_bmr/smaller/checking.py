@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from pyro_bmr.priors.model_runs import find_tensors
+from pyro_bmr.priors.model_runs import Substitute, find_tensors
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.sites import Indices, take
 
@@ -106,8 +106,8 @@ def _read(
     """Run a model and read what it is for; of the priors of sites that are cut, what is left."""
     args, kwargs = call
     pyro.set_rng_seed(0)
-    with _SteadyNoise():
-        trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
+    with _SteadyNoise(), Substitute(values):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
             continue
