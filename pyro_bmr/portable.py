@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from pyro_bmr.export import to_module
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.onnx_files import export_onnx
+from pyro_bmr.plain.calls import read_signature
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.storage.packing import pack_program
 from pyro_bmr.storage.plans import write_plan
@@ -113,9 +113,8 @@ class Portable(ABC):
         origin = self.guide.origin
         if not (args or kwargs):
             args, kwargs = origin.args, dict(origin.kwargs)
-        model: Any = origin.model or self.model
         try:
-            signature(getattr(model, "forward", model)).bind(*args, **kwargs)
+            read_signature(origin.model or self.model).bind(*args, **kwargs)
         except TypeError as error:
             msg = (
                 f"got {len(args)} arguments and keywords {list(kwargs)} for the model: {error}. "

@@ -71,8 +71,12 @@ def test_files(result, model, tmp_path):
 def test_without_arguments(result, model, tmp_path):
     """A result that was loaded alone has no example, and says so."""
     result.save(tmp_path / "a")
-    loaded = bmr.load(tmp_path / "a", model)
-    for use in (loaded.to_module, lambda: loaded.export_onnx(tmp_path / "b"), loaded.report):
+    result.compact().save(tmp_path / "c")
+    loaded, small = (bmr.load(tmp_path / name, model) for name in ("a", "c"))
+    for use in (
+        *(loaded.to_module, lambda: loaded.export_onnx(tmp_path / "b"), loaded.report),
+        *(small.to_module, lambda: small.export_onnx(tmp_path / "b")),
+    ):
         with pytest.raises(TypeError, match=r"got 0 arguments .*'x'.*to_module\(x\).*load"):
             use()
     with pytest.raises(TypeError, match="'offset'"):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Signature, signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.shrunk.switching import SwitchedModel
+from pyro_bmr.smaller.program import CompactedModel
 
 
 def read_call(
@@ -123,10 +127,33 @@ class Call:
         return pytree.tree_unflatten(leaves, self.spec)
 
 
+def read_signature(model: Callable[..., Any]) -> Signature:
+    """Read what the user's model takes, under whatever this package put around it.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+
+    Returns
+    -------
+    Signature
+        Of its call.
+
+    Examples
+    --------
+    >>> list(read_signature(PrunedModel(lambda x, y=None: None, {})).parameters)
+    ['x', 'y']
+    """
+    program: Any = model
+    while isinstance(program, PrunedModel | SwitchedModel | CompactedModel):
+        program = program.model
+    return signature(getattr(program, "forward", program))
+
+
 def _parameter_names(model: Callable[..., Any], args: Sequence[Any]) -> list[str]:
-    called = model.forward if isinstance(model, torch.nn.Module) else model
     try:
-        return list(signature(called).bind_partial(*args).arguments)
+        return list(read_signature(model).bind_partial(*args).arguments)
     except (TypeError, ValueError):
         return []
 
