@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -303,10 +304,10 @@ def _written(node: fx.Node) -> list[fx.Node]:
 def _home(node: fx.Node) -> Any:
     """Return the node, or the name of the constant, whose memory a node looks into."""
     while node.op == "call_function":
-        if node.target.__name__ == "getitem":  # type: ignore[union-attr]
-            node = node.args[0]  # type: ignore[assignment]
-            continue
-        sources = [arg for arg, _ in _aliases(node)]
+        if node.target is operator.getitem:
+            sources = node.all_input_nodes[:1]
+        else:
+            sources = [arg for arg, _ in _aliases(node)]
         if not sources:
             break
         node = sources[0]

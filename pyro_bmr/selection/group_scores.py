@@ -55,6 +55,7 @@ class GroupScores(Scores):
         """The layers that groups are in."""
         return self.groups.layers
 
+    # A field of `ElementScores`, so that the interface can only announce it.
     @cached_property
     def delta_f(self) -> dict[str, Tensor]:  # type: ignore[override]
         """See `Scores`."""

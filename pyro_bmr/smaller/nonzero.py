@@ -110,8 +110,8 @@ def _clamp(run: Pairs, node: fx.Node) -> Any:
     numbers = [n for n in (lower, upper) if n is not None]
     if not all(isinstance(n, int | float) for n in numbers):
         return unknown(run, node)
-    low, high = (lower is None or lower <= 0), (upper is None or upper >= 0)  # type: ignore[operator]
-    return (_keep if low and high else _lift)(run, node)
+    low, high = (0 if bound is None else bound for bound in (lower, upper))
+    return (_keep if cast(float, low) <= 0 <= cast(float, high) else _lift)(run, node)
 
 
 def _power(run: Pairs, node: fx.Node) -> Any:

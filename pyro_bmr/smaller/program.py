@@ -243,16 +243,17 @@ class _CutMessenger(Messenger):
             msg["kwargs"] = msg["kwargs"] | {"event_dim": None}
 
     def _cut_plates(self, msg: Any) -> None:
-        frames = []
-        for frame in msg["cond_indep_stack"]:
-            if frame.name in self.plates:
-                # Pyro takes what is left for a subsample, and scales it up.
-                msg["scale"] = msg["scale"] * (frame.size / frame.full_size)
-                whole = frame.size == frame.full_size
-                size = len(self.plates[frame.name]) if whole else frame.size
-                frame = frame._replace(size=size, full_size=size)  # noqa: PLW2901
-            frames.append(frame)
-        msg["cond_indep_stack"] = tuple(frames)
+        msg["cond_indep_stack"] = tuple(
+            self._cut_plate(frame, msg) if frame.name in self.plates else frame
+            for frame in msg["cond_indep_stack"]
+        )
+
+    def _cut_plate(self, frame: Any, msg: Any) -> Any:
+        # Pyro takes what is left for a subsample, and scales it up.
+        msg["scale"] = msg["scale"] * (frame.size / frame.full_size)
+        whole = frame.size == frame.full_size
+        size = len(self.plates[frame.name]) if whole else frame.size
+        return frame._replace(size=size, full_size=size)
 
 
 class _Swap(TorchFunctionMode):

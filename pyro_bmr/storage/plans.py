@@ -83,7 +83,8 @@ def read_plan(path: str | Path) -> Any:
     try:
         with safe_open(path, "pt") as file:
             content = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         saved_format, saved_version = int(content["format"]), content["version"]
         newer = saved_format > FORMAT
         intact = newer or content["sha256"] == _digest(content["plan"], tensors)

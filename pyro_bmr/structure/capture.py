@@ -10,7 +10,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, fx
 from torch.distributions.constraints import real
@@ -19,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
-from pyro_bmr.priors.model_runs import find_tensors
+from pyro_bmr.priors.model_runs import Substitute, find_tensors
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.structure.sized_calls import SizedCall, SizedCalls
 
@@ -216,18 +215,12 @@ class _Run:
         return list(dict.fromkeys(node for node in nodes if node is not None))
 
 
-class _Sites(Messenger):
+class _Sites(Substitute):
     """Gives latent sites their values, and reads the distributions of all."""
 
     def __init__(self, values: Mapping[str, Tensor], run: _Run) -> None:
-        super().__init__()
-        self.values, self.run = values, run
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"] and not site_is_subsample(msg):
-            value = self.values[msg["name"]]
-            msg["value"] = pyro.subsample(value, event_dim=msg["fn"].event_dim)
-            msg["done"] = True
+        super().__init__(values)
+        self.run = run
 
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
