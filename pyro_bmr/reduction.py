@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.costs import Costs, measure_costs
+from pyro_bmr.decision import Decision, decide
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.portable import Portable
-from pyro_bmr.problem import assemble, assign, read_problem, read_structure
+from pyro_bmr.problem import assign, read_problem, read_structure
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reporting.flags import count_undecided, naive_delta_f
 from pyro_bmr.reporting.rendering import render
@@ -30,11 +31,10 @@ from pyro_bmr.reporting.summaries import (
 )
 from pyro_bmr.reporting.tables import draw_layers, draw_sites, frame_layers
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
-from pyro_bmr.selection.scores import ElementScores, score
+from pyro_bmr.selection.scores import score
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import run_stages
-from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
-from pyro_bmr.shrunk.switching import NewPrior
+from pyro_bmr.shrunk.switched_factors import with_reduced_priors
 
 
 @torch.inference_mode(False)
@@ -140,19 +140,20 @@ def reduce(
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
     find_structure = cache(partial(read_structure, problem, spiked))
     chosen, stages = run_stages(scores, groupings, select, find_structure)
-    remaining = tuple(factor.prune(chosen) for factor in scores.factors)
-    new_priors = _new_priors(scores, chosen)
-    model, guide, pruned = assemble(problem.origin, remaining, new_priors, spiked)
+    decision = decide(problem.origin, scores.factors, chosen, spiked)
+    remaining = decision.remaining()
+    model, guide, masks = decision.assemble(remaining)
     rows = summarize(scores, chosen, remaining, problem.reasons, sum_released(stages))
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}
     return Reduction(
         model=model,
         guide=guide,
-        masks=pruned | {name: new.mask for name, new in new_priors.items()},
+        masks=masks,
         scores=scores.delta_f,
         sites=rows,
         naive_delta_f=None if layers else naive_delta_f(scores, chosen, by_site),
         layers=layers,
+        decision=decision,
     )
 
 
@@ -180,6 +181,8 @@ class Reduction(Portable):
         most 0, and no other; None if nothing is correlated, or groups were dropped.
     layers : tuple of LayerSummary
         A row a layer of groups; empty where elements stand for themselves.
+    decision : Decision, optional
+        The posterior before, without a copy of it; None after `load`.
 
     Examples
     --------
@@ -194,6 +197,7 @@ class Reduction(Portable):
     sites: tuple[SiteSummary, ...]
     naive_delta_f: float | None = None
     layers: tuple[LayerSummary, ...] = ()
+    decision: Decision | None = field(default=None, repr=False)
 
     @property
     def delta_f(self) -> float:
@@ -387,15 +391,3 @@ def _check_stages(
             "result.guide"
         )
         raise ValueError(msg)
-
-
-def _new_priors(scores: ElementScores, chosen: Mapping[str, Tensor]) -> dict[str, NewPrior]:
-    """By site that is shrunk, the new prior; its mask is True where an element keeps its own."""
-    return {
-        name: new
-        for factor in scores.factors
-        if isinstance(factor, SwitchedFactor)
-        for name, new in factor.new_priors(
-            {name: chosen[name] & kept for name, kept in factor.kept().items() if name in chosen}
-        ).items()
-    }
