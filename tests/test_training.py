@@ -79,7 +79,7 @@ def test_agrees_with_svi_over_five_seeds(compiled):
                 for _ in range(300):
                     svi.step(x, y)
             elbo = bmr.LocalELBO()
-            results.append(bmr.free_energy(network, guide, x, y, estimator=elbo)[0])
+            results.append(bmr.free_energy(network, guide, x, y, num_samples=30, estimator=elbo)[0])
     fit, svi = (torch.tensor(results) for results in ends.values())
     error = ((fit.var() + svi.var()) / 5).sqrt()
     assert abs(fit.mean() - svi.mean()) < 3 * error
