@@ -1,0 +1,1 @@
+"""Looking at models and guides: what was predicted of them, and how they compare."""
