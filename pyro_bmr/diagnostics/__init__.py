@@ -1,1 +1,1 @@
-"""Looking at models and guides: what was predicted of them, and how they compare."""
+"""What ArviZ and others look at: draws in its format, and checks of predictions."""

@@ -47,7 +47,7 @@ def trained_copy(refit: Refit, model: Any, guide: Any, seed: int) -> Iterator[tu
     True False
     """
     store = pyro.get_param_store()
-    shared: list[Tensor] = [store[name].unconstrained() for name in store]  # type: ignore[no-untyped-call]
+    shared: list[Tensor] = [store[name].unconstrained() for name in store]
     shared += [
         p for program in (model, guide) for m in find_modules(program) for p in m.parameters()
     ]
