@@ -96,10 +96,10 @@ def measure_sparsities(
         "groups": groups,
     }
 
-    def draws(*pair: Any) -> Tensor:
-        with poutine.block(), dry_run(*pair):
+    def draws(model: Any, guide: Any) -> Tensor:
+        with poutine.block(), dry_run(model, guide):
             torch.manual_seed(seed)
-            return free_energy_draws(*pair, args, keywords, num_samples)
+            return free_energy_draws(model, guide, args, keywords, num_samples)
 
     automatic = reduce(guide, select=by_evidence(), **options)
     assert automatic.decision is not None

@@ -15,7 +15,6 @@ from pyro_bmr.plots.canvas import (
     GREY,
     PURPLE,
     SMALL,
-    VERMILION,
     one_axes,
     text_color,
 )
@@ -114,7 +113,7 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
     names = shown[0].name if len(shown) == 1 else f"{len(shown)} sites"
     ax.set_title(f"{names}: {count:,} of {len(loc):,} pruned{prior}", loc="left")
     legend = ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    for handle in legend.legend_handles[:2]:
+    for handle in legend.get_lines()[:2]:
         handle.set(markersize=5, alpha=1)
     return ax
 

@@ -130,7 +130,7 @@ def plot_rounds(pruning: Pruning, ax: Axes | None = None) -> Axes:
     later = rounds[1:]
     between = [r.index - 0.5 for r in later]
     after = [f + r.realised for f, r in zip(before, later, strict=True)]
-    path_x, path_y = [rounds[0].index], [rounds[0].free_energy]
+    path_x, path_y = [float(rounds[0].index)], [rounds[0].free_energy]
     for x, y, r in zip(between, after, later, strict=True):
         path_x += [x, r.index]
         path_y += [y, r.free_energy]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import SMALL, two_axes
@@ -55,8 +54,8 @@ def plot_weights(
     TypeError
         If ``result`` is not a reduction.
     ValueError
-        If the result came from a file, the guide was trained since, a site is unknown, or ``labels``
-        or ``reader`` do not fit.
+        If the result came from a file, the guide was trained since, a site is unknown, or
+        ``labels`` or ``reader`` do not fit.
 
     Examples
     --------
@@ -101,7 +100,9 @@ def plot_weights(
         _label(along, "first axis", units, None)
         _label(across, "second axis", others, labels)
         gone = 1 - float(masks[when].double().mean()) if masks[when].numel() else 0.0
-        ax.set_title(f"{one.name} {when}{f': {gone:.1%} pruned (grey)' if gone else ''}", loc="left")
+        ax.set_title(
+            f"{one.name} {when}{f': {gone:.1%} pruned (grey)' if gone else ''}", loc="left"
+        )
         if reader is not None:
             line = ax.axvline if wide else ax.axhline
             line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
@@ -131,8 +132,8 @@ def _is_read(sites: dict[str, SitePosterior], reader: str, units: int) -> Tensor
     kept = choose_site(sites, reader).kept
     if kept.dim() < 2 or kept.shape[1] != units:
         msg = (
-            f"got reader={reader!r} of shape {tuple(kept.shape)}. Expected a site whose second axis "
-            f"has the {units} units"
+            f"got reader={reader!r} of shape {tuple(kept.shape)}. Expected a site whose "
+            f"second axis has the {units} units"
         )
         raise ValueError(msg)
     return kept.transpose(0, 1).flatten(1).any(1)

@@ -107,7 +107,7 @@ class SitePosterior:
 
     @property
     def log_prior(self) -> Tensor:
-        """ln p(θ = 0) of each element in nats; ``inf`` where there is no prior."""
+        """Ln p(θ = 0) of each element in nats; ``inf`` where there is no prior."""
         if self.prior is None:
             return torch.full_like(self.loc, torch.inf)
         return self.prior.log_density_at_zero.detach().cpu().double().expand(self.loc.shape)
@@ -146,9 +146,7 @@ def read_sites(result: Reduction) -> dict[str, SitePosterior]:
     """  # noqa: DOC502
     decision = find_decision(result)
     after = {
-        name: loc
-        for part in result.guide.parts
-        for name, loc in part.factor().locations().items()
+        name: loc for part in result.guide.parts for name, loc in part.factor().locations().items()
     }
     pruned = {name: mask.detach().cpu() for name, mask in result.model.masks.by_site().items()}
     sites = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 
 from pyro_bmr.plots.canvas import GREY, SMALL, one_axes, series_styles
 
@@ -79,7 +80,7 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
     ax.set_title("reliability; areas are counts", loc="left")
     legend = ax.legend(fontsize=SMALL, loc="upper left")
     for handle in legend.legend_handles:
-        if hasattr(handle, "set_sizes"):
+        if isinstance(handle, PathCollection):
             handle.set_sizes([30])
     return ax
 
@@ -96,8 +97,11 @@ def _check(comparison: Any) -> dict[str, Any]:
     for name, table in calibration.items():
         missing = {"confidence", "accuracy", "count"} - set(table.columns)
         if missing:
-            msg = f"the calibration of {name!r} has no column {sorted(missing)}"
-            raise ValueError(f"{msg}. Expected what pyro_bmr.compare() returned")
+            msg = (
+                f"the calibration of {name!r} has no column {sorted(missing)}. Expected what "
+                "pyro_bmr.compare() returned"
+            )
+            raise ValueError(msg)
         tables[name] = table[table["count"] > 0]
     if not any(len(table) for table in tables.values()):
         msg = (
