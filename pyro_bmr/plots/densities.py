@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from pyro_bmr.decision import Decision
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
-from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, text_color
+from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
 from pyro_bmr.plots.posteriors import SitePosterior, choose_site, find_decision, read_sites
 from pyro_bmr.priors.model_runs import ModelRuns
 from pyro_bmr.programs.distributions import find_element_support
@@ -95,10 +95,10 @@ def plot_element(
             ax.plot(grid, density, label=name, **_STYLES[name])
     top = max(float(density.max()) for density in curves.values() if density is not None)
     # Not further down than can be seen: the arrow then goes to the edge.
-    low, high = max(0.3 * min(*heights.values(), top), 1e-7 * top), 12 * top
+    low, high = max(0.05 * min(*heights.values(), top), 1e-7 * top), 8 * top
     ax.set(yscale="log", ylim=(low, high), xlim=(float(grid[0]), float(grid[-1])))
     if spike:
-        _draw_arrow(ax, 2 * top, high / 1.2, VERMILION)
+        _draw_arrow(ax, 1.6 * top, high / 1.2, VERMILION)
         ax.plot([], [], color=VERMILION, marker="^", label="reduced posterior: a spike at 0")
     if site in decision.spiked:
         _draw_heights(ax, at_zero, low)
@@ -108,7 +108,7 @@ def plot_element(
     fate = "kept" if not dropped else "pruned" if spike else "takes the reduced prior"
     name = f"{site}[{', '.join(map(str, place))}]" if place else site
     delta_f = float(result.scores[site][place])
-    ax.set_title(f"{name}: ΔF = {delta_f:+,.2f} nats, {fate}", loc="left")
+    ax.set_title(f"{name}: ΔF = {signed(delta_f)} nats, {fate}", loc="left")
     ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return ax
 

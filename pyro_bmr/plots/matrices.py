@@ -97,7 +97,7 @@ def plot_weights(
         )
         ax.patch.set(facecolor="0.8", edgecolor="0.65", hatch="////")
         along, across = (ax.xaxis, ax.yaxis) if wide else (ax.yaxis, ax.xaxis)
-        _label(along, "first axis", units, None)
+        _label(along, "", units, None)
         _label(across, "second axis", others, labels)
         gone = 1 - float(masks[when].double().mean()) if masks[when].numel() else 0.0
         ax.set_title(

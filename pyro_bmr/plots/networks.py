@@ -42,8 +42,8 @@ def plot_network(
     Returns
     -------
     ndarray of Axes
-        Before and after. The width of an edge is the size of its posterior mean; negative ones are
-        dashed. Units that lead nowhere, or that nothing leads to, are hollow.
+        Before and after. The width of an edge is the size of its posterior mean, by layer; negative
+        ones are dashed. Units that lead nowhere, or that nothing leads to, are hollow.
 
     Raises
     ------
@@ -75,9 +75,9 @@ def plot_network(
     if labels is not None and len(labels) != sizes[0]:
         msg = f"got {len(labels)} labels. Expected {sizes[0]}, one an input"
         raise ValueError(msg)
-    height = min(8.0, max(3.6, 0.16 * max(sizes)))
+    height = min(5.5, max(3.6, 0.16 * max(sizes)))
     axes = two_axes(axes, 10.0, height, ncols=2)
-    largest = max(float(one.loc.abs().max()) for one in chosen) or 1.0
+    largest = [float(one.loc.abs().max()) or 1.0 for one in chosen]
     before = [(one.loc, one.alive) for one in chosen]
     after = [(one.after, one.kept) for one in chosen]
     for ax, when, layers in zip(axes, ("before", "after"), (before, after), strict=True):
@@ -108,7 +108,7 @@ def _draw(
     ax: Axes,
     layers: list[tuple[Tensor, Tensor]],
     sizes: list[int],
-    largest: float,
+    largest: list[float],
     labels: Sequence[str] | None,
 ) -> None:
     heights = [np.linspace(1, 0, size + 2)[1:-1] for size in sizes]
@@ -117,7 +117,7 @@ def _draw(
             out, source = ((loc.sign() == sign) & kept).nonzero().T.numpy()
             ends = np.stack([heights[place][source], heights[place + 1][out]], -1)
             lines = np.stack([np.broadcast_to([place, place + 1.0], ends.shape), ends], -1)
-            size = loc[out, source].abs().numpy() / largest
+            size = loc[out, source].abs().numpy() / largest[place]
             edges = LineCollection(
                 list(lines),
                 colors=color,
