@@ -42,7 +42,7 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
     >>> from pyro_bmr.reporting.summaries import SiteSummary
     >>> sites = (SiteSummary("w", (4,), 1, -2.5), SiteSummary("b", (2,), 2, 0.0))
     >>> ax = plot_delta_f(Reduction(None, None, {}, {}, sites))
-    >>> [bar.get_width() for bar in ax.patches]
+    >>> [float(bar.get_width()) for bar in ax.patches]
     [-2.5, 0.0]
     """  # noqa: DOC502
     check_reduction(result)

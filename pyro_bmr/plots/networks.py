@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, text_color, two_axes
@@ -122,13 +123,12 @@ def _draw(
         order = np.abs(weight).argsort()
         ends = np.stack([heights[place][source], heights[place + 1][out]], -1)[order]
         size, negative = np.abs(weight)[order], weight[order] < 0
-        faint = min(0.25, 100 / max(1, kept.numel()))
+        opacity = np.clip(min(0.25, 100 / max(1, kept.numel())) + size**1.5, 0, 0.9)
         edges = LineCollection(
             list(np.stack([np.broadcast_to([place, place + 1.0], ends.shape), ends], -1)),
-            colors=np.where(negative, VERMILION, BLUE),
+            colors=to_rgba_array(list(np.where(negative, VERMILION, BLUE)), opacity),
             linestyles=[(0, (4, 1.5)) if dashed else "-" for dashed in negative],
             linewidths=0.3 + 2.5 * size,
-            alpha=np.clip(faint + size**1.5, 0, 0.9),
             zorder=1,
         )
         ax.add_collection(edges)
