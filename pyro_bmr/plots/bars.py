@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes, text_color
+from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes, signed, text_color
 from pyro_bmr.plots.posteriors import check_reduction
 from pyro_bmr.reduction import Reduction
 
@@ -14,7 +14,7 @@ from pyro_bmr.reduction import Reduction
 def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = None) -> Axes:
     r"""Draw the part of each site, or of each layer of groups, in the joint ΔF, in nats.
 
-    The parts of the sites add up to the whole. Sites left whole have no bar but the reason.
+    The parts add up to the whole. Sites left whole have no bar but the reason.
 
     Parameters
     ----------
@@ -42,12 +42,13 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
     >>> from pyro_bmr.reporting.summaries import SiteSummary
     >>> sites = (SiteSummary("w", (4,), 1, -2.5), SiteSummary("b", (2,), 2, 0.0))
     >>> ax = plot_delta_f(Reduction(None, None, {}, {}, sites))
-    >>> [bar.get_width() for bar in ax.patches]
+    >>> [float(bar.get_width()) for bar in ax.patches]
     [-2.5, 0.0]
     """  # noqa: DOC502
     check_reduction(result)
     rows = _list_rows(result, by)
-    ax = one_axes(ax, 7.5, 1.3 + 0.34 * len(rows))
+    longest = max(len(row.name) for row in rows)
+    ax = one_axes(ax, 6.0 + 0.09 * longest, 1.3 + 0.34 * len(rows))
     places = range(len(rows))
     values = [row.delta_f for row in rows]
     colors = [VERMILION if value > 0 else BLUE for value in values]
@@ -69,6 +70,8 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
         )
     width = (high - low) or 1.0
     ax.set_xlim(low - (0.9 if high > 0 else 0.05) * width, high + 0.9 * width)
+    ax.set_xticks([tick for tick in ax.get_xticks() if low <= tick <= high])
+    ax.set_xlim(low - (0.9 if high > 0 else 0.05) * width, high + 0.9 * width)
     ax.axvline(0, color=text_color(), linewidth=0.8)
     ax.set_yticks(places, [row.name for row in rows])
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):
@@ -77,7 +80,7 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel("ΔF (nats); negative is better")
     ax.set_title(
-        f"ΔF = {result.delta_f:+,.2f} nats in all, {result.sparsity:.1%} pruned", loc="left"
+        f"ΔF = {signed(result.delta_f)} nats in all, {result.sparsity:.1%} pruned", loc="left"
     )
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
@@ -112,26 +115,30 @@ def _site_rows(result: Reduction) -> list[_Row]:
         gone = site.total - site.kept
         whole = site.note.startswith("not reduced")
         shrunk = f", {site.shrunk:,} shrunk" if site.shrunk else ""
-        text = f"{site.delta_f:+,.2f}   {_count(gone, site.total)}{shrunk}"
+        text = f"{signed(site.delta_f)}   {_count(gone, site.total)}{shrunk}"
         rows.append(_Row(site.name, site.delta_f, _shortened(site.note) if whole else text, whole))
     return rows
 
 
 def _layer_rows(result: Reduction) -> list[_Row]:
-    return [
+    rows = [
         _Row(
             layer.name,
             layer.delta_f,
-            f"{layer.delta_f:+,.2f}   {_count(layer.groups - layer.kept, layer.groups)} "
+            f"{signed(layer.delta_f)}   {_count(layer.groups - layer.kept, layer.groups)} "
             f"{layer.kind}s",
         )
         for layer in result.layers
     ]
+    rest = result.delta_f - sum(layer.delta_f for layer in result.layers)
+    if rows and abs(rest) >= 0.005:
+        rows.append(_Row("elements by themselves", rest, signed(rest)))
+    return rows
 
 
 def _count(gone: int, total: int) -> str:
     return f"pruned {gone:,} of {total:,}"
 
 
-def _shortened(note: str, longest: int = 60) -> str:
+def _shortened(note: str, longest: int = 44) -> str:
     return note if len(note) <= longest else f"{note[: longest - 1].rstrip()}…"

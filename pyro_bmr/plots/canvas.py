@@ -78,6 +78,28 @@ def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarr
     return pair
 
 
+def signed(value: float) -> str:
+    """Write ΔF with its sign.
+
+    Parameters
+    ----------
+    value : float
+        In nats.
+
+    Returns
+    -------
+    str
+        With a minus of the width of a plus.
+
+    Examples
+    --------
+    >>> signed(-1234.5)
+    '−1,234.50'
+    """
+    digits = 2 if abs(value) < 1e5 else 0
+    return f"{value:+,.{digits}f}".replace("-", "−")
+
+
 def text_color() -> Any:
     """Return the colour of text, which stands out from the background in every style.
 

@@ -163,10 +163,11 @@ def _draw_points(ax: Axes, loc: Tensor, scale: Tensor, kept: Tensor) -> None:
 def _draw_line(ax: Axes, scale: Tensor, loc: Callable[[Tensor], Tensor], label: str) -> None:
     """Draw a line that is symmetric in the mean."""
     right = loc(scale)
+    gap = [] if right[-1] == 0 else [torch.full_like(right[:1], torch.nan)]
     style = {"color": text_color()} | _STYLES[label.split()[0]]
     ax.plot(
-        torch.cat([-right, right.flip(0)]),
-        torch.cat([scale, scale.flip(0)]),
+        torch.cat([-right, *gap, right.flip(0)]),
+        torch.cat([scale, *gap, scale.flip(0)]),
         label=label,
         zorder=3,
         **style,

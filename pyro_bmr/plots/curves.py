@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import matplotlib.ticker as ticks
-from matplotlib.axes import Axes
+import math
+from collections.abc import Sequence
+from typing import Any
 
-from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, text_color
-from pyro_bmr.pruning import Pruning
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from pyro_bmr.plots.canvas import (
+    BLUE,
+    GREY,
+    SMALL,
+    VERMILION,
+    one_axes,
+    signed,
+    text_color,
+    two_axes,
+)
+from pyro_bmr.pruning import Pruning, Round
 from pyro_bmr.sparsities import Sparsities
 
 
 def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
     """Draw ΔF against the pruned fraction, as predicted and as realised.
 
-    The axis of ΔF is linear as far as pruning gains, and logarithmic above and below.
+    Where ΔF grows far beyond what pruning gains, its axis is logarithmic there.
 
     Parameters
     ----------
@@ -68,15 +82,18 @@ def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
         color=text_color(),
         markersize=12,
         zorder=4,
-        label=f"where the evidence stops: {stop.sparsity:.1%}, ΔF = {stop.predicted:+,.1f} nats",
+        label=f"where the evidence stops: {stop.sparsity:.1%}, ΔF = {signed(stop.predicted)} nats",
     )
     values = [value for point in rows for value in (point.predicted, point.realised)]
-    lowest = min(values)
-    linear = abs(lowest) if lowest < 0 else max(1.0, max(values) / 100)
-    ax.set_yscale("symlog", linthresh=linear, linscale=2)
-    ax.set_ylim(min(1.25 * lowest, -0.1 * linear), max(2 * max(values), 0.3 * linear))
-    _label_symlog(ax, linear)
-    ax.set(xlabel="pruned (%)", ylabel=f"ΔF (nats), linear within ±{_short(linear)}")
+    lowest, highest = min(0.0, *values), max(0.0, *values)
+    note = ""
+    if highest > max(20.0, -4 * lowest):
+        linear = _round_up(max(-lowest or highest / 100, highest / 1e6))
+        ax.set_yscale("symlog", linthresh=linear, linscale=2)
+        ax.set_ylim(min(1.25 * lowest, -0.1 * linear), 2 * highest)
+        _label_symlog(ax, linear)
+        note = f", linear within ±{linear:,g}"
+    ax.set(xlabel="pruned (%)", ylabel=f"ΔF (nats){note}")
     ax.set_xlim(-2, 102)
     ax.set_title(
         f"full model: F = {sparsities.free_energy:,.1f} ± {sparsities.free_energy_error:.1f} nats",
@@ -86,23 +103,21 @@ def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_rounds(pruning: Pruning, ax: Axes | None = None) -> Axes:
-    """Draw the free energy of `prune`, round by round.
-
-    Each round has a point for the free energy after training, and, on the way to it, what its
-    reduction was predicted to lead to and what it led to before training.
+def plot_rounds(pruning: Pruning, axes: Any = None) -> np.ndarray:
+    """Draw the free energy of `prune` round by round, and what its reductions did.
 
     Parameters
     ----------
     pruning : Pruning
         What `prune` returned.
-    ax : Axes, optional
-        To draw on; of a new figure otherwise.
+    axes : sequence of Axes, optional
+        A pair to draw on; of a new figure otherwise.
 
     Returns
     -------
-    Axes
-        In nats; error bars are two standard errors.
+    ndarray of Axes
+        The free energy after the training of each round, and ΔF of its reduction before that, as
+        predicted and as realised. In nats; error bars are two standard errors.
 
     Raises
     ------
@@ -115,8 +130,9 @@ def plot_rounds(pruning: Pruning, ax: Axes | None = None) -> Axes:
     --------
     >>> from pyro_bmr.pruning import Round
     >>> rounds = (Round(0, 0.0, 0.0, 0.0, 0.0, 9.0, 0.1), Round(1, 0.5, -2.0, -1.9, 0.1, 6.0, 0.1))
-    >>> plot_rounds(Pruning(None, rounds, 1)).get_ylabel()
-    'free energy F (nats)'
+    >>> energies, changes = plot_rounds(Pruning(None, rounds, 1))
+    >>> energies.get_ylabel(), changes.get_ylabel()
+    ('F after training (nats)', 'ΔF (nats)')
     """
     if not isinstance(pruning, Pruning):
         msg = f"got a {type(pruning).__name__}. Expected what pyro_bmr.prune() returned"
@@ -125,67 +141,86 @@ def plot_rounds(pruning: Pruning, ax: Axes | None = None) -> Axes:
     if not rounds:
         msg = "got a Pruning without rounds. Expected what pyro_bmr.prune() returned"
         raise ValueError(msg)
-    ax = one_axes(ax, max(5.5, min(11.0, 2.5 + 0.9 * len(rounds))), 4.0)
-    before = [r.free_energy for r in rounds[:-1]]
-    later = rounds[1:]
-    between = [r.index - 0.5 for r in later]
-    after = [f + r.realised for f, r in zip(before, later, strict=True)]
-    path_x, path_y = [float(rounds[0].index)], [rounds[0].free_energy]
-    for x, y, r in zip(between, after, later, strict=True):
-        path_x += [x, r.index]
-        path_y += [y, r.free_energy]
-    ax.plot(path_x, path_y, color=GREY, linewidth=1, zorder=1)
-    ax.plot(
-        between,
-        [f + r.predicted for f, r in zip(before, later, strict=True)],
-        "s",
-        color=VERMILION,
-        markerfacecolor="none",
-        markersize=9,
-        label="reduced: predicted",
-    )
-    errors = [2 * r.realised_error for r in later]
-    ax.errorbar(between, after, errors, fmt="^", color=GREEN, capsize=3, label="reduced: realised")
+    width = max(5.5, min(10.0, 2.5 + 0.7 * len(rounds)))
+    axes = two_axes(axes, width, 5.0, nrows=2, sharex=True)
+    _draw_energies(axes[0], rounds, rounds[pruning.kept_round])
+    _draw_changes(axes[1], rounds[1:])
+    shown = rounds[:: len(rounds) // 12 + 1]
+    ticks = [r.index for r in shown]
+    axes[1].set_xticks(ticks, [f"{r.index}\n{100 * r.sparsity:.1f}" for r in shown])
+    axes[1].set_xlabel("round, and how much is pruned by then (%)")
+    return axes
+
+
+def _draw_energies(ax: Axes, rounds: Sequence[Round], kept: Round) -> None:
     ax.errorbar(
         [r.index for r in rounds],
         [r.free_energy for r in rounds],
         [2 * r.free_energy_error for r in rounds],
-        fmt="o",
+        fmt="o-",
         color=BLUE,
         capsize=3,
-        label="trained",
     )
-    kept = rounds[pruning.kept_round]
     ax.plot(
         [kept.index],
         [kept.free_energy],
         "o",
         color=text_color(),
         markerfacecolor="none",
-        markersize=14,
+        markersize=13,
         markeredgewidth=1.6,
-        label=f"kept: {kept.sparsity:.1%}, F = {kept.free_energy:,.1f} nats",
+        label=f"kept: {kept.sparsity:.1%} pruned, F = {kept.free_energy:,.1f} nats",
     )
-    shown = rounds[:: max(1, len(rounds) // 10)]
-    ax.set_xticks([r.index for r in shown], [f"{r.index}\n{100 * r.sparsity:.1f}" for r in shown])
-    ax.set(xlabel="round, and how much is pruned after it (%)", ylabel="free energy F (nats)")
-    ax.set_title("train, reduce, train what remains", loc="left")
+    ax.set_ylabel("F after training (nats)")
     ax.legend(fontsize=SMALL)
-    return ax
+
+
+def _draw_changes(ax: Axes, rounds: Sequence[Round]) -> None:
+    index = [r.index for r in rounds]
+    predicted, realised = [r.predicted for r in rounds], [r.realised for r in rounds]
+    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.plot(
+        index,
+        predicted,
+        "s",
+        color=VERMILION,
+        markerfacecolor="none",
+        markersize=9,
+        label="predicted",
+    )
+    errors = [2 * r.realised_error for r in rounds]
+    ax.errorbar(index, realised, errors, fmt="o", color=BLUE, capsize=3, label="realised")
+    note = ""
+    sizes = [abs(value) for value in (*predicted, *realised)]
+    if sizes and max(sizes) > 20:
+        ax.set_yscale("symlog", linthresh=1)
+        low, high = min(-1.5, *predicted, *realised), max(1.5, *predicted, *realised)
+        ax.set_ylim(2 * low, 2 * high)
+        _label_symlog(ax, 1.0)
+        note = ", linear within ±1"
+    ax.set_ylabel(f"ΔF (nats){note}")
+    ax.legend(fontsize=SMALL)
 
 
 def _label_symlog(ax: Axes, linear: float) -> None:
-    """Ticks of a symlog axis: some in the linear part, and the decades beyond."""
-    inside = [-linear, -linear / 2, 0, linear / 2, linear]
+    """Ticks of a symlog axis: some in the linear part, and decades beyond, not too many."""
     low, high = ax.get_ylim()
-    beyond, value = [], 10 * linear
-    while value < high:
-        beyond.append(value)
-        value *= 10
-    ax.yaxis.set_major_locator(ticks.FixedLocator([t for t in inside if t >= low] + beyond))
-    ax.yaxis.set_major_formatter(ticks.FuncFormatter(lambda value, _: _short(value)))
-    ax.yaxis.set_minor_locator(ticks.NullLocator())
+    decades = [linear * 10**power for power in range(16) if linear * 10**power < max(-low, high)]
+    decades = decades[:: len(decades) // 6 + 1]
+    inside = [-linear / 2, 0, linear / 2] if -low < 10 * linear else [0]
+    shown = sorted(t for t in [*(-t for t in decades), *inside, *decades] if low <= t <= high)
+    ax.yaxis.set_major_locator(FixedLocator(shown))
+    ax.yaxis.set_major_formatter(FuncFormatter(_write_tick))
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _short(value: float) -> str:
-    return f"{value:,.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):,.0f}"
+def _write_tick(value: float, _: Any) -> str:
+    if abs(value) >= 1e6:
+        return f"{value:.0e}".replace("-", "−").replace("e+0", "e")
+    return f"{value:,g}".replace("-", "−")
+
+
+def _round_up(value: float) -> float:
+    decade = 10.0 ** math.floor(math.log10(value))
+    steps = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    return next((decade * step for step in steps if decade * step >= value), 10 * decade)

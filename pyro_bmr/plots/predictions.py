@@ -26,7 +26,7 @@ def plot_predictions(
     site: str | None = None,
     along: Any = None,
     data: tuple[Any, Any] | None = None,
-    num_samples: int = 300,
+    num_samples: int = 500,
     seed: int = 0,
     kwargs: Mapping[str, Any] | None = None,
     ax: Axes | None = None,
