@@ -275,6 +275,21 @@ class Pruning:
         """
         return pd.DataFrame([asdict(r) for r in self.rounds]).set_index("index")
 
+    def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw from the kept state, for ArviZ; see `pyro_bmr.Reduction.to_arviz`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As there.
+
+        Returns
+        -------
+        InferenceData or DataTree
+            The group ``bmr`` is of the last reduction, after which the guide was trained.
+        """
+        return self.reduction.to_arviz(*args, **kwargs)
+
     def __rich__(self) -> Table:
         table = Table(title=self._title(), title_justify="left")
         for column in ("round", "pruned", "ΔF predicted", "ΔF realised", "F after training"):
@@ -331,7 +346,10 @@ class _Program:
     def draws(self, reduction: Reduction, couplings: Mapping[str, Coupling]) -> Tensor:
         """Measure F, always with the same random numbers, so that differences have less noise."""
         pair = reduction.model, reduction.guide
-        return common_draws(*pair, self.args, self.kwargs, self.num_samples, couplings=couplings)
+        complexity, accuracy = common_draws(
+            *pair, self.args, self.kwargs, self.num_samples, couplings=couplings
+        )
+        return complexity - accuracy
 
     def measured(
         self,

@@ -17,6 +17,7 @@ from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.decision import Decision, decide
 from pyro_bmr.diagnostics.audit import Audit, run_audit
 from pyro_bmr.diagnostics.refits import Refit
+from pyro_bmr.diagnostics.viewable import Viewable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.portable import Portable
@@ -161,7 +162,7 @@ def reduce(
 
 
 @dataclass(frozen=True, eq=False)
-class Reduction(Portable):
+class Reduction(Portable, Viewable):
     """A pruned model and guide, and what was found on the way.
 
     Parameters
