@@ -15,7 +15,14 @@ from torch.distributions import constraints
 
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.predictive.batches import LargestTensor, evaluate
-from pyro_bmr.predictive.sites import SiteKinds, check_whole, describe, read_axes, sort_sites
+from pyro_bmr.predictive.sites import (
+    SiteKinds,
+    check_whole,
+    describe,
+    read_axes,
+    read_values,
+    sort_sites,
+)
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.handlers import ValueMessenger
 
@@ -108,7 +115,7 @@ def draw(
             kinds = sort_sites(first, held.keys())
             _check(kinds, first, held)
             values = evaluate(
-                lambda _: {name: run_guide().nodes[name]["value"] for name in kinds.latent},
+                lambda _: read_values(run_guide(), kinds.latent),
                 {"draw": torch.arange(num_samples)},
                 largest=sum(held[name].numel() for name in kinds.latent),
                 seed=seed,
@@ -227,7 +234,7 @@ def _check(kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor]) -> None:
 def _read(trace: Trace, kinds: SiteKinds, changed: list[str]) -> dict[str, Tensor]:
     """Take from a run of the model what is wanted of each draw."""
     nodes = trace.nodes
-    found = {n: nodes[n]["value"] for n in (*changed, *kinds.deterministic, *kinds.predicted)}
+    found = read_values(trace, (*changed, *kinds.deterministic, *kinds.predicted))
     for name in kinds.observed:
         node = nodes[name]
         what = describe(node["fn"], node["value"], node["mask"])

@@ -139,6 +139,29 @@ def read_axes(node: Mapping[str, Any]) -> tuple[str | None, ...]:
     return tuple(axes)
 
 
+def read_values(trace: Trace, sites: Collection[str]) -> dict[str, Tensor]:
+    """Take values from a trace.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of a model or a guide.
+    sites : collection of str
+        Those wanted.
+
+    Returns
+    -------
+    dict of Tensor
+        By site.
+
+    Examples
+    --------
+    >>> read_values(Trace(), [])
+    {}
+    """
+    return {name: trace.nodes[name]["value"] for name in sites}
+
+
 def describe(fn: Any, value: Tensor, mask: Any) -> dict[str, Tensor]:
     """Say what a distribution tells of an observation.
 
