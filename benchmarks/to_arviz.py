@@ -1,7 +1,7 @@
 """What `to_arviz` takes: 1,000 draws of networks of up to 100,000 weights.
 
-Run with ``python benchmarks/to_arviz.py``; writes ``benchmarks/to_arviz.csv`` and fails if a bound is
-missed: with the largest network less than 10 seconds and 2 GiB.
+Run with ``python benchmarks/to_arviz.py``; writes ``benchmarks/to_arviz.csv`` and fails if a bound
+is missed: with the largest network less than 10 seconds and 2 GiB.
 
 Each network has two hidden layers, a mean-field normal posterior and 300 data, and is measured in
 a process of its own. The time is that of the call of `to_arviz`, with all groups, the prior too,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -202,7 +203,7 @@ def _values(trace: Trace) -> dict[str, Tensor]:
     return {
         name: node["value"]
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not node["is_observed"]
+        if node["type"] == "sample" and not (node["is_observed"] or site_is_subsample(node))
     }
 
 
