@@ -263,7 +263,8 @@ class Audit:
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{note}</p>" for note in self.notes)
-        return f"<p>{self._title}</p>{self.summary().round(3).to_html()}{notes}"
+        shown = self.summary().drop(columns=["excess", "bound"]).round(2)
+        return f"<p>{self._title}</p>{shown.to_html()}{notes}"
 
     @property
     def _all(self) -> tuple[Check, ...]:

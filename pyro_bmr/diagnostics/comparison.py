@@ -200,29 +200,31 @@ class Comparison:
         }
 
     def __rich__(self) -> Group:
-        first, *others = self.scores
-        notes = [
-            f"{name}: {count} data with a high Pareto k, so that elpd_loo is not to be trusted"
-            for name, count in self.bad_k.items()
-            if count
-        ]
-        tables = [_draw(self.scores, self._title, "\n".join(notes))]
-        if others:
-            tables.append(_draw(self._differences, f"difference from {first}", sign="+"))
-        return Group(*tables)
+        tables = [_draw(title, cells) for title, cells in self._tables.items()]
+        return Group(*tables, *self._notes)
 
     def __str__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:
-        frames = {self._title: self.summary()}
-        if len(self.scores) > 1:
-            frames[f"difference from {next(iter(self.scores))}"] = self.differences()
-        return "".join(f"<p>{t}</p>{frame.round(4).T.to_html()}" for t, frame in frames.items())
+        tables = (f"<p>{title}</p>{cells.to_html()}" for title, cells in self._tables.items())
+        return "".join(tables) + "".join(f"<p>{note}</p>" for note in self._notes)
 
     @property
-    def _title(self) -> str:
-        return f"predictions of {self.predicted} data"
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        tables = {f"predictions of {self.predicted} data": _write(self.scores)}
+        if len(self.scores) > 1:
+            title = f"difference from {next(iter(self.scores))}"
+            tables[title] = _write(self._differences, sign="+")
+        return tables
+
+    @property
+    def _notes(self) -> list[str]:
+        return [
+            f"{name}: do not trust elpd_loo, Pareto k is high for {count:,} data"
+            for name, count in self.bad_k.items()
+            if count
+        ]
 
 
 # By score: what to call it in a table, and what is better.
@@ -238,6 +240,8 @@ _LABELS = {
     "brier": "Brier score ↓",
     "ece": "ECE, 15 bins ↓",
 }
+# Those that grow with the data.
+_TOTALS = {"free_energy", "complexity", "accuracy", "elpd_loo"}
 
 
 def _read_pair(name: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -288,21 +292,27 @@ def _frame(scores: Mapping[str, Mapping[str, Score]]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
-def _draw(
-    scores: Mapping[str, Mapping[str, Score]], title: str, caption: str = "", sign: str = ""
-) -> Table:
-    table = Table("", title=title, title_justify="left", caption=caption or None)
-    table.caption_justify = "left"
-    for name in scores:
-        table.add_column(name, justify="right")
+def _write(scores: Mapping[str, Mapping[str, Score]], sign: str = "") -> pd.DataFrame:
+    """Write each score with its error, a column a model."""
     present = [key for key in _LABELS if any(key in mine for mine in scores.values())]
-    for key in present:
-        digits = 2 if key in {"free_energy", "complexity", "accuracy", "elpd_loo"} else 4
-        cells = (
-            f"{mine[key].value:{sign}.{digits}f} ± {mine[key].error:.{digits}f}"
-            if key in mine
-            else ""
-            for mine in scores.values()
-        )
-        table.add_row(_LABELS[key], *cells)
+
+    def write(score: Score | None, digits: int) -> str:
+        if score is None:
+            return ""
+        return f"{score.value:{sign}.{digits}f} ± {score.error:.{digits}f}"
+
+    digits = {key: 2 if key in _TOTALS else 4 for key in present}
+    cells = {
+        name: [write(mine.get(key), digits[key]) for key in present]
+        for name, mine in scores.items()
+    }
+    return pd.DataFrame(cells, index=[_LABELS[key] for key in present])
+
+
+def _draw(title: str, cells: pd.DataFrame) -> Table:
+    table = Table("", title=title, title_justify="left")
+    for name in cells:
+        table.add_column(str(name), justify="right")
+    for label, row in cells.iterrows():
+        table.add_row(str(label), *row)
     return table
