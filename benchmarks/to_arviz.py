@@ -6,9 +6,9 @@ is missed: with the largest network less than 10 seconds and 2 GiB.
 Each network has two hidden layers, a mean-field normal posterior and 300 data, and is measured in
 a process of its own. The time is that of the call of `to_arviz`, with all groups, the prior too,
 and the import of ArviZ in it. The memory is the peak resident set size of the whole process, with
-Python, torch and ArviZ; CPU seconds, of all cores together, are of the same call, and tell how
-long it takes where others use the machine too. The draws of posterior and prior alone are 4 bytes for each draw and
-weight, twice.
+Python, torch and ArviZ; the draws of posterior and prior alone are 4 bytes for each draw and
+weight, twice. CPU seconds are of the same call and of all cores together: they hold where others
+use the machine too.
 """
 
 from __future__ import annotations
