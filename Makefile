@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test notebooks lint benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pyro_bmr demo
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
-	$(BIN)/python -m pytest --nbmake notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --nbmake notebooks
+
+# Executes them in place, so that what they show comes from this command.
+notebooks: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

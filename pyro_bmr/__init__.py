@@ -3,6 +3,9 @@
 from pyro_bmr.averaging import Average, average
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.costs import Cost, Costs, measure_costs
+from pyro_bmr.diagnostics.arviz_data import to_arviz
+from pyro_bmr.diagnostics.audit import Audit, Check
+from pyro_bmr.diagnostics.comparison import Comparison, compare
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
 from pyro_bmr.export import apply_masks, to_module
@@ -20,6 +23,14 @@ from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
 from pyro_bmr.onnx_files import export_onnx
+from pyro_bmr.plots.bars import plot_delta_f
+from pyro_bmr.plots.criteria import plot_criteria
+from pyro_bmr.plots.curves import plot_rounds, plot_sparsities
+from pyro_bmr.plots.densities import plot_element
+from pyro_bmr.plots.matrices import plot_weights
+from pyro_bmr.plots.networks import plot_network
+from pyro_bmr.plots.predictions import plot_predictions
+from pyro_bmr.plots.reliability import plot_reliability
 from pyro_bmr.priors.families import log_density_at_zero
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Site
@@ -38,16 +49,20 @@ from pyro_bmr.selection.selections import (
     spr,
     top_k,
 )
+from pyro_bmr.sparsities import Sparsities, Sparsity, measure_sparsities
 from pyro_bmr.training import fit
 from pyro_bmr.tuning import TunedPrior, tune_prior
 from pyro_bmr.uncertainty.averaged_guide import AveragedGuide
 from pyro_bmr.uncertainty.occam_window import Window
 
 __all__ = [
+    "Audit",
     "AutoGamma",
     "Average",
     "AveragedGuide",
+    "Check",
     "Compaction",
+    "Comparison",
     "Cost",
     "Costs",
     "Dense",
@@ -70,6 +85,8 @@ __all__ = [
     "Round",
     "Scores",
     "Site",
+    "Sparsities",
+    "Sparsity",
     "Spike",
     "TunedPrior",
     "Window",
@@ -79,6 +96,7 @@ __all__ = [
     "by_blocks",
     "by_evidence",
     "channels",
+    "compare",
     "delta_f",
     "delta_f_of_all_subsets",
     "elements",
@@ -95,7 +113,17 @@ __all__ = [
     "magnitude",
     "mean_field",
     "measure_costs",
+    "measure_sparsities",
     "normal",
+    "plot_criteria",
+    "plot_delta_f",
+    "plot_element",
+    "plot_network",
+    "plot_predictions",
+    "plot_reliability",
+    "plot_rounds",
+    "plot_sparsities",
+    "plot_weights",
     "presence",
     "prune",
     "random",
@@ -104,6 +132,7 @@ __all__ = [
     "reduced_posterior",
     "snr",
     "spr",
+    "to_arviz",
     "to_module",
     "top_k",
     "tune_prior",

@@ -15,6 +15,8 @@ from torch import Tensor
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.decision import Decision, decide
+from pyro_bmr.diagnostics.auditable import Auditable
+from pyro_bmr.diagnostics.viewable import Viewable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.portable import Portable
@@ -140,7 +142,8 @@ def reduce(
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
     find_structure = cache(partial(read_structure, problem, spiked))
     chosen, stages = run_stages(scores, groupings, select, find_structure)
-    decision = decide(problem.origin, scores.factors, chosen, spiked)
+    structure = find_structure() if find_structure.cache_info().currsize else None
+    decision = decide(problem.origin, scores.factors, chosen, spiked, structure)
     remaining = decision.remaining()
     model, guide, masks = decision.assemble(remaining)
     rows = summarize(scores, chosen, remaining, problem.reasons, sum_released(stages))
@@ -158,7 +161,7 @@ def reduce(
 
 
 @dataclass(frozen=True, eq=False)
-class Reduction(Portable):
+class Reduction(Auditable, Portable, Viewable):
     """A pruned model and guide, and what was found on the way.
 
     Parameters

@@ -1,0 +1,51 @@
+"""What a reduction can do to be checked against the data."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any
+
+from pyro_bmr.decision import Decision
+from pyro_bmr.diagnostics.audit import Audit, run_audit
+from pyro_bmr.diagnostics.refits import Refit
+from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.reporting.summaries import SiteSummary
+
+
+class Auditable(ABC):
+    """A pruned model with its guide, what they were decided on, and what was predicted."""
+
+    model: PrunedModel
+    guide: PrunedGuide
+    sites: tuple[SiteSummary, ...]
+    decision: Decision | None
+
+    def audit(
+        self,
+        *args: Any,
+        num_samples: int = 100,
+        refit: Refit | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> Audit:
+        """Measure whether what was predicted comes true; see `pyro_bmr.diagnostics.audit`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of the model: all of the data.
+        num_samples, refit, seed, progress
+            As of `run_audit`; for instance ``refit=lambda model, guide: pyro_bmr.fit(model, guide,
+            x, y, num_epochs=50)``, which is given copies.
+
+        Returns
+        -------
+        Audit
+            Predicted and realised ΔF, with a verdict in words, in total and a site.
+        """
+        predicted = {site.name: site.delta_f for site in self.sites}
+        options: dict[str, Any] = {"num_samples": num_samples, "refit": refit, "seed": seed}
+        pair = self.model, self.guide
+        return run_audit(self.decision, pair, predicted, args, kwargs, progress=progress, **options)
