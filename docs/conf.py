@@ -5,7 +5,7 @@ other by the same paths here, on the site, and where the repository is browsed.
 """
 
 import sys
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 project = "pyro-bmr"
 author = "The pyro-bmr developers"
 copyright = author  # noqa: A001
-release = version("pyro-bmr")
+release = metadata.version("pyro-bmr")
 
 extensions = [
     "mathml",

@@ -215,7 +215,7 @@ class Reduction(Portable):
         r"""By reducible site, how many elements have :math:`|\Delta F| < 0.05` nats.
 
         As a rule because the data say nothing about them, so that the sign is noise; see
-        `pyro_bmr.reporting.flags`.
+        ``pyro_bmr.reporting.flags``.
         """
         return {
             site.name: count_undecided(self.scores[site.name], site.pruned_before)
@@ -236,7 +236,7 @@ class Reduction(Portable):
         DataFrame
             Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``shrunk`` if
             any element was, ``delta_f`` (nats), ``undecided``, ``wide``, ``unscored`` (how many
-            elements to doubt, see `undecided` and `SiteSummary`) and ``note``.
+            elements to doubt, see ``undecided`` and ``sites``) and ``note``.
         """
         rows = [
             {
@@ -268,7 +268,7 @@ class Reduction(Portable):
         return frame_layers(self.layers)
 
     def compact(self, *args: Any, inputs: bool = False, **kwargs: Any) -> Compaction:
-        """Cut out the units that nothing needs; see `pyro_bmr.compaction.compact`.
+        """Cut out the units that nothing needs; and nothing changes: the same program, smaller.
 
         Parameters
         ----------

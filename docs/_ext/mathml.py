@@ -4,7 +4,7 @@ A formula that cannot be converted is a warning, and so an error of the build.
 """
 
 from docutils import nodes
-from docutils.utils.math import MathError, wrap_math_code
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
@@ -32,7 +32,7 @@ def visit_math_block(writer, node):
 def convert(node, *, as_block):
     """Return MathML, or warn."""
     try:
-        return tex2mathml(wrap_math_code(node.astext(), as_block), as_block)
+        return tex2mathml(node.astext().strip(), as_block)
     except MathError as error:
         logger.warning("cannot render %s: %s", node.astext(), error, location=node)
         return ""
