@@ -46,6 +46,8 @@ add_module_names = False
 
 html_theme = "furo"
 html_title = "pyro-bmr"
+pygments_style = "github-light-colorblind"
+pygments_dark_style = "github-dark-colorblind"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

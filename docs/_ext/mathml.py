@@ -3,12 +3,21 @@
 A formula that cannot be converted is a warning, and so an error of the build.
 """
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
+
+# LaTeX takes one digit, the converter takes the number: it would make 12 / x of \tfrac12 x.
+AMBIGUOUS = re.compile(r"(frac\s*\d|[\^_]\d\d)")
+
+# Between a function and its argument, unless that stands in brackets.
+APPLIED = re.compile(r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>[(\[])")
+SPACE = '<mspace width="0.167em"/>'
 
 
 def setup(app):
@@ -31,8 +40,11 @@ def visit_math_block(writer, node):
 
 def convert(node, *, as_block):
     """Return MathML, or warn."""
+    formula = node.astext().strip()
+    if AMBIGUOUS.search(formula):
+        logger.warning("put braces around single digits in %s", formula, location=node)
     try:
-        return tex2mathml(node.astext().strip(), as_block)
+        return APPLIED.sub(SPACE, tex2mathml(formula, as_block))
     except MathError as error:
-        logger.warning("cannot render %s: %s", node.astext(), error, location=node)
+        logger.warning("cannot render %s: %s", formula, error, location=node)
         return ""
