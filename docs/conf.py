@@ -37,6 +37,7 @@ nb_execution_mode = "off"
 
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"
 autosummary_generate = False
 numpydoc_show_class_members = False
@@ -46,7 +47,6 @@ add_module_names = False
 
 html_theme = "furo"
 html_title = "pyro-bmr"
-pygments_style = "github-light-colorblind"
 pygments_dark_style = "github-dark-colorblind"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
