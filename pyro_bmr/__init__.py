@@ -3,6 +3,7 @@
 from pyro_bmr.averaging import Average, average
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.costs import Cost, Costs, measure_costs
+from pyro_bmr.diagnostics.arviz_data import to_arviz
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
 from pyro_bmr.export import apply_masks, to_module
@@ -104,6 +105,7 @@ __all__ = [
     "reduced_posterior",
     "snr",
     "spr",
+    "to_arviz",
     "to_module",
     "top_k",
     "tune_prior",

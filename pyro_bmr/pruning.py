@@ -273,6 +273,21 @@ class Pruning:
         """
         return pd.DataFrame([asdict(r) for r in self.rounds]).set_index("index")
 
+    def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw from the kept state, for ArviZ; see `pyro_bmr.Reduction.to_arviz`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As there.
+
+        Returns
+        -------
+        InferenceData or DataTree
+            The group ``bmr`` is of the last reduction, after which the guide was trained.
+        """
+        return self.reduction.to_arviz(*args, **kwargs)
+
     def __rich__(self) -> Table:
         table = Table(title=self._title(), title_justify="left")
         for column in ("round", "pruned", "ΔF predicted", "ΔF realised", "F after training"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.decision import Decision, decide
+from pyro_bmr.diagnostics.viewable import Viewable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.portable import Portable
@@ -158,7 +159,7 @@ def reduce(
 
 
 @dataclass(frozen=True, eq=False)
-class Reduction(Portable):
+class Reduction(Portable, Viewable):
     """A pruned model and guide, and what was found on the way.
 
     Parameters

@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.distributions.constraints import Constraint
 
-from pyro_bmr.estimation.noise import NoiseLevel, ValueMessenger, find_noise, plug_in
+from pyro_bmr.estimation.noise import NoiseLevel, find_noise, plug_in
 from pyro_bmr.estimation.posteriors import SitePosterior, read_posteriors
 from pyro_bmr.moments.propagation import GaussianTensor
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.handlers import ValueMessenger
 
 
 class Estimator(ELBO, ABC):

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from pyro.distributions import Gamma, LogNormal, Normal
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_bmr.estimation.posteriors import SitePosterior
@@ -48,32 +47,6 @@ class NoiseLevel:
     observed: tuple[str, ...]
 
 
-class ValueMessenger(Messenger):
-    """Effect handler that gives latent sites their values.
-
-    Parameters
-    ----------
-    values : mapping
-        By site.
-
-    Examples
-    --------
-    >>> import pyro
-    >>> with ValueMessenger({"w": torch.ones(())}):
-    ...     pyro.sample("w", Normal(0.0, 1.0))
-    tensor(1.)
-    """
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
-
-
 def find_noise(
     run: Callable[[Mapping[str, Tensor]], Trace], posteriors: Mapping[str, SitePosterior]
 ) -> dict[str, NoiseLevel]:
@@ -95,6 +68,7 @@ def find_noise(
     --------
     >>> import pyro
     >>> from pyro import poutine
+    >>> from pyro_bmr.programs.handlers import ValueMessenger
     >>> def model():
     ...     tau = pyro.sample("tau", Gamma(1.0, 1.0))
     ...     pyro.sample("y", Normal(0.0, tau.rsqrt()), obs=torch.tensor(0.5))

@@ -91,7 +91,7 @@ def trace_factors(
             _call("guide", guide, origin)
         return reader
 
-    with dry_run(guide, origin.model), _left_alone(guide, origin.model):
+    with dry_run(guide, origin.model), left_alone(guide, origin.model):
         supports = {} if isinstance(guide, GuideMessenger) else _supports(origin)
         first = run({})
         for name, statement in first.statements.items():
@@ -106,6 +106,66 @@ def trace_factors(
             moved = run({name: first.leaves[name].detach() + step for name, step in steps.items()})
             _check_linear(first, weights, moved, steps)
     return _factors(first.statements, weights)
+
+
+@contextmanager
+def left_alone(guide: Any, model: Any) -> Iterator[None]:
+    """Check that a guide has all its parameters, and put back what it changes of itself.
+
+    Parameters
+    ----------
+    guide : callable
+        It runs inside, in a `pyro_bmr.programs.dry_run.dry_run`.
+    model : callable, optional
+        The model, with which it may share parameters.
+
+    Yields
+    ------
+    None
+        Nothing.
+
+    Raises
+    ------
+    ValueError
+        If parameters were made inside, so that the guide is not a trained one.
+
+    Examples
+    --------
+    >>> with left_alone(lambda: None, None):
+    ...     pass
+    """
+    roots = [*find_modules(guide), *find_modules(model)]
+    modules = [module for root in find_modules(guide) for module in root.modules()]
+    attributes = [dict(vars(module)) for module in modules]
+    contents = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
+    own = {id(p) for root in roots for p in root.parameters()}
+    for root in find_modules(guide):
+        if isinstance(root, PyroModule):
+            for path, parameter in root.named_parameters():
+                check_owned(".".join(filter(None, (root._pyro_name, path))), parameter)
+    stored = set(pyro.get_param_store().keys())
+    try:
+        yield
+        made = [
+            name
+            for name, p in pyro.get_param_store().named_parameters()
+            if name not in stored and id(p) not in own
+        ]
+        made += [n for root in roots for n, p in root.named_parameters() if id(p) not in own]
+    finally:
+        for module, before, inside in zip(modules, attributes, contents, strict=True):
+            for key, content in inside.items():
+                before[key].clear()
+                before[key].update(content)
+            vars(module).clear()
+            vars(module).update(before)
+    if made:
+        msg = (
+            f"the guide has no parameters {sorted(set(made))} before it runs: it was never called, "
+            "or Pyro's param store was cleared since. Expected a trained guide: train it by SVI, "
+            "or load the param store"
+        )
+        raise ValueError(msg)
 
 
 class _Reader(Messenger):
@@ -260,40 +320,3 @@ def _call(what: str, program: Callable[..., Any], origin: Origin) -> None:
             "runs, on the device of the guide"
         )
         raise RuntimeError(msg) from error
-
-
-@contextmanager
-def _left_alone(guide: Any, model: Any) -> Iterator[None]:
-    """Check that a guide has all its parameters, and put back what it changes of itself."""
-    roots = [*find_modules(guide), *find_modules(model)]
-    modules = [module for root in find_modules(guide) for module in root.modules()]
-    attributes = [dict(vars(module)) for module in modules]
-    contents = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
-    own = {id(p) for root in roots for p in root.parameters()}
-    for root in find_modules(guide):
-        if isinstance(root, PyroModule):
-            for path, parameter in root.named_parameters():
-                check_owned(".".join(filter(None, (root._pyro_name, path))), parameter)
-    stored = set(pyro.get_param_store().keys())
-    try:
-        yield
-        made = [
-            name
-            for name, p in pyro.get_param_store().named_parameters()
-            if name not in stored and id(p) not in own
-        ]
-        made += [n for root in roots for n, p in root.named_parameters() if id(p) not in own]
-    finally:
-        for module, before, inside in zip(modules, attributes, contents, strict=True):
-            for key, content in inside.items():
-                before[key].clear()
-                before[key].update(content)
-            vars(module).clear()
-            vars(module).update(before)
-    if made:
-        msg = (
-            f"the guide has no parameters {sorted(set(made))} before it runs: it was never called, "
-            "or Pyro's param store was cleared since. Expected a trained guide: train it by SVI, "
-            "or load the param store"
-        )
-        raise ValueError(msg)

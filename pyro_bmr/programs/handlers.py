@@ -52,6 +52,32 @@ class PruneMessenger(Messenger):
         return pyro.subsample(self.masks[msg["name"]], event_dim=msg["fn"].event_dim)
 
 
+class ValueMessenger(Messenger):
+    """Effect handler that gives latent sites their values.
+
+    Parameters
+    ----------
+    values : mapping
+        By site.
+
+    Examples
+    --------
+    >>> import torch, pyro.distributions as dist
+    >>> with ValueMessenger({"w": torch.ones(())}):
+    ...     pyro.sample("w", dist.Normal(0.0, 1.0))
+    tensor(1.)
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+
 class SiteBuffers(nn.Module):
     """Tensors by site name, which move and are saved with the module that holds them.
 

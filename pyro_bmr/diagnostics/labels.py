@@ -1,0 +1,135 @@
+"""Names for the axes of arrays, and xarray data sets of arrays with such names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+SAMPLE_DIMS = ("chain", "draw")
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """How the axes of variables are called, and what stands along them.
+
+    An axis has the name that the caller gives, else that of its plate, else
+    ``{variable}_dim_{i}``.
+
+    Parameters
+    ----------
+    dims : mapping
+        By variable, names for its axes, the first ones first; None for one that stays as it is.
+    coords : mapping
+        By dimension, a value for each of its indices.
+    variables : collection of str
+        The names of all variables, which no dimension can have.
+
+    Examples
+    --------
+    >>> labels = Labels({"y": [None, "output"]}, {}, {"y"})
+    >>> labels.name_dims("y", ("data", None))
+    ('data', 'output')
+    """
+
+    dims: Mapping[str, Sequence[str | None]]
+    coords: Mapping[str, Any]
+    variables: Collection[str]
+
+    def name_dims(self, variable: str, plates: Sequence[str | None]) -> tuple[str, ...]:
+        """Name the axes of a variable.
+
+        Parameters
+        ----------
+        variable : str
+            Its name.
+        plates : sequence of str
+            By axis, its plate; None for an axis without one.
+
+        Returns
+        -------
+        tuple of str
+            One an axis.
+
+        Raises
+        ------
+        ValueError
+            If the caller names more axes than there are.
+        """
+        given = self.dims.get(variable, ())
+        given = (given,) if isinstance(given, str) else tuple(given)
+        if len(given) > len(plates):
+            msg = (
+                f"got dims={list(given)} for {variable!r}, which has {len(plates)} axes beside "
+                "chain and draw. Expected a name for each, or for the first of them"
+            )
+            raise ValueError(msg)
+        given += (None,) * (len(plates) - len(given))
+        return tuple(
+            name or self._of_plate(plate) or f"{variable}_dim_{i}"
+            for i, (name, plate) in enumerate(zip(given, plates, strict=True))
+        )
+
+    def dataset(
+        self, variables: Mapping[str, tuple[tuple[str, ...], Tensor]], *, drawn: bool = True
+    ) -> xr.Dataset:
+        """Put tensors into a data set, without copies of those on the CPU.
+
+        Parameters
+        ----------
+        variables : mapping
+            By name, the names of the axes and the tensor, with an axis for the draws before them.
+        drawn : bool
+            Whether there is such an axis; it becomes one chain of draws.
+
+        Returns
+        -------
+        Dataset
+            With coordinates for every dimension.
+
+        Raises
+        ------
+        ValueError
+            If two axes of one name differ in size, or from the coordinates.
+        """
+        arrays, sizes = {}, dict[str, int]()
+        for name, (dims, tensor) in variables.items():
+            array = _as_array(tensor)
+            if drawn:
+                dims, array = SAMPLE_DIMS + dims, array[None]
+            for dim, size in zip(dims, array.shape, strict=True):
+                if sizes.setdefault(dim, size) != size:
+                    msg = (
+                        f"the dimension {dim!r} has the size {size} in {name!r} and {sizes[dim]} "
+                        "before. Expected one size: pass dims= other names"
+                    )
+                    raise ValueError(msg)
+            arrays[name] = (dims, array)
+        return xr.Dataset(arrays, {dim: self._along(dim, size) for dim, size in sizes.items()})
+
+    def _along(self, dim: str, size: int) -> Any:
+        values = self.coords.get(dim)
+        if values is None:
+            return np.arange(size)
+        if len(values) != size:
+            msg = (
+                f"got {len(values)} coords for the dimension {dim!r}, which has the size {size}. "
+                "Expected one for each index"
+            )
+            raise ValueError(msg)
+        return _as_array(values) if isinstance(values, Tensor) else np.asarray(values)
+
+    def _of_plate(self, plate: str | None) -> str | None:
+        clash = plate in self.variables or plate in SAMPLE_DIMS
+        return f"{plate}_dim" if clash else plate
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    # NumPy has no bfloat16.
+    known = tensor if not tensor.dtype.is_floating_point or tensor.element_size() > 2 else None
+    return (tensor.float() if known is None else known).numpy()

@@ -1,0 +1,1 @@
+"""Draws of a model and its guide, many at once."""

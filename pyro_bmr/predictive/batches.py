@@ -1,0 +1,160 @@
+"""A function of one draw, evaluated at all draws at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+Tensors = dict[str, Tensor]
+
+
+def evaluate(
+    function: Callable[[Mapping[str, Tensor]], Tensors],
+    inputs: Mapping[str, Tensor],
+    *,
+    largest: int,
+    seed: int,
+    what: str,
+) -> Tensors:
+    """Evaluate a function at many draws, by `torch.vmap` in chunks that bound the memory.
+
+    Where `torch.vmap` cannot follow it, the draws are taken one after the other.
+
+    Parameters
+    ----------
+    function : callable
+        From tensors by name to tensors by name; may draw random numbers.
+    inputs : mapping
+        By name, with a leading axis for the draws.
+    largest : int
+        How many elements the largest tensors of one draw have.
+    seed : int
+        Of its random numbers. Those of all other generators are changed: call it in a dry run.
+    what : str
+        What the function is, for the warning.
+
+    Returns
+    -------
+    dict of Tensor
+        By name, with a leading axis for the draws.
+
+    Warns
+    -----
+    UserWarning
+        If the draws have to be taken one after the other.
+
+    Examples
+    --------
+    >>> double = lambda values: {"x": 2 * values["x"]}
+    >>> evaluate(double, {"x": torch.arange(3)}, largest=1, seed=0, what="model")["x"]
+    tensor([0, 2, 4])
+    """
+    total = len(next(iter(inputs.values())))
+    size = min(total, max(1, _CHUNK // max(1, largest)))
+    torch.manual_seed(seed)
+    results: Tensors = {}
+    run = _all_at_once(function)
+    for start in range(0, total, size):
+        part = {name: value[start : start + size] for name, value in inputs.items()}
+        try:
+            found = run(part)
+        except Exception as error:
+            run = _one_by_one(function)
+            found = run(part)
+            warnings.warn(
+                f"the {what} runs once for each draw, which is slow, because torch.vmap cannot "
+                f"follow it ({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected "
+                "operations that do not depend on the values of tensors, such as "
+                "torch.where(x > 0, a, b) in the place of if x > 0, and batch norm in eval mode",
+                stacklevel=4,
+            )
+        for name, value in found.items():
+            if name not in results:
+                results[name] = value.new_empty((total, *value.shape[1:]))
+            results[name][start : start + size] = value
+    return results
+
+
+class LargestTensor(TorchFunctionMode):
+    """Watches how many elements the largest tensor has that is computed.
+
+    Examples
+    --------
+    >>> with LargestTensor() as seen:
+    ...     _ = torch.zeros(2, 3).sum()
+    >>> seen.elements
+    6
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+# Elements of all draws of a chunk together, 32 MiB in float32; several such tensors live at once.
+_CHUNK = 2**23
+
+
+def _all_at_once(
+    function: Callable[[Mapping[str, Tensor]], Tensors],
+) -> Callable[[Mapping[str, Tensor]], Tensors]:
+    def one(inputs: Mapping[str, Tensor], any_draw: Tensor) -> Tensors:
+        with _OwnMemory(any_draw):
+            return function(inputs)
+
+    batched = torch.vmap(one, randomness="different")
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensors:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return batched(inputs, torch.zeros(len(next(iter(inputs.values())))))
+
+    return run
+
+
+class _OwnMemory(TorchFunctionMode):
+    """Gives every draw memory of its own where a tensor is made to be filled in place.
+
+    So distributions of torch make their random numbers, which `torch.vmap` refuses to write into
+    memory that all draws share.
+    """
+
+    def __init__(self, any_draw: Tensor) -> None:
+        super().__init__()
+        self.any_draw = any_draw
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in _UNFILLED:
+            return result
+        of_each = self.any_draw.to(result.device).expand(result.shape)
+        return torch.empty_like(of_each, dtype=result.dtype, memory_format=torch.contiguous_format)
+
+
+_UNFILLED = {torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty}
+
+
+def _one_by_one(
+    function: Callable[[Mapping[str, Tensor]], Tensors],
+) -> Callable[[Mapping[str, Tensor]], Tensors]:
+    def run(inputs: Mapping[str, Tensor]) -> Tensors:
+        names = list(inputs)
+        rows = zip(*inputs.values(), strict=True)
+        found = [function(dict(zip(names, row, strict=True))) for row in rows]
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+    return run

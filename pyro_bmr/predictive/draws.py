@@ -1,0 +1,267 @@
+"""Draws of a model and its guide: what they hold to be true, and what they predict."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_bmr.guides.traced_guides import left_alone
+from pyro_bmr.predictive.batches import LargestTensor, evaluate
+from pyro_bmr.predictive.sites import (
+    SiteKinds,
+    check_whole,
+    describe,
+    read_axes,
+    read_values,
+    sort_sites,
+)
+from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.handlers import ValueMessenger
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def draw(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 1000,
+    *,
+    seed: int = 0,
+) -> Draws:
+    r"""Draw from the guide, and run the model at each draw.
+
+    .. math:: \theta_s \sim q(\theta), \quad \ln p(y_i \mid \theta_s), \quad
+              \tilde y_s \sim p(y \mid \theta_s)
+
+    All draws are taken at once, by `torch.vmap`, in chunks that bound the memory. The model, the
+    guide, the param store and the random number generators are left as they were.
+
+    Parameters
+    ----------
+    model, guide : callable
+        A Pyro model and its trained guide.
+    args, kwargs
+        Of both.
+    num_samples : int
+        How many draws, S.
+    seed : int
+        Of the draws. Those of the guide do not depend on the model.
+
+    Returns
+    -------
+    Draws
+        Of every site of the model.
+
+    Raises
+    ------
+    ValueError
+        If the guide was never called, has no site of the model or one of another shape, or if a
+        plate takes a part of the data.
+
+    Warns
+    -----
+    UserWarning
+        If there are data, and a latent site that the guide does not hold, which is then drawn from
+        the model; or if the draws have to be taken one after the other.
+
+    Notes
+    -----
+    The scale of `poutine.scale` is not in the log probabilities, nor are `pyro.factor` statements,
+    which have no data. Where a mask is False, a log probability is 0.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def model(x, y=None):
+    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("y", dist.Normal(x * w, 1.0), obs=y)
+    >>> guide = AutoNormal(model)
+    >>> x = torch.randn(7)
+    >>> _ = guide(x, x)
+    >>> draws = draw(model, guide, (x, x), num_samples=50)
+    >>> draws.latent["w"].shape, draws.observed["y"].log_prob.shape, draws.axes["y"]
+    (torch.Size([50]), torch.Size([50, 7]), ('data',))
+    """
+    if not isinstance(num_samples, int) or num_samples < 1:
+        msg = f"got num_samples={num_samples!r}. Expected 1 or more draws"
+        raise ValueError(msg)
+    kwargs = dict(kwargs or {})
+
+    def run_guide(_: Any = None) -> Trace:
+        return poutine.trace(guide).get_trace(*args, **kwargs)
+
+    def run_model(values: Mapping[str, Tensor]) -> Trace:
+        with ValueMessenger(values):
+            return poutine.trace(model).get_trace(*args, **kwargs)
+
+    with dry_run(model, guide), torch.no_grad():
+        torch.manual_seed(seed)
+        with left_alone(guide, model):
+            held = _values(run_guide())
+            with LargestTensor() as seen:
+                first = run_model(held)
+            kinds = sort_sites(first, held.keys())
+            _check(kinds, first, held)
+            values = evaluate(
+                lambda _: read_values(run_guide(), kinds.latent),
+                {"draw": torch.arange(num_samples)},
+                largest=sum(held[name].numel() for name in kinds.latent),
+                seed=seed,
+                what="guide",
+            )
+        # What the model makes of a value that was not drawn under its masks.
+        changed = [n for n in kinds.latent if not torch.equal(first.nodes[n]["value"], held[n])]
+        found = evaluate(
+            lambda drawn: _read(run_model(drawn), kinds, changed),
+            values,
+            largest=seen.elements,
+            seed=seed + 1,
+            what="model",
+        )
+    return _assemble(first, kinds, values, found)
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """An observed site at S draws.
+
+    Parameters
+    ----------
+    value : Tensor
+        The data, of batch and event shape.
+    log_prob : Tensor
+        Of each datum, in nats, of shape ``(S, *batch)``.
+    mean : Tensor or None
+        Of the distribution, of shape ``(S, *batch, *event)``; None if it has none.
+    probabilities : Tensor or None
+        Of each class, of shape ``(S, *batch, K)``, if it is Categorical or Bernoulli.
+    draws : Tensor
+        From the posterior predictive distribution, of shape ``(S, *batch, *event)``.
+
+    Examples
+    --------
+    >>> zero = torch.zeros(3)
+    >>> Observed(torch.tensor(0.0), zero, zero, None, zero).log_prob.shape
+    torch.Size([3])
+    """
+
+    value: Tensor
+    log_prob: Tensor
+    mean: Tensor | None
+    probabilities: Tensor | None
+    draws: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The sites of a model at S draws, by name and in its order.
+
+    Parameters
+    ----------
+    latent : mapping
+        Of shape ``(S, *site)``, on the support of the site.
+    observed : mapping
+        Those with data.
+    deterministic : mapping
+        Of `pyro.deterministic`, of shape ``(S, *site)``.
+    predicted : mapping
+        Drawn from the model, for they have neither data nor a posterior.
+    axes : mapping
+        By site, the plate of each axis; None for an axis without one.
+    supports : mapping
+        By latent site.
+
+    Examples
+    --------
+    >>> Draws({"w": torch.zeros(3, 2)}, {}).latent["w"].shape
+    torch.Size([3, 2])
+    """
+
+    latent: Mapping[str, Tensor]
+    observed: Mapping[str, Observed]
+    deterministic: Mapping[str, Tensor] = field(default_factory=dict)
+    predicted: Mapping[str, Tensor] = field(default_factory=dict)
+    axes: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    supports: Mapping[str, constraints.Constraint] = field(default_factory=dict)
+
+
+def _values(trace: Trace) -> dict[str, Tensor]:
+    check_whole(trace, "guide")
+    return {
+        name: node["value"]
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not node["is_observed"]
+    }
+
+
+def _check(kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor]) -> None:
+    check_whole(trace, "model")
+    if not kinds.latent:
+        msg = (
+            f"the guide has the sites {sorted(held)}, of which the model has none: it has "
+            f"{list(kinds.predicted)}. Expected a model and its guide"
+        )
+        raise ValueError(msg)
+    for name in kinds.latent:
+        shape = trace.nodes[name]["fn"].shape()
+        if held[name].shape != shape:
+            msg = (
+                f"the site {name!r} has the shape {tuple(shape)} in the model and "
+                f"{tuple(held[name].shape)} in the guide. Expected the same: the posterior of what "
+                "belongs to single data says nothing of others, so pass the data of the training"
+            )
+            raise ValueError(msg)
+    if kinds.observed and kinds.predicted:
+        warnings.warn(
+            f"the guide does not hold the latent sites {list(kinds.predicted)}, which are drawn "
+            "from the model, given what the guide draws: as if the data told nothing more of them",
+            stacklevel=4,
+        )
+
+
+def _read(trace: Trace, kinds: SiteKinds, changed: list[str]) -> dict[str, Tensor]:
+    """Take from a run of the model what is wanted of each draw."""
+    nodes = trace.nodes
+    found = read_values(trace, (*changed, *kinds.deterministic, *kinds.predicted))
+    for name in kinds.observed:
+        node = nodes[name]
+        what = describe(node["fn"], node["value"], node["mask"])
+        found |= {f"{name} {key}": tensor for key, tensor in what.items()}
+    return found
+
+
+def _assemble(
+    first: Trace, kinds: SiteKinds, values: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> Draws:
+    def observed(name: str) -> Observed:
+        node = first.nodes[name]
+        mean = found.get(f"{name} mean")
+        return Observed(
+            value=torch.as_tensor(node["value"]).detach().expand(node["fn"].shape()),
+            log_prob=found[f"{name} log_prob"],
+            mean=None if mean is None or not mean.isfinite().all() else mean,
+            probabilities=found.get(f"{name} probabilities"),
+            draws=found[f"{name} draws"],
+        )
+
+    names = (*kinds.latent, *kinds.deterministic, *kinds.observed, *kinds.predicted)
+    return Draws(
+        latent={name: found.get(name, values[name]) for name in kinds.latent},
+        observed={name: observed(name) for name in kinds.observed},
+        deterministic={name: found[name] for name in kinds.deterministic},
+        predicted={name: found[name] for name in kinds.predicted},
+        axes={name: read_axes(first.nodes[name]) for name in names},
+        supports={name: first.nodes[name]["fn"].support for name in kinds.latent},
+    )

@@ -1,0 +1,85 @@
+"""Draws from the prior of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_bmr.predictive.batches import LargestTensor, evaluate
+from pyro_bmr.programs.dry_run import dry_run
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def draw_prior(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    num_samples: int,
+    sites: Sequence[str],
+    *,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Run a model as it is, many times at once.
+
+    The model, the param store and the random number generators are left as they were.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+    args, kwargs
+        Of the model.
+    num_samples : int
+        How many draws, S.
+    sites : sequence of str
+        The sites whose values are wanted.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    dict of Tensor
+        By site, of shape ``(S, *site)``.
+
+    Raises
+    ------
+    ValueError
+        If a prior cannot be drawn from.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> model = lambda: pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    >>> draw_prior(model, (), {}, 7, ["w"])["w"].shape
+    torch.Size([7, 2])
+    """
+
+    def run(_: Any = None) -> Trace:
+        return poutine.trace(model).get_trace(*args, **kwargs)
+
+    with dry_run(model), torch.no_grad():
+        torch.manual_seed(seed)
+        try:
+            with LargestTensor() as seen:
+                nodes = run().nodes
+        except NotImplementedError as error:
+            msg = (
+                "the prior has a distribution that cannot be drawn from, such as ImproperUniform "
+                f"({str(error).partition(chr(10))[0]}). Expected one that can, or prior=False"
+            )
+            raise ValueError(msg) from error
+        return evaluate(
+            lambda _: {
+                name: value["value"] for name, value in run().nodes.items() if name in sites
+            },
+            {"draw": torch.arange(num_samples)},
+            largest=max(seen.elements, sum(nodes[name]["value"].numel() for name in sites)),
+            seed=seed,
+            what="model, to draw from its prior,",
+        )
