@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.guides.common_noise import Coupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.problem import assemble
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.shrunk.switched_factors import SwitchedFactor
 from pyro_bmr.shrunk.switching import NewPrior
+from pyro_bmr.structure.units import Structure
 
 _MOST_SAMPLED = 1024
 
@@ -23,6 +25,7 @@ def decide(
     factors: tuple[Factor, ...],
     masks: Mapping[str, Tensor],
     spiked: Collection[str],
+    structure: Structure | None = None,
 ) -> Decision:
     """Write down what goes of a posterior, and how to tell whether that has been trained since.
 
@@ -30,6 +33,8 @@ def decide(
     ----------
     origin, factors, masks, spiked
         See `Decision`.
+    structure : Structure, optional
+        The units of the model, if units went.
 
     Returns
     -------
@@ -42,7 +47,7 @@ def decide(
     {}
     """
     sampled = {name: value.clone() for name, value in _sample(factors).items()}
-    return Decision(origin, factors, masks, spiked, sampled)
+    return Decision(origin, factors, masks, spiked, sampled, _order(factors, structure))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,9 @@ class Decision:
         Sites whose reduced prior is the spike.
     sampled : mapping
         By site, some of its locations at the time.
+    order : tuple of str
+        All sites; reduced one after the other in this order, each adds its part of ΔF to that of
+        those before.
     """
 
     origin: Origin
@@ -68,6 +76,7 @@ class Decision:
     masks: Mapping[str, Tensor]
     spiked: Collection[str]
     sampled: Mapping[str, Tensor]
+    order: tuple[str, ...]
 
     def restrict(self, sites: Collection[str]) -> Decision:
         """Leave all other sites as they are.
@@ -116,6 +125,30 @@ class Decision:
         model, guide, masks = assemble(self.origin, remaining, new_priors, self.spiked)
         return model, guide, masks | {name: new.mask for name, new in new_priors.items()}
 
+    def changed(self) -> tuple[str, ...]:
+        """Return the sites of which something goes, or takes another prior.
+
+        Returns
+        -------
+        tuple of str
+            In `order`.
+        """
+        kept = {name: kept for factor in self.factors for name, kept in factor.kept().items()}
+        changed = {n for n, mask in self.masks.items() if bool((kept[n] & ~mask).any())}
+        return tuple(name for name in self.order if name in changed)
+
+    def couplings(self) -> dict[str, Coupling]:
+        """Tell how to draw what remains from the noise of the posterior before.
+
+        Returns
+        -------
+        dict of Coupling
+            By statement of the reduced guide, for `CommonNoise`.
+        """
+        # Shrinkage leaves correlated elements their number, and the order of their noise.
+        shrunk = [f.factor for f in self.factors if isinstance(f, SwitchedFactor)]
+        return couple(shrunk) | couple(self.factors, self.masks)
+
     def check_unchanged(self) -> None:
         """Look whether the guide that was reduced has been trained since.
 
@@ -143,6 +176,25 @@ class Decision:
                 {n: self.masks[n] & kept for n, kept in factor.kept().items() if n in self.masks}
             ).items()
         }
+
+
+def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[str, ...]:
+    """Put sites in an order in which their parts of ΔF come true one after the other."""
+    # Correlated ones are conditioned on in the order of their vector. What is released, as nothing
+    # depends on it any more, comes after what read it.
+    ahead: dict[str, set[str]] = {}
+    for factor in factors:
+        names = [site.name for site in factor.sites]
+        for i, name in enumerate(names):
+            readers = structure.find_readers(name) if structure and len(names) == 1 else set()
+            ahead[name] = set(names[:i]) | (readers - {name})
+    order: list[str] = []
+    while ahead:
+        free = (name for name, before in ahead.items() if not before & ahead.keys())
+        # Sites that read each other have no order.
+        order.append(next(free, next(iter(ahead))))
+        del ahead[order[-1]]
+    return tuple(order)
 
 
 def _sample(factors: tuple[Factor, ...]) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_bmr.compiled.checkpoints import load_checkpoint, save_checkpoint
-from pyro_bmr.estimation.measurement import free_energy_draws, mean_and_error
+from pyro_bmr.estimation.measurement import common_draws, mean_and_error
+from pyro_bmr.guides.common_noise import Coupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
@@ -170,7 +171,8 @@ def prune(
         reduction = reduced(last.reduction.guide, select, groups)
         if reduction.sparsity == last.reduction.sparsity:
             break
-        after_masking = program.draws(reduction)
+        masks = reduction.model.masks.by_site()
+        after_masking = program.draws(reduction, _couple(last.reduction, masks))
         epochs = refit_epochs or num_epochs
         pair = reduction.model, reduction.guide
         fit(*pair, *args, kwargs=kwargs, num_epochs=epochs, **fit_options)
@@ -341,12 +343,10 @@ class _Program:
         with poutine.block(), torch.no_grad():
             guide(*self.args, **self.kwargs)
 
-    def draws(self, reduction: Reduction) -> Tensor:
+    def draws(self, reduction: Reduction, couplings: Mapping[str, Coupling]) -> Tensor:
         """Measure F, always with the same random numbers, so that differences have less noise."""
         pair = reduction.model, reduction.guide
-        with poutine.block(), dry_run(*pair):
-            torch.manual_seed(0)
-            return free_energy_draws(*pair, self.args, self.kwargs, self.num_samples)
+        return common_draws(*pair, self.args, self.kwargs, self.num_samples, couplings=couplings)
 
     def measured(
         self,
@@ -354,7 +354,7 @@ class _Program:
         rounds: tuple[Round, ...],
         realised: tuple[float, float] = (0.0, 0.0),
     ) -> _State:
-        draws = self.draws(reduction)
+        draws = self.draws(reduction, _couple(reduction))
         this = Round(
             len(rounds),
             reduction.sparsity,
@@ -385,6 +385,10 @@ class _Program:
 
 # Options that change the result by no more than other random numbers would.
 _FREE = {"compile", "progress"}
+
+
+def _couple(reduction: Reduction, masks: Mapping[str, Tensor] | None = None) -> dict[str, Coupling]:
+    return couple((part.factor() for part in reduction.guide.parts), masks)
 
 
 def _keep_all(scores: Any) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from torch import Tensor
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.decision import Decision, decide
+from pyro_bmr.diagnostics.audit import Audit, run_audit
+from pyro_bmr.diagnostics.refits import Refit
 from pyro_bmr.diagnostics.viewable import Viewable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -141,7 +143,8 @@ def reduce(
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
     find_structure = cache(partial(read_structure, problem, spiked))
     chosen, stages = run_stages(scores, groupings, select, find_structure)
-    decision = decide(problem.origin, scores.factors, chosen, spiked)
+    structure = find_structure() if find_structure.cache_info().currsize else None
+    decision = decide(problem.origin, scores.factors, chosen, spiked, structure)
     remaining = decision.remaining()
     model, guide, masks = decision.assemble(remaining)
     rows = summarize(scores, chosen, remaining, problem.reasons, sum_released(stages))
@@ -325,6 +328,35 @@ class Reduction(Portable, Viewable):
         small = self.compact(*args, **kwargs)
         pairs = {"masked": (self.model, self.guide), "compacted": (small.model, small.guide)}
         return measure_costs(pairs, args, kwargs=kwargs, num_draws=num_draws)
+
+    def audit(
+        self,
+        *args: Any,
+        num_samples: int = 100,
+        refit: Refit | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> Audit:
+        """Measure whether what was predicted comes true; see `pyro_bmr.diagnostics.audit`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of the model: all of the data.
+        num_samples, refit, seed, progress
+            As of `run_audit`; for instance ``refit=lambda model, guide: pyro_bmr.fit(model, guide,
+            x, y, num_epochs=50)``, which is given copies.
+
+        Returns
+        -------
+        Audit
+            Predicted and realised ΔF, with a verdict in words, in total and a site.
+        """
+        predicted = {site.name: site.delta_f for site in self.sites}
+        options: dict[str, Any] = {"num_samples": num_samples, "refit": refit, "seed": seed}
+        pair = self.model, self.guide
+        return run_audit(self.decision, pair, predicted, args, kwargs, progress=progress, **options)
 
     def _plan(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pyro_bmr.compiled.batches import Batches, BatchModel
@@ -19,6 +18,7 @@ from pyro_bmr.compiled.compilation import NotStaticError
 from pyro_bmr.compiled.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.dry_run import unconstrained_parameters
+from pyro_bmr.reporting.progress import progress_bar
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,
@@ -124,8 +124,8 @@ def fit(
     steps_per_epoch = math.ceil(batches.size / (batch_size or 1))
     total = num_epochs * steps_per_epoch
     history: list[float] = []
-    with _progress_bar(progress) as bar:
-        task = bar.add_task("compiling", total=num_epochs, loss="")
+    with progress_bar("epochs", progress) as bar:
+        task = bar.add_task("compiling", total=num_epochs, note="")
         steps = _make_steps(loss, parameters, clip_norm, compile and total >= _COMPILE_FROM)
         bar.update(task, description="training")
         try:
@@ -134,7 +134,7 @@ def fit(
                 done = [(begin + i) / total for i in range(steps_per_epoch)]
                 rates = [lr(t) if callable(lr) else lr for t in done]
                 history.append(float(steps.run(_shuffled(batches), rates).mean()))
-                bar.update(task, advance=1, loss=f"F = {history[-1]:.1f}")
+                bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
         finally:
             steps.finish()
     steps.verify()
@@ -173,18 +173,6 @@ def _has_stalled(history: Sequence[float], patience: int | None) -> bool:
     if patience is None or len(history) < 2 * patience:
         return False
     return sum(history[-patience:]) >= sum(history[-2 * patience : -patience])
-
-
-def _progress_bar(wanted: bool) -> Progress:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} epochs  {task.fields[loss]}"),
-        TimeRemainingColumn(),
-        transient=True,
-    )
-    bar.disable = not (wanted and (bar.console.is_terminal or bar.console.is_jupyter))
-    return bar
 
 
 def _check_options(

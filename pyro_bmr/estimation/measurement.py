@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_bmr.estimation.estimators import UnbiasedELBO
+from pyro_bmr.guides.common_noise import CommonNoise, Coupling
+from pyro_bmr.programs.dry_run import dry_run
 
 
 def free_energy(
@@ -91,6 +95,78 @@ def free_energy_draws(
     elbo = UnbiasedELBO() if estimator is None else estimator
     losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
     return torch.tensor(losses, dtype=torch.float64)
+
+
+def common_draws(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    num_samples: int,
+    *,
+    seed: int = 0,
+    couplings: Mapping[str, Coupling] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Tensor:
+    r"""Return estimates of F that those of similar programs can be subtracted from, one by one.
+
+    Draw :math:`i` has a seed of its own, so that programs that draw alike get the same random
+    numbers, and the error of their difference is that of what they do differently. Nothing outside
+    is changed.
+
+    Parameters
+    ----------
+    model, guide, args, kwargs, num_samples
+        See `free_energy`.
+    seed : int
+        The same for all programs that are compared.
+    couplings : mapping, optional
+        As of `CommonNoise`, for correlated posteriors.
+    advance : callable
+        Called after each draw.
+
+    Returns
+    -------
+    Tensor
+        Of shape ``(num_samples,)``, in nats and float64.
+
+    Raises
+    ------
+    ValueError
+        If an estimate is NaN or infinite, or there are fewer than two.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
+    >>> guide = AutoNormal(model)
+    >>> _ = guide()
+    >>> common_draws(model, guide, (), {}, 3).std()
+    tensor(0., dtype=torch.float64)
+    """
+    if num_samples < 2:
+        msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
+        raise ValueError(msg)
+    elbo, losses = UnbiasedELBO(), []
+    seeds = torch.randint(2**31, (num_samples,), generator=torch.Generator().manual_seed(seed))
+    with poutine.block(), dry_run(model, guide), torch.no_grad():
+        # The first call learns the structure, for which it draws.
+        elbo.loss(model, guide, *args, **kwargs)
+        for one in seeds.tolist():
+            pyro.set_rng_seed(one)
+            with CommonNoise(couplings or {}, one):
+                losses.append(elbo.loss(model, guide, *args, **kwargs))
+            advance()
+    draws = torch.tensor(losses, dtype=torch.float64)
+    bad = int((~draws.isfinite()).sum())
+    if bad:
+        msg = (
+            f"the free energy is NaN or infinite in {bad} of {num_samples} draws. Expected finite "
+            "ones: look for NaN in the data, or for observations that the model cannot make"
+        )
+        raise ValueError(msg)
+    return draws
 
 
 def mean_and_error(draws: Tensor) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +19,7 @@ from pyro_bmr.factors.factor import (
     check_finite,
     check_positive,
 )
+from pyro_bmr.mathematics.conditional_noise import condition_noise
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, Diagonal, LowRank
 from pyro_bmr.programs.sites import Indices, Site, take
@@ -168,6 +169,21 @@ class JointFactor(Factor):
             marginal.to(self.posterior.loc.dtype),
             None if self.mask is None else self.mask[stay],
         )
+
+    def condition_noise(self, masks: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return the map from the noise of a draw to that of the same draw of what remains.
+
+        Parameters
+        ----------
+        masks : mapping
+            As of `prune`.
+
+        Returns
+        -------
+        callable
+            Of a vector in float64; see `pyro_bmr.mathematics.conditional_noise`.
+        """
+        return condition_noise(self._exact, self._drop(masks))
 
     def left(self) -> tuple[Dense | LowRank, Tensor]:
         """Return what has not been pruned, for those who search among its subsets.

@@ -187,6 +187,27 @@ class PrunedGuide(OwnNames):
                 yield site, marginals[site.name]
 
 
+def latent_name(sites: tuple[Site, ...]) -> str:
+    """Name the statement that draws what remains of correlated sites.
+
+    Parameters
+    ----------
+    sites : tuple of Site
+        In the order of the factor.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Examples
+    --------
+    >>> latent_name((Site("a", torch.Size([])), Site("b", torch.Size([]))))
+    'a+b_latent'
+    """
+    return "+".join(site.name for site in sites) + "_latent"
+
+
 class _IndependentPart(PyroModule):
     def __init__(self, factor: IndependentFactor) -> None:
         super().__init__()
@@ -261,7 +282,7 @@ class _JointPart(PyroModule):
         latent = self.loc
         if latent.numel():
             latent = pyro.sample(
-                "+".join(site.name for site in self.sites) + "_latent",
+                latent_name(self.sites),
                 self.distribution(),
                 infer={"is_auxiliary": True},
             )

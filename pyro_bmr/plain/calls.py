@@ -151,6 +151,35 @@ def read_signature(model: Callable[..., Any]) -> Signature:
     return signature(getattr(program, "forward", program))
 
 
+def check_call(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Look whether a model can be called.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model.
+    args, kwargs
+        What it shall be called with.
+
+    Raises
+    ------
+    TypeError
+        If it cannot.
+
+    Examples
+    --------
+    >>> check_call(lambda x, y=None: None, (1,), {})
+    """
+    try:
+        read_signature(model).bind(*args, **kwargs)
+    except TypeError as error:
+        msg = (
+            f"got {len(args)} arguments and keywords {list(kwargs)} for the model: {error}. "
+            "Expected all of its data, as when it was trained"
+        )
+        raise TypeError(msg) from error
+
+
 def _parameter_names(model: Callable[..., Any], args: Sequence[Any]) -> list[str]:
     try:
         return list(read_signature(model).bind_partial(*args).arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -91,3 +92,28 @@ class Structure:
     protected: Mapping[str, str]
     released: Tensor | None = None
     nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def find_readers(self, name: str) -> set[str]:
+        """Return the sites that read what a site produces and nothing else needs.
+
+        Parameters
+        ----------
+        name : str
+            A latent site.
+
+        Returns
+        -------
+        set of str
+            The site itself may be among them.
+        """
+        if self.released is None:
+            return set()
+        labels = [axis.units for axis in self.sites.get(name, ()) if not axis.reads]
+        produced = [one[one >= 0] for one in labels]
+        released = [one[self.released[one]] for one in produced]
+        return {
+            other
+            for other, axes in self.sites.items()
+            for axis in axes
+            if axis.reads and any(torch.isin(one, axis.units).any() for one in released)
+        }

@@ -1,0 +1,65 @@
+"""Training a copy of a model and its guide, of which nothing is left afterwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_bmr.programs.dry_run import dry_run, find_modules
+
+Refit = Callable[[Any, Any], Any]
+"""Trains a model and its guide in place."""
+
+
+@contextmanager
+def trained_copy(refit: Refit, model: Any, guide: Any, seed: int) -> Iterator[tuple[Any, Any]]:
+    """Train copies, and put back what they share with the originals.
+
+    That is the param store, the random number generators, and whatever parameters a model function
+    refers to, which a copy of it refers to as well.
+
+    Parameters
+    ----------
+    refit : callable
+        Trains the model and the guide that it is given, in place.
+    model, guide : callable
+        A pair.
+    seed : int
+        For `pyro.set_rng_seed`, before.
+
+    Yields
+    ------
+    model, guide
+        Trained, inside the context only.
+
+    Examples
+    --------
+    >>> net = torch.nn.Linear(1, 1)
+    >>> refit = lambda model, guide: model.weight.data.zero_()
+    >>> with trained_copy(refit, net, print, 0) as (new, _):
+    ...     print(bool(new.weight == 0), bool(net.weight == 0))
+    True False
+    """
+    store = pyro.get_param_store()
+    shared: list[Tensor] = [store[name].unconstrained() for name in store]
+    shared += [
+        p for program in (model, guide) for m in find_modules(program) for p in m.parameters()
+    ]
+    before = [(tensor, tensor.detach().clone(), tensor.grad) for tensor in shared]
+    with dry_run(model, guide), torch.inference_mode(False):
+        pyro.set_rng_seed(seed)
+        pair = copy.deepcopy((model, guide))
+        try:
+            refit(*pair)
+            yield pair
+        finally:
+            with torch.no_grad():
+                for tensor, value, grad in before:
+                    tensor.copy_(value)
+                    tensor.grad = grad

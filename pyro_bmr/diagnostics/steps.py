@@ -1,0 +1,161 @@
+"""From a full model and guide to the reduced ones, as these are, site by site."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_bmr.decision import Decision
+from pyro_bmr.guides.common_noise import Coupling
+from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.programs.handlers import PrunedModel
+
+
+def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
+    """Look at a reduced model and guide, and at how they came about.
+
+    Parameters
+    ----------
+    decision : Decision
+        What was decided.
+    model, guide : callable
+        The reduced ones, whatever has become of them since.
+
+    Returns
+    -------
+    Steps
+        That led to them.
+
+    Examples
+    --------
+    >>> from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+    >>> nothing = Decision(Origin(lambda: None), (), {}, (), {}, ())
+    >>> take_steps(nothing, lambda: None, PrunedGuide((), Origin())).sites
+    ((),)
+    """
+    expected_model, expected_guide, _ = decision.assemble()
+    right = {n: k for factor in decision.remaining() for n, k in factor.kept().items()}
+    factors = read_guide(guide, decision.origin)
+    in_guide = {n: k for factor in factors for n, k in factor.kept().items()}
+    in_model = model.masks.by_site() if isinstance(model, PrunedModel) else {}
+    misfits = {
+        name: int(((found[0] != kept) | (found[1] != kept)).sum())
+        for name, kept in right.items()
+        if (found := [_like(masks.get(name), kept) for masks in (in_guide, in_model)])
+    }
+    misfits = {name: count for name, count in misfits.items() if count}
+    found_masks = {name: _like(in_guide.get(name), right[name]) for name in misfits}
+    decision = replace(decision, masks={**decision.masks, **found_masks})
+    changed = {*decision.changed(), *misfits}
+    names = [name for name in decision.order if name in changed]
+    return Steps(
+        decision,
+        (model, guide),
+        tuple(tuple(names[:i]) for i in range(len(names) + 1)),
+        misfits,
+        {name: _like(in_model.get(name), right[name]) for name in misfits},
+        not misfits and not _agree(guide, expected_guide),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Pairs of a model and a guide from the full ones to the reduced ones.
+
+    Parameters
+    ----------
+    decision : Decision
+        What was decided, with the masks that are found in the guide.
+    last : tuple
+        The reduced model and guide as they are.
+    sites : tuple of tuple of str
+        Which sites are reduced, from none to all.
+    misfits : mapping
+        By site whose masks, in the model or the guide, are not as decided: in how many elements.
+    model_masks : mapping
+        By such a site, the mask that is found in the model.
+    trained : bool
+        Whether the guide has been trained since.
+    """
+
+    decision: Decision
+    last: tuple[Any, Any]
+    sites: tuple[tuple[str, ...], ...]
+    misfits: Mapping[str, int]
+    model_masks: Mapping[str, Tensor]
+    trained: bool
+
+    def pair(self, sites: tuple[str, ...]) -> tuple[Any, Any]:
+        """Make the model and the guide of a step.
+
+        Parameters
+        ----------
+        sites : tuple of str
+            Those that are reduced.
+
+        Returns
+        -------
+        model, guide
+            Of the last step those that are there, unless they have been trained since.
+        """
+        if sites and sites == self.sites[-1] and not self.trained:
+            return self.last
+        model, guide, _ = self.decision.restrict(sites).assemble()
+        found = {n: mask for n, mask in self.model_masks.items() if n in sites}
+        if found:
+            model = PrunedModel(model.model, model.masks.by_site() | found)
+        device = _device(self.last[1])
+        return model.to(device), guide.to(device)
+
+    def couplings(self, sites: Collection[str]) -> dict[str, Coupling]:
+        """Tell how to draw from the guide of a step with the noise of the full one.
+
+        Parameters
+        ----------
+        sites : collection of str
+            Those that are reduced.
+
+        Returns
+        -------
+        dict of Coupling
+            See `Decision.couplings`.
+        """
+        return self.decision.restrict(sites).couplings()
+
+    def notes(self) -> tuple[str, ...]:
+        """Tell what is not as it was decided.
+
+        Returns
+        -------
+        tuple of str
+            A note a site.
+        """
+        return tuple(
+            f"{name}: the masks of the model or the guide are not those of the reduction in "
+            f"{count:,} of {self.model_masks[name].numel():,} elements"
+            for name, count in self.misfits.items()
+        )
+
+
+def _like(mask: Tensor | None, kept: Tensor) -> Tensor:
+    """Return a mask, which is True everywhere if there is none, where another one is."""
+    if mask is None:
+        return torch.ones_like(kept)
+    return mask.to(kept.device).expand(kept.shape)
+
+
+def _agree(guide: Any, expected: nn.Module) -> bool:
+    now = guide.state_dict() if isinstance(guide, nn.Module) else {}
+    then = expected.state_dict()
+    return now.keys() == then.keys() and all(
+        torch.equal(now[name].to(value.device), value) for name, value in then.items()
+    )
+
+
+def _device(guide: Any) -> torch.device | None:
+    parameters = guide.parameters() if isinstance(guide, nn.Module) else ()
+    return next((parameter.device for parameter in parameters), None)
