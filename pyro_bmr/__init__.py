@@ -21,6 +21,14 @@ from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
 from pyro_bmr.onnx_files import export_onnx
+from pyro_bmr.plots.bars import plot_delta_f
+from pyro_bmr.plots.criteria import plot_criteria
+from pyro_bmr.plots.curves import plot_rounds, plot_sparsities
+from pyro_bmr.plots.densities import plot_element
+from pyro_bmr.plots.matrices import plot_weights
+from pyro_bmr.plots.networks import plot_network
+from pyro_bmr.plots.predictions import plot_predictions
+from pyro_bmr.plots.reliability import plot_reliability
 from pyro_bmr.priors.families import log_density_at_zero
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Site
@@ -39,6 +47,7 @@ from pyro_bmr.selection.selections import (
     spr,
     top_k,
 )
+from pyro_bmr.sparsities import Sparsities, Sparsity, measure_sparsities
 from pyro_bmr.training import fit
 from pyro_bmr.tuning import TunedPrior, tune_prior
 from pyro_bmr.uncertainty.averaged_guide import AveragedGuide
@@ -71,6 +80,8 @@ __all__ = [
     "Round",
     "Scores",
     "Site",
+    "Sparsities",
+    "Sparsity",
     "Spike",
     "TunedPrior",
     "Window",
@@ -96,7 +107,17 @@ __all__ = [
     "magnitude",
     "mean_field",
     "measure_costs",
+    "measure_sparsities",
     "normal",
+    "plot_criteria",
+    "plot_delta_f",
+    "plot_element",
+    "plot_network",
+    "plot_predictions",
+    "plot_reliability",
+    "plot_rounds",
+    "plot_sparsities",
+    "plot_weights",
     "presence",
     "prune",
     "random",

@@ -1,0 +1,226 @@
+"""The free energy against what is pruned: at a range of sparsities, and round by round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from pyro_bmr.plots.canvas import (
+    BLUE,
+    GREY,
+    SMALL,
+    VERMILION,
+    one_axes,
+    signed,
+    text_color,
+    two_axes,
+)
+from pyro_bmr.pruning import Pruning, Round
+from pyro_bmr.sparsities import Sparsities
+
+
+def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
+    """Draw ΔF against the pruned fraction, as predicted and as realised.
+
+    Where ΔF grows far beyond what pruning gains, its axis is logarithmic there.
+
+    Parameters
+    ----------
+    sparsities : Sparsities
+        What `measure_sparsities` returned.
+    ax : Axes, optional
+        To draw on; of a new figure otherwise.
+
+    Returns
+    -------
+    Axes
+        In nats; error bars are two standard errors.
+
+    Raises
+    ------
+    ValueError
+        If it has no points.
+
+    Examples
+    --------
+    >>> from pyro_bmr.sparsities import Sparsity
+    >>> points = (Sparsity(0.0, 0.0, 0.0, 0.0), Sparsity(1.0, 80.0, 90.0, 2.0))
+    >>> stop = Sparsity(0.9, -50.0, -49.0, 1.0)
+    >>> plot_sparsities(Sparsities(points, stop, 160.0, 2.0)).get_xlabel()
+    'pruned (%)'
+    """
+    if not sparsities.points:
+        msg = "got Sparsities without points. Expected what measure_sparsities() returned"
+        raise ValueError(msg)
+    ax = one_axes(ax, 6.4, 4.0)
+    stop = sparsities.stop
+    rows = sorted({*sparsities.points, stop}, key=lambda point: point.sparsity)
+    x = [100 * point.sparsity for point in rows]
+    realised = [point.realised for point in rows]
+    errors = [2 * point.realised_error for point in rows]
+    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.axvline(100 * stop.sparsity, color=text_color(), linestyle=":", linewidth=1.2, zorder=1)
+    ax.errorbar(x, realised, errors, fmt="o-", color=BLUE, capsize=3, label="realised (± 2 s.e.)")
+    ax.plot(
+        x,
+        [point.predicted for point in rows],
+        "s--",
+        color=VERMILION,
+        markerfacecolor="none",
+        markersize=7,
+        label="predicted",
+    )
+    ax.plot(
+        [100 * stop.sparsity],
+        [stop.predicted],
+        "*",
+        color=text_color(),
+        markersize=12,
+        zorder=4,
+        label=f"where the evidence stops: {stop.sparsity:.1%}, ΔF = {signed(stop.predicted)} nats",
+    )
+    values = [value for point in rows for value in (point.predicted, point.realised)]
+    lowest, highest = min(0.0, *values), max(0.0, *values)
+    note = ""
+    if highest > 4 * abs(lowest):
+        linear = _round_up(max(-lowest or highest / 100, highest / 1e6))
+        ax.set_yscale("symlog", linthresh=linear, linscale=2)
+        ax.set_ylim(min(1.25 * lowest, -0.1 * linear), 2 * highest)
+        _label_symlog(ax, linear)
+        note = f", linear within ±{linear:,g}"
+    ax.set(xlabel="pruned (%)", ylabel=f"ΔF (nats){note}")
+    ax.set_xlim(-2, 102)
+    ax.set_title(
+        f"full model: F = {sparsities.free_energy:,.1f} ± {sparsities.free_energy_error:.1f} nats",
+        loc="left",
+    )
+    ax.legend(fontsize=SMALL)
+    return ax
+
+
+def plot_rounds(pruning: Pruning, axes: Any = None) -> np.ndarray:
+    """Draw the free energy of `prune` round by round, and what its reductions did.
+
+    Parameters
+    ----------
+    pruning : Pruning
+        What `prune` returned.
+    axes : sequence of Axes, optional
+        A pair to draw on; of a new figure otherwise.
+
+    Returns
+    -------
+    ndarray of Axes
+        The free energy after the training of each round, and ΔF of its reduction before that, as
+        predicted and as realised. In nats; error bars are two standard errors.
+
+    Raises
+    ------
+    TypeError
+        If it is not what `prune` returned.
+    ValueError
+        If it has no rounds.
+
+    Examples
+    --------
+    >>> from pyro_bmr.pruning import Round
+    >>> rounds = (Round(0, 0.0, 0.0, 0.0, 0.0, 9.0, 0.1), Round(1, 0.5, -2.0, -1.9, 0.1, 6.0, 0.1))
+    >>> energies, changes = plot_rounds(Pruning(None, rounds, 1))
+    >>> energies.get_ylabel(), changes.get_ylabel()
+    ('F after training (nats)', 'ΔF (nats)')
+    """
+    if not isinstance(pruning, Pruning):
+        msg = f"got a {type(pruning).__name__}. Expected what pyro_bmr.prune() returned"
+        raise TypeError(msg)
+    rounds = pruning.rounds
+    if not rounds:
+        msg = "got a Pruning without rounds. Expected what pyro_bmr.prune() returned"
+        raise ValueError(msg)
+    width = max(5.5, min(10.0, 2.5 + 0.7 * len(rounds)))
+    axes = two_axes(axes, width, 5.0, nrows=2, sharex=True)
+    _draw_energies(axes[0], rounds, rounds[pruning.kept_round])
+    _draw_changes(axes[1], rounds[1:])
+    shown = rounds[:: len(rounds) // 12 + 1]
+    ticks = [r.index for r in shown]
+    axes[1].set_xticks(ticks, [f"{r.index}\n{100 * r.sparsity:.1f}" for r in shown])
+    axes[1].set_xlabel("round, and how much is pruned by then (%)")
+    return axes
+
+
+def _draw_energies(ax: Axes, rounds: Sequence[Round], kept: Round) -> None:
+    ax.errorbar(
+        [r.index for r in rounds],
+        [r.free_energy for r in rounds],
+        [2 * r.free_energy_error for r in rounds],
+        fmt="o-",
+        color=BLUE,
+        capsize=3,
+    )
+    ax.plot(
+        [kept.index],
+        [kept.free_energy],
+        "o",
+        color=text_color(),
+        markerfacecolor="none",
+        markersize=13,
+        markeredgewidth=1.6,
+        label=f"kept: {kept.sparsity:.1%} pruned, F = {kept.free_energy:,.1f} nats",
+    )
+    ax.set_ylabel("F after training (nats)")
+    ax.legend(fontsize=SMALL)
+
+
+def _draw_changes(ax: Axes, rounds: Sequence[Round]) -> None:
+    index = [r.index for r in rounds]
+    predicted, realised = [r.predicted for r in rounds], [r.realised for r in rounds]
+    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.plot(
+        index,
+        predicted,
+        "s",
+        color=VERMILION,
+        markerfacecolor="none",
+        markersize=9,
+        label="predicted",
+    )
+    errors = [2 * r.realised_error for r in rounds]
+    ax.errorbar(index, realised, errors, fmt="o", color=BLUE, capsize=3, label="realised")
+    note = ""
+    sizes = [abs(value) for value in (*predicted, *realised)]
+    if sizes and max(sizes) > 20:
+        ax.set_yscale("symlog", linthresh=1)
+        low, high = min(-1.5, *predicted, *realised), max(1.5, *predicted, *realised)
+        ax.set_ylim(2 * low, 2 * high)
+        _label_symlog(ax, 1.0)
+        note = ", linear within ±1"
+    ax.set_ylabel(f"ΔF (nats){note}")
+    ax.legend(fontsize=SMALL)
+
+
+def _label_symlog(ax: Axes, linear: float) -> None:
+    """Ticks of a symlog axis: some in the linear part, and decades beyond, not too many."""
+    low, high = ax.get_ylim()
+    decades = [linear * 10**power for power in range(16) if linear * 10**power < max(-low, high)]
+    decades = decades[:: len(decades) // 6 + 1]
+    inside = [-linear / 2, 0, linear / 2] if -low < 10 * linear else [0]
+    shown = sorted(t for t in [*(-t for t in decades), *inside, *decades] if low <= t <= high)
+    ax.yaxis.set_major_locator(FixedLocator(shown))
+    ax.yaxis.set_major_formatter(FuncFormatter(_write_tick))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _write_tick(value: float, _: Any) -> str:
+    if abs(value) >= 1e6:
+        return f"{value:.0e}".replace("-", "−").replace("e+0", "e")
+    return f"{value:,g}".replace("-", "−")
+
+
+def _round_up(value: float) -> float:
+    decade = 10.0 ** math.floor(math.log10(value))
+    steps = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    return next((decade * step for step in steps if decade * step >= value), 10 * decade)

@@ -1,0 +1,157 @@
+"""The weights of a site as a matrix, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_bmr.plots.canvas import SMALL, two_axes
+from pyro_bmr.plots.posteriors import SitePosterior, choose_site, read_sites
+from pyro_bmr.reduction import Reduction
+
+_MOST_LABELS = 30
+
+
+def plot_weights(
+    result: Reduction,
+    site: str | None = None,
+    *,
+    reader: str | None = None,
+    labels: Sequence[str] | None = None,
+    axes: Any = None,
+) -> np.ndarray:
+    """Draw the posterior means of a site as a matrix before the reduction, and one after.
+
+    The entries of the first axis, the units that a `torch.nn.Linear` computes, are sorted by how
+    many of their weights stay; both matrices have this order and one scale of colours. Axes after
+    the first are laid side by side: of a convolution, each filter in one line.
+
+    Parameters
+    ----------
+    result : Reduction
+        What `reduce` returned. After further training its matrix is the one after.
+    site : str, optional
+        Which site; the largest one that was reduced otherwise.
+    reader : str, optional
+        The site of weights that read these units along its second axis. Units of which all these
+        are pruned come last, right of a dashed line.
+    labels : sequence of str, optional
+        Names along the second axis, such as the inputs of a first layer.
+    axes : sequence of Axes, optional
+        A pair to draw on; of a new figure otherwise.
+
+    Returns
+    -------
+    ndarray of Axes
+        Before and after; pruned elements are grey and hatched.
+
+    Raises
+    ------
+    TypeError
+        If ``result`` is not a reduction.
+    ValueError
+        If the result came from a file, the guide was trained since, a site is unknown, or
+        ``labels`` or ``reader`` do not fit.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> from pyro_bmr.reduction import reduce
+    >>> prior = dist.Normal(0.0, 1.0).expand([5, 3]).to_event(2)
+    >>> guide = AutoNormal(lambda: pyro.sample("w", prior))
+    >>> _ = guide()
+    >>> before, after = plot_weights(reduce(guide), "w", labels=["a", "b", "c"])
+    >>> before.get_title(loc="left")
+    'w before'
+    """  # noqa: DOC502
+    sites = read_sites(result)
+    one = choose_site(sites, site) if site is not None else _largest(sites)
+    masks = {"before": _matrix(one.alive), "after": _matrix(one.kept)}
+    values = {"before": _matrix(one.loc), "after": _matrix(one.after)}
+    units, others = values["before"].shape
+    if labels is not None and len(labels) != others:
+        msg = (
+            f"got {len(labels)} labels for the site {one.name!r} of shape {tuple(one.loc.shape)}. "
+            f"Expected {others}, one an entry of its second axis"
+        )
+        raise ValueError(msg)
+    read = torch.ones(units, dtype=torch.bool) if reader is None else _is_read(sites, reader, units)
+    order = (masks["after"].sum(1) + (others + 1) * read).argsort(descending=True, stable=True)
+    wide = units >= others
+    axes = two_axes(axes, 8.0, 5.2, nrows=2, sharex=True, sharey=True)
+    limit, clipped = _color_limit(torch.cat(list(values.values())))
+    for ax, when in zip(axes, values, strict=True):
+        shown = torch.where(masks[when], values[when], torch.nan)[order]
+        image = ax.imshow(
+            (shown.T if wide else shown).numpy(),
+            cmap="RdBu",
+            vmin=-limit,
+            vmax=limit,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        ax.patch.set(facecolor="0.8", edgecolor="0.65", hatch="////")
+        along, across = (ax.xaxis, ax.yaxis) if wide else (ax.yaxis, ax.xaxis)
+        _label(along, "", units, None)
+        _label(across, "second axis", others, labels)
+        gone = 1 - float(masks[when].double().mean()) if masks[when].numel() else 0.0
+        ax.set_title(
+            f"{one.name} {when}{f': {gone:.1%} pruned (grey)' if gone else ''}", loc="left"
+        )
+        if reader is not None:
+            line = ax.axvline if wide else ax.axhline
+            line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
+    beyond = f"{'beyond' if wide else 'below'} the line: {reader} prunes all that reads them"
+    note = "sorted by weights kept" + (f"; {beyond}" if reader is not None else "")
+    (axes[-1].set_xlabel if wide else axes[0].set_ylabel)(f"first axis, {note}")
+    bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
+    bar.set_label("posterior mean")
+    return axes
+
+
+def _largest(sites: dict[str, SitePosterior]) -> SitePosterior:
+    reduced = [one for one in sites.values() if one.prior is not None]
+    if not reduced:
+        msg = f"no site was reduced. Expected site= to name one of {sorted(sites)}"
+        raise ValueError(msg)
+    return max(reduced, key=lambda one: one.loc.numel())
+
+
+def _matrix(values: Tensor) -> Tensor:
+    if values.dim() < 2:
+        return values.reshape(-1, 1)
+    return values.flatten(1)
+
+
+def _is_read(sites: dict[str, SitePosterior], reader: str, units: int) -> Tensor:
+    kept = choose_site(sites, reader).kept
+    if kept.dim() < 2 or kept.shape[1] != units:
+        msg = (
+            f"got reader={reader!r} of shape {tuple(kept.shape)}. Expected a site whose "
+            f"second axis has the {units} units"
+        )
+        raise ValueError(msg)
+    return kept.transpose(0, 1).flatten(1).any(1)
+
+
+def _color_limit(values: Tensor) -> tuple[float, bool]:
+    """Of large matrices the few largest weights do not make all others pale."""
+    sizes = values.abs().reshape(-1)
+    most = float(sizes.max()) if len(sizes) else 1.0
+    limit = float(np.quantile(sizes.numpy(), 0.999)) if len(sizes) > 5000 else most
+    return max(limit, 1e-12), limit < most
+
+
+def _label(axis: Any, name: str, size: int, labels: Sequence[str] | None) -> None:
+    axis.set_label_text(name)
+    if labels is not None and size <= _MOST_LABELS:
+        axis.set_ticks(range(size), labels, fontsize=SMALL)
+        axis.set_label_text("")
+    elif size == 1:
+        axis.set_ticks([])
+        axis.set_label_text("")

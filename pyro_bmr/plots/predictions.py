@@ -1,0 +1,174 @@
+"""What models predict, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from pyro import poutine
+from torch import Tensor
+
+from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
+from pyro_bmr.predictive.draws import draw
+from pyro_bmr.predictive.sites import sort_sites
+from pyro_bmr.programs.dry_run import dry_run
+
+_LEVELS = (0.5, 0.9)
+
+
+def plot_predictions(
+    models: Mapping[str, Any],
+    *args: Any,
+    site: str | None = None,
+    along: Any = None,
+    data: tuple[Any, Any] | None = None,
+    num_samples: int = 500,
+    seed: int = 0,
+    kwargs: Mapping[str, Any] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what models predict over an input: the mean, and where 50 % and 90 % lie.
+
+    Parameters
+    ----------
+    models : mapping
+        By name, a reduction or whatever else has ``model`` and ``guide``, or a pair of these.
+    *args
+        Of models and guides: what to predict at, without targets or with.
+    site : str, optional
+        Which observation; needed where a model makes several.
+    along : Tensor or ndarray, optional
+        The input, a number a row. By default ``args[0]`` if it has one column; otherwise rows are
+        sorted by what the first model predicts.
+    data : tuple of Tensor, optional
+        Inputs and targets to draw as points, where there is an input.
+    num_samples : int
+        Draws from each posterior; two or more.
+    seed : int
+        Of the draws.
+    kwargs : mapping, optional
+        Keyword arguments of models and guides.
+    ax : Axes, optional
+        To draw on; of a new figure otherwise.
+
+    Returns
+    -------
+    Axes
+        By model a line, the mean over draws; filled, the bands of the mean of the observation over
+        draws; and between thin lines, 90 % of the observations.
+
+    Raises
+    ------
+    ValueError
+        If there is no model, the site is unknown, its observations have no mean, or more than one
+        number a row, or ``along`` does not fit.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def model(x, y=None):
+    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("y", dist.Normal(w * x, 0.1), obs=y)
+    >>> guide, x = AutoNormal(model), torch.linspace(-1, 1, 20)
+    >>> _ = guide(x, x)
+    >>> ax = plot_predictions({"full": (model, guide)}, x, num_samples=50)
+    >>> ax.get_ylabel()
+    'y'
+    """
+    if not models:
+        msg = "got no models. Expected some by name, as in {'full': (model, guide)}"
+        raise ValueError(msg)
+    options: Any = {"kwargs": dict(kwargs or {}), "num_samples": num_samples, "seed": seed}
+    found = {name: _predict(name, one, args, site, options) for name, one in models.items()}
+    first = next(iter(found.values()))
+    x, order = _read_input(along, args, first)
+    ax = one_axes(ax, 7.0, 4.2)
+    if data is not None and x is not None:
+        points = [np.asarray(torch.as_tensor(part).detach().cpu()).reshape(-1) for part in data]
+        ax.plot(*points, ".", color=text_color(), markersize=3, alpha=0.4, label="data", zorder=1)
+    places = np.arange(len(order)) if x is None else x[order]
+    for (name, one), style in zip(found.items(), series_styles(), strict=False):
+        color, line = style["color"], style["linestyle"]
+        for level in _LEVELS:
+            low, high = _band(one.mean, level)
+            ax.fill_between(places, low[order], high[order], color=color, alpha=0.2, linewidth=0)
+        middle = one.mean.mean(0)[order]
+        ax.plot(places, middle, color=color, linestyle=line, linewidth=2, label=name, zorder=3)
+        for edge in _band(one.draws, _LEVELS[-1]):
+            ax.plot(places, edge[order], color=color, linestyle=line, linewidth=0.9, zorder=2)
+    ax.set_xlabel("row, sorted by what is predicted" if x is None else "input")
+    ax.set_ylabel(first.site)
+    ax.set_title("filled: 50 % and 90 % of the mean; thin lines: 90 % of the data", loc="left")
+    ax.legend(fontsize=SMALL)
+    return ax
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """Of shape ``(num_samples, rows)``."""
+
+    site: str
+    mean: np.ndarray
+    draws: np.ndarray
+
+
+def _predict(
+    name: str, one: Any, args: tuple[Any, ...], site: str | None, options: Mapping[str, Any]
+) -> _Prediction:
+    model, guide = one if isinstance(one, tuple | list) else (one.model, one.guide)
+    with dry_run(model, guide), torch.no_grad():
+        torch.manual_seed(options["seed"])
+        held = poutine.trace(guide).get_trace(*args, **options["kwargs"])
+        replayed = poutine.replay(model, trace=held)
+        trace = poutine.trace(replayed).get_trace(*args, **options["kwargs"])
+    kinds = sort_sites(trace, held.nodes)
+    seen = (*kinds.observed, *kinds.predicted)
+    chosen = site if site is not None else seen[0] if len(seen) == 1 else None
+    if chosen not in seen:
+        msg = f"got site={site!r} for the model {name!r}. Expected one of {list(seen)}"
+        raise ValueError(msg)
+    # Where there are no targets yet, any will do: they change nothing about what is predicted.
+    targets = {chosen: trace.nodes[chosen]["value"]} if chosen in kinds.predicted else {}
+    draws = draw(poutine.condition(model, targets), guide, args, **options).observed[chosen]
+    if draws.mean is None:
+        msg = (
+            f"the observation {chosen!r} of the model {name!r} has no finite mean. Expected "
+            "numbers, not classes; plot_reliability draws those"
+        )
+        raise ValueError(msg)
+    rows = draws.mean.shape[1:]
+    if sum(size > 1 for size in rows) > 1:
+        msg = (
+            f"the observation {chosen!r} of the model {name!r} has the shape {tuple(rows)}. "
+            "Expected one number a row"
+        )
+        raise ValueError(msg)
+    mean, value = (t.detach().cpu().double().flatten(1).numpy() for t in (draws.mean, draws.draws))
+    return _Prediction(chosen, mean, value)
+
+
+def _read_input(
+    along: Any, args: tuple[Any, ...], first: _Prediction
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return the input, if there is one, and the order to draw rows in."""
+    rows = first.mean.shape[1]
+    given = along
+    if along is None and args and isinstance(args[0], Tensor) and args[0].numel() == rows:
+        given = args[0]
+    if given is None:
+        return None, first.mean.mean(0).argsort()
+    x = np.asarray(torch.as_tensor(given).detach().cpu(), dtype=float).reshape(-1)
+    if len(x) != rows:
+        msg = f"got along= with {len(x)} numbers. Expected {rows}, one a row"
+        raise ValueError(msg)
+    return x, x.argsort()
+
+
+def _band(values: np.ndarray, level: float) -> np.ndarray:
+    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)

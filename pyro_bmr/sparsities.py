@@ -1,0 +1,205 @@
+"""The free energy at a range of sparsities: as predicted, and as measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_bmr.estimation.measurement import free_energy_draws, mean_and_error
+from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.reduction import reduce
+from pyro_bmr.selection.groups import Grouping, elements
+from pyro_bmr.selection.scores import Scores
+from pyro_bmr.selection.selections import by_evidence, top_k
+
+
+def measure_sparsities(
+    guide: Any,
+    *args: Any,
+    num_points: int = 12,
+    num_samples: int = 50,
+    model: Callable[..., Any] | None = None,
+    sites: Iterable[str] | None = None,
+    groups: Grouping | Sequence[Grouping] = elements,
+    seed: int = 0,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Sparsities:
+    r"""Reduce a guide to a range of sparsities, and measure what becomes of its free energy.
+
+    .. math:: \Delta F(k) = F(\text{the } k \text{ cheapest dropped}) - F(\text{full})
+
+    Elements go in the order of elimination, the cheapest first. The free energies are measured with
+    the same random numbers, so that their differences have less noise. Half of the points lie
+    where `by_evidence` would still prune, the others between there and nothing left.
+
+    Parameters
+    ----------
+    guide : callable
+        A trained guide, as for `reduce`.
+    *args
+        Of model and guide: all of the data.
+    num_points : int
+        How many sparsities at most; two or more.
+    num_samples : int
+        Draws to measure each free energy with; two or more.
+    model, sites, groups
+        As in `reduce`.
+    seed : int
+        Of the random numbers.
+    kwargs : mapping, optional
+        Keyword arguments of model and guide.
+
+    Returns
+    -------
+    Sparsities
+        ΔF at each sparsity, predicted and realised, in nats.
+
+    Raises
+    ------
+    ValueError
+        If there are too few points or samples, or as `reduce`.
+
+    References
+    ----------
+    Beckers et al. (2022), arXiv:2210.09134, figs. 3 and 4.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def model(x, y):
+    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("y", dist.Normal(x @ w, 0.1), obs=y)
+    >>> x = torch.randn(30, 4)
+    >>> guide = AutoNormal(model)
+    >>> _ = guide(x, x[:, 0])
+    >>> measure_sparsities(guide, x, x[:, 0], num_points=3, num_samples=2).summary().shape
+    (4, 5)
+    """
+    for name, value in (("num_points", num_points), ("num_samples", num_samples)):
+        if value < 2:
+            msg = f"got {name}={value}. Expected 2 or more"
+            raise ValueError(msg)
+    keywords = dict(kwargs or {})
+    options: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "kwargs": keywords,
+        "sites": sites if sites is None or isinstance(sites, str) else list(sites),
+        "groups": groups,
+    }
+
+    def draws(model: Any, guide: Any) -> Tensor:
+        with poutine.block(), dry_run(model, guide):
+            torch.manual_seed(seed)
+            return free_energy_draws(model, guide, args, keywords, num_samples)
+
+    automatic = reduce(guide, select=by_evidence(), **options)
+    assert automatic.decision is not None
+    full_model, full_guide, _ = automatic.decision.restrict([]).assemble()
+    full = draws(full_model, full_guide)
+
+    def measured(result: Any) -> Sparsity:
+        realised = mean_and_error(draws(result.model, result.guide) - full)
+        return Sparsity(result.sparsity, result.delta_f, *realised)
+
+    chosen = automatic.decision.masks.values()
+    total = sum(mask.numel() for mask in chosen)
+    stop = sum(int((~mask).sum()) for mask in chosen) / max(1, total)
+    points: dict[float, Sparsity] = {}
+    for fraction in _spread(stop, num_points):
+        result = reduce(guide, select=_drop_cheapest(fraction), **options)
+        if result.sparsity not in points:
+            points[result.sparsity] = measured(result)
+    return Sparsities(tuple(points.values()), measured(automatic), *mean_and_error(full))
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What a reduction to one sparsity does to the free energy.
+
+    Parameters
+    ----------
+    sparsity : float
+        Fraction of all elements of the guide that are pruned.
+    predicted : float
+        ΔF in nats, in closed form.
+    realised, realised_error : float
+        Measured ΔF in nats, without any training in between, with its standard error.
+
+    Examples
+    --------
+    >>> Sparsity(0.9, -150.0, -149.0, 1.0).predicted
+    -150.0
+    """
+
+    sparsity: float
+    predicted: float
+    realised: float
+    realised_error: float
+
+
+@dataclass(frozen=True)
+class Sparsities:
+    """The free energy at a range of sparsities.
+
+    Parameters
+    ----------
+    points : tuple of Sparsity
+        In ascending order.
+    stop : Sparsity
+        Where `by_evidence` stops by itself.
+    free_energy, free_energy_error : float
+        Measured F of the full model in nats, with its standard error.
+
+    Examples
+    --------
+    >>> stop = Sparsity(0.9, -150.0, -149.0, 1.0)
+    >>> print(Sparsities((Sparsity(0.0, 0.0, 0.0, 0.0),), stop, 1600.0, 2.0).summary())
+       sparsity  predicted  realised  realised_error   stop
+    0       0.0        0.0       0.0             0.0  False
+    1       0.9     -150.0    -149.0             1.0   True
+    """
+
+    points: tuple[Sparsity, ...]
+    stop: Sparsity
+    free_energy: float
+    free_energy_error: float
+
+    def summary(self) -> pd.DataFrame:
+        """Return a table with a row a sparsity.
+
+        Returns
+        -------
+        DataFrame
+            The columns are those of `Sparsity`, in nats, and ``stop``, True where `by_evidence`
+            stops by itself.
+        """
+        rows = [{**asdict(point), "stop": False} for point in self.points]
+        rows += [{**asdict(self.stop), "stop": True}]
+        return pd.DataFrame(rows).sort_values(["sparsity", "stop"], ignore_index=True)
+
+
+def _drop_cheapest(fraction: float) -> Callable[[Scores], Mapping[str, Tensor]]:
+    def select(scores: Scores) -> Mapping[str, Tensor]:
+        total = sum(delta_f.numel() for delta_f in scores.delta_f.values())
+        return top_k(total - round(fraction * total))(scores)
+
+    return select
+
+
+def _spread(stop: float, count: int) -> list[float]:
+    """Half of the fractions to where the evidence stops, the others densely after it."""
+    if stop in {0.0, 1.0}:
+        return torch.linspace(0, 1, count, dtype=torch.float64).tolist()
+    first = torch.linspace(0, stop, count // 2 + 1, dtype=torch.float64)[:-1]
+    # Beyond, ΔF grows the faster the less is left: what is left shrinks to a tenth by one factor.
+    rest = (1 - stop) * torch.logspace(0, -1, count - len(first), dtype=torch.float64)[1:]
+    return [*first.tolist(), *(1 - rest).tolist(), 1.0]
