@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pyro_bmr import datasets, demo
 from pyro_bmr.estimation.measurement import free_energy
+from pyro_bmr.plots.networks import plot_network
 from pyro_bmr.reduction import reduce
 from pyro_bmr.training import fit
 
@@ -94,7 +95,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
     measure("before", network, full)
     measure("reduced", result.model, result.guide)
-    figure = demo.plot_weights(full, result, data.inputs)
+    figure = plot_network(result, labels=data.inputs)[0].figure
     pruned = result.model, result.guide
     fit(*pruned, *rows, num_epochs=max(1, options.epochs // 5), batch_size=64, lr=1e-2)
     measure("refitted", result.model, result.guide)
@@ -105,7 +106,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
     options.figure.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.figure, dpi=150)
-    console.print(f"The weights before and after: {options.figure}")
+    console.print(f"The network before and after: {options.figure}")
 
 
 if __name__ == "__main__":

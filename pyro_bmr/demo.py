@@ -1,4 +1,4 @@
-"""What the demo needs: a Bayesian network, data on one scale, scores and a figure."""
+"""What the demo needs: a Bayesian network, data on one scale, and scores."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from pyro.infer import Predictive
-from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
-
-from pyro_bmr.reduction import Reduction
 
 
 class Regression(PyroModule):
@@ -179,46 +174,3 @@ def predictive_scores(
         Score(rmse, float(square.std() / rows / (2 * rmse))),
         Score(float(log_likelihood.mean()), float(log_likelihood.std() / rows)),
     )
-
-
-def plot_weights(full: AutoNormal, result: Reduction, inputs: tuple[str, ...]) -> Figure:
-    """Draw the posterior means of the first layer's weights, before and after.
-
-    Parameters
-    ----------
-    full : AutoNormal
-        The guide before the reduction.
-    result : Reduction
-        The reduction.
-    inputs : tuple of str
-        Names of the inputs.
-
-    Returns
-    -------
-    Figure
-        Of both matrices, hidden units in one order and on one colour scale.
-    """
-    before, after = (guide.median()["fc1.weight"] for guide in (full, result.guide))
-    mask, connected = result.masks["fc1.weight"], result.masks["fc2.weight"][0]
-    order = (mask.sum(1) + mask.shape[1] * connected).argsort(descending=True, stable=True)
-    limit = float(before.abs().max())
-    figure, axes = plt.subplots(2, 1, figsize=(8, 5.2), sharex=True, layout="constrained")
-    titles = (
-        "First layer before",
-        f"First layer after: {1 - mask.float().mean():.0%} pruned (grey)",
-    )
-    for ax, weights, title in zip(axes, (before, after), titles, strict=True):
-        shown = torch.where(weights == 0, torch.nan, weights)[order].T.numpy()
-        image = ax.imshow(
-            shown, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
-        )
-        ax.set_facecolor("0.8")
-        ax.set_yticks(range(len(inputs)), inputs, fontsize=8)
-        ax.set_title(title, loc="left")
-        ax.set_ylabel("input")
-        ax.axvline(int(connected.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
-    axes[-1].set_xlabel(
-        "hidden unit, sorted by weights kept; right of the line its output weight is pruned"
-    )
-    figure.colorbar(image, ax=axes, label="posterior mean of the weight")
-    return figure

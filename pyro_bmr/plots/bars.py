@@ -42,12 +42,13 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
     >>> from pyro_bmr.reporting.summaries import SiteSummary
     >>> sites = (SiteSummary("w", (4,), 1, -2.5), SiteSummary("b", (2,), 2, 0.0))
     >>> ax = plot_delta_f(Reduction(None, None, {}, {}, sites))
-    >>> [bar.get_width() for bar in ax.patches]
+    >>> [float(bar.get_width()) for bar in ax.patches]
     [-2.5, 0.0]
     """  # noqa: DOC502
     check_reduction(result)
     rows = _list_rows(result, by)
-    ax = one_axes(ax, 7.5, 1.3 + 0.34 * len(rows))
+    longest = max(len(row.name) for row in rows)
+    ax = one_axes(ax, 6.0 + 0.09 * longest, 1.3 + 0.34 * len(rows))
     places = range(len(rows))
     values = [row.delta_f for row in rows]
     colors = [VERMILION if value > 0 else BLUE for value in values]
@@ -139,5 +140,5 @@ def _count(gone: int, total: int) -> str:
     return f"pruned {gone:,} of {total:,}"
 
 
-def _shortened(note: str, longest: int = 60) -> str:
+def _shortened(note: str, longest: int = 44) -> str:
     return note if len(note) <= longest else f"{note[: longest - 1].rstrip()}…"

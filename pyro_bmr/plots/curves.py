@@ -87,7 +87,7 @@ def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
     values = [value for point in rows for value in (point.predicted, point.realised)]
     lowest, highest = min(0.0, *values), max(0.0, *values)
     note = ""
-    if highest > 4 * abs(lowest):
+    if highest > max(20.0, -4 * lowest):
         linear = _round_up(max(-lowest or highest / 100, highest / 1e6))
         ax.set_yscale("symlog", linthresh=linear, linscale=2)
         ax.set_ylim(min(1.25 * lowest, -0.1 * linear), 2 * highest)

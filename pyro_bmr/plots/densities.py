@@ -82,21 +82,28 @@ def plot_element(
     heights = {name: math.exp(value) for name, value in at_zero.items()}
     dropped = not bool(decision.masks[site][place])
     spike = dropped and site in decision.spiked
-    grid = _grid(element, 1 / (heights["p(0)"] * (2 * torch.pi) ** 0.5))
+    prior_scale = 1 / (heights["p(0)"] * (2 * torch.pi) ** 0.5)
+    grid = _grid(element, prior_scale)
     curves = {
         "prior p": _prior_density(decision, one, place, grid),
         "posterior q": element.log_prob(grid).exp(),
         "reduced prior": _reduced_prior_density(one, place, grid) if dropped else None,
         "reduced posterior": None if spike else _reduced_posterior(decision, one, place, grid),
     }
+    names = {name: name for name in curves}
+    if curves["reduced posterior"] is not None and torch.allclose(
+        curves["reduced posterior"], curves["posterior q"], rtol=1e-4
+    ):
+        names["posterior q"] = "posterior q, also reduced"
+        curves["reduced posterior"] = None
     ax = one_axes(ax, 7.2, 4.0)
     for name, density in curves.items():
         if density is not None:
-            ax.plot(grid, density, label=name, **_STYLES[name])
+            ax.plot(grid, density, label=names[name], **_STYLES[name])
     top = max(float(density.max()) for density in curves.values() if density is not None)
     # Not further down than can be seen: the arrow then goes to the edge.
     low, high = max(0.05 * min(*heights.values(), top), 1e-7 * top), 8 * top
-    ax.set(yscale="log", ylim=(low, high), xlim=(float(grid[0]), float(grid[-1])))
+    ax.set(yscale="log", ylim=(low, high), xlim=_shown(element, prior_scale))
     if spike:
         _draw_arrow(ax, 1.6 * top, high / 1.2, VERMILION)
         ax.plot([], [], color=VERMILION, marker="^", label="reduced posterior: a spike at 0")
@@ -151,13 +158,16 @@ def _check_place(one: SitePosterior, index: int | Sequence[int]) -> tuple[int, .
 
 
 def _grid(element: Normal, prior_scale: float) -> Tensor:
-    """Where both densities are, with zero among the points."""
+    """Where both densities are, and beyond what is shown, with zero among the points."""
     loc, scale = float(element.loc), float(element.scale)
-    left = min(-2.5 * prior_scale, loc - 5 * scale)
-    right = max(2.5 * prior_scale, loc + 5 * scale)
-    even = torch.linspace(left, right, 400, dtype=torch.float64)
-    near = torch.linspace(loc - 5 * scale, loc + 5 * scale, 201, dtype=torch.float64)
-    return torch.cat([even, near, torch.zeros(1, dtype=torch.float64)]).unique()
+    wide = torch.linspace(-8 * prior_scale, 8 * prior_scale, 401, dtype=torch.float64)
+    near = torch.linspace(loc - 6 * scale, loc + 6 * scale, 201, dtype=torch.float64)
+    return torch.cat([wide, near, torch.zeros(1, dtype=torch.float64)]).unique()
+
+
+def _shown(element: Normal, prior_scale: float) -> tuple[float, float]:
+    loc, scale = float(element.loc), float(element.scale)
+    return min(-2.5 * prior_scale, loc - 5 * scale), max(2.5 * prior_scale, loc + 5 * scale)
 
 
 def _prior_density(

@@ -80,7 +80,8 @@ def plot_weights(
             f"Expected {others}, one an entry of its second axis"
         )
         raise ValueError(msg)
-    read = torch.ones(units, dtype=torch.bool) if reader is None else _is_read(sites, reader, units)
+    everything = torch.ones(units, dtype=torch.bool)
+    read = everything if reader is None else _is_read(sites, reader, units)
     order = (masks["after"].sum(1) + (others + 1) * read).argsort(descending=True, stable=True)
     wide = units >= others
     axes = two_axes(axes, 8.0, 5.2, nrows=2, sharex=True, sharey=True)
@@ -98,16 +99,16 @@ def plot_weights(
         ax.patch.set(facecolor="0.8", edgecolor="0.65", hatch="////")
         along, across = (ax.xaxis, ax.yaxis) if wide else (ax.yaxis, ax.xaxis)
         _label(along, "", units, None)
-        _label(across, "second axis", others, labels)
+        _label(across, "second axis" if wide or ax is axes[-1] else "", others, labels)
         gone = 1 - float(masks[when].double().mean()) if masks[when].numel() else 0.0
         ax.set_title(
             f"{one.name} {when}{f': {gone:.1%} pruned (grey)' if gone else ''}", loc="left"
         )
-        if reader is not None:
+        if not read.all():
             line = ax.axvline if wide else ax.axhline
             line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
     beyond = f"{'beyond' if wide else 'below'} the line: {reader} prunes all that reads them"
-    note = "sorted by weights kept" + (f"; {beyond}" if reader is not None else "")
+    note = "sorted by weights kept" + ("" if read.all() else f"; {beyond}")
     (axes[-1].set_xlabel if wide else axes[0].set_ylabel)(f"first axis, {note}")
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
     bar.set_label("posterior mean")
@@ -144,7 +145,7 @@ def _color_limit(values: Tensor) -> tuple[float, bool]:
     sizes = values.abs().reshape(-1)
     most = float(sizes.max()) if len(sizes) else 1.0
     limit = float(np.quantile(sizes.numpy(), 0.999)) if len(sizes) > 5000 else most
-    return max(limit, 1e-12), limit < most
+    return limit or 1.0, limit < most
 
 
 def _label(axis: Any, name: str, size: int, labels: Sequence[str] | None) -> None:

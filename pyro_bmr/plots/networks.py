@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, text_color, two_axes
@@ -85,6 +86,9 @@ def plot_network(
         left = sum(int(kept.sum()) for _, kept in layers)
         total = sum(kept.numel() for _, kept in layers)
         ax.set_title(f"{when}: {left:,} of {total:,} weights", loc="left")
+    for name, color, style in (("positive", BLUE, "-"), ("negative", VERMILION, "--")):
+        axes[1].plot([], [], color=color, linestyle=style, label=name)
+    axes[1].legend(fontsize=SMALL, loc="lower right", frameon=False)
     return axes
 
 
@@ -113,20 +117,21 @@ def _draw(
 ) -> None:
     heights = [np.linspace(1, 0, size + 2)[1:-1] for size in sizes]
     for place, (loc, kept) in enumerate(layers):
-        for sign, color, style in ((1, BLUE, "-"), (-1, VERMILION, (0, (4, 1.5)))):
-            out, source = ((loc.sign() == sign) & kept).nonzero().T.numpy()
-            ends = np.stack([heights[place][source], heights[place + 1][out]], -1)
-            lines = np.stack([np.broadcast_to([place, place + 1.0], ends.shape), ends], -1)
-            size = loc[out, source].abs().numpy() / largest[place]
-            edges = LineCollection(
-                list(lines),
-                colors=color,
-                linestyles=[style],
-                linewidths=0.15 + 2.6 * size,
-                alpha=np.clip(0.25 + 1.5 * size, 0, 0.9),
-                zorder=1,
-            )
-            ax.add_collection(edges)
+        out, source = kept.nonzero().T.numpy()
+        weight = loc[out, source].numpy() / largest[place]
+        # The largest come last, above the others.
+        order = np.abs(weight).argsort()
+        ends = np.stack([heights[place][source], heights[place + 1][out]], -1)[order]
+        size, negative = np.abs(weight)[order], weight[order] < 0
+        opacity = np.clip(min(0.25, 100 / max(1, kept.numel())) + size**1.5, 0, 0.9)
+        edges = LineCollection(
+            list(np.stack([np.broadcast_to([place, place + 1.0], ends.shape), ends], -1)),
+            colors=to_rgba_array(list(np.where(negative, VERMILION, BLUE)), opacity),
+            linestyles=[(0, (4, 1.5)) if dashed else "-" for dashed in negative],
+            linewidths=0.3 + 2.5 * size,
+            zorder=1,
+        )
+        ax.add_collection(edges)
     dot = float(np.clip(400 / max(sizes), 4, 60))
     for place, used in enumerate(_used(layers, sizes)):
         for chosen, face in ((used, text_color()), (~used, "none")):

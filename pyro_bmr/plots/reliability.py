@@ -65,10 +65,10 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
         ax.scatter(
             confidence,
             accuracy,
-            s=12 + 150 * count / largest,
+            s=12 + 120 * count / largest,
             color=color,
             marker=marker,
-            alpha=0.75,
+            alpha=0.7,
             label=f"{name}: ECE {error:.1%}",
             zorder=3,
         )
@@ -77,7 +77,7 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
     ax.plot([low, 1], [low, 1], color=GREY, linestyle=":", label="calibrated", zorder=0)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(low, 1.03), ylim=(low, 1.03))
     ax.set_aspect("equal")
-    ax.set_title("reliability; areas are counts", loc="left")
+    ax.set_title("areas: number of predictions", loc="left")
     legend = ax.legend(fontsize=SMALL, loc="upper left")
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):

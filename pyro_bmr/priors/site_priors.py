@@ -263,7 +263,7 @@ def _obstacle_of_scale(node: Any) -> str:
     plates = 1.0
     for frame in node["cond_indep_stack"]:
         plates *= (frame.full_size or frame.size) / frame.size
-    if not torch.allclose(torch.as_tensor(node["scale"]).float(), torch.tensor(plates)):
+    if not torch.allclose(torch.as_tensor(node["scale"]).double(), torch.tensor(plates).double()):
         return "its log density is scaled (poutine.scale), so that its prior is tempered"
     return "it is masked out" if node["mask"] is False else ""
 
