@@ -92,7 +92,7 @@ class Decision:
             Of these alone.
         """
         kept = {name: kept for factor in self.factors for name, kept in factor.kept().items()}
-        masks = {n: mask if n in sites else kept[n].contiguous() for n, mask in self.masks.items()}
+        masks = {n: m if n in sites else kept[n].contiguous() for n, m in self.masks.items()}
         return replace(self, masks=masks)
 
     def remaining(self) -> tuple[Factor, ...]:

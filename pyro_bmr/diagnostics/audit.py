@@ -273,7 +273,7 @@ class Audit:
         total = self.total
         return (
             f"ΔF predicted {total.predicted:+.2f}, realised {total.realised:+.2f} ± "
-            f"{total.error:.2f} nats: {total.verdict}"
+            f"{total.error:.2f} nats"
         )
 
 

@@ -47,10 +47,9 @@ def trained_copy(refit: Refit, model: Any, guide: Any, seed: int) -> Iterator[tu
     True False
     """
     store = pyro.get_param_store()
-    shared: list[Tensor] = [store[name].unconstrained() for name in store]
-    shared += [
-        p for program in (model, guide) for m in find_modules(program) for p in m.parameters()
-    ]
+    modules = [module for program in (model, guide) for module in find_modules(program)]
+    shared: list[Tensor] = [parameter for _, parameter in store.named_parameters()]
+    shared += [parameter for module in modules for parameter in module.parameters()]
     before = [(tensor, tensor.detach().clone(), tensor.grad) for tensor in shared]
     with dry_run(model, guide), torch.inference_mode(False):
         pyro.set_rng_seed(seed)

@@ -30,6 +30,11 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
     Steps
         That led to them.
 
+    Raises
+    ------
+    ValueError
+        If the guide draws what the model holds at zero, where F is infinite.
+
     Examples
     --------
     >>> from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
@@ -48,8 +53,10 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
         if (found := [_like(masks.get(name), kept) for masks in (in_guide, in_model)])
     }
     misfits = {name: count for name, count in misfits.items() if count}
-    found_masks = {name: _like(in_guide.get(name), right[name]) for name in misfits}
-    decision = replace(decision, masks={**decision.masks, **found_masks})
+    in_model = {name: _like(in_model.get(name), right[name]) for name in misfits}
+    in_guide = {name: _like(in_guide.get(name), right[name]) for name in misfits}
+    _check_finite(in_model, in_guide)
+    decision = replace(decision, masks={**decision.masks, **in_guide})
     changed = {*decision.changed(), *misfits}
     names = [name for name in decision.order if name in changed]
     return Steps(
@@ -57,7 +64,7 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
         (model, guide),
         tuple(tuple(names[:i]) for i in range(len(names) + 1)),
         misfits,
-        {name: _like(in_model.get(name), right[name]) for name in misfits},
+        in_model,
         not misfits and not _agree(guide, expected_guide),
     )
 
@@ -139,6 +146,18 @@ class Steps:
             f"{count:,} of {self.model_masks[name].numel():,} elements"
             for name, count in self.misfits.items()
         )
+
+
+def _check_finite(in_model: Mapping[str, Tensor], in_guide: Mapping[str, Tensor]) -> None:
+    for name, kept in in_model.items():
+        free = int((in_guide[name] & ~kept).sum())
+        if free:
+            msg = (
+                f"{name}: the guide draws {free:,} elements that the model holds at zero, so that "
+                "F is infinite. Expected the masks of the reduction in both: take result.model and "
+                "result.guide together"
+            )
+            raise ValueError(msg)
 
 
 def _like(mask: Tensor | None, kept: Tensor) -> Tensor:
