@@ -18,6 +18,7 @@ release = metadata.version("pyro-bmr")
 extensions = [
     "mathml",
     "myst_nb",
+    "names",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -29,7 +30,6 @@ exclude_patterns = ["build", ".*", "**/.*"]
 
 nitpicky = True
 default_role = "py:obj"
-nitpick_ignore_regex = [("py:.*", r"(pyro|torch|onnx|arviz)\..*")]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3

@@ -24,7 +24,9 @@ for axes, mean in zip(both, (0.1, 0.75), strict=True):
     axes.text(mean + 0.42, 1.0, "posterior q", color=BLUE)
     more = "more" if delta_f < 0 else "less"
     fate = "goes" if delta_f < 0 else "stays"
-    axes.set_title(f"zero is {more} likely than before:\nΔF = {delta_f:+.1f} nats, the weight {fate}")
+    axes.set_title(
+        f"zero is {more} likely than before:\nΔF = {delta_f:+.1f} nats, the weight {fate}"
+    )
     axes.set(xlabel="weight θ", ylim=(0.0, 1.75))
     axes.spines[["top", "right"]].set_visible(False)
 both[0].set_ylabel("density")

@@ -37,7 +37,9 @@ def test_links_within_the_repository(page):
 
 def test_the_reference_names_everything_public():
     reference = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
-    documented = re.findall(r"^\.\. (?:autofunction|autoclass|data):: (\w+)$", reference, re.MULTILINE)
+    documented = re.findall(
+        r"^\.\. (?:autofunction|autoclass|data):: (\w+)$", reference, re.MULTILINE
+    )
     assert sorted(documented) == sorted(pyro_bmr.__all__)
     index = (DOCS / "api" / "index.md").read_text()
     listed = re.findall(r"^(?:   |\| {py:data}`~pyro_bmr\.)(\w+)(?:$|`)", index, re.MULTILINE)
