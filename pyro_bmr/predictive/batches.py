@@ -104,8 +104,8 @@ class LargestTensor(TorchFunctionMode):
         return result
 
 
-# Elements of all draws of a chunk together, 32 MiB in float32; several such tensors live at once.
-_CHUNK = 2**23
+# Elements of all draws of a chunk together, 16 MiB in float32; several such tensors live at once.
+_CHUNK = 2**22
 
 
 def _all_at_once(
