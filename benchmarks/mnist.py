@@ -36,10 +36,11 @@ from torch import Tensor, nn
 
 import pyro_bmr as bmr
 from pyro_bmr.datasets import load_mnist
+from pyro_bmr.diagnostics.calibration import calibration_error
 
 RESULTS = Path(__file__).with_suffix(".csv")
 README = Path(__file__).parents[1] / "README.md"
-NUM_DRAWS, BATCH, BINS = 20, 64, 15
+NUM_DRAWS, BATCH = 20, 64
 FASTER, POINTS = 5.0, 0.5
 
 
@@ -147,14 +148,10 @@ def judge(network: Network, x: Tensor, y: Tensor) -> dict[str, float]:
     module = bmr.to_module(network.model, network.guide, (x[:BATCH],), num_draws=NUM_DRAWS)
     with torch.no_grad():
         chances = torch.cat([module(part).softmax(-1).mean(0) for part in x.split(1000)])
-    confidence, digit = chances.max(-1)
-    right = (digit == y).double()
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    gap = torch.zeros(BINS).double().index_add_(0, bins, right - confidence.double())
     return {
-        "accuracy": right.mean().item(),
+        "accuracy": (chances.argmax(-1) == y).double().mean().item(),
         "nll": -chances[torch.arange(len(y)), y].log().mean().item(),
-        "ece": gap.abs().sum().item() / len(y),
+        "ece": calibration_error(chances, y).item(),
     }
 
 

@@ -4,6 +4,8 @@ from pyro_bmr.averaging import Average, average
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.costs import Cost, Costs, measure_costs
 from pyro_bmr.diagnostics.arviz_data import to_arviz
+from pyro_bmr.diagnostics.audit import Audit, Check
+from pyro_bmr.diagnostics.comparison import Comparison, compare
 from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimation.measurement import free_energy
 from pyro_bmr.export import apply_masks, to_module
@@ -54,10 +56,13 @@ from pyro_bmr.uncertainty.averaged_guide import AveragedGuide
 from pyro_bmr.uncertainty.occam_window import Window
 
 __all__ = [
+    "Audit",
     "AutoGamma",
     "Average",
     "AveragedGuide",
+    "Check",
     "Compaction",
+    "Comparison",
     "Cost",
     "Costs",
     "Dense",
@@ -91,6 +96,7 @@ __all__ = [
     "by_blocks",
     "by_evidence",
     "channels",
+    "compare",
     "delta_f",
     "delta_f_of_all_subsets",
     "elements",

@@ -346,7 +346,10 @@ class _Program:
     def draws(self, reduction: Reduction, couplings: Mapping[str, Coupling]) -> Tensor:
         """Measure F, always with the same random numbers, so that differences have less noise."""
         pair = reduction.model, reduction.guide
-        return common_draws(*pair, self.args, self.kwargs, self.num_samples, couplings=couplings)
+        complexity, accuracy = common_draws(
+            *pair, self.args, self.kwargs, self.num_samples, couplings=couplings
+        )
+        return complexity - accuracy
 
     def measured(
         self,

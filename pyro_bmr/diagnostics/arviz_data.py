@@ -19,6 +19,8 @@ from pyro_bmr.predictive.draws import Draws, draw
 from pyro_bmr.predictive.priors import draw_prior
 from pyro_bmr.programs.distributions import find_element_support
 
+ARVIZ = int(version("arviz").partition(".")[0])
+
 
 def to_arviz(
     model: Callable[..., Any],
@@ -196,7 +198,7 @@ def convert(
         dataset.attrs |= _attributes()
     if "bmr" in datasets:
         datasets["bmr"].attrs |= dict(attributes or {})
-    return _join(datasets)
+    return join_groups(datasets)
 
 
 def _label(
@@ -284,8 +286,25 @@ def _attributes() -> dict[str, str]:
     }
 
 
-def _join(datasets: Mapping[str, xr.Dataset]) -> Any:
-    if int(version("arviz").partition(".")[0]) >= 1:
+def join_groups(datasets: Mapping[str, xr.Dataset]) -> Any:
+    """Make what the ArviZ that is installed works on.
+
+    Parameters
+    ----------
+    datasets : mapping
+        By group.
+
+    Returns
+    -------
+    InferenceData or DataTree
+        By the version of ArviZ.
+
+    Examples
+    --------
+    >>> join_groups({"posterior": xr.Dataset({"w": ("draw", [1, 2])})}).posterior["w"].shape
+    (2,)
+    """
+    if ARVIZ >= 1:
         return xr.DataTree.from_dict(dict(datasets))
     with warnings.catch_warnings():
         # ArviZ 0.23 announces ArviZ 1.0 when it is imported. That takes seconds, which those who

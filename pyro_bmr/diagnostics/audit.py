@@ -111,9 +111,10 @@ def run_audit(
 
         def measure(model: Any, guide: Any, sites: tuple[str, ...]) -> Tensor:
             couplings = steps.couplings(sites)
-            return common_draws(
+            complexity, accuracy = common_draws(
                 model, guide, args, kwargs, num_samples, couplings=couplings, **options
             )
+            return complexity - accuracy
 
         def check(name: str, part: float, before: Tensor, after: Tensor) -> Check:
             mean, error = mean_and_error(after - before)

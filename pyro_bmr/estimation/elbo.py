@@ -65,10 +65,32 @@ class Estimator(ELBO, ABC):
         """
         plan = self._plan_for(model, guide, args, kwargs)
         particles = [
-            self._particle(plan, *self._get_trace(model, guide, args, kwargs))
+            self._terms(plan, *self._get_trace(model, guide, args, kwargs))
             for _ in range(self.num_particles)
         ]
-        return torch.stack(particles).mean()
+        return torch.stack([complexity - accuracy for complexity, accuracy in particles]).mean()
+
+    def split_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        r"""Estimate both parts of the free energy by a draw.
+
+        .. math:: F = KL(q \,\|\, p) - E_q[\ln p(y \mid \theta)]
+
+        Parameters
+        ----------
+        model, guide : callable
+            A pair.
+        *args, **kwargs
+            Of both.
+
+        Returns
+        -------
+        complexity, accuracy : float
+            In nats; F is their difference.
+        """
+        with torch.no_grad():
+            plan = self._plan_for(model, guide, args, kwargs)
+            terms = self._terms(plan, *self._get_trace(model, guide, args, kwargs))
+        return float(terms[0]), float(terms[1])
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Estimate the free energy.
@@ -131,7 +153,8 @@ class Estimator(ELBO, ABC):
             values[name], _ = plug_in(posteriors[name].fn, level.exponent)
         return _run(model, guide_trace, values, args, kwargs), guide_trace
 
-    def _particle(self, plan: Plan, model_trace: Trace, guide_trace: Trace) -> Tensor:
+    def _terms(self, plan: Plan, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        """Return complexity and accuracy."""
         posteriors = read_posteriors(guide_trace, plan.supports)
         offsets = {
             observed: -level.exponent * plug_in(posteriors[name].fn, level.exponent)[1]
@@ -140,14 +163,14 @@ class Estimator(ELBO, ABC):
         }
         # What is not closed is estimated from the guide's draws, all statements of the guide
         # against all priors, since several sites may share a statement.
-        free_energy = torch.zeros(())
+        complexity, accuracy = torch.zeros(()), torch.zeros(())
         closed: set[str] = set()
         for name, node in _sample_statements(model_trace):
             if node["is_observed"]:
                 density = self._log_likelihood(node["fn"], node["value"])
                 if name in offsets:
                     density = density + _spread(node["fn"], offsets[name])
-                free_energy = free_energy - _total(node, density)
+                accuracy = accuracy + _total(node, density)
             elif name in plan.closed:
                 posterior = posteriors[name]
                 divergence = kl_divergence(posterior.fn, node["fn"])
@@ -158,15 +181,15 @@ class Estimator(ELBO, ABC):
                         "or 'global'"
                     )
                     raise ValueError(msg)
-                free_energy = free_energy + _total(posterior.nodes[0], divergence)
+                complexity = complexity + _total(posterior.nodes[0], divergence)
                 closed.update(statement["name"] for statement in posterior.nodes)
             else:
                 draw = posteriors[name].draw
-                free_energy = free_energy - _total(node, node["fn"].log_prob(draw))
+                complexity = complexity - _total(node, node["fn"].log_prob(draw))
         for name, node in _sample_statements(guide_trace):
             if name not in closed:
-                free_energy = free_energy + _total(node, node["fn"].log_prob(node["value"]))
-        return free_energy
+                complexity = complexity + _total(node, node["fn"].log_prob(node["value"]))
+        return complexity, accuracy
 
     def _plan_for(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Plan:
         if self._plan is None or (self._plan.model, self._plan.guide) != (model, guide):

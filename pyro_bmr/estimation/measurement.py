@@ -107,8 +107,8 @@ def common_draws(
     seed: int = 0,
     couplings: Mapping[str, Coupling] | None = None,
     advance: Callable[[], None] = lambda: None,
-) -> Tensor:
-    r"""Return estimates of F that those of similar programs can be subtracted from, one by one.
+) -> tuple[Tensor, Tensor]:
+    r"""Return estimates of both parts of F that those of similar programs can be subtracted from.
 
     Draw :math:`i` has a seed of its own, so that programs that draw alike get the same random
     numbers, and the error of their difference is that of what they do differently. Nothing outside
@@ -127,8 +127,8 @@ def common_draws(
 
     Returns
     -------
-    Tensor
-        Of shape ``(num_samples,)``, in nats and float64.
+    complexity, accuracy : Tensor
+        Of shape ``(num_samples,)``, in nats and float64; F is their difference.
 
     Raises
     ------
@@ -142,31 +142,31 @@ def common_draws(
     >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
     >>> guide = AutoNormal(model)
     >>> _ = guide()
-    >>> common_draws(model, guide, (), {}, 3).std()
-    tensor(0., dtype=torch.float64)
+    >>> common_draws(model, guide, (), {}, 3)[1]
+    tensor([0., 0., 0.], dtype=torch.float64)
     """
     if num_samples < 2:
         msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
         raise ValueError(msg)
-    elbo, losses = UnbiasedELBO(), []
+    elbo, terms = UnbiasedELBO(), []
     seeds = torch.randint(2**31, (num_samples,), generator=torch.Generator().manual_seed(seed))
     with poutine.block(), dry_run(model, guide), torch.no_grad():
         # The first call learns the structure, for which it draws.
-        elbo.loss(model, guide, *args, **kwargs)
+        elbo.split_loss(model, guide, *args, **kwargs)
         for one in seeds.tolist():
             pyro.set_rng_seed(one)
             with CommonNoise(couplings or {}, one):
-                losses.append(elbo.loss(model, guide, *args, **kwargs))
+                terms.append(elbo.split_loss(model, guide, *args, **kwargs))
             advance()
-    draws = torch.tensor(losses, dtype=torch.float64)
-    bad = int((~draws.isfinite()).sum())
+    complexity, accuracy = torch.tensor(terms, dtype=torch.float64).unbind(-1)
+    bad = int((~(complexity - accuracy).isfinite()).sum())
     if bad:
         msg = (
             f"the free energy is NaN or infinite in {bad} of {num_samples} draws. Expected finite "
             "ones: look for NaN in the data, or for observations that the model cannot make"
         )
         raise ValueError(msg)
-    return draws
+    return complexity, accuracy
 
 
 def mean_and_error(draws: Tensor) -> tuple[float, float]:

@@ -144,7 +144,7 @@ def _threshold(values: Tensor, count: int) -> float:
 
 def _draw_points(ax: Axes, loc: Tensor, scale: Tensor, kept: Tensor) -> None:
     many = len(loc) > 2000
-    size, alpha = (1.5, 0.35) if many else (4.0, 0.8)
+    size, alpha = (max(0.6, 70 / len(loc) ** 0.5), 0.35) if many else (4.0, 0.8)
     for chosen, name, style in (
         (~kept, "pruned", {"marker": "x", "color": GREY}),
         (kept, "kept", {"marker": "o", "color": BLUE, "markeredgewidth": 0}),

@@ -241,9 +241,12 @@ def _draw_heights(ax: Axes, at_zero: Mapping[str, float], low: float) -> None:
     for (name, value), marker in zip(at_zero.items(), "sD", strict=True):
         label = f"{name} = {math.exp(value):.3g}" if value > -7 else f"ln {name} = {value:,.1f}"
         ax.plot(
-            [0], [math.exp(value)], marker, color=text_color(), markersize=6, label=label, zorder=5
+            [0], [math.exp(value)], marker, color=text_color(), markersize=5, label=label, zorder=5
         )
     ax.plot([], [], color=text_color(), label="arrow: ΔF = ln p(0) − ln q(0)")
+    if abs(at_zero["p(0)"] - at_zero["q(0)"]) > 0.5:
+        middle = (0, math.sqrt(p * max(q, low)))
+        ax.annotate("ΔF", middle, (8, 0), textcoords="offset points", va="center", weight="bold")
 
 
 def _draw_arrow(ax: Axes, start: float, end: float, color: Any) -> None:

@@ -63,6 +63,8 @@ def plot_predictions(
 
     Raises
     ------
+    TypeError
+        If something is no pair.
     ValueError
         If there is no model, the site is unknown, its observations have no mean, or more than one
         number a row, or ``along`` does not fit.
@@ -121,7 +123,7 @@ class _Prediction:
 def _predict(
     name: str, one: Any, args: tuple[Any, ...], site: str | None, options: Mapping[str, Any]
 ) -> _Prediction:
-    model, guide = one if isinstance(one, tuple | list) else (one.model, one.guide)
+    model, guide = _read_pair(name, one)
     with dry_run(model, guide), torch.no_grad():
         torch.manual_seed(options["seed"])
         held = poutine.trace(guide).get_trace(*args, **options["kwargs"])
@@ -151,6 +153,18 @@ def _predict(
         raise ValueError(msg)
     mean, value = (t.detach().cpu().double().flatten(1).numpy() for t in (draws.mean, draws.draws))
     return _Prediction(chosen, mean, value)
+
+
+def _read_pair(name: str, one: Any) -> tuple[Any, Any]:
+    if isinstance(one, tuple | list) and len(one) == 2:
+        return one[0], one[1]
+    if hasattr(one, "model") and hasattr(one, "guide"):
+        return one.model, one.guide
+    msg = (
+        f"got a {type(one).__name__} for the model {name!r}. Expected a pair (model, guide), or "
+        "what reduce() returned"
+    )
+    raise TypeError(msg)
 
 
 def _read_input(

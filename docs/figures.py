@@ -1,0 +1,145 @@
+"""Draw the figures of the documentation: ``python docs/figures.py``, half a minute on one core.
+
+They go to docs/images/figures-NAME.png, all from small networks that are trained here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import pyro  # noqa: E402
+import torch  # noqa: E402
+from pyro.infer.autoguide import AutoNormal, init_to_sample  # noqa: E402
+
+import pyro_bmr as bmr  # noqa: E402
+from pyro_bmr import datasets, demo  # noqa: E402
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def main() -> None:
+    """Draw those that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="such as weights; all by default")
+    names = parser.parse_args().names
+    for draw in (draw_regression, draw_rounds, draw_predictions):
+        for name, axes in draw():
+            figure = np.atleast_1d(axes)[0].figure
+            if not names or name in names:
+                path = IMAGES / f"figures-{name}.png"
+                figure.savefig(path, dpi=110)
+                print(path)
+            plt.close(figure)
+
+
+Figures = Iterator[tuple[str, Any]]
+
+
+def draw_regression() -> Figures:
+    """Draw what one reduction of the network of the demo shows.
+
+    Yields
+    ------
+    tuple
+        The name of a figure, and its axes.
+    """
+    data, rows = train_rows()
+    network, guide = make_network(len(data.inputs))
+    bmr.fit(network, guide, *rows, num_epochs=300, batch_size=64, lr=0.02)
+    result = bmr.reduce(guide)
+    print(result)
+    by_unit = bmr.reduce(guide, groups=[bmr.units, bmr.elements])
+    yield "delta_f", bmr.plot_delta_f(result)
+    yield "delta_f-units", bmr.plot_delta_f(by_unit)
+    yield "criteria", bmr.plot_criteria(result)
+    yield "network", bmr.plot_network(result, labels=data.inputs)
+    options: Any = {"reader": "fc2.weight", "labels": data.inputs}
+    yield "weights", bmr.plot_weights(result, "fc1.weight", **options)
+    scores, mask = result.scores["fc2.weight"][0], result.masks["fc2.weight"][0]
+    pruned = int(scores.where(~mask, -torch.inf).argmax())
+    kept = int(scores.where(mask, torch.inf).argmin())
+    yield "element", bmr.plot_element(result, "fc2.weight", (0, pruned))
+    yield "element-kept", bmr.plot_element(result, "fc2.weight", (0, kept))
+    yield "sparsities", bmr.plot_sparsities(bmr.measure_sparsities(guide, *rows, num_points=16))
+
+
+def draw_rounds() -> Figures:
+    """Draw the rounds of `prune` on the same network.
+
+    Yields
+    ------
+    tuple
+        The name of a figure, and its axes.
+    """
+    data, rows = train_rows()
+    network, guide = make_network(len(data.inputs))
+    options: Any = {"num_epochs": 150, "refit_epochs": 40, "batch_size": 64, "lr": 0.02}
+    pruning = bmr.prune(network, guide, *rows, **options)
+    print(pruning)
+    yield "rounds", bmr.plot_rounds(pruning)
+
+
+def draw_predictions() -> Figures:
+    """Draw what a network of one input predicts, also far from its data.
+
+    Yields
+    ------
+    tuple
+        The name of a figure, and its axes.
+    """
+    pyro.set_rng_seed(0)
+    x = torch.cat([torch.rand(100, 1) - 2, 1.5 * torch.rand(100, 1) + 0.5])
+    y = torch.sin(2 * x[:, 0]) + 0.15 * torch.randn(200)
+    network, guide = make_network(1)
+    bmr.fit(network, guide, x, y, num_epochs=600, batch_size=50, lr=0.02)
+    result = bmr.reduce(guide)
+    print(result)
+    models = {"full": (network, guide), "reduced": result}
+    grid = torch.linspace(-3, 3, 121)[:, None]
+    yield "predictions", bmr.plot_predictions(models, grid, data=(x, y))
+
+
+def train_rows() -> tuple[datasets.RegressionData, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the data of the demo, and of these the rows that it trains on, on one scale.
+
+    Returns
+    -------
+    tuple
+        As scikit-learn has them, and inputs and targets.
+    """
+    pyro.set_rng_seed(0)
+    data = datasets.load("diabetes")
+    rows = torch.randperm(len(data.x))[len(data.x) // 5 :]
+    x, y = (demo.Standardization.of(part[rows]).apply(part[rows]) for part in (data.x, data.y))
+    return data, (x, y.squeeze(-1))
+
+
+def make_network(inputs: int) -> tuple[Callable[..., Any], AutoNormal]:
+    """Return the network of the demo and a guide for it.
+
+    Parameters
+    ----------
+    inputs : int
+        How many.
+
+    Returns
+    -------
+    tuple
+        A pair.
+    """
+    pyro.clear_param_store()
+    network = demo.Regression(inputs)
+    return network, AutoNormal(network, init_loc_fn=init_to_sample, init_scale=0.05)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Whether what is predicted with a probability comes true that often."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+BINS = 15
+
+
+def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = BINS) -> pd.DataFrame:
+    r"""Count how often the most probable class is right, by its probability.
+
+    Parameters
+    ----------
+    probabilities : Tensor
+        Of each class, of shape ``(n, K)``.
+    classes : Tensor
+        Those that are right, of shape ``(n,)``.
+    num_bins : int
+        Of equal width, from 0 to 1.
+
+    Returns
+    -------
+    DataFrame
+        A row a bin; columns ``confidence`` (the mean of what is in the bin; its centre if nothing
+        is), ``accuracy`` (0 if nothing is in it) and ``count``.
+
+    References
+    ----------
+    Guo et al. (2017), "On calibration of modern neural networks", arXiv:1706.04599, eqs. 1-3.
+
+    Examples
+    --------
+    >>> chances = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    >>> bin_confidences(chances, torch.tensor([0, 1])).query("count > 0").round(2)
+        confidence  accuracy  count
+    13         0.9       0.5      2
+    """
+    bins, confidence, right = _bin(probabilities, classes, num_bins)
+    counts = torch.bincount(bins, minlength=num_bins)
+    sums = (
+        torch.zeros(num_bins).double().index_add_(0, bins, values) for values in (confidence, right)
+    )
+    mean_confidence, accuracy = (total / counts.clamp(min=1) for total in sums)
+    centre = (torch.arange(num_bins).double() + 0.5) / num_bins
+    return pd.DataFrame(
+        {
+            "confidence": torch.where(counts > 0, mean_confidence, centre).numpy(),
+            "accuracy": accuracy.numpy(),
+            "count": counts.numpy(),
+        }
+    )
+
+
+def calibration_error(
+    probabilities: Tensor, classes: Tensor, num_bins: int = BINS, resamples: int = 0
+) -> Tensor:
+    r"""Return the expected calibration error.
+
+    .. math:: ECE = \sum_b \frac{n_b}{n} |\text{accuracy}_b - \text{confidence}_b|
+
+    It grows where bins hold few rows, which the bootstrap does not see.
+
+    Parameters
+    ----------
+    probabilities, classes, num_bins
+        As of `bin_confidences`.
+    resamples : int
+        Of the rows with replacement, always the same ones for a number of rows.
+
+    Returns
+    -------
+    Tensor
+        Of the rows, then of each resample: of shape ``(1 + resamples,)``, in float64.
+
+    Examples
+    --------
+    >>> chances = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    >>> round(calibration_error(chances, torch.tensor([0, 1])).item(), 3)
+    0.4
+    """
+    bins, confidence, right = _bin(probabilities, classes, num_bins)
+    gap, size = right - confidence, len(right)
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for i in range(1 + resamples):
+        rows = torch.randint(size, (size,), generator=generator) if i else torch.arange(size)
+        sums = torch.zeros(num_bins).double().index_add_(0, bins[rows], gap[rows])
+        errors.append(sums.abs().sum() / size)
+    return torch.stack(errors)
+
+
+def _bin(probabilities: Tensor, classes: Tensor, num_bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    confidence, guess = probabilities.detach().cpu().double().max(-1)
+    bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
+    return bins, confidence, (guess == classes.cpu()).double()

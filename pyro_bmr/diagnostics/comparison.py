@@ -1,0 +1,308 @@
+"""`compare`: the free energy, cross-validation and predictions of several models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor
+
+from pyro_bmr.diagnostics.elpd import leave_one_out
+from pyro_bmr.diagnostics.scores import Score, check_predictions, score_draws
+from pyro_bmr.estimation.measurement import common_draws
+from pyro_bmr.plain.calls import check_call
+from pyro_bmr.predictive.draws import Draws, draw
+from pyro_bmr.reporting.progress import progress_bar
+from pyro_bmr.reporting.rendering import render
+
+
+@torch.inference_mode(False)
+def compare(
+    pairs: Mapping[str, Any],
+    *args: Any,
+    num_samples: int = 500,
+    test: tuple[Any, ...] | None = None,
+    loo: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Comparison:
+    r"""Compare models with their guides: free energy, cross-validation, and predictions.
+
+    .. math:: F = KL(q \,\|\, p) - E_q[\ln p(y \mid \theta)]
+
+    is split into complexity and accuracy, in nats. ``elpd_loo`` is that of ``arviz.loo``. What is
+    predicted is scored on test data: the log likelihood a row, the root mean squared error, and of
+    classes the fraction that is right, the negative log likelihood (NLL), the Brier score and the
+    expected calibration error (ECE, 15 bins); see `pyro_bmr.diagnostics.scores`.
+
+    Each number has its standard error: of F by Monte Carlo, of others over rows (of the root mean
+    squared error by the delta method, of the ECE by bootstrap). Differences from the first model
+    have those of paired draws and rows, which are much smaller. The models, the guides, the param
+    store and the random number generators are left as they were.
+
+    Parameters
+    ----------
+    pairs : mapping
+        By name, a model and its guide: a tuple of both, or anything that has ``.model`` and
+        ``.guide``, as what `reduce` and `prune` return.
+    *args
+        Of all models and guides: all of the data that they were trained with.
+    num_samples : int
+        Posterior draws; two or more.
+    test : tuple, optional
+        Positional arguments with test data; otherwise predictions of the training data are scored,
+        and so labelled.
+    loo : bool
+        Whether to estimate ``elpd_loo``, for which ArviZ takes a millisecond a datum.
+    seed : int
+        Of all random numbers, the same for all models.
+    progress : bool
+        Show a progress bar, if there is a terminal or a notebook.
+    **kwargs
+        Keyword arguments of all models and guides.
+
+    Returns
+    -------
+    Comparison
+        All scores, and the calibration of classes.
+
+    Raises
+    ------
+    TypeError
+        If an entry is no pair, or a model cannot be called with these arguments.
+    ValueError
+        If models observe different sites or data, or if something is NaN or infinite.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def model(x, y=None):
+    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+    >>> guide, x = AutoNormal(model), torch.randn(7, 2)
+    >>> _ = guide(x, x[:, 0])
+    >>> comparison = compare({"untrained": (model, guide)}, x, x[:, 0], num_samples=50)
+    >>> list(comparison.scores["untrained"])
+    ['free_energy', 'complexity', 'accuracy', 'elpd_loo', 'log_likelihood', 'rmse']
+    """
+    programs = {name: _read_pair(name, value) for name, value in pairs.items()}
+    if not programs:
+        msg = (
+            "got no models. Expected a mapping such as {'full': (model, guide), 'reduced': result}"
+        )
+        raise ValueError(msg)
+    data = args if test is None else tuple(test) if isinstance(test, tuple | list) else (test,)
+    for model, _ in programs.values():
+        check_call(model, args, kwargs)
+        check_call(model, data, kwargs)
+    scores: dict[str, dict[str, Score]] = {}
+    bad_k: dict[str, int] = {}
+    calibration: dict[str, pd.DataFrame] = {}
+    first: list[Draws] = []
+    with progress_bar("draws", progress) as bar:
+        task = bar.add_task("measuring", total=num_samples * len(programs), note="")
+        advance = partial(bar.advance, task)
+        for name, pair in programs.items():
+            bar.update(task, note=name)
+            trained = draw(*pair, args, kwargs, num_samples, seed=seed)
+            check_predictions(trained)
+            tested = trained if test is None else draw(*pair, data, kwargs, num_samples, seed=seed)
+            first = first or [trained, tested]
+            for before, draws in zip(first, (trained, tested), strict=True):
+                _check_same(name, draws, next(iter(programs)), before)
+            terms = common_draws(*pair, args, kwargs, num_samples, seed=seed, advance=advance)
+            mine = _split(*terms)
+            if loo:
+                sites = trained.observed.values()
+                densities = torch.cat([s.log_prob.reshape(num_samples, -1) for s in sites], -1)
+                found = leave_one_out(densities)
+                mine["elpd_loo"], bad_k[name] = Score.sum(found.terms), found.bad
+            predictions, bins = score_draws(tested)
+            scores[name] = mine | predictions
+            if bins is not None:
+                calibration[name] = bins
+    return Comparison(scores, "training" if test is None else "test", bad_k, calibration)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Scores of several models.
+
+    Parameters
+    ----------
+    scores : mapping
+        By model and score. Of training data: ``free_energy``, ``complexity``, ``accuracy`` and
+        ``elpd_loo``, in nats. Of the data of ``predicted``: ``log_likelihood`` (nats a row),
+        ``rmse``, ``correct``, ``nll``, ``brier`` and ``ece``, as far as there are such.
+    predicted : str
+        ``"test"`` or ``"training"``: of which data the predictions are.
+    bad_k : mapping
+        By model, for how many data ``elpd_loo`` is not to be trusted, because their Pareto k is
+        high.
+    calibration : mapping
+        By model that predicts classes, a row a bin; columns ``confidence``, ``accuracy`` and
+        ``count``.
+
+    Examples
+    --------
+    >>> one, two = Score.mean(torch.tensor([1.0, 3.0])), Score.mean(torch.tensor([1.5, 3.5]))
+    >>> comparison = Comparison({"full": {"rmse": one}, "reduced": {"rmse": two}}, "test")
+    >>> comparison.differences()
+             rmse  rmse_error
+    model
+    reduced   0.5         0.0
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    predicted: str
+    bad_k: Mapping[str, int] = field(default_factory=dict)
+    calibration: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    def summary(self) -> pd.DataFrame:
+        """Return a table with a row a model.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by model; a column a score, each followed by its standard error, as
+            ``rmse_error``; and ``bad_k``.
+        """
+        frame = _frame(self.scores)
+        return frame.assign(bad_k=pd.Series(self.bad_k)) if self.bad_k else frame
+
+    def differences(self) -> pd.DataFrame:
+        """Return the differences from the first model.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by the other models; columns as in `summary`, with the standard errors of
+            paired differences.
+        """
+        return _frame(self._differences)
+
+    @property
+    def _differences(self) -> dict[str, dict[str, Score]]:
+        first, *others = self.scores
+        base = self.scores[first]
+        return {
+            name: {key: score - base[key] for key, score in self.scores[name].items()}
+            for name in others
+        }
+
+    def __rich__(self) -> Group:
+        first, *others = self.scores
+        notes = [
+            f"{name}: {count} data with a high Pareto k, so that elpd_loo is not to be trusted"
+            for name, count in self.bad_k.items()
+            if count
+        ]
+        tables = [_draw(self.scores, self._title, "\n".join(notes))]
+        if others:
+            tables.append(_draw(self._differences, f"difference from {first}", sign="+"))
+        return Group(*tables)
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        frames = {self._title: self.summary()}
+        if len(self.scores) > 1:
+            frames[f"difference from {next(iter(self.scores))}"] = self.differences()
+        return "".join(f"<p>{t}</p>{frame.round(4).T.to_html()}" for t, frame in frames.items())
+
+    @property
+    def _title(self) -> str:
+        return f"predictions of {self.predicted} data"
+
+
+# By score: what to call it in a table, and what is better.
+_LABELS = {
+    "free_energy": "F (nats) ↓",
+    "complexity": "  complexity",
+    "accuracy": "  accuracy",
+    "elpd_loo": "elpd_loo (nats) ↑",
+    "log_likelihood": "log likelihood a row (nats) ↑",
+    "rmse": "RMSE ↓",
+    "correct": "correct ↑",
+    "nll": "NLL ↓",
+    "brier": "Brier score ↓",
+    "ece": "ECE, 15 bins ↓",
+}
+
+
+def _read_pair(name: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if isinstance(value, tuple | list) and len(value) == 2:
+        model, guide = value
+    else:
+        model, guide = (getattr(value, what, None) for what in ("model", "guide"))
+    if not (callable(model) and callable(guide)) or isinstance(value, torch.nn.Module):
+        msg = (
+            f"got a {type(value).__name__} as {name!r}. Expected a tuple (model, guide), or what "
+            "reduce or prune return"
+        )
+        raise TypeError(msg)
+    return model, guide
+
+
+def _check_same(name: str, draws: Draws, first: str, before: Draws) -> None:
+    if draws.observed.keys() != before.observed.keys():
+        msg = (
+            f"{name!r} observes {sorted(draws.observed)}, and {first!r} {sorted(before.observed)}. "
+            "Expected models of the same data, under the same names"
+        )
+        raise ValueError(msg)
+    for site, one in draws.observed.items():
+        value, other = one.value.cpu(), before.observed[site].value.cpu()
+        if value.shape != other.shape or not torch.allclose(value.double(), other.double()):
+            msg = (
+                f"{name!r} and {first!r} observe different values at {site!r}. Expected models of "
+                "the same data, in the same units"
+            )
+            raise ValueError(msg)
+
+
+def _split(complexity: Tensor, accuracy: Tensor) -> dict[str, Score]:
+    parts = {"free_energy": complexity - accuracy, "complexity": complexity, "accuracy": accuracy}
+    return {name: Score.mean(part) for name, part in parts.items()}
+
+
+def _frame(scores: Mapping[str, Mapping[str, Score]]) -> pd.DataFrame:
+    rows = {
+        name: {
+            key: value
+            for what, score in mine.items()
+            for key, value in ((what, score.value), (f"{what}_error", score.error))
+        }
+        for name, mine in scores.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def _draw(
+    scores: Mapping[str, Mapping[str, Score]], title: str, caption: str = "", sign: str = ""
+) -> Table:
+    table = Table("", title=title, title_justify="left", caption=caption or None)
+    table.caption_justify = "left"
+    for name in scores:
+        table.add_column(name, justify="right")
+    present = [key for key in _LABELS if any(key in mine for mine in scores.values())]
+    for key in present:
+        digits = 2 if key in {"free_energy", "complexity", "accuracy", "elpd_loo"} else 4
+        cells = (
+            f"{mine[key].value:{sign}.{digits}f} ± {mine[key].error:.{digits}f}"
+            if key in mine
+            else ""
+            for mine in scores.values()
+        )
+        table.add_row(_LABELS[key], *cells)
+    return table

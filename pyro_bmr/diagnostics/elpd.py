@@ -1,0 +1,73 @@
+"""Leave-one-out cross-validation of draws, by whichever ArviZ is installed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_bmr.diagnostics.arviz_data import ARVIZ, join_groups
+
+
+def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
+    r"""Estimate how well each datum is predicted by the others, by ``arviz.loo``.
+
+    .. math:: \text{elpd}_i = \ln p(y_i \mid y_{-i})
+
+    Parameters
+    ----------
+    log_likelihood : Tensor
+        Of each datum at independent posterior draws, in nats, of shape ``(S, n)``.
+
+    Returns
+    -------
+    LeaveOneOut
+        A term a datum.
+
+    References
+    ----------
+    Vehtari et al. (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
+
+    Examples
+    --------
+    >>> leave_one_out(torch.randn(200, 5)).terms.shape
+    torch.Size([5])
+    """
+    values = log_likelihood.detach().cpu().double().numpy()[None]
+    data = join_groups({"log_likelihood": xr.Dataset({"y": (("chain", "draw", "datum"), values)})})
+    with warnings.catch_warnings():
+        # Of high k, which are counted.
+        warnings.simplefilter("ignore")
+        found: Any = import_module("arviz").loo(data, pointwise=True, reff=1.0)
+    terms = found.elpd_i if ARVIZ >= 1 else found.loo_i
+    threshold = min(0.7, 1 - 1 / math.log10(max(len(log_likelihood), 11)))
+    bad = int((torch.as_tensor(found.pareto_k.values.copy()) > threshold).sum())
+    return LeaveOneOut(torch.as_tensor(terms.values.copy()).reshape(-1), bad)
+
+
+@dataclass(frozen=True, eq=False)
+class LeaveOneOut:
+    """Leave-one-out predictive densities.
+
+    Parameters
+    ----------
+    terms : Tensor
+        One a datum, in nats; their sum is elpd_loo.
+    bad : int
+        How many of them are not to be trusted: those whose Pareto k is above
+        min(0.7, 1 - 1 / log10 S).
+
+    Examples
+    --------
+    >>> LeaveOneOut(torch.zeros(3), 1).bad
+    1
+    """
+
+    terms: Tensor
+    bad: int

@@ -1,0 +1,203 @@
+"""Scores of predictions, each with what its error and that of a difference follow from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from pyro_bmr.diagnostics.calibration import bin_confidences, calibration_error
+from pyro_bmr.predictive.draws import Draws, Observed
+
+_RESAMPLES = 200
+
+
+def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
+    r"""Score the mean prediction of all draws, over the rows of all observed sites together.
+
+    ``log_likelihood`` is :math:`\frac1n \sum_i \ln \frac1S \sum_s p(y_i \mid \theta_s)` in nats a
+    row. Where a distribution has a mean, ``rmse`` is the root mean squared error of the mean of all
+    draws. Of classes, with the mean of their probabilities, ``correct`` is the fraction of rows of
+    which the most probable one is right, ``nll`` the negative logarithm of the probability of the
+    right one, ``brier`` the squared error of all (half of it where there are two, as in
+    scikit-learn), and ``ece`` the expected calibration error of 15 bins.
+
+    Parameters
+    ----------
+    draws : Draws
+        With data.
+
+    Returns
+    -------
+    scores : dict of Score
+        By name.
+    calibration : DataFrame or None
+        See `bin_confidences`; None without classes.
+
+    Raises
+    ------
+    ValueError
+        If there are no data, or a prediction is not finite.
+
+    References
+    ----------
+    Gneiting & Raftery (2007), "Strictly proper scoring rules, prediction, and estimation".
+
+    Examples
+    --------
+    >>> y, zero = torch.tensor([1.0, 3.0]), torch.zeros(2, 2)
+    >>> scores, _ = score_draws(Draws({}, {"y": Observed(y, zero, zero + 2, None, zero)}))
+    >>> scores["rmse"].value
+    1.0
+    """
+    check_predictions(draws)
+    sites = draws.observed.values()
+    densities = torch.cat([_density(site) for site in sites])
+    scores = {"log_likelihood": Score.mean(densities)}
+    classified = [(site, _chances(site)) for site in sites if site.probabilities is not None]
+    measured = [s for s in sites if s.mean is not None and s.probabilities is None]
+    if measured:
+        # The root of a mean moves by half the mean's change over the root.
+        square = torch.cat([_squares(site) for site in measured])
+        root = square.mean().sqrt()
+        slope = 0.5 / root if root > 0 else 0.0
+        scores["rmse"] = Score(float(root), square * slope, len(square) ** -0.5)
+    if not classified:
+        return scores, None
+    columns = max(chances.shape[-1] for _, chances in classified)
+    chances = torch.cat([pad(one, (0, columns - one.shape[-1])) for _, one in classified])
+    classes = torch.cat([site.value.reshape(-1).long().cpu() for site, _ in classified])
+    right = chances.gather(-1, classes[:, None])[:, 0]
+    brier = (chances - one_hot(classes, columns)).square().sum(-1) / (2 if columns == 2 else 1)
+    resampled = calibration_error(chances, classes, resamples=_RESAMPLES)
+    scores |= {
+        "correct": Score.mean((chances.argmax(-1) == classes).double()),
+        "nll": Score.mean(-right.log()),
+        "brier": Score.mean(brier),
+        "ece": Score(float(resampled[0]), resampled[1:], 1.0),
+    }
+    return scores, bin_confidences(chances, classes)
+
+
+def check_predictions(draws: Draws) -> None:
+    """Look for data, and for predictions that are not finite.
+
+    Parameters
+    ----------
+    draws : Draws
+        Of a model.
+
+    Raises
+    ------
+    ValueError
+        If there are no data, or the density of a datum is not finite.
+
+    Examples
+    --------
+    >>> y, zero = torch.zeros(2), torch.zeros(3, 2)
+    >>> check_predictions(Draws({}, {"y": Observed(y, zero, None, None, zero)}))
+    """
+    if not draws.observed:
+        msg = (
+            "the model observes nothing with these arguments. Expected data: pass the targets too, "
+            "as in compare(pairs, x, y, test=(x_test, y_test))"
+        )
+        raise ValueError(msg)
+    for name, site in draws.observed.items():
+        bad = int((~_density(site).isfinite()).sum())
+        if bad or (site.value.is_floating_point() and not site.value.isfinite().all()):
+            msg = (
+                f"the data or their densities at the site {name!r} are NaN or infinite "
+                f"({bad} densities). Expected finite data that the model can make"
+            )
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A number with its standard error, and with that of its difference from another.
+
+    Parameters
+    ----------
+    value : float
+        The number.
+    terms : Tensor
+        What it varies with: one a row, a draw or a resample, in the same order for all that are
+        compared.
+    scale : float
+        What the standard deviation of the terms is multiplied by: 1 / sqrt(n) for a mean.
+
+    Examples
+    --------
+    >>> print(Score.mean(torch.tensor([1.0, 3.0])))
+    2.000 ± 1.000
+    """
+
+    value: float
+    terms: Tensor
+    scale: float
+
+    @classmethod
+    def mean(cls, rows: Tensor) -> Score:
+        """Average rows.
+
+        Parameters
+        ----------
+        rows : Tensor
+            Of shape ``(n,)``.
+
+        Returns
+        -------
+        Score
+            Their mean.
+        """
+        return cls(float(rows.mean()), rows, len(rows) ** -0.5)
+
+    @classmethod
+    def sum(cls, rows: Tensor) -> Score:
+        """Add up rows.
+
+        Parameters
+        ----------
+        rows : Tensor
+            Of shape ``(n,)``.
+
+        Returns
+        -------
+        Score
+            Their sum.
+        """
+        return cls(float(rows.sum()), rows, len(rows) ** 0.5)
+
+    @property
+    def error(self) -> float:
+        """The standard error; 0 of a single row, of which none is known."""
+        return float(self.terms.std() * self.scale) if len(self.terms) > 1 else 0.0
+
+    def __sub__(self, other: Score) -> Score:
+        return Score(self.value - other.value, self.terms - other.terms, self.scale)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
+
+def _density(site: Observed) -> Tensor:
+    log_prob = site.log_prob.detach().cpu().double()
+    return (log_prob.logsumexp(0) - math.log(len(log_prob))).reshape(-1)
+
+
+def _squares(site: Any) -> Tensor:
+    """Squared errors, a mean over each event."""
+    square = (site.mean.detach().double().mean(0) - site.value.double()).square().cpu()
+    return square.reshape(site.log_prob[0].numel(), -1).mean(-1)
+
+
+def _chances(site: Any) -> Tensor:
+    """Of each datum, the mean probabilities of its classes."""
+    chances = site.probabilities.detach().cpu().double().mean(0)
+    return chances.reshape(-1, chances.shape[-1])
