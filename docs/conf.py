@@ -1,7 +1,7 @@
 """How Sphinx makes the documentation: `make docs` writes it to build/docs.
 
-The source directory is the root of the repository, so that notebooks, changelog and pages link to each
-other by the same paths here, on the site, and where the repository is browsed.
+The source directory is the root of the repository, so that notebooks, changelog and pages link to
+each other by the same paths here, on the site, and where the repository is browsed.
 """
 
 import sys

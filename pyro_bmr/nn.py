@@ -159,10 +159,10 @@ def bayesianize(
 
     Notes
     -----
-    Pyro's own rules for a ``PyroModule`` hold. Its learnable parameters live in the param store under
-    their names, so call `pyro.clear_param_store` before another network of the same names. Do not
-    run it by itself before it becomes part of another ``PyroModule``. Weights are no longer among
-    ``net.parameters()``.
+    Pyro's own rules for a ``PyroModule`` hold. Its learnable parameters live in the param store
+    under their names, so call `pyro.clear_param_store` before another network of the same names. Do
+    not run it by itself before it becomes part of another ``PyroModule``. Weights are no longer
+    among ``net.parameters()``.
 
     Examples
     --------

@@ -12,22 +12,21 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def run_blocks(page):
-    """Run the blocks of a page in one namespace; a ``text`` block after one is what it prints."""
+    """Run the blocks of Python in one namespace; return it, and what they printed and should."""
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    namespace, printed, count = {}, "", 0
+    namespace, outputs = {}, []
     for language, block in blocks:
         if language == "python":
-            count += 1
             with redirect_stdout(StringIO()) as output:
-                exec(compile(block, f"{page.name}, block {count}", "exec"), namespace)
-            printed = output.getvalue()
+                exec(compile(block, page.name, "exec"), namespace)
+            outputs.append((output.getvalue(), None))
         elif language == "text":
-            check_same(printed, block)
-    return count, namespace
+            outputs[-1] = outputs[-1][0], block
+    return namespace, outputs
 
 
 def check_same(printed, shown):
-    """Words and integers are the same, other numbers nearly so: machines differ in the last digits."""
+    """Words and integers are the same, other numbers nearly: machines differ in last digits."""
     assert words(printed) == words(shown), f"printed\n{printed}\nbut the page shows\n{shown}"
     for one, other in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True):
         if "." in one:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from markdown import ROOT, run_blocks
 from sklearn import datasets as sklearn_datasets
 
 from pyro_bmr import datasets
 from pyro_bmr.__main__ import main
 
-ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PYRO_BMR_DATA", ROOT.parent / "shared" / "data"))
 needs_uci = pytest.mark.skipif(
     not (SHARED / "uci").is_dir(), reason="no UCI data; set PYRO_BMR_DATA to their directory"
@@ -135,8 +135,8 @@ def test_splits_come_from_a_directory(tmp_path, monkeypatch):
 
 def test_the_readme(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes files
-    blocks, namespace = run_blocks(ROOT / "README.md")
-    assert blocks == 7
+    namespace, outputs = run_blocks(ROOT / "README.md")
+    assert len(outputs) == 7
     result = namespace["result"]
     assert result.masks["w"].nonzero().flatten().tolist() == [0, 3]
     assert (namespace["draws"]["y"].shape) == (100, 200)
