@@ -147,6 +147,14 @@ def test_a_network_by_units_and_elements(trained):
     assert list(frame.index)[-1] == "total" and frame.loc["total", "verdict"] == audit.verdict
 
 
+def test_what_nothing_reads_any_more_is_exact(trained):
+    _, guide, data, _ = trained
+    audit = bmr.reduce(guide, groups=bmr.units, select=bmr.top_k(3)).audit(*data, num_samples=3)
+    assert [check.name for check in audit.sites] == ["fc2.weight", "fc1.weight", "fc1.bias"]
+    for check in audit.sites[1:]:
+        assert check.predicted < -0.01 and abs(check.excess) < 1e-3 and check.error < 1e-3
+
+
 def test_a_refit_leaves_all_as_it_was(trained):
     _, guide, data, store = trained
     pyro.get_param_store().set_state(store)

@@ -62,6 +62,11 @@ class Viewable(ABC):
         ------
         TypeError
             If the model cannot be called with these arguments, or needs some and there are none.
+
+        Notes
+        -----
+        The ridge plot of ArviZ 0.23 fails for point masses: leave out pruned elements by
+        ``coords=``.
         """
         args, kwargs = self._example(args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
+from typing_extensions import override
 
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.predictive.batches import LargestTensor, evaluate
@@ -103,7 +105,7 @@ def draw(
         return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(values: Mapping[str, Tensor]) -> Trace:
-        with ValueMessenger(values):
+        with _FittingValues(values):
             return poutine.trace(model).get_trace(*args, **kwargs)
 
     with dry_run(model, guide), torch.no_grad():
@@ -197,12 +199,31 @@ class Draws:
     supports: Mapping[str, constraints.Constraint] = field(default_factory=dict)
 
 
+class _FittingValues(ValueMessenger):
+    """Gives latent sites their values, if these have their shapes."""
+
+    @override
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        name = msg["name"]
+        if name not in self.values or msg["is_observed"]:
+            return
+        expected, found = msg["fn"].shape(), msg["value"].shape
+        if found != expected:
+            what = (
+                f"the site {name!r} has the shape {tuple(expected)} in the model and "
+                f"{tuple(found)} in the guide. Expected the same: the posterior of "
+                "what belongs to single data says nothing of others, so pass those of the training"
+            )
+            raise ValueError(what)
+
+
 def _values(trace: Trace) -> dict[str, Tensor]:
     check_whole(trace, "guide")
     return {
         name: node["value"]
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not node["is_observed"]
+        if node["type"] == "sample" and not (node["is_observed"] or site_is_subsample(node))
     }
 
 
@@ -214,15 +235,6 @@ def _check(kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor]) -> None:
             f"{list(kinds.predicted)}. Expected a model and its guide"
         )
         raise ValueError(msg)
-    for name in kinds.latent:
-        shape = trace.nodes[name]["fn"].shape()
-        if held[name].shape != shape:
-            msg = (
-                f"the site {name!r} has the shape {tuple(shape)} in the model and "
-                f"{tuple(held[name].shape)} in the guide. Expected the same: the posterior of what "
-                "belongs to single data says nothing of others, so pass the data of the training"
-            )
-            raise ValueError(msg)
     if kinds.observed and kinds.predicted:
         warnings.warn(
             f"the guide does not hold the latent sites {list(kinds.predicted)}, which are drawn "
