@@ -1,6 +1,7 @@
-"""Draw the figures of the documentation: ``python docs/figures.py``, half a minute on one core.
+"""Draw the figures of the documentation: ``python docs/figures.py``, within a minute on one core.
 
-They go to docs/images/figures-NAME.png, all from small networks that are trained here.
+They go to docs/images/figures-NAME.png, all from small networks that are trained here. The figure
+of a network before and after is that of the demo: ``python -m pyro_bmr demo``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pyro  # noqa: E402
+import pyro.distributions as dist  # noqa: E402
 import torch  # noqa: E402
 from pyro.infer.autoguide import AutoNormal, init_to_sample  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
+from torch import nn  # noqa: E402
 
 import pyro_bmr as bmr  # noqa: E402
 from pyro_bmr import datasets, demo  # noqa: E402
@@ -31,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="such as weights; all by default")
     names = parser.parse_args().names
-    for draw in (draw_regression, draw_rounds, draw_predictions):
+    for draw in (draw_regression, draw_rounds, draw_predictions, draw_classes):
         for name, axes in draw():
             figure = np.atleast_1d(axes)[0].figure
             if not names or name in names:
@@ -61,7 +65,6 @@ def draw_regression() -> Figures:
     yield "delta_f", bmr.plot_delta_f(result)
     yield "delta_f-units", bmr.plot_delta_f(by_unit)
     yield "criteria", bmr.plot_criteria(result)
-    yield "network", bmr.plot_network(result, labels=data.inputs)
     options: Any = {"reader": "fc2.weight", "labels": data.inputs}
     yield "weights", bmr.plot_weights(result, "fc1.weight", **options)
     scores, mask = result.scores["fc2.weight"][0], result.masks["fc2.weight"][0]
@@ -69,7 +72,7 @@ def draw_regression() -> Figures:
     kept = int(scores.where(mask, torch.inf).argmin())
     yield "element", bmr.plot_element(result, "fc2.weight", (0, pruned))
     yield "element-kept", bmr.plot_element(result, "fc2.weight", (0, kept))
-    yield "sparsities", bmr.plot_sparsities(bmr.measure_sparsities(guide, *rows, num_points=16))
+    yield "sparsities", bmr.plot_sparsities(bmr.measure_sparsities(guide, *rows, num_points=14))
 
 
 def draw_rounds() -> Figures:
@@ -100,12 +103,43 @@ def draw_predictions() -> Figures:
     x = torch.cat([torch.rand(100, 1) - 2, 1.5 * torch.rand(100, 1) + 0.5])
     y = torch.sin(2 * x[:, 0]) + 0.15 * torch.randn(200)
     network, guide = make_network(1)
-    bmr.fit(network, guide, x, y, num_epochs=600, batch_size=50, lr=0.02)
+    bmr.fit(network, guide, x, y, num_epochs=400, batch_size=50, lr=0.02)
     result = bmr.reduce(guide)
     print(result)
     models = {"full": (network, guide), "reduced": result}
     grid = torch.linspace(-3, 3, 121)[:, None]
     yield "predictions", bmr.plot_predictions(models, grid, data=(x, y))
+
+
+def draw_classes() -> Figures:
+    """Draw how calibrated a network for handwritten digits is.
+
+    Yields
+    ------
+    tuple
+        The name of a figure, and its axes.
+    """
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    digits = load_digits()
+    order = torch.randperm(len(digits.data))
+    x, y = torch.tensor(digits.data).float()[order] / 16, torch.tensor(digits.target)[order]
+    network = bmr.bayesianize(nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10)))
+
+    def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        logits = network(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("digit", dist.Categorical(logits=logits), obs=y)
+
+    guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.05)
+    rows, test = (x[:1000], y[:1000]), (x[1000:], y[1000:])
+    bmr.fit(model, guide, *rows, num_epochs=100, batch_size=100, lr=0.01)
+    result = bmr.reduce(guide)
+    print(result)
+    pairs = {"full": (model, guide), "reduced": result}
+    comparison = bmr.compare(pairs, *rows, num_samples=100, test=test, loo=False)
+    print(comparison.summary().T)
+    yield "reliability", bmr.plot_reliability(comparison)
 
 
 def train_rows() -> tuple[datasets.RegressionData, tuple[torch.Tensor, torch.Tensor]]:

@@ -105,7 +105,7 @@ def run_demo(options: argparse.Namespace) -> None:
     )
 
     options.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.figure, dpi=150)
+    figure.savefig(options.figure, dpi=110)
     console.print(f"The network before and after: {options.figure}")
 
 

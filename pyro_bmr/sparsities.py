@@ -8,11 +8,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from pyro_bmr.estimation.measurement import free_energy_draws, mean_and_error
-from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.estimation.measurement import common_draws, mean_and_error
 from pyro_bmr.reduction import reduce
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.scores import Scores
@@ -96,19 +94,21 @@ def measure_sparsities(
         "groups": groups,
     }
 
-    def draws(model: Any, guide: Any) -> Tensor:
-        with poutine.block(), dry_run(model, guide):
-            torch.manual_seed(seed)
-            return free_energy_draws(model, guide, args, keywords, num_samples)
+    def draws(decision: Any, model: Any, guide: Any) -> Tensor:
+        couplings = decision.couplings()
+        complexity, accuracy = common_draws(
+            model, guide, args, keywords, num_samples, seed=seed, couplings=couplings
+        )
+        return complexity - accuracy
 
-    automatic = reduce(guide, select=by_evidence(), **options)
-    assert automatic.decision is not None
-    full_model, full_guide, _ = automatic.decision.restrict([]).assemble()
-    full = draws(full_model, full_guide)
+    automatic: Any = reduce(guide, select=by_evidence(), **options)
+    untouched = automatic.decision.restrict([])
+    full_model, full_guide, _ = untouched.assemble()
+    full = draws(untouched, full_model, full_guide)
 
     def measured(result: Any) -> Sparsity:
-        realised = mean_and_error(draws(result.model, result.guide) - full)
-        return Sparsity(result.sparsity, result.delta_f, *realised)
+        change = draws(result.decision, result.model, result.guide) - full
+        return Sparsity(result.sparsity, result.delta_f, *mean_and_error(change))
 
     chosen = automatic.decision.masks.values()
     total = sum(mask.numel() for mask in chosen)

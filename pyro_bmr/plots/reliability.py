@@ -78,7 +78,7 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(low, 1.03), ylim=(low, 1.03))
     ax.set_aspect("equal")
     ax.set_title("areas: number of predictions", loc="left")
-    legend = ax.legend(fontsize=SMALL, loc="upper left")
+    legend = ax.legend(fontsize=SMALL)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes([30])
