@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test notebooks lint benchmark clean
+.PHONY: demo test notebooks docs lint benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pyro_bmr demo
@@ -21,6 +21,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Warnings are errors; the site is in build/docs, its notebooks are shown as they are.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees -c docs . build/docs
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only -s

@@ -41,7 +41,7 @@ def presence(
     which for independent elements is
     :math:`P(i) = 1 / (1 + e^{-\Delta F_i - \operatorname{logit} \pi})`. For up to 16 correlated
     elements it is summed over all subsets; for more, a random walk over subsets estimates it
-    (see `pyro_bmr.uncertainty.subset_sampling.walk`), and ``standard_error`` says how well.
+    (see ``pyro_bmr.uncertainty.subset_sampling``), and ``standard_error`` says how well.
 
     The guide, the param store and the random number generators are left as they were.
 

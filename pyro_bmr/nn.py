@@ -122,7 +122,7 @@ def bayesianize(
     """Turn a torch module into a Pyro module whose weights and biases are sample sites.
 
     It has the same structure, and computes the same from the same weights. A site is called like
-    its parameter, after the path in the outermost `PyroModule`: ``0.weight``, or ``net.0.weight``
+    its parameter, after the path in the outermost ``PyroModule``: ``0.weight``, or ``net.0.weight``
     in a model whose ``self.net`` it is. The module that came in is left as it was.
 
     Norm layers and `torch.nn.PReLU` keep parameters that are learned without a prior; ask for
@@ -159,10 +159,10 @@ def bayesianize(
 
     Notes
     -----
-    Pyro's own rules for a `PyroModule` hold. Its learnable parameters live in the param store under
-    their names, so call `pyro.clear_param_store` before another network of the same names. Do not
-    run it by itself before it becomes part of another `PyroModule`. Weights are no longer among
-    ``net.parameters()``.
+    Pyro's own rules for a ``PyroModule`` hold. Its learnable parameters live in the param store
+    under their names, so call `pyro.clear_param_store` before another network of the same names. Do
+    not run it by itself before it becomes part of another ``PyroModule``. Weights are no longer
+    among ``net.parameters()``.
 
     Examples
     --------

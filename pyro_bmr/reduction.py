@@ -218,7 +218,7 @@ class Reduction(Auditable, Portable, Viewable):
         r"""By reducible site, how many elements have :math:`|\Delta F| < 0.05` nats.
 
         As a rule because the data say nothing about them, so that the sign is noise; see
-        `pyro_bmr.reporting.flags`.
+        ``pyro_bmr.reporting.flags``.
         """
         return {
             site.name: count_undecided(self.scores[site.name], site.pruned_before)
@@ -239,7 +239,7 @@ class Reduction(Auditable, Portable, Viewable):
         DataFrame
             Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``shrunk`` if
             any element was, ``delta_f`` (nats), ``undecided``, ``wide``, ``unscored`` (how many
-            elements to doubt, see `undecided` and `SiteSummary`) and ``note``.
+            elements to doubt, see ``undecided`` and ``sites``) and ``note``.
         """
         rows = [
             {
@@ -271,7 +271,7 @@ class Reduction(Auditable, Portable, Viewable):
         return frame_layers(self.layers)
 
     def compact(self, *args: Any, inputs: bool = False, **kwargs: Any) -> Compaction:
-        """Cut out the units that nothing needs; see `pyro_bmr.compaction.compact`.
+        """Cut out the units that nothing needs; and nothing changes: the same program, smaller.
 
         Parameters
         ----------

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from markdown import ROOT, run_blocks
 from sklearn import datasets as sklearn_datasets
 
 from pyro_bmr import datasets
 from pyro_bmr.__main__ import main
 
-ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PYRO_BMR_DATA", ROOT.parent / "shared" / "data"))
 needs_uci = pytest.mark.skipif(
     not (SHARED / "uci").is_dir(), reason="no UCI data; set PYRO_BMR_DATA to their directory"
@@ -133,18 +133,10 @@ def test_splits_come_from_a_directory(tmp_path, monkeypatch):
     assert [rows.tolist() for rows in splits] == [[0, 2], [1]]
 
 
-def run_blocks(page):
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    namespace = {}
-    for block in blocks:
-        exec(block, namespace)
-    return len(blocks), namespace
-
-
 def test_the_readme(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes files
-    blocks, namespace = run_blocks(ROOT / "README.md")
-    assert blocks == 7
+    namespace, outputs = run_blocks(ROOT / "README.md")
+    assert len(outputs) == 7
     result = namespace["result"]
     assert result.masks["w"].nonzero().flatten().tolist() == [0, 3]
     assert (namespace["draws"]["y"].shape) == (100, 200)
@@ -160,12 +152,6 @@ def test_the_readme(capsys, tmp_path, monkeypatch):
     assert namespace["correlated"].masks["w"][[3, 10]].sum() == 1
     assert namespace["correlated"].naive_delta_f > 100
     assert namespace["draws"]["y"].shape == (100, 200)
-
-
-def test_how_it_works(capsys):
-    blocks, _ = run_blocks(ROOT / "docs" / "how-it-works.md")
-    assert blocks == 3
-    assert "50.0% pruned" in capsys.readouterr().out
 
 
 def test_the_readme_quotes_the_benchmark_on_mnist(monkeypatch):
@@ -196,16 +182,6 @@ def speed_table():
 
 def test_the_readme_quotes_the_measured_speed():
     assert speed_table() in (ROOT / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/how-it-works.md", "docs/results.md", "CONTRIBUTING.md"]
-)
-def test_links_within_the_repository(page):
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    for link in links:
-        if not link.startswith("http"):
-            assert ((ROOT / page).parent / link).exists(), link
 
 
 def test_the_map_names_every_module():

@@ -88,8 +88,8 @@ def to_arviz(
 
     Notes
     -----
-    The scale of `poutine.scale` is not in the log likelihood, nor are `pyro.factor` statements.
-    Where a mask is False, it is 0.
+    The scale of `pyro.poutine.scale` is not in the log likelihood, nor are `pyro.factor`
+    statements. Where a mask is False, it is 0.
 
     Examples
     --------

@@ -59,7 +59,7 @@ class GammaFactor(Factor):
 
     @property
     def priors(self) -> Mapping[str, Prior]:
-        """Empty: see `Factor.priors`."""
+        """Empty: see ``Factor.priors``."""
         return {}
 
     @override

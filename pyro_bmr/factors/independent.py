@@ -70,7 +70,7 @@ class IndependentFactor(Factor):
 
     @property
     def priors(self) -> Mapping[str, Prior]:
-        """See `Factor.priors`."""
+        """See ``Factor.priors``."""
         return {} if self.prior is None else {self.site.name: self.prior}
 
     @override

@@ -61,7 +61,7 @@ class JointFactor(Factor):
 
     @property
     def priors(self) -> Mapping[str, Prior]:
-        """See `Factor.priors`."""
+        """See ``Factor.priors``."""
         return self.site_priors
 
     @override

@@ -29,8 +29,9 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
               \qquad \sigma_0 = \frac{1}{\sqrt{2 \pi} \, p(0)},
 
     so that one line separates elements of all priors, in units of :math:`\sigma_0`, the scale of a
-    Gaussian prior :math:`N(0, \sigma_0^2)`. Beside it stand the lines at which SNR, |μ| / σ, and
-    SPR, |μ| + σ, would have pruned as many; the latter only where all priors have one scale.
+    Gaussian prior :math:`N(0, \sigma_0^2)`. Beside it stand the lines at which SNR,
+    :math:`|\mu| / \sigma`, and SPR, :math:`|\mu| + \sigma`, would have pruned as many; the latter
+    only where all priors have one scale.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Ten
     -------
     Tensor
         :math:`\Delta F` in nats and float64, of shape ``(2**n,)``. Bit ``i`` of the index is set
-        where element ``i`` is dropped; `subset_members` reads the bits.
+        where element ``i`` is dropped; ``subset_members`` reads the bits.
 
     Raises
     ------

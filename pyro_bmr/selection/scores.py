@@ -116,7 +116,7 @@ class Scores(ABC):
         Returns
         -------
         dict of float
-            Because of elements on which nothing depends any more; see `GroupScores`.
+            Because of elements on which nothing depends any more; see ``GroupScores``.
         """
 
     @abstractmethod
