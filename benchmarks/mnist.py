@@ -39,7 +39,7 @@ from pyro_bmr.datasets import load_mnist
 from pyro_bmr.diagnostics.calibration import calibration_error
 
 RESULTS = Path(__file__).with_suffix(".csv")
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guide" / "units.md"
 NUM_DRAWS, BATCH = 20, 64
 FASTER, POINTS = 5.0, 0.5
 
@@ -89,7 +89,7 @@ def main() -> int:
     table = costs.summary().join(pd.DataFrame(rows, index=[network.name for network in networks]))
     table.round(5).to_csv(RESULTS)
     table = pd.read_csv(RESULTS, index_col="network")
-    README.write_text(fill(README.read_text(), table))
+    PAGE.write_text(fill(PAGE.read_text(), table))
     print(costs, table.to_string(), sep="\n\n")
     whole, units = table.loc["whole"], table.loc["units, compacted"]
     faster = whole["predictive (ms)"] / units["predictive (ms)"]
