@@ -190,7 +190,7 @@ class Average:
             )
         return Group(sites, *(_table(window) for window in self.windows))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:

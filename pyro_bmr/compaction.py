@@ -257,7 +257,7 @@ class Compaction(Portable):
             )
         return table
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:

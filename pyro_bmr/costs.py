@@ -199,7 +199,7 @@ class Costs:
             )
         return table
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:

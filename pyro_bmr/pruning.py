@@ -305,7 +305,7 @@ class Pruning:
             )
         return table
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:

@@ -350,7 +350,7 @@ class Reduction(Auditable, Portable, Viewable):
         table = draw_sites(self.sites, notes, self._title, caption)
         return Group(table, draw_layers(self.layers)) if self.layers else table
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:

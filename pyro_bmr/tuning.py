@@ -249,7 +249,7 @@ class TunedPrior:
             table.add_row(site.name, shape, f"{site.tuned:,}", *spans, site.note)
         return table
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:

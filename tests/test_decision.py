@@ -86,3 +86,10 @@ def test_common_noise_is_that_of_matherons_rule(family):
     gain = covariance[~gone][:, gone] @ covariance[gone][:, gone].inverse()
     torch.testing.assert_close(rest[~gone], full[~gone] - gain @ full[gone])
     assert (rest[gone] == 0).all()
+
+
+def test_a_result_at_the_prompt_shows_its_table():
+    guide = AutoNormal(model)
+    guide()
+    result = bmr.reduce(guide)
+    assert repr(result) == str(result) and "pruned, ΔF" in repr(result)

@@ -203,7 +203,7 @@ class Comparison:
         tables = [_draw(title, cells) for title, cells in self._tables.items()]
         return Group(*tables, *self._notes)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return render(self)
 
     def _repr_html_(self) -> str:
