@@ -9,8 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m pyro_bmr demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --nbmake notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbmake tests pyro_bmr notebooks
 
 # Executes them in place, so that what they show comes from this command.
 notebooks: $(VENV)/installed
