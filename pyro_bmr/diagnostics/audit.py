@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.table import Table
-from scipy.stats import norm, t
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from pyro_bmr.decision import Decision
@@ -281,5 +281,5 @@ class Audit:
 
 def _bound(error: float, draws: Tensor, rounding: float) -> float:
     # As far out for the few draws that there are as three errors are for many.
-    errors = t.ppf(norm.cdf(_ERRORS), len(draws) - 1)
+    errors = stdtrit(len(draws) - 1, ndtr(_ERRORS))
     return float(errors * error + NOISE + 4 * rounding * draws.abs().max())
