@@ -109,7 +109,9 @@ def plot_weights(
             line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
     (axes[-1].set_xlabel if wide else axes[0].set_ylabel)("first axis, sorted by weights kept")
     if not read.all():
-        where = f"units {'beyond' if wide else 'below'} the line: {reader} prunes all that reads them"
+        where = (
+            f"units {'beyond' if wide else 'below'} the line: {reader} prunes all that reads them"
+        )
         axes[-1].set_xlabel("; ".join(filter(None, [axes[-1].get_xlabel(), where])))
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
     bar.set_label("posterior mean")
