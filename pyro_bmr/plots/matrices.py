@@ -107,9 +107,12 @@ def plot_weights(
         if not read.all():
             line = ax.axvline if wide else ax.axhline
             line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
-    beyond = f"{'beyond' if wide else 'below'} the line: {reader} prunes all that reads them"
-    note = "sorted by weights kept" + ("" if read.all() else f"; {beyond}")
-    (axes[-1].set_xlabel if wide else axes[0].set_ylabel)(f"first axis, {note}")
+    (axes[-1].set_xlabel if wide else axes[0].set_ylabel)("first axis, sorted by weights kept")
+    if not read.all():
+        where = (
+            f"units {'beyond' if wide else 'below'} the line: {reader} prunes all that reads them"
+        )
+        axes[-1].set_xlabel("; ".join(filter(None, [axes[-1].get_xlabel(), where])))
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
     bar.set_label("posterior mean")
     return axes
