@@ -5,7 +5,7 @@ energy of the reduced model with the reduced guide may change by something else,
 measured: both are estimated with the same random numbers, and subtracted draw by draw.
 
 A reduction is a success where F fell, whatever the verdict on its prediction: a realised ΔF of
--127 nats where -159 were predicted is "optimistic by 32 nats", and a much better model all the same.
+-127 nats where -159 were predicted is "optimistic by 32 nats", and still a much better model.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def draw(
         raise ValueError(msg)
     if not callable(guide):
         msg = (
-            f"got a {type(guide).__name__} as the guide. Expected a model and its guide, then their "
-            "arguments; what reduce and prune return has both: result.model, result.guide"
+            f"got a {type(guide).__name__} as the guide. Expected a model, its guide, and "
+            "their arguments; what reduce and prune return has both: result.model, result.guide"
         )
         raise TypeError(msg)
     kwargs = dict(kwargs or {})
