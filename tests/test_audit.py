@@ -13,6 +13,7 @@ from torch import nn
 
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
+from pyro_bmr.diagnostics.audit import Audit, Check
 from pyro_bmr.pruning import fit
 
 
@@ -215,8 +216,9 @@ def test_calls_that_cannot_be_audited(trained, tmp_path):
     result = bmr.reduce(guide)
     with pytest.raises(TypeError, match="got 0 arguments .* Expected all of its data"):
         result.audit()
-    with pytest.raises(ValueError, match="num_samples=1"):
-        result.audit(*data, num_samples=1)
+    for few in (1, 2.5):
+        with pytest.raises(ValueError, match=f"num_samples={few}"):
+            result.audit(*data, num_samples=few)
     with pytest.raises(ValueError, match="NaN or infinite in 3 of 3 draws"):
         result.audit(data[0], data[1] * torch.nan, num_samples=3)
     result.save(tmp_path / "result.bmr")
@@ -239,3 +241,13 @@ def test_few_draws_make_wide_bounds():
         3 * many.error + 0.05, rel=0.02
     )
     assert abs(few.realised - many.realised) < few.bound + many.bound
+
+
+@pytest.mark.parametrize(
+    ("realised", "conclusion"),
+    [(-127.0, "F fell: the reduced"), (5.0, "F rose: the full"), (0.2, "F changed by no more")],
+)
+def test_what_became_of_the_free_energy_is_said(realised, conclusion):
+    audit = Audit((), Check("total", -159.0, realised, 0.1, 0.3))
+    assert audit.conclusion.startswith(conclusion) and not audit.passed
+    assert conclusion in str(audit) and conclusion in audit._repr_html_()

@@ -11,6 +11,11 @@ from torch.distributions import MultivariateNormal, Normal
 
 import pyro_bmr as bmr
 from pyro_bmr.diagnostics.calibration import bin_confidences, calibration_error
+from pyro_bmr.diagnostics.comparison import Comparison
+from pyro_bmr.diagnostics.elpd import LeaveOneOut, leave_one_out
+from pyro_bmr.diagnostics.scores import Score, score_draws
+from pyro_bmr.predictive.draws import Draws, Observed
+from pyro_bmr.predictive.sites import find_counted
 
 
 class Line(ExactRegression):
@@ -175,8 +180,14 @@ def test_what_cannot_be_compared(line):
         bmr.compare({"guide": result.guide}, x, y)
     with pytest.raises(ValueError, match="got no models"):
         bmr.compare({}, x, y)
+    with pytest.raises(TypeError, match="got a Reduction. Expected a mapping"):
+        bmr.compare(result, x, y)
     with pytest.raises(TypeError, match="got 3 arguments"):
         bmr.compare(pairs, x, y, x)
+    with pytest.raises(TypeError, match="test= does not fit: .* pass by position"):
+        bmr.compare(pairs, x=x, y=y, test=(x, y))
+    with pytest.raises(TypeError, match="got a Tensor as the guide"):
+        bmr.to_arviz(result, x, y)
     with pytest.raises(ValueError, match="observes nothing .* pass the targets too"):
         bmr.compare(pairs, x, **options)
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -196,3 +207,73 @@ def test_what_cannot_be_compared(line):
         bmr.compare(pairs | {"other": another("z", 1.0)}, x, y, **options)
     with pytest.raises(ValueError, match="observe different values at 'y'"):
         bmr.compare(pairs | {"other": another("y", 2.0)}, x, y, **options)
+
+
+@pytest.mark.parametrize("how", ["handler", "distribution", "obs_mask"])
+def test_masked_data_are_not_scored(how):
+    """Against the same model of what is left."""
+    torch.manual_seed(0)
+    x = torch.randn(30, 2)
+    y, mask = x[:, 0] + 0.3 * torch.randn(30), torch.arange(30) < 20
+    hidden = torch.where(mask, y, 100.0 if how == "obs_mask" else torch.nan)
+
+    def model(x, y=None, mask=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        fn, options = dist.Normal(x @ w, 0.3, validate_args=False), {}
+        if mask is not None and how == "distribution":
+            fn = fn.mask(mask)
+        if mask is not None and how == "obs_mask":
+            options = {"obs_mask": mask}
+        on = torch.tensor(True) if mask is None or how != "handler" else mask
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=on):
+            pyro.sample("y", fn, obs=y, **options)
+
+    values = {"w": torch.tensor([1.0, 0.1])}
+    guide = AutoNormal(model, init_loc_fn=init_to_value(values=values), init_scale=0.01)
+    guide(x[mask], y[mask])
+
+    def score(guide, *args):
+        return bmr.compare({"a": (model, guide)}, *args, num_samples=20).scores["a"]
+
+    expected = score(guide, x[mask], y[mask])
+    if how == "obs_mask":
+        # Its guide holds the masked data too.
+        guide = AutoNormal(model, init_loc_fn=init_to_value(values=values), init_scale=0.01)
+        pyro.clear_param_store()
+        guide(x, hidden, mask)
+    found = score(guide, x, hidden, mask)
+    tolerance = 0.02 if how == "obs_mask" else 1e-4
+    for name in ("elpd_loo", "log_likelihood", "rmse"):
+        assert found[name].value == pytest.approx(expected[name].value, rel=tolerance)
+        assert found[name].error == pytest.approx(expected[name].error, rel=tolerance)
+
+
+def test_masks_within_events():
+    normal = dist.Normal(torch.zeros(3, 2), 1.0)
+    mask, rows = torch.tensor([True, False]), torch.tensor([True, True, False])
+    counted = find_counted(normal.mask(mask).to_event(1), rows)
+    assert torch.equal(counted, rows[:, None] & mask)
+    data = torch.tensor([[1.0, 9.0]]).expand(3, 2)
+    site = Observed(data, torch.zeros(2, 3), torch.zeros(2, 3, 2), None, torch.zeros(()), counted)
+    assert score_draws(Draws({}, {"y": site}))[0]["rmse"].value == 1
+
+
+def test_scores_that_only_one_model_has():
+    one, other = (Score.mean(torch.tensor([1.0, shift])) for shift in (2.0, 3.0))
+    scores = {"cauchy": {"log_likelihood": one}, "normal": {"log_likelihood": other, "rmse": one}}
+    comparison = Comparison(scores, "test")
+    assert list(comparison.differences()) == ["log_likelihood", "log_likelihood_error"]
+    assert "RMSE" in str(comparison)
+
+
+def test_notes_tell_few_draws_from_bad_ones():
+    terms = torch.zeros(9)
+    assert LeaveOneOut(terms, 0, 0).note is None
+    assert "above 0.7 for 3 of 9" in LeaveOneOut(terms, 3, 3).note
+    few = LeaveOneOut(terms, 3, 0).note
+    assert few.startswith("too few draws for elpd_loo at 3 of 9") and "num_samples=2200" in few
+    assert "above 0.7 for 1 of 9 data; for 2 there are" in LeaveOneOut(terms, 3, 1).note
+    torch.manual_seed(0)
+    # Weights of Pareto k = 0.6: too much for 100 draws, but not for 4000.
+    found = [leave_one_out(0.6 * torch.rand(n, 60).log()) for n in (100, 4000)]
+    assert found[0].bad > found[0].high + 5 and found[1].bad == found[1].high < 20

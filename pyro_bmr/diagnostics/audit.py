@@ -3,6 +3,9 @@ r"""The audit: what a reduction predicted, and what came true.
 :math:`\Delta F` is exact for an exact posterior. A guide is an approximation, so that the free
 energy of the reduced model with the reduced guide may change by something else, which can be
 measured: both are estimated with the same random numbers, and subtracted draw by draw.
+
+A reduction is a success where F fell, whatever the verdict on its prediction: a realised ΔF of
+-127 nats where -159 were predicted is "optimistic by 32 nats", and still a much better model.
 """
 
 from __future__ import annotations
@@ -222,8 +225,21 @@ class Audit:
         return self.total.verdict
 
     @property
+    def conclusion(self) -> str:
+        """What became of F, right after masking: whether the reduction was a success."""
+        if abs(self.total.realised) <= self.total.bound:
+            return "F changed by no more than its error."
+        fell = self.total.realised < 0
+        return (
+            f"F {'fell' if fell else 'rose'}: the {'reduced' if fell else 'full'} model is better."
+        )
+
+    @property
     def passed(self) -> bool:
-        """Whether all that was predicted, in total and of each site, is within error."""
+        """Whether all that was predicted, in total and of each site, is within error.
+
+        Approximate posteriors, as of networks, seldom pass; see `conclusion` for whether F fell.
+        """
         return not self.notes and all(
             check.verdict == "within error" for check in (*self.sites, self.total)
         )
@@ -242,7 +258,7 @@ class Audit:
         return pd.DataFrame(rows).set_index("site")
 
     def __rich__(self) -> Table:
-        table = Table("site", title=self._title, title_justify="left")
+        table = Table("site", title=f"{self._title}\n{self.conclusion}", title_justify="left")
         table.caption, table.caption_justify = "\n".join(self.notes) or None, "left"
         for column in ("ΔF predicted", "ΔF realised"):
             table.add_column(column, justify="right")
@@ -264,7 +280,7 @@ class Audit:
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{note}</p>" for note in self.notes)
         shown = self.summary().drop(columns=["excess", "bound"]).round(2)
-        return f"<p>{self._title}</p>{shown.to_html()}{notes}"
+        return f"<p>{self._title}<br>{self.conclusion}</p>{shown.to_html()}{notes}"
 
     @property
     def _all(self) -> tuple[Check, ...]:

@@ -46,9 +46,10 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
         warnings.simplefilter("ignore")
         found: Any = import_module("arviz").loo(data, pointwise=True, reff=1.0)
     terms = found.elpd_i if ARVIZ >= 1 else found.loo_i
-    threshold = min(0.7, 1 - 1 / math.log10(max(len(log_likelihood), 11)))
-    bad = int((torch.as_tensor(found.pareto_k.values.copy()) > threshold).sum())
-    return LeaveOneOut(torch.as_tensor(terms.values.copy()).reshape(-1), bad)
+    k = torch.as_tensor(found.pareto_k.values.copy())
+    limit = min(_LIMIT, 1 - 1 / math.log10(max(len(log_likelihood), 11)))
+    bad, high = (int((k > threshold).sum()) for threshold in (limit, _LIMIT))
+    return LeaveOneOut(torch.as_tensor(terms.values.copy()).reshape(-1), bad, high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +63,32 @@ class LeaveOneOut:
     bad : int
         How many of them are not to be trusted: those whose Pareto k is above
         min(0.7, 1 - 1 / log10 S).
+    high : int
+        How many of these are above 0.7; the others may be right with more draws.
 
     Examples
     --------
-    >>> LeaveOneOut(torch.zeros(3), 1).bad
-    1
+    >>> LeaveOneOut(torch.zeros(3), 1, 1).note
+    'do not trust elpd_loo, Pareto k is above 0.7 for 1 of 3 data'
     """
 
     terms: Tensor
     bad: int
+    high: int
+
+    @property
+    def note(self) -> str | None:
+        """What to know before use, if there is something."""
+        total = f"{len(self.terms):,} data"
+        few = self.bad - self.high
+        many = f"do not trust elpd_loo, Pareto k is above 0.7 for {self.high:,} of {total}"
+        if not few:
+            return many if self.high else None
+        more = f"num_samples={_ENOUGH} or more would do, as Pareto k is below 0.7"
+        if not self.high:
+            return f"too few draws for elpd_loo at {few:,} of {total}; {more}"
+        return f"{many}; for {few:,} there are only too few draws, num_samples={_ENOUGH} may do"
+
+
+# Of Pareto k, and the draws from which on it is the limit: 1 - 1 / log10 S = 0.7.
+_LIMIT, _ENOUGH = 0.7, 2200

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -19,6 +18,8 @@ _RESAMPLES = 200
 
 def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
     r"""Score the mean prediction of all draws, over the rows of all observed sites together.
+
+    What a mask leaves out is not scored.
 
     ``log_likelihood`` is :math:`\frac1n \sum_i \ln \frac1S \sum_s p(y_i \mid \theta_s)` in nats a
     row. Where a distribution has a mean, ``rmse`` is the root mean squared error of the mean of all
@@ -56,7 +57,7 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
     1.0
     """
     check_predictions(draws)
-    sites = draws.observed.values()
+    sites = [site for site in draws.observed.values() if site.rows.any()]
     densities = torch.cat([_density(site) for site in sites])
     scores = {"log_likelihood": Score.mean(densities)}
     classified = [(site, _chances(site)) for site in sites if site.probabilities is not None]
@@ -71,7 +72,7 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
         return scores, None
     columns = max(chances.shape[-1] for _, chances in classified)
     chances = torch.cat([pad(one, (0, columns - one.shape[-1])) for _, one in classified])
-    classes = torch.cat([site.value.reshape(-1).long().cpu() for site, _ in classified])
+    classes = torch.cat([site.value.reshape(-1).long().cpu()[site.rows] for site, _ in classified])
     right = chances.gather(-1, classes[:, None])[:, 0]
     brier = (chances - one_hot(classes, columns)).square().sum(-1) / (2 if columns == 2 else 1)
     resampled = calibration_error(chances, classes, resamples=_RESAMPLES)
@@ -102,15 +103,17 @@ def check_predictions(draws: Draws) -> None:
     >>> y, zero = torch.zeros(2), torch.zeros(3, 2)
     >>> check_predictions(Draws({}, {"y": Observed(y, zero, None, None, zero)}))
     """
-    if not draws.observed:
+    if not any(site.rows.any() for site in draws.observed.values()):
+        masked = ", or masks all of it" if draws.observed else ""
         msg = (
-            "the model observes nothing with these arguments. Expected data: pass the targets too, "
-            "as in compare(pairs, x, y, test=(x_test, y_test))"
+            f"the model observes nothing with these arguments{masked}. Expected data: pass the "
+            "targets too, as in compare(pairs, x, y, test=(x_test, y_test))"
         )
         raise ValueError(msg)
     for name, site in draws.observed.items():
         bad = int((~_density(site).isfinite()).sum())
-        if bad or (site.value.is_floating_point() and not site.value.isfinite().all()):
+        value = site.value if site.counted is None else site.value[site.counted]
+        if bad or (value.is_floating_point() and not value.isfinite().all()):
             msg = (
                 f"the data or their densities at the site {name!r} are NaN or infinite "
                 f"({bad} densities). Expected finite data that the model can make"
@@ -188,16 +191,21 @@ class Score:
 
 def _density(site: Observed) -> Tensor:
     log_prob = site.log_prob.detach().cpu().double()
-    return (log_prob.logsumexp(0) - math.log(len(log_prob))).reshape(-1)
+    return (log_prob.logsumexp(0) - math.log(len(log_prob))).reshape(-1)[site.rows]
 
 
-def _squares(site: Any) -> Tensor:
+def _squares(site: Observed) -> Tensor:
     """Squared errors, a mean over each event."""
+    assert site.mean is not None
     square = (site.mean.detach().double().mean(0) - site.value.double()).square().cpu()
-    return square.reshape(site.log_prob[0].numel(), -1).mean(-1)
+    counted = torch.ones_like(square) if site.counted is None else site.counted.cpu().double()
+    square = torch.where(counted > 0, square, 0.0)
+    total, count = (x.reshape(len(site.rows), -1)[site.rows].sum(-1) for x in (square, counted))
+    return total / count
 
 
-def _chances(site: Any) -> Tensor:
+def _chances(site: Observed) -> Tensor:
     """Of each datum, the mean probabilities of its classes."""
+    assert site.probabilities is not None
     chances = site.probabilities.detach().cpu().double().mean(0)
-    return chances.reshape(-1, chances.shape[-1])
+    return chances.reshape(-1, chances.shape[-1])[site.rows]

@@ -318,7 +318,8 @@ def _check_sites(guide_trace: Trace, latent: Mapping[str, Any]) -> None:
     if missing:
         msg = (
             f"the guide does not sample {missing}. Expected a guide for all latent sites of the "
-            "model; condition the model on those that shall be fixed, and use "
+            "model, and all data that it observes as arguments; condition the model on those that "
+            "shall be fixed, and use "
             "pyro.infer.TraceEnum_ELBO where discrete ones are enumerated"
         )
         raise ValueError(msg)

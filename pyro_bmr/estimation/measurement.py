@@ -145,8 +145,8 @@ def common_draws(
     >>> common_draws(model, guide, (), {}, 3)[1]
     tensor([0., 0., 0.], dtype=torch.float64)
     """
-    if num_samples < 2:
-        msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
+    if not isinstance(num_samples, int) or num_samples < 2:
+        msg = f"got num_samples={num_samples}. Expected a whole number, 2 or more, for an error"
         raise ValueError(msg)
     elbo, terms = UnbiasedELBO(), []
     seeds = torch.randint(2**31, (num_samples,), generator=torch.Generator().manual_seed(seed))

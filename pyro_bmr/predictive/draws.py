@@ -21,6 +21,7 @@ from pyro_bmr.predictive.sites import (
     SiteKinds,
     check_whole,
     describe,
+    find_counted,
     read_axes,
     read_values,
     sort_sites,
@@ -69,6 +70,8 @@ def draw(
     ValueError
         If the guide was never called, has no site of the model or one of another shape, or if a
         plate takes a part of the data.
+    TypeError
+        If the guide is none.
 
     Warns
     -----
@@ -97,8 +100,14 @@ def draw(
     (torch.Size([50]), torch.Size([50, 7]), ('data',))
     """
     if not isinstance(num_samples, int) or num_samples < 1:
-        msg = f"got num_samples={num_samples!r}. Expected 1 or more draws"
+        msg = f"got num_samples={num_samples!r}. Expected a whole number of draws, 1 or more"
         raise ValueError(msg)
+    if not callable(guide):
+        msg = (
+            f"got a {type(guide).__name__} as the guide. Expected a model, its guide, and "
+            "their arguments; what reduce and prune return has both: result.model, result.guide"
+        )
+        raise TypeError(msg)
     kwargs = dict(kwargs or {})
 
     def run_guide(_: Any = None) -> Trace:
@@ -151,6 +160,8 @@ class Observed:
         Of each class, of shape ``(S, *batch, K)``, if it is Categorical or Bernoulli.
     draws : Tensor
         From the posterior predictive distribution, of shape ``(S, *batch, *event)``.
+    counted : Tensor, optional
+        Of the shape of the data, False what a mask leaves out; by default nothing is.
 
     Examples
     --------
@@ -164,6 +175,15 @@ class Observed:
     mean: Tensor | None
     probabilities: Tensor | None
     draws: Tensor
+    counted: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """By datum, on the CPU, whether a mask leaves any of it."""
+        size = self.log_prob[0].numel()
+        if self.counted is None:
+            return torch.ones(size, dtype=torch.bool)
+        return self.counted.reshape(size, -1).any(-1).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +286,7 @@ def _assemble(
             mean=None if mean is None or not mean.isfinite().all() else mean,
             probabilities=found.get(f"{name} probabilities"),
             draws=found[f"{name} draws"],
+            counted=find_counted(node["fn"], node["mask"]),
         )
 
     names = (*kinds.latent, *kinds.deterministic, *kinds.observed, *kinds.predicted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, Unit
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -202,6 +202,42 @@ def describe(fn: Any, value: Tensor, mask: Any) -> dict[str, Tensor]:
         if isinstance(mean, Tensor):
             found["mean"] = mean.expand(fn.shape())
     return found
+
+
+def find_counted(fn: Any, mask: Any) -> Tensor | None:
+    """Find which elements of an observation the masks of a distribution and of handlers leave.
+
+    Parameters
+    ----------
+    fn : Distribution
+        Of the observation.
+    mask : Tensor or bool, optional
+        That of Pyro's handlers.
+
+    Returns
+    -------
+    Tensor or None
+        Boolean, of the shape of the observation; None where nothing is masked.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> normal = dist.Normal(torch.zeros(2), 1.0)
+    >>> find_counted(normal.mask(torch.tensor([True, False])), None)
+    tensor([ True, False])
+    """
+    shape, masks = fn.shape(), [(mask, fn.event_dim)]
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    found = [(torch.as_tensor(m), event_dim) for m, event_dim in masks if m is not None]
+    if not found:
+        return None
+    counted = torch.ones(shape, dtype=torch.bool, device=found[0][0].device)
+    for one, event_dim in found:
+        counted = counted & one.bool().reshape(one.shape + (1,) * event_dim)
+    return counted
 
 
 def _kind(name: str, node: Mapping[str, Any], latent: Collection[str]) -> str | None:
