@@ -86,7 +86,6 @@ def draw_rounds() -> Figures:
     data, rows = train_rows()
     network, guide = make_network(len(data.inputs))
     options: Any = {"num_epochs": 150, "refit_epochs": 40, "batch_size": 64, "lr": 0.02}
-    options["estimator"] = "local"
     pruning = bmr.prune(network, guide, *rows, **options)
     print(pruning)
     yield "rounds", bmr.plot_rounds(pruning)
@@ -124,8 +123,8 @@ def draw_classes() -> Figures:
     pyro.set_rng_seed(0)
     digits = load_digits()
     order = torch.randperm(len(digits.data))
-    # Pixels from 0 to 16 under unit priors: with smaller ones weights would have to be large.
-    x, y = torch.tensor(digits.data).float()[order], torch.tensor(digits.target)[order]
+    # Pixels from 0 to 8 under unit priors: with smaller ones weights would have to be large.
+    x, y = torch.tensor(digits.data).float()[order] / 2, torch.tensor(digits.target)[order]
     network = bmr.bayesianize(nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10)))
 
     def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
