@@ -106,7 +106,7 @@ def plot_element(
     ax.set(yscale="log", ylim=(low, high), xlim=_shown(element, prior_scale))
     if spike:
         _draw_arrow(ax, 1.6 * top, high / 1.2, VERMILION)
-        ax.plot([], [], color=VERMILION, marker="^", label="reduced posterior: a spike at 0")
+        ax.plot([], [], color=VERMILION, marker="^", label="reduced posterior: spike at 0")
     if site in decision.spiked:
         _draw_heights(ax, at_zero, low)
     constrained = find_element_support(_site(one).support) is not constraints.real
@@ -116,7 +116,7 @@ def plot_element(
     name = f"{site}[{', '.join(map(str, place))}]" if place else site
     delta_f = float(result.scores[site][place])
     ax.set_title(f"{name}: ΔF = {signed(delta_f)} nats, {fate}", loc="left")
-    ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    ax.legend(fontsize=SMALL, loc="best", handlelength=1.6)
     return ax
 
 
@@ -243,7 +243,7 @@ def _draw_heights(ax: Axes, at_zero: Mapping[str, float], low: float) -> None:
         ax.plot(
             [0], [math.exp(value)], marker, color=text_color(), markersize=5, label=label, zorder=5
         )
-    ax.plot([], [], color=text_color(), label="arrow: ΔF = ln p(0) − ln q(0)")
+    ax.plot([], [], color=text_color(), label="ΔF = ln p(0) − ln q(0)")
     if abs(at_zero["p(0)"] - at_zero["q(0)"]) > 0.5:
         middle = (0, math.sqrt(p * max(q, low)))
         ax.annotate("ΔF", middle, (8, 0), textcoords="offset points", va="center", weight="bold")

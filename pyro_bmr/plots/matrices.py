@@ -100,6 +100,8 @@ def plot_weights(
         along, across = (ax.xaxis, ax.yaxis) if wide else (ax.yaxis, ax.xaxis)
         _label(along, "", units, None)
         _label(across, "second axis" if wide or ax is axes[-1] else "", others, labels)
+        if not wide:
+            ax.set_ylabel("first axis,\nsorted by weights kept")
         gone = 1 - float(masks[when].double().mean()) if masks[when].numel() else 0.0
         ax.set_title(
             f"{one.name} {when}{f': {gone:.1%} pruned (grey)' if gone else ''}", loc="left"
@@ -107,12 +109,11 @@ def plot_weights(
         if not read.all():
             line = ax.axvline if wide else ax.axhline
             line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
-    (axes[-1].set_xlabel if wide else axes[0].set_ylabel)("first axis, sorted by weights kept")
+    notes = ["first axis, sorted by weights kept"] if wide else [axes[-1].get_xlabel()]
     if not read.all():
-        where = (
-            f"units {'beyond' if wide else 'below'} the line: {reader} prunes all that reads them"
-        )
-        axes[-1].set_xlabel("; ".join(filter(None, [axes[-1].get_xlabel(), where])))
+        where = "beyond" if wide else "below"
+        notes.append(f"{where} the line: {reader} prunes all that reads them")
+    axes[-1].set_xlabel("; ".join(filter(None, notes)))
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
     bar.set_label("posterior mean")
     return axes
