@@ -53,7 +53,9 @@ def horseshoe_table():
 
 
 def test_the_page_quotes_the_table():
-    assert horseshoe_table() in (SCRIPT.parents[1] / "docs" / "how-it-works.md").read_text()
+    assert (
+        horseshoe_table() in (SCRIPT.parents[1] / "docs" / "mathematics" / "priors.md").read_text()
+    )
 
 
 def test_the_table_of_all_seeds_says_what_was_promised():

@@ -54,6 +54,7 @@ def result(guide):
 def a_good_guest():
     """No figure stays open here that was not asked for, and no setting changes."""
     before = dict(plt.rcParams)
+    plt.close("all")
     yield
     assert dict(plt.rcParams) == before
     plt.close("all")
