@@ -3,22 +3,29 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test notebooks docs lint benchmark clean
+.PHONY: demo test notebooks lint style types imports docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pyro_bmr demo
 
+# Compiling in the process itself: workers that each import torch cost more than they bring.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbmake tests pyro_bmr notebooks
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbmake tests pyro_bmr notebooks
 
 # Executes them in place, so that what they show comes from this command.
 notebooks: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
-lint: $(VENV)/installed
+lint: style types imports
+
+style: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: $(VENV)/installed
 	$(BIN)/mypy
+
+imports: $(VENV)/installed
 	$(BIN)/lint-imports
 
 # Warnings are errors; the site is in build/docs, its notebooks are shown as they are.

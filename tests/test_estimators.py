@@ -651,9 +651,9 @@ def test_a_layer_over_a_sequence_is_drawn_once_a_row(recwarn):
 
     x, y = torch.linspace(-1, 1, 84).reshape(7, 4, 3), torch.zeros(7)
     guide = AutoNormal(model, init_loc_fn=near_zero, init_scale=0.5)
-    local, error = bmr.free_energy(model, guide, x, y, num_samples=3000, estimator=bmr.LocalELBO())
+    local, error = bmr.free_energy(model, guide, x, y, num_samples=1000, estimator=bmr.LocalELBO())
     whole, whole_error = bmr.free_energy(
-        model, guide, x, y, num_samples=3000, estimator=bmr.GlobalELBO()
+        model, guide, x, y, num_samples=1000, estimator=bmr.GlobalELBO()
     )
     assert not [w for w in recwarn.list if "drawn as a whole" in str(w.message)]
     assert abs(local - whole) < 4 * math.hypot(error, whole_error)

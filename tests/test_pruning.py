@@ -18,7 +18,7 @@ from pyro_bmr.demo import Regression
 from pyro_bmr.training import fit
 
 OPTIONS = {
-    "num_epochs": 60,
+    "num_epochs": 40,
     "batch_size": 20,
     "lr": 0.02,
     "estimator": "local",
@@ -67,8 +67,8 @@ def test_the_realised_change_is_that_of_masking(data, monkeypatch):
 
     def spying(first, second, *args, **kwargs):
         if seen:
-            before = bmr.free_energy(model, guide, *args, estimator=Trace_ELBO(), num_samples=800)
-            after = bmr.free_energy(first, second, *args, estimator=Trace_ELBO(), num_samples=800)
+            before = bmr.free_energy(model, guide, *args, estimator=Trace_ELBO(), num_samples=400)
+            after = bmr.free_energy(first, second, *args, estimator=Trace_ELBO(), num_samples=400)
             seen.append((after[0] - before[0], (after[1] ** 2 + before[1] ** 2) ** 0.5))
         else:
             seen.append(None)
