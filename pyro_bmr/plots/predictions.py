@@ -83,6 +83,12 @@ def plot_predictions(
     >>> ax.get_ylabel()
     'y'
     """
+    if not isinstance(models, Mapping):
+        msg = (
+            f"got a {type(models).__name__}. Expected models by name, as in "
+            "{'full': (model, guide), 'reduced': result}"
+        )
+        raise TypeError(msg)
     if not models:
         msg = "got no models. Expected some by name, as in {'full': (model, guide)}"
         raise ValueError(msg)
