@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "pyro-bmr"
 author = "The pyro-bmr developers"
-copyright = author  # noqa: A001
+project_copyright = author
 release = metadata.version("pyro-bmr")
 
 extensions = [

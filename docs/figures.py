@@ -11,21 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoNormal, init_to_sample
+from sklearn.datasets import load_digits
+from torch import nn
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pyro  # noqa: E402
-import pyro.distributions as dist  # noqa: E402
-import torch  # noqa: E402
-from pyro.infer.autoguide import AutoNormal, init_to_sample  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
-from torch import nn  # noqa: E402
-
-import pyro_bmr as bmr  # noqa: E402
-from pyro_bmr import datasets, demo  # noqa: E402
+import pyro_bmr as bmr
+from pyro_bmr import datasets, demo
 
 IMAGES = Path(__file__).parent / "images"
 

@@ -44,7 +44,7 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
     >>> ax = plot_delta_f(Reduction(None, None, {}, {}, sites))
     >>> [float(bar.get_width()) for bar in ax.patches]
     [-2.5, 0.0]
-    """  # noqa: DOC502
+    """
     check_reduction(result)
     rows = _list_rows(result, by)
     longest = max(len(row.name) for row in rows)

@@ -68,7 +68,7 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
     >>> _ = guide()
     >>> plot_criteria(reduce(guide)).get_xlabel()
     'posterior mean μ'
-    """  # noqa: DOC502
+    """
     spiked = find_decision(result).spiked
     sites = read_sites(result)
     chosen = [choose_site(sites, site)] if site is not None else list(sites.values())

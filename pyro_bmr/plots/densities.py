@@ -70,7 +70,7 @@ def plot_element(
     >>> _ = guide()
     >>> plot_element(reduce(guide), "w").get_ylabel()
     'density'
-    """  # noqa: DOC502
+    """
     decision = find_decision(result)
     one = choose_site(read_sites(result), site)
     place = _check_place(one, index)

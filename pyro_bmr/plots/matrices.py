@@ -68,7 +68,7 @@ def plot_weights(
     >>> before, after = plot_weights(reduce(guide), "w", labels=["a", "b", "c"])
     >>> before.get_title(loc="left")
     'w before'
-    """  # noqa: DOC502
+    """
     sites = read_sites(result)
     one = choose_site(sites, site) if site is not None else _largest(sites)
     masks = {"before": _matrix(one.alive), "after": _matrix(one.kept)}

@@ -65,7 +65,7 @@ def plot_network(
     >>> before, after = plot_network(reduce(guide))
     >>> len(before.collections[0].get_segments())
     15
-    """  # noqa: DOC502
+    """
     by_name = read_sites(result)
     if sites is None:
         chosen = [one for one in by_name.values() if one.loc.dim() == 2]

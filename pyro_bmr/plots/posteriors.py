@@ -143,7 +143,7 @@ def read_sites(result: Reduction) -> dict[str, SitePosterior]:
     >>> _ = guide()
     >>> read_sites(reduce(guide))["w"].scale
     tensor(0.1000, dtype=torch.float64)
-    """  # noqa: DOC502
+    """
     decision = find_decision(result)
     after = {
         name: loc for part in result.guide.parts for name, loc in part.factor().locations().items()
