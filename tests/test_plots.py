@@ -407,9 +407,9 @@ def test_predictions_that_cannot_be_drawn():
     pairs = {"full": (model, guide)}
     with pytest.raises(ValueError, match="got no models"):
         bmr.plot_predictions({}, x)
-    with pytest.raises(TypeError, match="got a tuple. Expected models by name"):
+    with pytest.raises(TypeError, match="got a tuple. Expected a mapping"):
         bmr.plot_predictions((None, None), x)
-    with pytest.raises(TypeError, match="got a int for the model 'full'. Expected a pair"):
+    with pytest.raises(TypeError, match="got a int as 'full'. Expected a tuple"):
         bmr.plot_predictions({"full": 3}, x)
     with pytest.raises(ValueError, match=r"site='z' for the model 'full'. Expected one of \['y'\]"):
         bmr.plot_predictions(pairs, x, site="z")

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.diagnostics.elpd import leave_one_out
+from pyro_bmr.diagnostics.pairs import read_pairs
 from pyro_bmr.diagnostics.scores import Score, check_predictions, score_draws
 from pyro_bmr.estimation.measurement import common_draws
 from pyro_bmr.plain.calls import check_call
@@ -94,11 +95,7 @@ def compare(
     >>> list(comparison.scores["untrained"])
     ['free_energy', 'complexity', 'accuracy', 'elpd_loo', 'log_likelihood', 'rmse']
     """
-    if not isinstance(pairs, Mapping) or not pairs:
-        got = "no models" if isinstance(pairs, Mapping) else f"a {type(pairs).__name__}"
-        msg = f"got {got}. Expected a mapping such as {{'full': (model, guide), 'reduced': result}}"
-        raise ValueError(msg) if isinstance(pairs, Mapping) else TypeError(msg)
-    programs = {name: _read_pair(name, value) for name, value in pairs.items()}
+    programs = read_pairs(pairs)
     data = args if test is None else tuple(test) if isinstance(test, tuple | list) else (test,)
     for model, _ in programs.values():
         check_call(model, args, kwargs)
@@ -242,20 +239,6 @@ _LABELS = {
 }
 # Those that grow with the data.
 _TOTALS = {"free_energy", "complexity", "accuracy", "elpd_loo"}
-
-
-def _read_pair(name: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    if isinstance(value, tuple | list) and len(value) == 2:
-        model, guide = value
-    else:
-        model, guide = (getattr(value, what, None) for what in ("model", "guide"))
-    if not (callable(model) and callable(guide)) or isinstance(value, torch.nn.Module):
-        msg = (
-            f"got a {type(value).__name__} as {name!r}. Expected a tuple (model, guide), or what "
-            "reduce or prune return"
-        )
-        raise TypeError(msg)
-    return model, guide
 
 
 def _check_test(

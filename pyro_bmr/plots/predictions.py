@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from pyro import poutine
 from torch import Tensor
 
+from pyro_bmr.diagnostics.pairs import read_pairs
 from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
 from pyro_bmr.predictive.draws import draw
 from pyro_bmr.predictive.sites import sort_sites
@@ -83,17 +84,10 @@ def plot_predictions(
     >>> ax.get_ylabel()
     'y'
     """
-    if not isinstance(models, Mapping):
-        msg = (
-            f"got a {type(models).__name__}. Expected models by name, as in "
-            "{'full': (model, guide), 'reduced': result}"
-        )
-        raise TypeError(msg)
-    if not models:
-        msg = "got no models. Expected some by name, as in {'full': (model, guide)}"
-        raise ValueError(msg)
     options: Any = {"kwargs": dict(kwargs or {}), "num_samples": num_samples, "seed": seed}
-    found = {name: _predict(name, one, args, site, options) for name, one in models.items()}
+    found = {
+        name: _predict(name, pair, args, site, options) for name, pair in read_pairs(models).items()
+    }
     first = next(iter(found.values()))
     x, order = _read_input(along, args, first)
     ax = one_axes(ax, 7.0, 4.2)
@@ -127,9 +121,13 @@ class _Prediction:
 
 
 def _predict(
-    name: str, one: Any, args: tuple[Any, ...], site: str | None, options: Mapping[str, Any]
+    name: str,
+    pair: tuple[Any, Any],
+    args: tuple[Any, ...],
+    site: str | None,
+    options: Mapping[str, Any],
 ) -> _Prediction:
-    model, guide = _read_pair(name, one)
+    model, guide = pair
     with dry_run(model, guide), torch.no_grad():
         torch.manual_seed(options["seed"])
         held = poutine.trace(guide).get_trace(*args, **options["kwargs"])
@@ -159,18 +157,6 @@ def _predict(
         raise ValueError(msg)
     mean, value = (t.detach().cpu().double().flatten(1).numpy() for t in (draws.mean, draws.draws))
     return _Prediction(chosen, mean, value)
-
-
-def _read_pair(name: str, one: Any) -> tuple[Any, Any]:
-    if isinstance(one, tuple | list) and len(one) == 2:
-        return one[0], one[1]
-    if hasattr(one, "model") and hasattr(one, "guide"):
-        return one.model, one.guide
-    msg = (
-        f"got a {type(one).__name__} for the model {name!r}. Expected a pair (model, guide), or "
-        "what reduce() returned"
-    )
-    raise TypeError(msg)
 
 
 def _read_input(
