@@ -20,6 +20,7 @@ extensions = [
     "myst_nb",
     "names",
     "numpydoc",
+    "signatures",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
