@@ -233,7 +233,7 @@ def test_masked_data_are_not_scored(how):
     guide(x[mask], y[mask])
 
     def score(guide, *args):
-        return bmr.compare({"a": (model, guide)}, *args, num_samples=20).scores["a"]
+        return bmr.compare({"a": (model, guide)}, *args, num_samples=25).scores["a"]
 
     expected = score(guide, x[mask], y[mask])
     if how == "obs_mask":
@@ -277,3 +277,5 @@ def test_notes_tell_few_draws_from_bad_ones():
     # Weights of Pareto k = 0.6: too much for 100 draws, but not for 4000.
     found = [leave_one_out(0.6 * torch.rand(n, 60).log()) for n in (100, 4000)]
     assert found[0].bad > found[0].high + 5 and found[1].bad == found[1].high < 20
+    with pytest.raises(ValueError, match="got 24 draws for elpd_loo. Expected 25 or more"):
+        leave_one_out(torch.zeros(24, 3))

@@ -30,6 +30,11 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
     LeaveOneOut
         A term a datum.
 
+    Raises
+    ------
+    ValueError
+        If there are fewer than 25 draws.
+
     References
     ----------
     Vehtari et al. (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
@@ -39,6 +44,12 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
     >>> leave_one_out(torch.randn(200, 5)).terms.shape
     torch.Size([5])
     """
+    if len(log_likelihood) < _FEWEST:
+        msg = (
+            f"got {len(log_likelihood)} draws for elpd_loo. Expected {_FEWEST} or more, so that "
+            "there is a tail to smooth; or leave it out, as in compare(..., loo=False)"
+        )
+        raise ValueError(msg)
     values = log_likelihood.detach().cpu().double().numpy()[None]
     data = join_groups({"log_likelihood": xr.Dataset({"y": (("chain", "draw", "datum"), values)})})
     with warnings.catch_warnings():
@@ -92,3 +103,5 @@ class LeaveOneOut:
 
 # Of Pareto k, and the draws from which on it is the limit: 1 - 1 / log10 S = 0.7.
 _LIMIT, _ENOUGH = 0.7, 2200
+# A fifth of them are the tail, which is five or more.
+_FEWEST = 25
