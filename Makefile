@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 
 # Compiling in the process itself: workers that each import torch cost more than they bring.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbmake tests pyro_bmr notebooks
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Executes them in place, so that what they show comes from this command.
 notebooks: $(VENV)/installed
