@@ -16,9 +16,9 @@ import torch
 
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
-from pyro_bmr.searches.greedy import search_greedily
-from pyro_bmr.searches.subset_search import search_blocks
-from pyro_bmr.searches.subsets import delta_f_of_all_subsets
+from pyro_bmr.mathematics.greedy import search_greedily
+from pyro_bmr.mathematics.subset_search import search_blocks
+from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets
 
 UNIT_NORMAL_AT_ZERO = -0.5 * math.log(2 * math.pi)
 NOISE = 0.5

@@ -21,6 +21,7 @@ from pyro_bmr.mathematics.evidence import delta_f
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
+from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
 from pyro_bmr.onnx_files import export_onnx
 from pyro_bmr.plots.bars import plot_delta_f
@@ -36,7 +37,6 @@ from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Site
 from pyro_bmr.pruning import Pruning, Round, prune
 from pyro_bmr.reduction import Reduction, reduce
-from pyro_bmr.searches.subsets import delta_f_of_all_subsets
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import (

@@ -18,7 +18,7 @@ from pyro.infer.autoguide import (
 
 import pyro_bmr as bmr
 from conftest import make_case
-from pyro_bmr.searches.subsets import subset_members
+from pyro_bmr.mathematics.subsets import subset_members
 
 N, NOISE, PRIOR = 30, 0.5, 1.3
 

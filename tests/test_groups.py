@@ -21,11 +21,11 @@ from pyro_bmr.demo import Regression
 from pyro_bmr.estimation.measurement import free_energy_draws
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.mathematics.gaussian import LowRank
+from pyro_bmr.mathematics.group_evidence import Coupling, GroupEvidence, GroupWalk
+from pyro_bmr.mathematics.group_search import search_groups
+from pyro_bmr.mathematics.group_subsets import search_all_groups
+from pyro_bmr.mathematics.membership import Membership
 from pyro_bmr.problem import read_structure
-from pyro_bmr.searches.group_evidence import Coupling, GroupEvidence, GroupWalk
-from pyro_bmr.searches.group_search import search_groups
-from pyro_bmr.searches.group_subsets import search_all_groups
-from pyro_bmr.searches.membership import Membership
 
 SIZES = (3, 4, 3, 2)
 

@@ -11,14 +11,14 @@ from torch.distributions import MultivariateNormal
 import pyro_bmr as bmr
 from pyro_bmr.factors.factor import Prior
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.mathematics.elimination import eliminate
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, LowRank, triangular
+from pyro_bmr.mathematics.greedy import MOST_IN_PAIRS, search_greedily
+from pyro_bmr.mathematics.subset_search import search_all, search_blocks
+from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
+from pyro_bmr.mathematics.tableau import make_tableau, sweep_tableau
 from pyro_bmr.programs.sites import Site
-from pyro_bmr.searches.elimination import eliminate
-from pyro_bmr.searches.greedy import MOST_IN_PAIRS, search_greedily
-from pyro_bmr.searches.subset_search import search_all, search_blocks
-from pyro_bmr.searches.subsets import delta_f_of_all_subsets, subset_members
-from pyro_bmr.searches.tableau import make_tableau, sweep_tableau
 from pyro_bmr.selection.scores import score
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from pyro_bmr.mathematics.evidence import delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
-from pyro_bmr.searches.subsets import delta_f_of_all_subsets, subset_members
+from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
 
 N, NOISE, PRIOR = 40, 0.6, 1.2
 

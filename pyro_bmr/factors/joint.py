@@ -20,10 +20,10 @@ from pyro_bmr.factors.factor import (
     check_positive,
 )
 from pyro_bmr.mathematics.conditional_noise import condition_noise
+from pyro_bmr.mathematics.elimination import eliminate
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, Diagonal, LowRank
 from pyro_bmr.programs.sites import Indices, Site, take
-from pyro_bmr.searches.elimination import eliminate
 
 
 @dataclass(frozen=True)

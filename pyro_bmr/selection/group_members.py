@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_bmr.searches.membership import Membership
+from pyro_bmr.mathematics.membership import Membership
 from pyro_bmr.selection.groups import Grouping, Labelling, UnitGrouping, read_labels
 from pyro_bmr.structure.units import Axis, Layer, Structure
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.factors.factor import Search
-from pyro_bmr.searches.greedy import search_greedily
-from pyro_bmr.searches.group_evidence import Coupling, GroupEvidence
-from pyro_bmr.searches.group_search import eliminate_groups, search_groups, take_back
-from pyro_bmr.searches.group_subsets import search_all_groups
-from pyro_bmr.searches.membership import Membership
-from pyro_bmr.searches.subset_search import search_all
+from pyro_bmr.mathematics.greedy import search_greedily
+from pyro_bmr.mathematics.group_evidence import Coupling, GroupEvidence
+from pyro_bmr.mathematics.group_search import eliminate_groups, search_groups, take_back
+from pyro_bmr.mathematics.group_subsets import search_all_groups
+from pyro_bmr.mathematics.membership import Membership
+from pyro_bmr.mathematics.subset_search import search_all
 from pyro_bmr.selection.group_members import GroupLayer, Groups
 from pyro_bmr.selection.scores import ElementScores, Scores
 

@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyro_bmr.searches.greedy import search_greedily
-from pyro_bmr.searches.subset_search import search_all, search_blocks
-from pyro_bmr.searches.subsets import MOST_ELEMENTS
+from pyro_bmr.mathematics.greedy import search_greedily
+from pyro_bmr.mathematics.subset_search import search_all, search_blocks
+from pyro_bmr.mathematics.subsets import MOST_ELEMENTS
 from pyro_bmr.selection.scores import Scores
 
 Selection = Callable[[Scores], Mapping[str, Tensor]]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_bmr.mathematics.elimination import eliminate
 from pyro_bmr.mathematics.evidence import delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
-from pyro_bmr.searches.elimination import eliminate
-from pyro_bmr.searches.tableau import make_tableau, sweep_tableau
+from pyro_bmr.mathematics.tableau import make_tableau, sweep_tableau
 
 CHAINS = 4
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
-from pyro_bmr.searches.group_evidence import GroupEvidence
-from pyro_bmr.searches.subsets import MOST_ELEMENTS, subset_members
+from pyro_bmr.mathematics.group_evidence import GroupEvidence
+from pyro_bmr.mathematics.subsets import MOST_ELEMENTS, subset_members
 
 
 def search_all_groups(evidence: GroupEvidence) -> Tensor:
@@ -34,7 +34,7 @@ def search_all_groups(evidence: GroupEvidence) -> Tensor:
 
     Examples
     --------
-    >>> from pyro_bmr.searches.membership import Membership
+    >>> from pyro_bmr.mathematics.membership import Membership
     >>> members = Membership(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
     >>> cost, able = torch.tensor([-2.0, 3.0, -2.0]).double(), torch.tensor([True, True])
     >>> search_all_groups(GroupEvidence(members, cost, (), able))

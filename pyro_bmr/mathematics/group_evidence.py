@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pyro_bmr.mathematics.couplings import Walk, start_walk
 from pyro_bmr.mathematics.evidence import delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
-from pyro_bmr.searches.couplings import Walk, start_walk
-from pyro_bmr.searches.membership import Membership
+from pyro_bmr.mathematics.membership import Membership
 
 
 @dataclass(frozen=True)

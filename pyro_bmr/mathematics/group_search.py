@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_bmr.searches.elimination import mark_path
-from pyro_bmr.searches.group_evidence import GroupEvidence, GroupWalk
+from pyro_bmr.mathematics.elimination import mark_path
+from pyro_bmr.mathematics.group_evidence import GroupEvidence, GroupWalk
 
 # A change that gains less, in nats, is taken for rounding.
 _ROUNDING = 1e-9
@@ -41,7 +41,7 @@ def search_groups(evidence: GroupEvidence) -> Tensor:
 
     Examples
     --------
-    >>> from pyro_bmr.searches.membership import Membership
+    >>> from pyro_bmr.mathematics.membership import Membership
     >>> members = Membership(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
     >>> cost, able = torch.tensor([-2.0, 3.0, -2.0]).double(), torch.tensor([True, True])
     >>> search_groups(GroupEvidence(members, cost, (), able))
@@ -79,7 +79,7 @@ def eliminate_groups(evidence: GroupEvidence) -> Tensor:
     Returns
     -------
     Tensor
-        In nats, one a group: what `pyro_bmr.searches.elimination.eliminate` returns of elements.
+        In nats, one a group: what `pyro_bmr.mathematics.elimination.eliminate` returns of elements.
         Groups that share nothing with others have their own ΔF; ``inf`` for those that cannot go.
     """
     alone = evidence.alone()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
-from pyro_bmr.searches.subsets import delta_f_of_all_subsets, subset_members
+from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
 
 
 def search_all(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
-from pyro_bmr.searches.tableau import make_tableau
+from pyro_bmr.mathematics.tableau import make_tableau
 
 
 def start_walk(posterior: Dense | LowRank, dropped: Tensor) -> Walk:

@@ -1,1 +1,0 @@
-"""Searches among sets of correlated elements."""
