@@ -24,7 +24,7 @@ from pyro_bmr.plain.outputs import OutputError
 from pyro_bmr.plain.recording import LocalSiteError, record, record_many, run
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.shrunk.switching import SwitchedModel
+from pyro_bmr.programs.switching import SwitchedModel
 
 
 def to_module(

@@ -19,7 +19,7 @@ from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.shrunk.switching import NewPrior, SwitchedModel
+from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.smaller.influence import find_released
 from pyro_bmr.structure.axes import find_structure
 from pyro_bmr.structure.few_rows import capture_few_rows, tensors_in

@@ -26,7 +26,7 @@ from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.mathematics.laplace import reduce_to_laplace
 from pyro_bmr.mathematics.shrinkage import noisy_copy, shrink
-from pyro_bmr.shrunk.switching import NewPrior, switch_prior
+from pyro_bmr.programs.switching import NewPrior, switch_prior
 from pyro_bmr.testing import check_guide_family
 
 NOISE, N, COLUMNS = 0.5, 30, 6

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.shrunk.switching import SwitchedModel
+from pyro_bmr.programs.switching import SwitchedModel
 from pyro_bmr.smaller.program import CompactedModel
 
 

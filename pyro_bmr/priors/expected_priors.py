@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Diagonal, Natural
 from pyro_bmr.priors.families import Reading, UnreadablePriorError, read_prior
-from pyro_bmr.priors.model_runs import ModelRuns
+from pyro_bmr.programs.model_runs import ModelRuns
 
 # Pairs of draws u and 2 E[u] - u a half, and so many directions that are orthogonal in them.
 _PAIRS = 16

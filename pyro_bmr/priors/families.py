@@ -29,6 +29,7 @@ from torch.distributions import (
 
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.programs.distributions import PrunedDistribution, find_core, find_element_support
+from pyro_bmr.programs.switching import SwitchedDistribution
 
 
 class UnregisteredPriorError(TypeError):
@@ -96,6 +97,12 @@ def _(prior: PrunedDistribution) -> Tensor:  # noqa: ARG001
         "it is a site of a pruned model, whose own guide is the one to reduce: reduce(result.guide)"
     )
     raise UnregisteredPriorError(msg)
+
+
+@log_density_at_zero.register
+def _(prior: SwitchedDistribution) -> Tensor:
+    kept, taken = (log_density_at_zero(fn) for fn in (prior.base_dist, prior.other))
+    return torch.where(prior.mask, kept, taken)
 
 
 @log_density_at_zero.register(MaskedDistribution)

@@ -21,9 +21,9 @@ from pyro_bmr.priors.families import (
     is_transformed_by_support,
     read_prior,
 )
-from pyro_bmr.priors.model_runs import ModelRuns, find_sources
 from pyro_bmr.programs.distributions import POSITIVE, find_core, find_element_support
 from pyro_bmr.programs.dry_run import find_modules
+from pyro_bmr.programs.model_runs import ModelRuns, find_sources
 from pyro_bmr.programs.sites import Site
 
 

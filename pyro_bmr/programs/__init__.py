@@ -1,1 +1,1 @@
-"""Pyro programs under masks: handlers, distributions, sites, dry runs."""
+"""Pyro programs under masks and under other priors: handlers, distributions, dry runs, model runs."""

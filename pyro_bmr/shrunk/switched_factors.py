@@ -27,7 +27,7 @@ from pyro_bmr.mathematics.reduced_posteriors import reduced_gaussian
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, ReducedPrior, Spike
 from pyro_bmr.mathematics.shrinkage import noisy_copy, shrink
 from pyro_bmr.programs.sites import Indices
-from pyro_bmr.shrunk.switching import NewPrior
+from pyro_bmr.programs.switching import NewPrior
 
 
 def with_reduced_priors(

@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from pyro_bmr.priors.model_runs import Substitute, find_tensors
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.model_runs import Substitute, find_tensors
 from pyro_bmr.programs.sites import Indices, take
 
 NUM_DRAWS = 3

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.sites import Indices
-from pyro_bmr.shrunk.switching import SwitchedDistribution
+from pyro_bmr.programs.switching import SwitchedDistribution
 
 
 def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributions import TransformedDistribution, constraints
 from typing_extensions import override
 
-from pyro_bmr.priors.families import log_density_at_zero
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import SiteBuffers
 
@@ -298,9 +297,3 @@ def switch_prior(fn: Any, new: NewPrior) -> Any:
 def _kin(family: type[TorchDistribution]) -> tuple[type, ...]:
     # A site with a LogNormal prior is reduced in coordinates in which that is a Normal.
     return (family, dist.LogNormal) if family is dist.Normal else (family,)
-
-
-@log_density_at_zero.register
-def _(prior: SwitchedDistribution) -> Tensor:
-    kept, taken = (log_density_at_zero(fn) for fn in (prior.base_dist, prior.other))
-    return torch.where(prior.mask, kept, taken)
