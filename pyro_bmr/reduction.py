@@ -17,6 +17,7 @@ from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.decision import Decision, decide
 from pyro_bmr.diagnostics.auditable import Auditable
 from pyro_bmr.diagnostics.viewable import Viewable
+from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.portable import Portable
@@ -36,7 +37,6 @@ from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.scores import score
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import run_stages
-from pyro_bmr.shrunk.switched_factors import with_reduced_priors
 
 
 @torch.inference_mode(False)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.prior_scales import choose_variances
+from pyro_bmr.factors.switched import SwitchedFactor, with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import Gaussian, ReducedPrior
 from pyro_bmr.mathematics.scale_search import Tuned
@@ -22,7 +23,6 @@ from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
 from pyro_bmr.reporting.rendering import render
 from pyro_bmr.selection.groups import Labelling, elements, read_labels
-from pyro_bmr.shrunk.switched_factors import SwitchedFactor, with_reduced_priors
 
 
 @torch.inference_mode(False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_bmr.decision import Decision
+from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
 from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
 from pyro_bmr.plots.posteriors import SitePosterior, choose_site, find_decision, read_sites
@@ -20,7 +21,6 @@ from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
 from pyro_bmr.reduction import Reduction
-from pyro_bmr.shrunk.switched_factors import SwitchedFactor
 
 
 def plot_element(

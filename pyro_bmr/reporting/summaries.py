@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.reporting.flags import count_pruned, count_wide
 from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.selection.stages import Stage
-from pyro_bmr.shrunk.switched_factors import SwitchedFactor
 
 
 def summarize(

@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.factors.factor import Factor, Search
+from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.selection.group_members import GroupLayer
-from pyro_bmr.shrunk.switched_factors import SwitchedFactor
 
 
 class Scores(ABC):

@@ -1,1 +1,0 @@
-"""Posteriors and models under reduced priors that are not a spike."""
