@@ -14,6 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.graphs.capture import Capture
+from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.portable import Portable
 from pyro_bmr.problem import assemble
@@ -32,8 +34,6 @@ from pyro_bmr.smaller.planning import (
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import Capture
-from pyro_bmr.structure.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.structure.units import Structure
 
 

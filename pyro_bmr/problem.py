@@ -13,6 +13,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -22,7 +23,6 @@ from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.smaller.influence import find_released
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.structure.units import Structure
 
 

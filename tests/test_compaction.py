@@ -21,12 +21,12 @@ from torch.nn import functional as F
 import pyro_bmr as bmr
 from pyro_bmr import compaction as module
 from pyro_bmr.compaction import compact
+from pyro_bmr.graphs.capture import capture
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.nn import LAYERS, bayesianize
 from pyro_bmr.problem import assemble
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import capture
 
 
 def residual_cnn_with_norms():

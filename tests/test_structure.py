@@ -14,9 +14,9 @@ from pyro import poutine
 from torch import nn
 from torch.nn import functional as F
 
+from pyro_bmr.graphs.capture import capture
 from pyro_bmr.nn import LAYERS, bayesianize
 from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.capture import capture
 
 
 def find(network, seed=0):

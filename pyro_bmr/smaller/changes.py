@@ -60,7 +60,7 @@ def change_call(call: Any, stays: Stays) -> Change | None:
 
     Examples
     --------
-    >>> from pyro_bmr.structure.sized_calls import SizedCall
+    >>> from pyro_bmr.graphs.sized_calls import SizedCall
     >>> change_call(SizedCall(print, (2, 3), {}, (), (), ""), lambda node: ())
     """
     masks = [stays(node) for node in (*call.nodes, *call.operands)]

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
+from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.smaller.nonzero import RULES
 from pyro_bmr.smaller.pairs import Pairs, is_in_place, name_operation, unknown
-from pyro_bmr.structure.capture import Capture
 from pyro_bmr.structure.units import Axis, Structure
 
 
@@ -48,7 +48,7 @@ def find_needed(
     --------
     >>> import pyro, pyro.distributions as dist
     >>> from pyro_bmr.structure.axes import find_structure
-    >>> from pyro_bmr.structure.capture import capture
+    >>> from pyro_bmr.graphs.capture import capture
     >>> def model(x):
     ...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
     ...     w2 = pyro.sample("w2", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.graphs.capture import input_name
 from pyro_bmr.programs.sites import Indices, Site, take
-from pyro_bmr.structure.capture import input_name
 from pyro_bmr.structure.units import Structure
 
 

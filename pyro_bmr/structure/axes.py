@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.structure.calls import (
     CONSTANT_ALONG,
     ELEMENTWISE,
@@ -20,7 +21,6 @@ from pyro_bmr.structure.calls import (
     create_sequence,
     protect_all,
 )
-from pyro_bmr.structure.capture import Capture
 from pyro_bmr.structure.components import find_components
 from pyro_bmr.structure.contractions import CONTRACTIONS
 from pyro_bmr.structure.indexing import INDEXING
@@ -66,7 +66,7 @@ def find_structure(captured: Capture) -> Structure:
     --------
     >>> import pyro
     >>> import pyro.distributions as dist
-    >>> from pyro_bmr.structure.capture import capture
+    >>> from pyro_bmr.graphs.capture import capture
     >>> def model(x):
     ...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
     ...     w2 = pyro.sample("w2", dist.Normal(torch.zeros(2), 1.0).to_event(1))

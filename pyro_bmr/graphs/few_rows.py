@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_bmr.structure.capture import Capture, capture
+from pyro_bmr.graphs.capture import Capture, capture
 
 
 def capture_few_rows(

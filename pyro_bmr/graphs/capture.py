@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.graphs.sized_calls import SizedCall, SizedCalls
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.model_runs import Substitute, find_tensors
-from pyro_bmr.structure.sized_calls import SizedCall, SizedCalls
 
 
 def capture(
