@@ -23,7 +23,6 @@ from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Indices, Site
 from pyro_bmr.reporting.rendering import render
 from pyro_bmr.smaller.checking import check_same
-from pyro_bmr.smaller.influence import find_needed
 from pyro_bmr.smaller.planning import (
     LayerCut,
     choose_units,
@@ -33,8 +32,9 @@ from pyro_bmr.smaller.planning import (
 )
 from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
 from pyro_bmr.smaller.rewriting import plan_rewrites
-from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.units import Structure
+from pyro_bmr.units.axes import find_structure
+from pyro_bmr.units.influence import find_needed
+from pyro_bmr.units.structure import Structure
 
 
 @torch.inference_mode(False)

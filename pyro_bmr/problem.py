@@ -21,9 +21,9 @@ from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
-from pyro_bmr.smaller.influence import find_released
-from pyro_bmr.structure.axes import find_structure
-from pyro_bmr.structure.units import Structure
+from pyro_bmr.units.axes import find_structure
+from pyro_bmr.units.influence import find_released
+from pyro_bmr.units.structure import Structure
 
 
 @dataclass(frozen=True)

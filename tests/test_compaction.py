@@ -26,7 +26,7 @@ from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.nn import LAYERS, bayesianize
 from pyro_bmr.problem import assemble
-from pyro_bmr.structure.axes import find_structure
+from pyro_bmr.units.axes import find_structure
 
 
 def residual_cnn_with_norms():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pyro_bmr.graphs.capture import capture
 from pyro_bmr.nn import LAYERS, bayesianize
-from pyro_bmr.structure.axes import find_structure
+from pyro_bmr.units.axes import find_structure
 
 
 def find(network, seed=0):

@@ -40,7 +40,7 @@ class UnitGrouping:
     Parameters
     ----------
     kinds : tuple of str
-        Of layers, as in ``pyro_bmr.structure.units.Layer``.
+        Of layers, as in ``pyro_bmr.units.structure.Layer``.
     at_least : int
         How many units of each layer stay, whatever the evidence says.
     round_to : int

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_bmr.graphs.capture import input_name
 from pyro_bmr.programs.sites import Indices, Site, take
-from pyro_bmr.structure.units import Structure
+from pyro_bmr.units.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def choose_units(
 
     Examples
     --------
-    >>> from pyro_bmr.structure.units import Axis, Layer
+    >>> from pyro_bmr.units.structure import Axis, Layer
     >>> units = torch.arange(3)
     >>> axes = {"w": (Axis(units, False),)}
     >>> layers = (Layer("w", "unit", units),)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_bmr.graphs.capture import Capture
-from pyro_bmr.structure.calls import (
+from pyro_bmr.units.calls import (
     CONSTANT_ALONG,
     ELEMENTWISE,
     Call,
@@ -21,15 +21,15 @@ from pyro_bmr.structure.calls import (
     create_sequence,
     protect_all,
 )
-from pyro_bmr.structure.components import find_components
-from pyro_bmr.structure.contractions import CONTRACTIONS
-from pyro_bmr.structure.indexing import INDEXING
-from pyro_bmr.structure.labelled import Labelled, Origin
-from pyro_bmr.structure.labels import Labels
-from pyro_bmr.structure.layers import Labelling, write_structure
-from pyro_bmr.structure.reductions import REDUCTIONS
-from pyro_bmr.structure.units import Structure
-from pyro_bmr.structure.views import VIEWS
+from pyro_bmr.units.components import find_components
+from pyro_bmr.units.contractions import CONTRACTIONS
+from pyro_bmr.units.indexing import INDEXING
+from pyro_bmr.units.labelled import Labelled, Origin
+from pyro_bmr.units.labels import Labels
+from pyro_bmr.units.layers import Labelling, write_structure
+from pyro_bmr.units.reductions import REDUCTIONS
+from pyro_bmr.units.structure import Structure
+from pyro_bmr.units.views import VIEWS
 
 
 def find_structure(captured: Capture) -> Structure:

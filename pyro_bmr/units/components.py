@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pyro_bmr.structure.labelled import FIXED, MERGED, Ints, Origin, Product, spread
-from pyro_bmr.structure.labels import Labels
+from pyro_bmr.units.labelled import FIXED, MERGED, Ints, Origin, Product, spread
+from pyro_bmr.units.labels import Labels
 
 
 def find_components(labels: Labels) -> Components:

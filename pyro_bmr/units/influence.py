@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from pyro_bmr.graphs.capture import Capture
-from pyro_bmr.smaller.nonzero import RULES
-from pyro_bmr.smaller.pairs import Pairs, is_in_place, name_operation, unknown
-from pyro_bmr.structure.units import Axis, Structure
+from pyro_bmr.units.nonzero import RULES
+from pyro_bmr.units.pairs import Pairs, is_in_place, name_operation, unknown
+from pyro_bmr.units.structure import Axis, Structure
 
 
 def find_needed(
@@ -26,7 +26,7 @@ def find_needed(
 
     A unit is needed where it is summed over, in a product of matrices or a convolution. There it
     is multiplied by a number; the derivative of outputs with respect to that is zero if its term
-    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.smaller.pairs`.
+    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.units.pairs`.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def find_needed(
     Examples
     --------
     >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.structure.axes import find_structure
+    >>> from pyro_bmr.units.axes import find_structure
     >>> from pyro_bmr.graphs.capture import capture
     >>> def model(x):
     ...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))

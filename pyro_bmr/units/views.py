@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_bmr.structure.calls import Call, Rule, aten
-from pyro_bmr.structure.labelled import MERGED, Ints, Labelled, Origin, Product, spread
-from pyro_bmr.structure.labels import Labels
+from pyro_bmr.units.calls import Call, Rule, aten
+from pyro_bmr.units.labelled import MERGED, Ints, Labelled, Origin, Product, spread
+from pyro_bmr.units.labels import Labels
 
 
 def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable) -> Labelled:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pyro_bmr.structure.components import Components
-from pyro_bmr.structure.labelled import FIXED, Ints, Labelled
-from pyro_bmr.structure.labels import Labels
-from pyro_bmr.structure.units import Axis, Layer, Structure
+from pyro_bmr.units.components import Components
+from pyro_bmr.units.labelled import FIXED, Ints, Labelled
+from pyro_bmr.units.labels import Labels
+from pyro_bmr.units.structure import Axis, Layer, Structure
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
     Examples
     --------
     >>> labels = Labels()
-    >>> from pyro_bmr.structure.components import find_components
+    >>> from pyro_bmr.units.components import find_components
     >>> write_structure(Labelling(labels, {}, {}, {}, [], {}), find_components(labels)).layers
     ()
     """

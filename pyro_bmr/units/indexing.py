@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_bmr.structure.calls import Call, Result, Rule, aten, broadcast, protect_all
-from pyro_bmr.structure.labelled import Labelled
-from pyro_bmr.structure.labels import Labels
+from pyro_bmr.units.calls import Call, Result, Rule, aten, broadcast, protect_all
+from pyro_bmr.units.labelled import Labelled
+from pyro_bmr.units.labels import Labels
 
 
 def select(labels: Labels, call: Call) -> Labelled:

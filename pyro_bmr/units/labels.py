@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyro_bmr.structure.labelled import (
+from pyro_bmr.units.labelled import (
     CONSTANT,
     DATA,
     FIXED,

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from pyro_bmr.structure.labelled import Labelled, Origin
-from pyro_bmr.structure.labels import Labels
+from pyro_bmr.units.labelled import Labelled, Origin
+from pyro_bmr.units.labels import Labels
 
 Result: TypeAlias = "Labelled | tuple[Labelled, ...]"
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyro_bmr.structure.calls import Call, Result, Rule, aten
-from pyro_bmr.structure.labelled import Labelled
-from pyro_bmr.structure.labels import Labels
+from pyro_bmr.units.calls import Call, Result, Rule, aten
+from pyro_bmr.units.labelled import Labelled
+from pyro_bmr.units.labels import Labels
 
 
 def add_up(labels: Labels, call: Call) -> Labelled:

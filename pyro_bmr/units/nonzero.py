@@ -1,4 +1,4 @@
-"""By operation, where its result may be other than zero: see `pyro_bmr.smaller.pairs`."""
+"""By operation, where its result may be other than zero: see `pyro_bmr.units.pairs`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from pyro_bmr.smaller.pairs import Pair, Pairs, name_operation, scaled, unknown
+from pyro_bmr.units.pairs import Pair, Pairs, name_operation, scaled, unknown
 
 
 def _positive(value: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pyro_bmr.structure.calls import Call, Rule, aten, broadcast
-from pyro_bmr.structure.labelled import Labelled, Origin
-from pyro_bmr.structure.labels import Labels
+from pyro_bmr.units.calls import Call, Rule, aten, broadcast
+from pyro_bmr.units.labelled import Labelled, Origin
+from pyro_bmr.units.labels import Labels
 
 
 def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:

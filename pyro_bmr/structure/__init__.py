@@ -1,1 +1,0 @@
-"""Which indices of which tensors of a model are the same unit."""

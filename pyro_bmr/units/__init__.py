@@ -1,0 +1,1 @@
+"""Units: which indices of which tensors are one unit, and which of them anything needs."""
