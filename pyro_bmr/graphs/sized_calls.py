@@ -153,8 +153,8 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 # Torch's own Python between a call in the program and the mode.
 _PASSED_THROUGH = {
     __name__,
-    "pyro_bmr.smaller.program",
-    "pyro_bmr.smaller.rewriting",
+    "pyro_bmr.cutting.program",
+    "pyro_bmr.cutting.rewriting",
     "torch._tensor",
     "torch.functional",
     "torch.overrides",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.cutting.program import CompactedModel
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import SwitchedModel
-from pyro_bmr.smaller.program import CompactedModel
 
 
 def read_call(

@@ -11,10 +11,10 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.overrides import get_overridable_functions
 
+from pyro_bmr.cutting.changes import Change
+from pyro_bmr.cutting.program import CompactedModel, Cut, Parameter
+from pyro_bmr.cutting.rewriting import Pattern, Rewrites
 from pyro_bmr.programs.dry_run import find_modules
-from pyro_bmr.smaller.changes import Change
-from pyro_bmr.smaller.program import CompactedModel, Cut, Parameter
-from pyro_bmr.smaller.rewriting import Pattern, Rewrites
 from pyro_bmr.storage.supports import pack_support, unpack_support
 
 

@@ -15,13 +15,13 @@ from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from pyro_bmr.cutting.originals import Original, find_original
+from pyro_bmr.cutting.rewriting import Rewriter, Rewrites
+from pyro_bmr.cutting.sites import cut_distribution
 from pyro_bmr.graphs.sized_calls import SizedCalls
 from pyro_bmr.programs.handlers import SiteBuffers, module_key
 from pyro_bmr.programs.own_names import OwnNames, unused_name
 from pyro_bmr.programs.sites import Indices, take
-from pyro_bmr.smaller.cutting import cut_distribution
-from pyro_bmr.smaller.originals import Original, find_original
-from pyro_bmr.smaller.rewriting import Rewriter, Rewrites
 
 
 @dataclass(frozen=True)

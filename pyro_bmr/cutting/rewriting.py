@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_bmr.smaller.changes import Change, Place, Stays, change_call, find_sizes
+from pyro_bmr.cutting.changes import Change, Place, Stays, change_call, find_sizes
 
 
 @dataclass(frozen=True)

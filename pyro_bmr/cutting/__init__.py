@@ -1,0 +1,1 @@
+"""The same program on smaller tensors, and the proof that it computes the same."""
