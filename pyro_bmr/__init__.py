@@ -6,8 +6,8 @@ from pyro_bmr.costs import Cost, Costs, measure_costs
 from pyro_bmr.diagnostics.arviz_data import to_arviz
 from pyro_bmr.diagnostics.audit import Audit, Check
 from pyro_bmr.diagnostics.comparison import Comparison, compare
-from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
-from pyro_bmr.estimation.measurement import free_energy
+from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.estimators.measurement import free_energy
 from pyro_bmr.export import apply_masks, to_module
 from pyro_bmr.factors.factor import Prior
 from pyro_bmr.factors.independent import IndependentFactor

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_bmr import datasets, demo
-from pyro_bmr.estimation.measurement import free_energy
+from pyro_bmr.estimators.measurement import free_energy
 from pyro_bmr.plots.networks import plot_network
 from pyro_bmr.reduction import reduce
 from pyro_bmr.training import fit

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_bmr.compiled.checkpoints import load_checkpoint, save_checkpoint
-from pyro_bmr.estimation.measurement import common_draws, mean_and_error
+from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.guides.common_noise import Coupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_bmr.estimation.measurement import common_draws, mean_and_error
+from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.reduction import reduce
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.scores import Scores

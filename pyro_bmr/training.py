@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_bmr.compiled.batches import Batches, BatchModel
 from pyro_bmr.compiled.compilation import NotStaticError
 from pyro_bmr.compiled.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
-from pyro_bmr.estimation.estimators import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.reporting.progress import progress_bar
 

@@ -17,8 +17,8 @@ from torch import nn
 import pyro_bmr as bmr
 from pyro_bmr.compiled.compilation import trace_gradient
 from pyro_bmr.demo import Regression
-from pyro_bmr.estimation.estimators import UnbiasedELBO
-from pyro_bmr.moments.propagation import UnknownOperationError, gaussian
+from pyro_bmr.estimators.elbos import UnbiasedELBO
+from pyro_bmr.estimators.propagation import UnknownOperationError, gaussian
 
 ESTIMATORS = [bmr.GlobalELBO, bmr.LocalELBO, bmr.MomentsELBO]
 NOISE = {

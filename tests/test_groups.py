@@ -18,7 +18,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
-from pyro_bmr.estimation.measurement import free_energy_draws
+from pyro_bmr.estimators.measurement import free_energy_draws
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.mathematics.gaussian import LowRank
 from pyro_bmr.mathematics.group_evidence import Coupling, GroupEvidence, GroupWalk

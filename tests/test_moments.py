@@ -15,8 +15,8 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from pyro_bmr.moments.nonlinearities import logsumexp_bound, relu_moments, smooth_moments
-from pyro_bmr.moments.propagation import (
+from pyro_bmr.estimators.nonlinearities import logsumexp_bound, relu_moments, smooth_moments
+from pyro_bmr.estimators.propagation import (
     GaussianTensor,
     UnknownOperationError,
     expected_log_prob,

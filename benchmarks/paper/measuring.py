@@ -14,7 +14,7 @@ from pyro.infer import Predictive
 from torch.distributions import Normal
 
 import pyro_bmr as bmr
-from pyro_bmr.estimation.estimators import UnbiasedELBO
+from pyro_bmr.estimators.elbos import UnbiasedELBO
 
 # Copies of the data are measured together, up to about so many rows.
 _ROWS = 4096

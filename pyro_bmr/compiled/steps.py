@@ -51,7 +51,7 @@ class Loss:
     Examples
     --------
     >>> from pyro.infer.autoguide import AutoNormal
-    >>> from pyro_bmr.estimation.estimators import GlobalELBO
+    >>> from pyro_bmr.estimators.elbos import GlobalELBO
     >>> import pyro, pyro.distributions as dist
     >>> def model(y):
     ...     pyro.sample("y", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)), 1.0), obs=y)

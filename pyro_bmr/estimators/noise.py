@@ -22,7 +22,7 @@ from pyro.distributions import Gamma, LogNormal, Normal
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_bmr.estimation.posteriors import SitePosterior
+from pyro_bmr.estimators.posteriors import SitePosterior
 from pyro_bmr.programs.distributions import find_core
 
 

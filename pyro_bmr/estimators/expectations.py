@@ -13,8 +13,8 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_bmr.moments.gaussian_tensor import GaussianTensor, UnknownOperationError
-from pyro_bmr.moments.nonlinearities import quadrature_points
+from pyro_bmr.estimators.gaussian_tensor import GaussianTensor, UnknownOperationError
+from pyro_bmr.estimators.nonlinearities import quadrature_points
 
 
 @singledispatch
@@ -48,7 +48,7 @@ def expected_log_prob(fn: td.Distribution, value: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> from pyro_bmr.moments.propagation import gaussian
+    >>> from pyro_bmr.estimators.propagation import gaussian
     >>> fn = td.Normal(gaussian(torch.tensor(0.0), torch.tensor(1.0)), 1.0, validate_args=False)
     >>> expected_log_prob(fn, torch.tensor(0.0))
     tensor(-1.4189)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 from typing_extensions import override
 
-from pyro_bmr.estimation.posteriors import SitePosterior
+from pyro_bmr.estimators.posteriors import SitePosterior
 
 
 class LocalWeight(Tensor):

@@ -16,10 +16,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 from typing_extensions import override
 
-from pyro_bmr.estimation.elbo import Estimator, Plan, Run
-from pyro_bmr.estimation.local_reparameterization import local_weights
-from pyro_bmr.estimation.posteriors import SitePosterior
-from pyro_bmr.moments.propagation import expected_log_prob, gaussian
+from pyro_bmr.estimators.elbo import Estimator, Plan, Run
+from pyro_bmr.estimators.local_reparameterization import local_weights
+from pyro_bmr.estimators.posteriors import SitePosterior
+from pyro_bmr.estimators.propagation import expected_log_prob, gaussian
 
 
 class GlobalELBO(Estimator):

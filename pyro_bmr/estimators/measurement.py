@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_bmr.estimation.estimators import UnbiasedELBO
+from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.guides.common_noise import CommonNoise, Coupling
 from pyro_bmr.programs.dry_run import dry_run
 

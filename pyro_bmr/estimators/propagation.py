@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_bmr.moments.expectations import expected_log_prob
-from pyro_bmr.moments.gaussian_tensor import (
+from pyro_bmr.estimators.expectations import expected_log_prob
+from pyro_bmr.estimators.gaussian_tensor import (
     GaussianTensor,
     UnknownOperationError,
     gaussian,
@@ -33,7 +33,7 @@ from pyro_bmr.moments.gaussian_tensor import (
     register,
     unknown_operation,
 )
-from pyro_bmr.moments.nonlinearities import (
+from pyro_bmr.estimators.nonlinearities import (
     exp_moments,
     logsumexp_bound,
     max_moments,

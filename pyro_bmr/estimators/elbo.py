@@ -2,7 +2,7 @@ r"""What all estimators of the free energy share.
 
 The divergence from the prior is taken in closed form where there is one, and noise levels are
 averaged out; how the expectation over the weights is taken is left to
-`pyro_bmr.estimation.estimators`.
+`pyro_bmr.estimators.elbos`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.distributions.constraints import Constraint
 
-from pyro_bmr.estimation.noise import NoiseLevel, find_noise, plug_in
-from pyro_bmr.estimation.posteriors import SitePosterior, read_posteriors
-from pyro_bmr.moments.propagation import GaussianTensor
+from pyro_bmr.estimators.noise import NoiseLevel, find_noise, plug_in
+from pyro_bmr.estimators.posteriors import SitePosterior, read_posteriors
+from pyro_bmr.estimators.propagation import GaussianTensor
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.handlers import ValueMessenger
 

@@ -33,7 +33,7 @@ def gaussian(loc: Tensor, variance: Tensor) -> GaussianTensor:
 
     Examples
     --------
-    >>> from pyro_bmr.moments.propagation import gaussian
+    >>> from pyro_bmr.estimators.propagation import gaussian
     >>> w = gaussian(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.0]]))
     >>> torch.nn.functional.linear(torch.ones(1, 2), w)
     GaussianTensor(loc=tensor([[3.]]), variance=tensor([[0.5000]]))
@@ -61,7 +61,7 @@ class GaussianTensor(Tensor):
 
     Examples
     --------
-    >>> from pyro_bmr.moments.propagation import gaussian
+    >>> from pyro_bmr.estimators.propagation import gaussian
     >>> x = gaussian(torch.zeros(3, 2), torch.ones(3, 2))
     >>> x.shape, x.T.shape, (2 * x + 1).loc[0]
     (torch.Size([3, 2]), torch.Size([2, 3]), tensor([1., 1.]))
@@ -107,10 +107,10 @@ class UnknownOperationError(NotImplementedError):
 
     Examples
     --------
-    >>> from pyro_bmr.moments.propagation import gaussian
+    >>> from pyro_bmr.estimators.propagation import gaussian
     >>> gaussian(torch.zeros(2), torch.ones(2)).softmax(-1)
     Traceback (most recent call last):
-    pyro_bmr.moments.gaussian_tensor.UnknownOperationError: torch.Tensor.softmax has no rule for ...
+    pyro_bmr.estimators.gaussian_tensor.UnknownOperationError: torch.Tensor.softmax has no rule for ...
     """
 
 
@@ -130,7 +130,7 @@ def register(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], A
 
     Examples
     --------
-    >>> from pyro_bmr.moments.nonlinearities import smooth_moments
+    >>> from pyro_bmr.estimators.nonlinearities import smooth_moments
     >>> @register(torch.sin, torch.Tensor.sin)
     ... def sin(x):
     ...     return gaussian(*smooth_moments(torch.sin, x.loc, x.variance))
@@ -164,7 +164,7 @@ def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOper
     --------
     >>> print(unknown_operation(torch.fft.fft))
     torch.fft.fft has no rule for Gaussian tensors. Use estimator 'local' or 'global', or add a
-    rule with @pyro_bmr.moments.propagation.register(torch.fft.fft)
+    rule with @pyro_bmr.estimators.propagation.register(torch.fft.fft)
     """
     name = resolve_name(func) or getattr(func, "__name__", str(func))
     name = name.removesuffix(".__get__")
@@ -175,7 +175,7 @@ def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOper
         reason = "(distributions compare parameters only with validation on: turn it off)"
     return UnknownOperationError(
         f"{name} has no rule for Gaussian tensors{reason and ' ' + reason}. Use estimator 'local' "
-        f"or 'global', or add a rule with @pyro_bmr.moments.propagation.register({name})"
+        f"or 'global', or add a rule with @pyro_bmr.estimators.propagation.register({name})"
     )
 
 

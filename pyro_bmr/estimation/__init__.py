@@ -1,1 +1,0 @@
-"""Estimators of the free energy and of its gradient."""

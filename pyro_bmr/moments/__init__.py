@@ -1,1 +1,0 @@
-"""Means and variances of Gaussian weights through torch functions."""
