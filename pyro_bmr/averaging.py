@@ -11,9 +11,9 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.display import render, render_html
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.inclusion import LearnedPrior, check_options, find_log_odds, read_scores
-from pyro_bmr.reporting.rendering import render, render_html
 from pyro_bmr.uncertainty.averaged_guide import AveragedGuide, Mixture, SpikeAndSlab
 from pyro_bmr.uncertainty.model_space import (
     EnumeratedSpace,

@@ -23,6 +23,7 @@ from pyro_bmr.cutting.planning import (
 )
 from pyro_bmr.cutting.program import CompactedModel, Cut, Parameter
 from pyro_bmr.cutting.rewriting import plan_rewrites
+from pyro_bmr.display import render
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
@@ -31,7 +32,6 @@ from pyro_bmr.portable import Portable
 from pyro_bmr.problem import assemble
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Indices, Site
-from pyro_bmr.reporting.rendering import render
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_needed
 from pyro_bmr.units.structure import Structure

@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pyro_bmr.display import render
 from pyro_bmr.export import export_program
 from pyro_bmr.guides.reading import read_guide
-from pyro_bmr.reporting.rendering import render
 
 
 def measure_costs(

@@ -12,8 +12,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.display import render, render_html
 from pyro_bmr.reduction import Reduction, reduce
-from pyro_bmr.reporting.rendering import render, render_html
 from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.uncertainty.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_bmr.compiled.checkpoints import load_checkpoint, save_checkpoint
+from pyro_bmr.display import render
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.guides.common_noise import Coupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
@@ -23,7 +24,6 @@ from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reduction import LayerSummary, Reduction, SiteSummary, reduce
-from pyro_bmr.reporting.rendering import render
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training import fit

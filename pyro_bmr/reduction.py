@@ -17,6 +17,7 @@ from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.decision import Decision, decide
 from pyro_bmr.diagnostics.auditable import Auditable
 from pyro_bmr.diagnostics.viewable import Viewable
+from pyro_bmr.display import render
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -24,7 +25,6 @@ from pyro_bmr.portable import Portable
 from pyro_bmr.problem import assign, read_problem, read_structure
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reporting.flags import count_undecided, naive_delta_f
-from pyro_bmr.reporting.rendering import render
 from pyro_bmr.reporting.summaries import (
     LayerSummary,
     SiteSummary,

@@ -16,9 +16,9 @@ from torch import Tensor
 from pyro_bmr.compiled.batches import Batches, BatchModel
 from pyro_bmr.compiled.compilation import NotStaticError
 from pyro_bmr.compiled.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
+from pyro_bmr.display import progress_bar
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.dry_run import unconstrained_parameters
-from pyro_bmr.reporting.progress import progress_bar
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.display import render
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.prior_scales import choose_variances
@@ -21,7 +22,6 @@ from pyro_bmr.mathematics.scale_search import Tuned
 from pyro_bmr.problem import assemble, assign, read_problem
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
-from pyro_bmr.reporting.rendering import render
 from pyro_bmr.selection.groups import Labelling, elements, read_labels
 
 
