@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.costs import Costs, measure_costs
-from pyro_bmr.decision import Decision, decide
 from pyro_bmr.diagnostics.auditable import Auditable
 from pyro_bmr.diagnostics.viewable import Viewable
 from pyro_bmr.display import render
@@ -22,21 +21,22 @@ from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.portable import Portable
-from pyro_bmr.problem import assign, read_problem, read_structure
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.reporting.flags import count_undecided, naive_delta_f
-from pyro_bmr.reporting.summaries import (
+from pyro_bmr.selection.decision import Decision, decide
+from pyro_bmr.selection.flags import count_undecided, naive_delta_f
+from pyro_bmr.selection.groups import Grouping, elements, list_groupings
+from pyro_bmr.selection.problem import assign, read_problem, read_structure
+from pyro_bmr.selection.scores import score
+from pyro_bmr.selection.selections import Selection, by_evidence
+from pyro_bmr.selection.stages import run_stages
+from pyro_bmr.selection.summaries import (
     LayerSummary,
     SiteSummary,
     sum_released,
     summarize,
     summarize_layers,
 )
-from pyro_bmr.reporting.tables import draw_layers, draw_sites, frame_layers
-from pyro_bmr.selection.groups import Grouping, elements, list_groupings
-from pyro_bmr.selection.scores import score
-from pyro_bmr.selection.selections import Selection, by_evidence
-from pyro_bmr.selection.stages import run_stages
+from pyro_bmr.selection.tables import draw_layers, draw_sites, frame_layers
 
 
 @torch.inference_mode(False)
@@ -218,7 +218,7 @@ class Reduction(Auditable, Portable, Viewable):
         r"""By reducible site, how many elements have :math:`|\Delta F| < 0.05` nats.
 
         As a rule because the data say nothing about them, so that the sign is noise; see
-        ``pyro_bmr.reporting.flags``.
+        ``pyro_bmr.selection.flags``.
         """
         return {
             site.name: count_undecided(self.scores[site.name], site.pruned_before)

@@ -19,10 +19,10 @@ from pyro_bmr.factors.switched import SwitchedFactor, with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import Gaussian, ReducedPrior
 from pyro_bmr.mathematics.scale_search import Tuned
-from pyro_bmr.problem import assemble, assign, read_problem
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
 from pyro_bmr.selection.groups import Labelling, elements, read_labels
+from pyro_bmr.selection.problem import assemble, assign, read_problem
 
 
 @torch.inference_mode(False)

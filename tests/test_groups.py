@@ -25,7 +25,7 @@ from pyro_bmr.mathematics.group_evidence import Coupling, GroupEvidence, GroupWa
 from pyro_bmr.mathematics.group_search import search_groups
 from pyro_bmr.mathematics.group_subsets import search_all_groups
 from pyro_bmr.mathematics.membership import Membership
-from pyro_bmr.problem import read_structure
+from pyro_bmr.selection.problem import read_structure
 
 SIZES = (3, 4, 3, 2)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any
 
-from pyro_bmr.decision import Decision
 from pyro_bmr.diagnostics.audit import Audit, run_audit
 from pyro_bmr.diagnostics.refits import Refit
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.reporting.summaries import SiteSummary
+from pyro_bmr.selection.decision import Decision
+from pyro_bmr.selection.summaries import SiteSummary
 
 
 class Auditable(ABC):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_bmr.decision import Decision
 from pyro_bmr.guides.common_noise import Coupling
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.selection.decision import Decision
 
 
 def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:

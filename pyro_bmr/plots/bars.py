@@ -39,7 +39,7 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
 
     Examples
     --------
-    >>> from pyro_bmr.reporting.summaries import SiteSummary
+    >>> from pyro_bmr.selection.summaries import SiteSummary
     >>> sites = (SiteSummary("w", (4,), 1, -2.5), SiteSummary("b", (2,), 2, 0.0))
     >>> ax = plot_delta_f(Reduction(None, None, {}, {}, sites))
     >>> [float(bar.get_width()) for bar in ax.patches]

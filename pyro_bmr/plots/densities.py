@@ -12,7 +12,6 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_bmr.decision import Decision
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
 from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
@@ -21,6 +20,7 @@ from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
 from pyro_bmr.reduction import Reduction
+from pyro_bmr.selection.decision import Decision
 
 
 def plot_element(

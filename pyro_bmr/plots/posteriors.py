@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmr.decision import Decision
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.reduction import Reduction
+from pyro_bmr.selection.decision import Decision
 
 
 def find_decision(result: Reduction) -> Decision:

@@ -1,1 +1,1 @@
-"""What to drop: scores, groups and selections."""
+"""Selection: the problem, scores of elements and groups, selections, the decision and its table."""

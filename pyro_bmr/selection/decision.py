@@ -12,9 +12,9 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.guides.common_noise import Coupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
-from pyro_bmr.problem import assemble
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
+from pyro_bmr.selection.problem import assemble
 from pyro_bmr.units.structure import Structure
 
 _MOST_SAMPLED = 1024

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from rich.table import Table
 
-from pyro_bmr.reporting.summaries import LayerSummary, SiteSummary
+from pyro_bmr.selection.summaries import LayerSummary, SiteSummary
 
 
 def draw_sites(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.switched import SwitchedFactor
-from pyro_bmr.reporting.flags import count_pruned, count_wide
+from pyro_bmr.selection.flags import count_pruned, count_wide
 from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.selection.stages import Stage
 

@@ -1,1 +1,0 @@
-"""What a reduction tells: tables, doubts and their rendering."""
