@@ -8,11 +8,11 @@ from typing import Any
 
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.cutting.planning import LayerCut
+from pyro_bmr.files.packing import unpack_program
+from pyro_bmr.files.plans import read_plan
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.reduction import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, SiteSummary
-from pyro_bmr.storage.packing import unpack_program
-from pyro_bmr.storage.plans import read_plan
 
 
 def load(

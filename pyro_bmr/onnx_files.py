@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.export import export_program
+from pyro_bmr.files.whole_files import replace_file
 from pyro_bmr.plain.agreement import relative_error
 from pyro_bmr.plain.calls import Call, read_call
-from pyro_bmr.storage.whole_files import replace_file
 
 
 def export_onnx(

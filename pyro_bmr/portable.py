@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from pyro_bmr.export import to_module
+from pyro_bmr.files.packing import pack_program
+from pyro_bmr.files.plans import write_plan
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.onnx_files import export_onnx
 from pyro_bmr.plain.calls import read_signature
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.storage.packing import pack_program
-from pyro_bmr.storage.plans import write_plan
 
 
 class Portable(ABC):

@@ -22,8 +22,8 @@ from unit_pruning import prune_units
 import pyro_bmr as bmr
 from conftest import make_case
 from pyro_bmr.compaction import compact
-from pyro_bmr.storage.plans import read_plan, write_plan
-from pyro_bmr.storage.supports import pack_support, unpack_support
+from pyro_bmr.files.plans import read_plan, write_plan
+from pyro_bmr.files.supports import pack_support, unpack_support
 
 GUIDES = ["AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal", "mean_field"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyro_bmr.storage.whole_files import replace_file
+from pyro_bmr.files.whole_files import replace_file
 
 _FORMAT = 1
 

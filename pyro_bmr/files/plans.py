@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyro_bmr.storage.whole_files import replace_file
+from pyro_bmr.files.whole_files import replace_file
 
 FORMAT = 1
 _KEY, _TENSOR = "pyro_bmr", "$tensor"

@@ -14,8 +14,8 @@ from torch.overrides import get_overridable_functions
 from pyro_bmr.cutting.changes import Change
 from pyro_bmr.cutting.program import CompactedModel, Cut, Parameter
 from pyro_bmr.cutting.rewriting import Pattern, Rewrites
+from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.programs.dry_run import find_modules
-from pyro_bmr.storage.supports import pack_support, unpack_support
 
 
 def pack_compacted(model: CompactedModel) -> dict[str, Any]:

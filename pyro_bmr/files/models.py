@@ -13,12 +13,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_bmr.cutting.program import CompactedModel
+from pyro_bmr.files.compacted import pack_compacted, unpack_compacted
+from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.programs.distributions import find_core, is_pruned
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
-from pyro_bmr.storage.compacted import pack_compacted, unpack_compacted
-from pyro_bmr.storage.supports import pack_support, unpack_support
 
 
 def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
-from pyro_bmr.storage.guides import pack_guide, unpack_guide
-from pyro_bmr.storage.models import (
+from pyro_bmr.files.guides import pack_guide, unpack_guide
+from pyro_bmr.files.models import (
     SiteRecorder,
     check_equal,
     load_state,
@@ -20,6 +19,7 @@ from pyro_bmr.storage.models import (
     run_recorded,
     unpack_handlers,
 )
+from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 
 
 def pack_program(
@@ -40,7 +40,7 @@ def pack_program(
     Returns
     -------
     dict
-        For `pyro_bmr.storage.plans.write_plan`.
+        For `pyro_bmr.files.plans.write_plan`.
 
     Examples
     --------

@@ -12,10 +12,10 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.programs.sites import Site
-from pyro_bmr.storage.supports import pack_support, unpack_support
 
 
 def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
