@@ -2,13 +2,14 @@
 
 from pyro_bmr.averaging import Average, average
 from pyro_bmr.compaction import Compaction
-from pyro_bmr.costs import Cost, Costs, measure_costs
 from pyro_bmr.diagnostics.arviz_data import to_arviz
 from pyro_bmr.diagnostics.audit import Audit, Check
 from pyro_bmr.diagnostics.comparison import Comparison, compare
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimators.measurement import free_energy
-from pyro_bmr.export import apply_masks, to_module
+from pyro_bmr.export.costs import Cost, Costs, measure_costs
+from pyro_bmr.export.modules import apply_masks, to_module
+from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.factors.factor import Prior
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
@@ -23,7 +24,6 @@ from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets
 from pyro_bmr.nn import bayesianize, fan_in_normal, init_to_pretrained, normal
-from pyro_bmr.onnx_files import export_onnx
 from pyro_bmr.plots.bars import plot_delta_f
 from pyro_bmr.plots.criteria import plot_criteria
 from pyro_bmr.plots.curves import plot_rounds, plot_sparsities

@@ -24,11 +24,11 @@ from pyro_bmr.cutting.planning import (
 from pyro_bmr.cutting.program import CompactedModel, Cut, Parameter
 from pyro_bmr.cutting.rewriting import plan_rewrites
 from pyro_bmr.display import render
+from pyro_bmr.export.portable import Portable
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
-from pyro_bmr.portable import Portable
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Indices, Site
 from pyro_bmr.selection.problem import assemble

@@ -13,14 +13,14 @@ from rich.console import Group, RenderableType
 from torch import Tensor
 
 from pyro_bmr.compaction import Compaction, compact
-from pyro_bmr.costs import Costs, measure_costs
 from pyro_bmr.diagnostics.auditable import Auditable
 from pyro_bmr.diagnostics.viewable import Viewable
 from pyro_bmr.display import render
+from pyro_bmr.export.costs import Costs, measure_costs
+from pyro_bmr.export.portable import Portable
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
-from pyro_bmr.portable import Portable
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision, decide
 from pyro_bmr.selection.flags import count_undecided, naive_delta_f

@@ -443,12 +443,12 @@ def test_onnx_without_torch(tmp_path):
 def test_onnx_of_model_and_guide(tmp_path, monkeypatch):
     result, _, x, y = classifier("object")
     path = tmp_path / "classifier.onnx"
-    monkeypatch.setattr("pyro_bmr.onnx_files.find_spec", lambda name: None)
+    monkeypatch.setattr("pyro_bmr.export.onnx_files.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install pyro-bmr\[export\]"):
         bmr.export_onnx((result.model, result.guide), path, (x, y))
     monkeypatch.undo()
     path.write_text("before")
-    monkeypatch.setattr("pyro_bmr.onnx_files.relative_error", lambda *_: 1e-4)
+    monkeypatch.setattr("pyro_bmr.export.onnx_files.relative_error", lambda *_: 1e-4)
     with pytest.raises(ValueError, match="differ from those of torch by 1.0e-04"):
         bmr.export_onnx((result.model, result.guide), path, (x, y), output="logits")
     assert path.read_text() == "before"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_bmr.diagnostics.labels import Labels
-from pyro_bmr.plain.calls import read_call
+from pyro_bmr.export.calls import read_call
 from pyro_bmr.predictive.draws import Draws, draw
 from pyro_bmr.predictive.priors import draw_prior
 from pyro_bmr.programs.distributions import find_element_support

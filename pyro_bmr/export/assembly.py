@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor, fx, nn
 
-from pyro_bmr.plain.recording import read_arguments
+from pyro_bmr.export.recording import read_arguments
 from pyro_bmr.programs.dry_run import find_modules
 from pyro_bmr.programs.handlers import module_key
 

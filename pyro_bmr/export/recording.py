@@ -15,8 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from pyro_bmr.plain.calls import Call
-from pyro_bmr.plain.outputs import find_output
+from pyro_bmr.export.calls import Call
+from pyro_bmr.export.outputs import find_output
 from pyro_bmr.programs.dry_run import dry_run
 
 
@@ -54,7 +54,7 @@ def run(
     Examples
     --------
     >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.plain.calls import read_call
+    >>> from pyro_bmr.export.calls import read_call
     >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
     >>> call = read_call(model, (torch.ones(2),), None)
     >>> run(model, {"w": torch.tensor(3.0)}, call, [torch.ones(2)], None)
@@ -90,7 +90,7 @@ def record(
     Examples
     --------
     >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.plain.calls import read_call
+    >>> from pyro_bmr.export.calls import read_call
     >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
     >>> call = read_call(model, (torch.ones(2),), None)
     >>> graph = record(model, {"w": torch.tensor(3.0)}, call, call.tensors, None)

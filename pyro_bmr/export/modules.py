@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.export.agreement import relative_error, tolerance
+from pyro_bmr.export.assembly import assemble_module
+from pyro_bmr.export.batch_sizes import join
+from pyro_bmr.export.calls import Call, read_call
+from pyro_bmr.export.outputs import OutputError
+from pyro_bmr.export.recording import LocalSiteError, record, record_many, run
 from pyro_bmr.guides.pruned_guide import PrunedGuide
-from pyro_bmr.plain.agreement import relative_error, tolerance
-from pyro_bmr.plain.assembly import assemble_module
-from pyro_bmr.plain.batch_sizes import join
-from pyro_bmr.plain.calls import Call, read_call
-from pyro_bmr.plain.outputs import OutputError
-from pyro_bmr.plain.recording import LocalSiteError, record, record_many, run
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import SwitchedModel

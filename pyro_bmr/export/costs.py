@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_bmr.display import render
-from pyro_bmr.export import export_program
+from pyro_bmr.export.modules import export_program
 from pyro_bmr.guides.reading import read_guide
 
 

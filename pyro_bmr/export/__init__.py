@@ -1,0 +1,1 @@
+"""Plain torch modules, ONNX and costs of what a reduction left."""
