@@ -15,11 +15,11 @@ import xarray as xr
 from exact_regression import ExactRegression
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
+from pyro_bmr.predictive import batches
 from scipy import stats
 
 import pyro_bmr as bmr
-from pyro_bmr.predictive import batches
-from pyro_bmr.predictive.draws import draw
+from pyro_bmr.diagnostics.draws import draw
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)

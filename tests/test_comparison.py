@@ -12,10 +12,10 @@ from torch.distributions import MultivariateNormal, Normal
 import pyro_bmr as bmr
 from pyro_bmr.diagnostics.calibration import bin_confidences, calibration_error
 from pyro_bmr.diagnostics.comparison import Comparison
+from pyro_bmr.diagnostics.drawn_sites import find_counted
+from pyro_bmr.diagnostics.draws import Draws, Observed
 from pyro_bmr.diagnostics.elpd import LeaveOneOut, leave_one_out
 from pyro_bmr.diagnostics.scores import Score, score_draws
-from pyro_bmr.predictive.draws import Draws, Observed
-from pyro_bmr.predictive.sites import find_counted
 
 
 class Line(ExactRegression):

@@ -1,1 +1,1 @@
-"""What ArviZ and others look at: draws in its format, and checks of predictions."""
+"""Checks of predictions, comparisons, what ArviZ looks at, and the draws for all of these."""

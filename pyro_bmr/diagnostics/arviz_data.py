@@ -13,10 +13,10 @@ import xarray as xr
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_bmr.diagnostics.draws import Draws, draw
 from pyro_bmr.diagnostics.labels import Labels
+from pyro_bmr.diagnostics.prior_draws import draw_prior
 from pyro_bmr.export.calls import read_call
-from pyro_bmr.predictive.draws import Draws, draw
-from pyro_bmr.predictive.priors import draw_prior
 from pyro_bmr.programs.distributions import find_element_support
 
 ARVIZ = int(version("arviz").partition(".")[0])
@@ -84,7 +84,7 @@ def to_arviz(
     Warns
     -----
     UserWarning
-        As `pyro_bmr.predictive.draws.draw`.
+        As `pyro_bmr.diagnostics.draws.draw`.
 
     Notes
     -----

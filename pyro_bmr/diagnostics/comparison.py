@@ -13,13 +13,13 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.diagnostics.draws import Draws, draw
 from pyro_bmr.diagnostics.elpd import leave_one_out
 from pyro_bmr.diagnostics.pairs import read_pairs
 from pyro_bmr.diagnostics.scores import Score, check_predictions, score_draws
 from pyro_bmr.display import progress_bar, render
 from pyro_bmr.estimators.measurement import common_draws
 from pyro_bmr.export.calls import check_call
-from pyro_bmr.predictive.draws import Draws, draw
 
 
 @torch.inference_mode(False)

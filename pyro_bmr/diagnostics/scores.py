@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from pyro_bmr.diagnostics.calibration import bin_confidences, calibration_error
-from pyro_bmr.predictive.draws import Draws, Observed
+from pyro_bmr.diagnostics.draws import Draws, Observed
 
 _RESAMPLES = 200
 

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from pyro import poutine
 from torch import Tensor
 
+from pyro_bmr.diagnostics.drawn_sites import sort_sites
+from pyro_bmr.diagnostics.draws import draw
 from pyro_bmr.diagnostics.pairs import read_pairs
 from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
-from pyro_bmr.predictive.draws import draw
-from pyro_bmr.predictive.sites import sort_sites
 from pyro_bmr.programs.dry_run import dry_run
 
 _LEVELS = (0.5, 0.9)

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import override
 
-from pyro_bmr.guides.traced_guides import left_alone
-from pyro_bmr.predictive.batches import LargestTensor, evaluate
-from pyro_bmr.predictive.sites import (
+from pyro_bmr.diagnostics.batched_draws import LargestTensor, evaluate
+from pyro_bmr.diagnostics.drawn_sites import (
     SiteKinds,
     check_whole,
     describe,
@@ -26,6 +25,7 @@ from pyro_bmr.predictive.sites import (
     read_values,
     sort_sites,
 )
+from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.handlers import ValueMessenger
 

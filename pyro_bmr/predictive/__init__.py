@@ -1,1 +1,0 @@
-"""Draws of a model and its guide, many at once."""
