@@ -1,6 +1,9 @@
 """Bayesian model reduction for Pyro: prune a trained posterior by its free energy."""
 
-from pyro_bmr.averaging import Average, average
+from pyro_bmr.averaging.average import Average, average
+from pyro_bmr.averaging.averaged_guide import AveragedGuide
+from pyro_bmr.averaging.occam_window import Window
+from pyro_bmr.averaging.presence import LearnedPrior, Presence, presence
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.diagnostics.arviz_data import to_arviz
 from pyro_bmr.diagnostics.audit import Audit, Check
@@ -16,7 +19,6 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.guides.auto_gamma import AutoGamma, mean_field
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.guides.reading import read_factors
-from pyro_bmr.inclusion import LearnedPrior, Presence, presence
 from pyro_bmr.loading import load
 from pyro_bmr.mathematics.evidence import delta_f
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
@@ -52,8 +54,6 @@ from pyro_bmr.selection.selections import (
 from pyro_bmr.sparsities import Sparsities, Sparsity, measure_sparsities
 from pyro_bmr.training import fit
 from pyro_bmr.tuning import TunedPrior, tune_prior
-from pyro_bmr.uncertainty.averaged_guide import AveragedGuide
-from pyro_bmr.uncertainty.occam_window import Window
 
 __all__ = [
     "Audit",

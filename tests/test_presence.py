@@ -16,10 +16,10 @@ from pyro.poutine import block
 from scipy.integrate import quad
 
 import pyro_bmr as bmr
+from pyro_bmr.averaging.subset_sampling import walk
 from pyro_bmr.mathematics.evidence import delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
-from pyro_bmr.uncertainty.subset_sampling import walk
 
 
 def mean_field(loc, scale, prior=None):

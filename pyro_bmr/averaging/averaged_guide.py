@@ -11,6 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_bmr.averaging.occam_window import Window
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_factors
@@ -20,7 +21,6 @@ from pyro_bmr.programs.handlers import module_key
 from pyro_bmr.programs.own_names import unused_name
 from pyro_bmr.programs.site_sampling import inside_plates, sample_site, sample_sites
 from pyro_bmr.programs.sites import Site
-from pyro_bmr.uncertainty.occam_window import Window
 
 
 class AveragedGuide(PyroModule):

@@ -12,10 +12,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.averaging.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
 from pyro_bmr.display import render, render_html
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.selection.scores import ElementScores
-from pyro_bmr.uncertainty.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def presence(
     which for independent elements is
     :math:`P(i) = 1 / (1 + e^{-\Delta F_i - \operatorname{logit} \pi})`. For up to 16 correlated
     elements it is summed over all subsets; for more, a random walk over subsets estimates it
-    (see ``pyro_bmr.uncertainty.subset_sampling``), and ``standard_error`` says how well.
+    (see ``pyro_bmr.averaging.subset_sampling``), and ``standard_error`` says how well.
 
     The guide, the param store and the random number generators are left as they were.
 

@@ -11,17 +11,17 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.display import render, render_html
-from pyro_bmr.factors.factor import Factor
-from pyro_bmr.inclusion import LearnedPrior, check_options, find_log_odds, read_scores
-from pyro_bmr.uncertainty.averaged_guide import AveragedGuide, Mixture, SpikeAndSlab
-from pyro_bmr.uncertainty.model_space import (
+from pyro_bmr.averaging.averaged_guide import AveragedGuide, Mixture, SpikeAndSlab
+from pyro_bmr.averaging.model_space import (
     EnumeratedSpace,
     IndependentSpace,
     SampledSpace,
     read_spaces,
 )
-from pyro_bmr.uncertainty.occam_window import Window, find_window
+from pyro_bmr.averaging.occam_window import Window, find_window
+from pyro_bmr.averaging.presence import LearnedPrior, check_options, find_log_odds, read_scores
+from pyro_bmr.display import render, render_html
+from pyro_bmr.factors.factor import Factor
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_bmr.averaging.model_space import EnumeratedSpace, ModelSpace, OpenElements, SampledSpace
 from pyro_bmr.factors.joint import JointFactor
-from pyro_bmr.uncertainty.model_space import EnumeratedSpace, ModelSpace, OpenElements, SampledSpace
 
 
 def find_window(

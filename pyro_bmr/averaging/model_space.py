@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from pyro_bmr.averaging.subset_sampling import CHAINS, Visit, walk
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.mathematics.subsets import MOST_ELEMENTS, delta_f_of_all_subsets, subset_members
 from pyro_bmr.mathematics.sweep import sweep
 from pyro_bmr.selection.scores import ElementScores
-from pyro_bmr.uncertainty.subset_sampling import CHAINS, Visit, walk
 
 FEWEST_SAMPLES = 50
 

@@ -1,0 +1,1 @@
+"""How probable each element is, and averages over what may be there."""

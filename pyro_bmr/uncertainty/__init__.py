@@ -1,1 +1,0 @@
-"""How sure a selection is: many models, and their weights."""
