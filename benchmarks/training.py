@@ -41,7 +41,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from pyro_bmr.training import fit
+from pyro_bmr.training.fitting import fit
 
 
 @dataclass(frozen=True)

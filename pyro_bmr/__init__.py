@@ -37,7 +37,6 @@ from pyro_bmr.plots.reliability import plot_reliability
 from pyro_bmr.priors.families import log_density_at_zero
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Site
-from pyro_bmr.pruning import Pruning, Round, prune
 from pyro_bmr.reduction import Reduction, reduce
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.scores import Scores
@@ -52,7 +51,8 @@ from pyro_bmr.selection.selections import (
     top_k,
 )
 from pyro_bmr.sparsities import Sparsities, Sparsity, measure_sparsities
-from pyro_bmr.training import fit
+from pyro_bmr.training.fitting import fit
+from pyro_bmr.training.pruning import Pruning, Round, prune
 from pyro_bmr.tuning import TunedPrior, tune_prior
 
 __all__ = [

@@ -16,7 +16,7 @@ from pyro_bmr import datasets, demo
 from pyro_bmr.estimators.measurement import free_energy
 from pyro_bmr.plots.networks import plot_network
 from pyro_bmr.reduction import reduce
-from pyro_bmr.training import fit
+from pyro_bmr.training.fitting import fit
 
 
 def main(argv: list[str] | None = None) -> None:

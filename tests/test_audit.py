@@ -14,7 +14,7 @@ from torch import nn
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
 from pyro_bmr.diagnostics.audit import Audit, Check
-from pyro_bmr.pruning import fit
+from pyro_bmr.training.pruning import fit
 
 
 class TwoSites(ExactRegression):

@@ -15,10 +15,10 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import pyro_bmr as bmr
-from pyro_bmr.compiled.compilation import trace_gradient
 from pyro_bmr.demo import Regression
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.estimators.propagation import UnknownOperationError, gaussian
+from pyro_bmr.training.compilation import trace_gradient
 
 ESTIMATORS = [bmr.GlobalELBO, bmr.LocalELBO, bmr.MomentsELBO]
 NOISE = {

@@ -15,7 +15,7 @@ from torch import nn
 import pyro_bmr as bmr
 from pyro_bmr import pruning
 from pyro_bmr.demo import Regression
-from pyro_bmr.training import fit
+from pyro_bmr.training.fitting import fit
 
 OPTIONS = {
     "num_epochs": 40,

@@ -20,8 +20,8 @@ from pyro_bmr.plots.canvas import (
     text_color,
     two_axes,
 )
-from pyro_bmr.pruning import Pruning, Round
 from pyro_bmr.sparsities import Sparsities
+from pyro_bmr.training.pruning import Pruning, Round
 
 
 def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
@@ -128,7 +128,7 @@ def plot_rounds(pruning: Pruning, axes: Any = None) -> np.ndarray:
 
     Examples
     --------
-    >>> from pyro_bmr.pruning import Round
+    >>> from pyro_bmr.training.pruning import Round
     >>> rounds = (Round(0, 0.0, 0.0, 0.0, 0.0, 9.0, 0.1), Round(1, 0.5, -2.0, -1.9, 0.1, 6.0, 0.1))
     >>> energies, changes = plot_rounds(Pruning(None, rounds, 1))
     >>> energies.get_ylabel(), changes.get_ylabel()

@@ -13,12 +13,12 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_bmr.compiled.batches import Batches, BatchModel
-from pyro_bmr.compiled.compilation import NotStaticError
-from pyro_bmr.compiled.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
 from pyro_bmr.display import progress_bar
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.dry_run import unconstrained_parameters
+from pyro_bmr.training.batches import Batches, BatchModel
+from pyro_bmr.training.compilation import NotStaticError
+from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,

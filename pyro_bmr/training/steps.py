@@ -14,9 +14,10 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pyro_bmr.compiled.adam import AdamState, update
-from pyro_bmr.compiled.batches import Batches, BatchModel
-from pyro_bmr.compiled.compilation import (
+from pyro_bmr.programs.dry_run import dry_run, unconstrained_parameters
+from pyro_bmr.training.adam import AdamState, update
+from pyro_bmr.training.batches import Batches, BatchModel
+from pyro_bmr.training.compilation import (
     FixedNoise,
     Gradient,
     NotStaticError,
@@ -24,8 +25,7 @@ from pyro_bmr.compiled.compilation import (
     make_step,
     trace_gradient,
 )
-from pyro_bmr.compiled.normal_source import NormalSource
-from pyro_bmr.programs.dry_run import dry_run, unconstrained_parameters
+from pyro_bmr.training.normal_source import NormalSource
 
 _TOLERANCE = 1e-5
 # Squares of larger parameters overflow in float32.

@@ -15,7 +15,6 @@ from pyro import poutine
 from rich.table import Table
 from torch import Tensor, nn
 
-from pyro_bmr.compiled.checkpoints import load_checkpoint, save_checkpoint
 from pyro_bmr.display import render
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.guides.common_noise import Coupling, couple
@@ -26,7 +25,8 @@ from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.reduction import LayerSummary, Reduction, SiteSummary, reduce
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.selections import Selection, by_evidence
-from pyro_bmr.training import fit
+from pyro_bmr.training.checkpoints import load_checkpoint, save_checkpoint
+from pyro_bmr.training.fitting import fit
 
 
 def prune(

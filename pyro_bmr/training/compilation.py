@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_bmr.compiled.adam import AdamState, update
+from pyro_bmr.training.adam import AdamState, update
 
 aten = torch.ops.aten
 
@@ -160,7 +160,7 @@ def make_step(
     shapes : sequence of Size
         Of the parameters.
     clip_norm : float, optional
-        See `pyro_bmr.compiled.adam.update`.
+        See `pyro_bmr.training.adam.update`.
 
     Returns
     -------

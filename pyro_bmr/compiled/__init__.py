@@ -1,1 +1,0 @@
-"""Compiled training steps, and all that they need."""

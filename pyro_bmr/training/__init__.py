@@ -1,0 +1,1 @@
+"""Training: fit and prune, in compiled steps, with checkpoints."""
