@@ -47,7 +47,7 @@ def compact(
     *,
     inputs: bool = False,
 ) -> Compaction:
-    r"""Cut out the units of a pruned model that can go without changing what it computes.
+    """Cut out the units of a pruned model that can go without changing what it computes.
 
     A unit goes when its term is exactly zero wherever it is summed over: when all that produces it
     is pruned, bias included, or all that reads it, or when nothing depends on what reads it. Live
@@ -56,47 +56,6 @@ def compact(
 
     The program is the user's own, run on smaller tensors. It is checked before it is returned: at
     the posterior's median and at draws, masked and compacted model must agree on the arguments.
-
-    Parameters
-    ----------
-    model : PrunedModel
-        As in ``result.model``.
-    guide : PrunedGuide
-        As in ``result.guide``.
-    args, kwargs
-        Arguments of the model, as an example; those of the guide's first call otherwise.
-    inputs : bool
-        Whether inputs that nothing reads go. The compacted model then takes ``x[..., kept]``; see
-        `Compaction.inputs`.
-
-    Returns
-    -------
-    Compaction
-        The smaller model and guide.
-
-    Raises
-    ------
-    TypeError
-        If these are not the model and the guide of a reduction.
-    ValueError
-        If a prior cannot be cut.
-    RuntimeError
-        If the model cannot be captured, or the compacted one does not compute the same.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist, pyro_bmr as bmr
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> def program(x, y):
-    ...     w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
-    ...     v = pyro.sample("v", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))
-    ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w) @ v, 1.0).to_event(2), obs=y)
-    >>> guide = AutoNormal(program)
-    >>> _ = guide(torch.ones(4, 3), torch.ones(4, 1))
-    >>> first_only = {"v": torch.tensor([[True], [False]])}
-    >>> result = bmr.reduce(guide, select=lambda scores: first_only)
-    >>> compact(result.model, result.guide).guide.median()["w"].shape
-    torch.Size([3, 1])
     """
     _check(model, guide)
     origin = guide.origin

@@ -141,26 +141,7 @@ def tune_prior(
 
 @dataclass(frozen=True)
 class TunedSite:
-    """What became of the prior of one site.
-
-    Parameters
-    ----------
-    name : str
-        The site.
-    shape : tuple of int
-        Its shape, at the full size of its plates.
-    tuned : int
-        How many elements have a tuned prior.
-    before, after : tuple of float
-        The smallest and the largest scale of their prior, before and after; None if none is tuned.
-    note : str
-        Why a site or some of its elements keep their prior, and where a search met its end.
-
-    Examples
-    --------
-    >>> TunedSite("w", (3,), 3, (1.0, 1.0), (0.1, 0.1)).note
-    ''
-    """
+    """What became of the prior of one site."""
 
     name: str
     shape: tuple[int, ...]

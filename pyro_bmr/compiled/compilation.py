@@ -36,21 +36,7 @@ class NotStaticError(Exception):
 
 @dataclass(frozen=True)
 class Gradient:
-    """The loss of a batch and its gradient, as a traced graph.
-
-    Parameters
-    ----------
-    graph : GraphModule
-        From the parameters, the noise, the constants and the batch, one after the other, to the
-        loss and the gradients.
-    constants : tuple of Tensor
-        What the program reads besides its parameters and its arguments.
-    noise : tuple
-        For each draw of standard normal numbers, in the order of the program: its place in the
-        noise vector, or None if nothing depends on it.
-    noise_size : int
-        Length of that vector.
-    """
+    """The loss of a batch and its gradient, as a traced graph."""
 
     graph: fx.GraphModule
     constants: tuple[Tensor, ...]
@@ -61,34 +47,7 @@ class Gradient:
 def trace_gradient(
     loss: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]
 ) -> Gradient:
-    """Trace the loss of a batch and its gradient.
-
-    Parameters
-    ----------
-    loss : callable
-        From the tensors of a batch to a number.
-    parameters : sequence of Tensor
-        Leaves that the loss reads.
-    batch : sequence of Tensor
-        An example.
-
-    Returns
-    -------
-    Gradient
-        For batches of the same shapes.
-
-    Raises
-    ------
-    NotStaticError
-        If the program looks at the values of tensors, or writes to tensors that outlive it.
-
-    Examples
-    --------
-    >>> w = torch.tensor([2.0], requires_grad=True)
-    >>> gradient = trace_gradient(lambda x: (w * x).sum() ** 2, [w], [torch.ones(1)])
-    >>> gradient.graph(w.detach(), torch.empty(0), torch.tensor([3.0]))
-    (tensor(36.), tensor([36.]))
-    """
+    """Trace the loss of a batch and its gradient."""
 
     def loss_and_gradients(*batch: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -111,23 +70,7 @@ def trace_gradient(
 
 
 class FixedNoise(TorchDispatchMode):
-    """Let a program draw given standard normal numbers, instead of random ones.
-
-    Parameters
-    ----------
-    gradient : Gradient
-        Of the same program.
-    values : Tensor
-        The noise vector.
-
-    Examples
-    --------
-    >>> w = torch.ones((), requires_grad=True)
-    >>> gradient = trace_gradient(lambda x: (torch.randn(2) * w).sum() + x, [w], [w])
-    >>> with FixedNoise(gradient, torch.ones(2)):
-    ...     torch.randn(2)
-    tensor([1., 1.])
-    """
+    """Let a program draw given standard normal numbers, instead of random ones."""
 
     def __init__(self, gradient: Gradient, values: Tensor) -> None:
         super().__init__()
@@ -151,32 +94,7 @@ class FixedNoise(TorchDispatchMode):
 def make_step(
     gradient: Gradient, shapes: Sequence[torch.Size], clip_norm: float | None
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Join a gradient and the update of the parameters to one function of tensors.
-
-    Parameters
-    ----------
-    gradient : Gradient
-        Of the loss.
-    shapes : sequence of Size
-        Of the parameters.
-    clip_norm : float, optional
-        See `pyro_bmr.compiled.adam.update`.
-
-    Returns
-    -------
-    callable
-        From the four parts of an `AdamState`, the learning rate, the noise, the constants and the
-        batch to the four parts of the next state and the loss.
-
-    Examples
-    --------
-    >>> w = torch.tensor([2.0], requires_grad=True)
-    >>> gradient = trace_gradient(lambda x: (w * x).sum() ** 2, [w], [torch.ones(1)])
-    >>> step = make_step(gradient, [w.shape], None)
-    >>> state = AdamState.start(w.detach())
-    >>> step(*state, 0.1, torch.empty(0), torch.ones(1))[0]
-    tensor([1.9000])
-    """
+    """Join a gradient and the update of the parameters to one function of tensors."""
     sizes = [shape.numel() for shape in shapes]
 
     def step(*inputs: Any) -> tuple[Tensor, ...]:
@@ -196,29 +114,6 @@ def compile_step(
 
     The same operations on tensors of the same shapes are compiled once a process, so that the
     rounds of `pyro_bmr.prune` and the seeds of an experiment share what they compile.
-
-    Parameters
-    ----------
-    step : callable
-        From tensors to a tuple of tensors.
-    example : sequence of Tensor
-        Its arguments; later ones must have the same shapes.
-
-    Returns
-    -------
-    callable
-        The same function.
-
-    Raises
-    ------
-    NotStaticError
-        If the compiler fails, or is not there.
-
-    Examples
-    --------
-    >>> double = compile_step(lambda x: (2 * x,), [torch.ones(2)])
-    >>> double(torch.ones(2))[0]
-    tensor([2., 2.])
     """
     # Compiling runs the function once, or not at all if it is known.
     with torch.no_grad(), torch.random.fork_rng():

@@ -126,38 +126,7 @@ def convert(
     elements: Mapping[str, Mapping[str, Tensor]] | None = None,
     attributes: Mapping[str, float] | None = None,
 ) -> Any:
-    """Do what `to_arviz` does, and add a group of what is known of single elements.
-
-    Parameters
-    ----------
-    model, guide, args, kwargs, num_samples, seed, prior, coords, dims
-        As in `to_arviz`.
-    elements : mapping, optional
-        By latent site, tensors of its shape by what they are, for the group ``bmr``.
-    attributes : mapping, optional
-        Numbers that go with the group.
-
-    Returns
-    -------
-    InferenceData or DataTree
-        As `to_arviz`.
-
-    Raises
-    ------
-    ValueError
-        As `to_arviz`.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> guide = AutoNormal(model := lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> _ = guide()
-    >>> options = dict(num_samples=9, seed=0, prior=False, coords=None, dims=None)
-    >>> known = {"w": {"mask": torch.tensor(True)}}
-    >>> convert(model, guide, (), {}, elements=known, **options).bmr["w_mask"].item()
-    True
-    """
+    """Do what `to_arviz` does, and add a group of what is known of single elements."""
     draws = draw(model, guide, args, kwargs, num_samples, seed=seed)
     constants = _constants(model, args, kwargs, draws)
     names = {*draws.axes, *constants}
@@ -287,23 +256,7 @@ def _attributes() -> dict[str, str]:
 
 
 def join_groups(datasets: Mapping[str, xr.Dataset]) -> Any:
-    """Make what the ArviZ that is installed works on.
-
-    Parameters
-    ----------
-    datasets : mapping
-        By group.
-
-    Returns
-    -------
-    InferenceData or DataTree
-        By the version of ArviZ.
-
-    Examples
-    --------
-    >>> join_groups({"posterior": xr.Dataset({"w": ("draw", [1, 2])})}).posterior["w"].shape
-    (2,)
-    """
+    """Make what the ArviZ that is installed works on."""
     if ARVIZ >= 1:
         return xr.DataTree.from_dict(dict(datasets))
     with warnings.catch_warnings():

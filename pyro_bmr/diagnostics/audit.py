@@ -54,47 +54,6 @@ def run_audit(
     where there is one. Site by site: one after the other is reduced, in an order in which the
     predicted parts add up as well, and each has the difference to the one before. Correlated sites
     are taken as they were conditioned on, and what produces a unit after what reads it.
-
-    Parameters
-    ----------
-    decision : Decision, optional
-        What was decided, and on which posterior; a result that was loaded has none.
-    pair : tuple
-        The reduced model and guide, which are measured as they are. If the guide has been trained
-        since, so is what the reduction had made of it.
-    predicted : mapping
-        By site, its part of ΔF in nats.
-    args, kwargs
-        Of model and guide: all of the data.
-    num_samples : int
-        Draws of each measurement.
-    refit : callable, optional
-        Trains the model and the guide that it is given; it is given copies.
-    seed : int
-        Of all random numbers.
-    progress : bool
-        Show a progress bar, if there is a terminal or a notebook.
-
-    Returns
-    -------
-    Audit
-        With a verdict a site.
-
-    Raises
-    ------
-    ValueError
-        If the result came from a file, if the guide that was reduced has been trained since, or if
-        a free energy is not finite.
-    TypeError
-        If the model cannot be called with these arguments.
-
-    Examples
-    --------
-    >>> from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
-    >>> nothing = Decision(Origin(lambda: None), (), {}, (), {}, ())
-    >>> pair = lambda: None, PrunedGuide((), Origin())
-    >>> run_audit(nothing, pair, {}, (), {}).total.verdict
-    'within error'
     """
     if decision is None:
         msg = (

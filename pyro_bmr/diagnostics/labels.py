@@ -19,21 +19,6 @@ class Labels:
 
     An axis has the name that the caller gives, else that of its plate, else
     ``{variable}_dim_{i}``.
-
-    Parameters
-    ----------
-    dims : mapping
-        By variable, names for its axes, the first ones first; None for one that stays as it is.
-    coords : mapping
-        By dimension, a value for each of its indices.
-    variables : collection of str
-        The names of all variables, which no dimension can have.
-
-    Examples
-    --------
-    >>> labels = Labels({"y": [None, "output"]}, {}, {"y"})
-    >>> labels.name_dims("y", ("data", None))
-    ('data', 'output')
     """
 
     dims: Mapping[str, Sequence[str | None]]
@@ -41,25 +26,7 @@ class Labels:
     variables: Collection[str]
 
     def name_dims(self, variable: str, plates: Sequence[str | None]) -> tuple[str, ...]:
-        """Name the axes of a variable.
-
-        Parameters
-        ----------
-        variable : str
-            Its name.
-        plates : sequence of str
-            By axis, its plate; None for an axis without one.
-
-        Returns
-        -------
-        tuple of str
-            One an axis.
-
-        Raises
-        ------
-        ValueError
-            If the caller names more axes than there are.
-        """
+        """Name the axes of a variable."""
         given = self.dims.get(variable, ())
         given = (given,) if isinstance(given, str) else tuple(given)
         if len(given) > len(plates):
@@ -77,25 +44,7 @@ class Labels:
     def dataset(
         self, variables: Mapping[str, tuple[tuple[str, ...], Tensor]], *, drawn: bool = True
     ) -> xr.Dataset:
-        """Put tensors into a data set, without copies of those on the CPU.
-
-        Parameters
-        ----------
-        variables : mapping
-            By name, the names of the axes and the tensor, with an axis for the draws before them.
-        drawn : bool
-            Whether there is such an axis; it becomes one chain of draws.
-
-        Returns
-        -------
-        Dataset
-            With coordinates for every dimension.
-
-        Raises
-        ------
-        ValueError
-            If two axes of one name differ in size, or from the coordinates.
-        """
+        """Put tensors into a data set, without copies of those on the CPU."""
         arrays, sizes = {}, dict[str, int]()
         for name, (dims, tensor) in variables.items():
             array = _as_array(tensor)

@@ -28,33 +28,9 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
     right one, ``brier`` the squared error of all (half of it where there are two, as in
     scikit-learn), and ``ece`` the expected calibration error of 15 bins.
 
-    Parameters
-    ----------
-    draws : Draws
-        With data.
-
-    Returns
-    -------
-    scores : dict of Score
-        By name.
-    calibration : DataFrame or None
-        See `bin_confidences`; None without classes.
-
-    Raises
-    ------
-    ValueError
-        If there are no data, or a prediction is not finite.
-
     References
     ----------
     Gneiting & Raftery (2007), "Strictly proper scoring rules, prediction, and estimation".
-
-    Examples
-    --------
-    >>> y, zero = torch.tensor([1.0, 3.0]), torch.zeros(2, 2)
-    >>> scores, _ = score_draws(Draws({}, {"y": Observed(y, zero, zero + 2, None, zero)}))
-    >>> scores["rmse"].value
-    1.0
     """
     check_predictions(draws)
     sites = [site for site in draws.observed.values() if site.rows.any()]
@@ -86,23 +62,7 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
 
 
 def check_predictions(draws: Draws) -> None:
-    """Look for data, and for predictions that are not finite.
-
-    Parameters
-    ----------
-    draws : Draws
-        Of a model.
-
-    Raises
-    ------
-    ValueError
-        If there are no data, or the density of a datum is not finite.
-
-    Examples
-    --------
-    >>> y, zero = torch.zeros(2), torch.zeros(3, 2)
-    >>> check_predictions(Draws({}, {"y": Observed(y, zero, None, None, zero)}))
-    """
+    """Look for data, and for predictions that are not finite."""
     if not any(site.rows.any() for site in draws.observed.values()):
         masked = ", or masks all of it" if draws.observed else ""
         msg = (
@@ -123,23 +83,7 @@ def check_predictions(draws: Draws) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A number with its standard error, and with that of its difference from another.
-
-    Parameters
-    ----------
-    value : float
-        The number.
-    terms : Tensor
-        What it varies with: one a row, a draw or a resample, in the same order for all that are
-        compared.
-    scale : float
-        What the standard deviation of the terms is multiplied by: 1 / sqrt(n) for a mean.
-
-    Examples
-    --------
-    >>> print(Score.mean(torch.tensor([1.0, 3.0])))
-    2.000 ± 1.000
-    """
+    """A number with its standard error, and with that of its difference from another."""
 
     value: float
     terms: Tensor
@@ -147,34 +91,12 @@ class Score:
 
     @classmethod
     def mean(cls, rows: Tensor) -> Score:
-        """Average rows.
-
-        Parameters
-        ----------
-        rows : Tensor
-            Of shape ``(n,)``.
-
-        Returns
-        -------
-        Score
-            Their mean.
-        """
+        """Average rows."""
         return cls(float(rows.mean()), rows, len(rows) ** -0.5)
 
     @classmethod
     def sum(cls, rows: Tensor) -> Score:
-        """Add up rows.
-
-        Parameters
-        ----------
-        rows : Tensor
-            Of shape ``(n,)``.
-
-        Returns
-        -------
-        Score
-            Their sum.
-        """
+        """Add up rows."""
         return cls(float(rows.sum()), rows, len(rows) ** 0.5)
 
     @property

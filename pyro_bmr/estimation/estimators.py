@@ -169,16 +169,6 @@ class UnbiasedELBO(LocalELBO):
     """`LocalELBO` where that has the expectation of `GlobalELBO`, which it is elsewhere.
 
     For measuring the free energy.
-
-    Examples
-    --------
-    >>> import pyro, torch, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> def model():
-    ...     pyro.sample("y", dist.Normal(pyro.sample("w", dist.Normal(0.0, 1.0)), 1.0), obs=W)
-    >>> W = torch.tensor(1.0)
-    >>> UnbiasedELBO().loss(model, AutoNormal(model)) > 0
-    True
     """
 
     _local_uses = frozenset({"rows"})

@@ -33,29 +33,6 @@ class LocalWeight(Tensor):
     """A draw of a weight, in whose place linear functions draw their result.
 
     Anything else sees the draw itself. What happened to it is noted in ``uses``.
-
-    Parameters
-    ----------
-    draw : Tensor
-        The value.
-    loc, variance : Tensor
-        Posterior mean and variance, of the same shape.
-    uses : list of str
-        Is appended ``"rows"`` where each row was drawn by itself, ``"positions"`` where each
-        position of a convolution was, and else the name of the function that took the draw.
-    rows : collection of int, optional
-        Numbers of observations; what is not one row an observation is not replaced. None takes
-        that for granted.
-    draw_rows : callable, optional
-        For a weight that a row takes more than once: from the number of rows to a draw for each of
-        them, the same at every call. Linear functions take these, row by row.
-
-    Examples
-    --------
-    >>> uses = []
-    >>> w = LocalWeight(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2), uses)
-    >>> torch.nn.functional.linear(torch.ones(3, 2), w).tolist(), uses
-    ([[2.0], [2.0], [2.0]], ['rows'])
     """
 
     loc: Tensor
@@ -99,13 +76,7 @@ class LocalWeight(Tensor):
             return func(*args, **kwargs) if drawn is None else drawn
 
     def shift_first_row(self, shift: float) -> None:
-        """Move the weights of the first row, to see where they end up.
-
-        Parameters
-        ----------
-        shift : float
-            Is added to each of them, if rows draw their own.
-        """
+        """Move the weights of the first row, to see where they end up."""
         draw_rows = self.draw_rows
         if draw_rows is not None:
 
@@ -123,30 +94,7 @@ def local_weights(
     rows: Collection[int] | None = None,
     repeated: Collection[str] = (),
 ) -> dict[str, LocalWeight]:
-    """Wrap the draws of all sites that have independent normal elements.
-
-    Parameters
-    ----------
-    posteriors : mapping
-        By site.
-    rows : collection of int, optional
-        See `LocalWeight`.
-    repeated : collection of str
-        The sites that a row takes more than once, of which it has a draw of its own.
-
-    Returns
-    -------
-    dict of LocalWeight
-        By site.
-
-    Examples
-    --------
-    >>> from pyro.distributions import Normal
-    >>> draw = torch.zeros(2)
-    >>> weights = local_weights({"w": SitePosterior(Normal(draw, 1.0), draw, ())})
-    >>> weights["w"].variance
-    tensor([1., 1.])
-    """
+    """Wrap the draws of all sites that have independent normal elements."""
     weights = {}
     for name, posterior in posteriors.items():
         if posterior.normal is not None:
@@ -234,11 +182,6 @@ def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> 
     """Tell whether every row of the result is of another observation, and takes a weight once.
 
     Otherwise what two elements of the result share would be lost.
-
-    Returns
-    -------
-    bool
-        False if the weight has to be drawn as a whole.
     """
     if weight.rows is None:
         return True

@@ -52,23 +52,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Terms:
-    """What ΔF of any set of elements of a factor follows from.
-
-    Parameters
-    ----------
-    element : Tensor
-        Which elements these are, as the caller counts them, int64; only those that can go.
-    cost : Tensor
-        In nats and float64: ΔF of dropping each, where they are independent; otherwise
-        ln p(θ_i = 0) + ½ ln 2π.
-    posterior : Dense or LowRank, optional
-        Of these elements, in float64, if they are correlated.
-
-    Examples
-    --------
-    >>> Terms(torch.tensor([0, 1]), torch.tensor([-1.0, 2.0])).posterior is None
-    True
-    """
+    """What ΔF of any set of elements of a factor follows from."""
 
     element: Tensor
     cost: Tensor
@@ -207,26 +191,7 @@ class Factor(ABC):
 
 
 def check_finite(name: str, what: str, values: Tensor) -> None:
-    """Look for values that are not numbers.
-
-    Parameters
-    ----------
-    name : str
-        A site.
-    what : str
-        What the values are to it.
-    values : Tensor
-        Any.
-
-    Raises
-    ------
-    ValueError
-        If a value is NaN or infinite.
-
-    Examples
-    --------
-    >>> check_finite("w", "location", torch.zeros(2))
-    """
+    """Look for values that are not numbers."""
     if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
         msg = (
             f"the guide's {what} of the site {name!r} is NaN or infinite in "
@@ -238,24 +203,7 @@ def check_finite(name: str, what: str, values: Tensor) -> None:
 
 
 def check_positive(name: str, scale: Tensor) -> None:
-    """Look for scales that are not positive.
-
-    Parameters
-    ----------
-    name : str
-        A site.
-    scale : Tensor
-        Its scales.
-
-    Raises
-    ------
-    ValueError
-        If a value is zero or negative.
-
-    Examples
-    --------
-    >>> check_positive("w", torch.ones(2))
-    """
+    """Look for scales that are not positive."""
     bad = int((scale <= 0).sum())
     if bad:
         msg = (

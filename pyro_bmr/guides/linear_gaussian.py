@@ -21,26 +21,6 @@ def join(conditionals: Sequence[Conditional]) -> tuple[Factor, ...]:
     With :math:`\theta = \mu + A\epsilon`, the rows of :math:`A` that belong to a site are
     :math:`A_i = \sum_j W_{ij} A_j + L_i` (:math:`L_i` in its own columns). In the order of
     sampling, :math:`A` is lower triangular: the Cholesky factor of the joint covariance.
-
-    Parameters
-    ----------
-    conditionals : sequence of Conditional
-        Each after those that it depends on.
-
-    Returns
-    -------
-    tuple of Factor
-        A factor for each set of sites that depend on one another.
-
-    Examples
-    --------
-    >>> one = Diagonal(torch.zeros(1), torch.ones(1))
-    >>> a, b, c = (Site(name, torch.Size([1])) for name in "abc")
-    >>> given_a = Conditional(b, one, {"a": torch.tensor([[2.0]])})
-    >>> joint, alone = join([Conditional(a, one), given_a, Conditional(c, one)])
-    >>> joint.posterior.covariance
-    tensor([[1., 2.],
-            [2., 5.]])
     """
     by_name = {c.site.name: c for c in conditionals}
     groups = connected({name, *c.weights} for name, c in by_name.items())
@@ -53,21 +33,6 @@ class Conditional:
     r"""The Gaussian of a site, given sites that are sampled before it.
 
     .. math:: \theta_i = \mu_i + \sum_j W_{ij} (\theta_j - \mu_j) + L_i \epsilon_i
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    gaussian : Diagonal, Dense or LowRank
-        Mean :math:`\mu_i` and covariance :math:`L_i L_i^\top`; of the site's shape if diagonal,
-        otherwise over its flattened elements.
-    weights : mapping
-        By site that it depends on, :math:`W_{ij}` over flattened elements.
-
-    Examples
-    --------
-    >>> Conditional(Site("w", torch.Size([])), Diagonal(torch.zeros(()), torch.ones(()))).weights
-    {}
     """
 
     site: Site
@@ -76,23 +41,7 @@ class Conditional:
 
 
 def connected(groups: Iterable[Collection[str]]) -> list[set[str]]:
-    """Merge groups of names that have a name in common.
-
-    Parameters
-    ----------
-    groups : iterable of collection of str
-        Names that belong together.
-
-    Returns
-    -------
-    list of set of str
-        Disjoint, in the order of the first name of each.
-
-    Examples
-    --------
-    >>> [sorted(group) for group in connected([{"a"}, {"b"}, {"c", "a"}])]
-    [['a', 'c'], ['b']]
-    """
+    """Merge groups of names that have a name in common."""
     merged: list[set[str]] = []
     for group in map(set, groups):
         apart = [other for other in merged if not other & group]

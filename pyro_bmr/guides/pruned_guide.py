@@ -28,22 +28,7 @@ from pyro_bmr.programs.sites import Site
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that a guide was made for, and how it was first called.
-
-    Parameters
-    ----------
-    model : callable, optional
-        The user's model, without the handlers that an autoguide puts around it; None if lost.
-    args, kwargs
-        Arguments of the guide's first call.
-    create_plates : callable, optional
-        As given to the autoguide.
-
-    Examples
-    --------
-    >>> Origin(print).args
-    ()
-    """
+    """The model that a guide was made for, and how it was first called."""
 
     model: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
@@ -51,20 +36,7 @@ class Origin:
     create_plates: Callable[..., Any] | None = None
 
     def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Build the plates of a guide for the model.
-
-        Parameters
-        ----------
-        parts : iterable
-            Each with ``sites``.
-        *args, **kwargs
-            Those of the model.
-
-        Returns
-        -------
-        dict
-            By name.
-        """
+        """Build the plates of a guide for the model."""
         created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
         return make_plates(parts, created)
 
@@ -188,23 +160,7 @@ class PrunedGuide(OwnNames):
 
 
 def latent_name(sites: tuple[Site, ...]) -> str:
-    """Name the statement that draws what remains of correlated sites.
-
-    Parameters
-    ----------
-    sites : tuple of Site
-        In the order of the factor.
-
-    Returns
-    -------
-    str
-        The name.
-
-    Examples
-    --------
-    >>> latent_name((Site("a", torch.Size([])), Site("b", torch.Size([]))))
-    'a+b_latent'
-    """
+    """Name the statement that draws what remains of correlated sites."""
     return "+".join(site.name for site in sites) + "_latent"
 
 

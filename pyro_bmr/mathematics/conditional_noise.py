@@ -20,28 +20,9 @@ from pyro_bmr.mathematics.gaussian import Dense, LowRank
 def condition_noise(posterior: Dense | LowRank, drop: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the map from the noise of a draw to that of the draw given zeros.
 
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        The joint, in float64.
-    drop : Tensor
-        Boolean, of shape ``(n,)``; True for the elements that are zero.
-
-    Returns
-    -------
-    callable
-        From noise as ``posterior.transform`` takes it to noise for
-        ``posterior.split(drop)[1].transform``.
-
     References
     ----------
     Wilson et al. (2021), "Pathwise conditioning of Gaussian processes", arXiv:2011.04026, eq. 10.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
-    >>> condition_noise(q, torch.tensor([False, True]))(torch.tensor([1.0, 0.0]))
-    tensor([0.8000])
     """
     if not drop.any():
         return lambda noise: noise

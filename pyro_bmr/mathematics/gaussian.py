@@ -47,21 +47,6 @@ def triangular(root: Tensor) -> Tensor:
     """Return the lower Cholesky factor of ``root @ root.mT`` without forming it.
 
     Orthogonalising the rows never squares the root, which matters when they are nearly collinear.
-
-    Parameters
-    ----------
-    root : Tensor
-        Of shape ``(n, m)`` with ``m >= n``.
-
-    Returns
-    -------
-    Tensor
-        Of shape ``(n, n)``.
-
-    Examples
-    --------
-    >>> triangular(torch.tensor([[3.0, 4.0]]))
-    tensor([[5.]])
     """
     upper = torch.linalg.qr(root.mT, mode="r").R
     return torch.where(upper.diagonal()[:, None] < 0, -upper, upper).mT
@@ -365,19 +350,6 @@ class Natural:
     r"""Gaussians :math:`\exp(h^\top\theta - \tfrac12 \theta^\top\Lambda\theta)`, not normalised.
 
     A product of densities adds their natural parameters, a quotient subtracts them.
-
-    Parameters
-    ----------
-    linear : Tensor
-        :math:`h`, precision times mean.
-    precision : Tensor
-        :math:`\Lambda`: of the shape of ``linear`` for independent elements, or a matrix.
-
-    Examples
-    --------
-    >>> q = Diagonal(torch.tensor(1.0), torch.tensor(1.0)).natural()
-    >>> (q + q - q).precision
-    tensor(1., dtype=torch.float64)
     """
 
     linear: Tensor
@@ -393,12 +365,6 @@ class Natural:
         r"""Return the logarithm of the normaliser.
 
         .. math:: A = \tfrac12 h^\top \Lambda^{-1} h - \tfrac12 \ln|\Lambda| + \tfrac n2 \ln 2\pi
-
-        Returns
-        -------
-        Tensor
-            In nats: one an element for independent elements, a scalar for a matrix; NaN where the
-            density cannot be normalised because the precision is not positive.
         """
         if self.precision.dim() == self.linear.dim():
             precision = torch.where(self.precision > 0, self.precision, torch.nan)

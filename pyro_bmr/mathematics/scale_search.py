@@ -19,43 +19,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best prior variance of every group.
-
-    Parameters
-    ----------
-    variance : Tensor
-        Of shape ``(groups,)``; NaN where a group has no element that tells.
-    spiked : Tensor
-        Boolean: the evidence rises down to the lower end of the search, so that the spike wins.
-    capped : Tensor
-        Boolean: the evidence rises up to the upper end of the search.
-
-    Examples
-    --------
-    >>> yes, no = torch.tensor([True]), torch.tensor([False])
-    >>> Tuned(torch.tensor([0.1]), yes, no).spiked
-    tensor([True])
-    """
+    """The best prior variance of every group."""
 
     variance: Tensor
     spiked: Tensor
     capped: Tensor
 
     def with_group(self, group: Tensor, other: Tuned) -> Tuned:
-        """Take one group from elsewhere.
-
-        Parameters
-        ----------
-        group : Tensor
-            Its label.
-        other : Tuned
-            Where it is taken from.
-
-        Returns
-        -------
-        Tuned
-            All other groups as here.
-        """
+        """Take one group from elsewhere."""
         here = torch.arange(len(self.variance)) == group
         return Tuned(
             torch.where(here, other.variance, self.variance),
@@ -78,28 +49,6 @@ def find_best_variance(curvature: Tensor, slope: Tensor, group: Tensor, highest:
     The global maximum lies between the best variances of the single elements,
     :math:`t_k = (h_k^2 - \alpha_k) / \alpha_k^2`. It is bracketed on a grid in :math:`\ln t`, and
     refined by bisection of the derivative.
-
-    Parameters
-    ----------
-    curvature, slope : Tensor
-        :math:`\alpha_k` and :math:`h_k`, of shape ``(n,)`` and in float64; elements with
-        :math:`\alpha_k \le 0` tell nothing, but end the search at half the variance from which on
-        the posterior would be improper.
-    group : Tensor
-        Integer, of shape ``(n,)``.
-    highest : Tensor
-        The upper end of the search for each group.
-
-    Returns
-    -------
-    Tuned
-        The best variances.
-
-    Examples
-    --------
-    >>> one = torch.ones(1, dtype=torch.float64)
-    >>> find_best_variance(one, 2 * one, torch.tensor([0]), 100 * one).variance
-    tensor([3.0000], dtype=torch.float64)
     """
     tells = curvature > 0
     silent = curvature[~tells]

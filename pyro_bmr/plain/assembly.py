@@ -25,39 +25,7 @@ def assemble_module(
     names: Sequence[str],
     model: Callable[..., Any],
 ) -> tuple[fx.GraphModule, list[bool]]:
-    """Make a module of a recorded graph.
-
-    Parameters
-    ----------
-    recorded : GraphModule
-        A function of the values, then of the inputs.
-    values : mapping
-        By latent site; they become parameters of that name.
-    names : sequence of str
-        Of the inputs.
-    model : callable
-        Whose own parameters and buffers keep their names. Values of ``pyro.param`` have theirs,
-        with ``_unconstrained`` after it where they are transformed.
-
-    Returns
-    -------
-    module : GraphModule
-        A function of the inputs that its output depends on. It shares no tensor with others.
-    used : list of bool
-        One an input, whether it is among these.
-
-    Raises
-    ------
-    RandomOutputError
-        If the output depends on random numbers.
-
-    Examples
-    --------
-    >>> scale = fx.symbolic_trace(lambda w, x, y: w * x)
-    >>> module, used = assemble_module(scale, {"w": torch.tensor(2.0)}, ["x", "y"], print)
-    >>> module(3.0), list(module.state_dict()), used
-    (tensor(6., grad_fn=...), ['w'], [True, False])
-    """
+    """Make a module of a recorded graph."""
     random = [n for n in recorded.graph.nodes if _is_random(n)]
     if random:
         msg = (

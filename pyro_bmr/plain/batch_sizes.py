@@ -25,33 +25,7 @@ def join(
     sizes: tuple[int, int],
     batched: Sequence[bool],
 ) -> fx.GraphModule:
-    """Make one graph of two.
-
-    Parameters
-    ----------
-    first, second : GraphModule
-        The same function, recorded at two numbers of data. The first is changed.
-    sizes : tuple of int
-        These numbers.
-    batched : sequence of bool
-        One a placeholder: True if its first axis runs over the data.
-
-    Returns
-    -------
-    GraphModule
-        The first, in which sizes are read from its inputs.
-
-    Raises
-    ------
-    BatchSizeError
-        If they differ in more than sizes.
-
-    Examples
-    --------
-    >>> at = lambda n: fx.symbolic_trace(lambda x: torch.ops.aten.view.default(x, [2 * n]))
-    >>> join(at(3), at(4), (3, 4), [True])(torch.zeros(5, 2)).shape
-    torch.Size([10])
-    """
+    """Make one graph of two."""
     graph = first.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     sources = [n for n, b in zip(placeholders, batched, strict=True) if b and n.users]

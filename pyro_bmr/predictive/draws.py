@@ -49,55 +49,8 @@ def draw(
     All draws are taken at once, by `torch.vmap`, in chunks that bound the memory. The model, the
     guide, the param store and the random number generators are left as they were.
 
-    Parameters
-    ----------
-    model, guide : callable
-        A Pyro model and its trained guide.
-    args, kwargs
-        Of both.
-    num_samples : int
-        How many draws, S.
-    seed : int
-        Of the draws. Those of the guide do not depend on the model.
-
-    Returns
-    -------
-    Draws
-        Of every site of the model.
-
-    Raises
-    ------
-    ValueError
-        If the guide was never called, has no site of the model or one of another shape, or if a
-        plate takes a part of the data.
-    TypeError
-        If the guide is none.
-
-    Warns
-    -----
-    UserWarning
-        If there are data, and a latent site that the guide does not hold, which is then drawn from
-        the model; or if the draws have to be taken one after the other.
-
-    Notes
-    -----
     The scale of `poutine.scale` is not in the log probabilities, nor are `pyro.factor` statements,
     which have no data. Where a mask is False, a log probability is 0.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> def model(x, y=None):
-    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("y", dist.Normal(x * w, 1.0), obs=y)
-    >>> guide = AutoNormal(model)
-    >>> x = torch.randn(7)
-    >>> _ = guide(x, x)
-    >>> draws = draw(model, guide, (x, x), num_samples=50)
-    >>> draws.latent["w"].shape, draws.observed["y"].log_prob.shape, draws.axes["y"]
-    (torch.Size([50]), torch.Size([50, 7]), ('data',))
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         msg = f"got num_samples={num_samples!r}. Expected a whole number of draws, 1 or more"
@@ -146,29 +99,7 @@ def draw(
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """An observed site at S draws.
-
-    Parameters
-    ----------
-    value : Tensor
-        The data, of batch and event shape.
-    log_prob : Tensor
-        Of each datum, in nats, of shape ``(S, *batch)``.
-    mean : Tensor or None
-        Of the distribution, of shape ``(S, *batch, *event)``; None if it has none.
-    probabilities : Tensor or None
-        Of each class, of shape ``(S, *batch, K)``, if it is Categorical or Bernoulli.
-    draws : Tensor
-        From the posterior predictive distribution, of shape ``(S, *batch, *event)``.
-    counted : Tensor, optional
-        Of the shape of the data, False what a mask leaves out; by default nothing is.
-
-    Examples
-    --------
-    >>> zero = torch.zeros(3)
-    >>> Observed(torch.tensor(0.0), zero, zero, None, zero).log_prob.shape
-    torch.Size([3])
-    """
+    """An observed site at S draws."""
 
     value: Tensor
     log_prob: Tensor
@@ -188,28 +119,7 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The sites of a model at S draws, by name and in its order.
-
-    Parameters
-    ----------
-    latent : mapping
-        Of shape ``(S, *site)``, on the support of the site.
-    observed : mapping
-        Those with data.
-    deterministic : mapping
-        Of `pyro.deterministic`, of shape ``(S, *site)``.
-    predicted : mapping
-        Drawn from the model, for they have neither data nor a posterior.
-    axes : mapping
-        By site, the plate of each axis; None for an axis without one.
-    supports : mapping
-        By latent site.
-
-    Examples
-    --------
-    >>> Draws({"w": torch.zeros(3, 2)}, {}).latent["w"].shape
-    torch.Size([3, 2])
-    """
+    """The sites of a model at S draws, by name and in its order."""
 
     latent: Mapping[str, Tensor]
     observed: Mapping[str, Observed]

@@ -28,36 +28,6 @@ def draw_prior(
     """Run a model as it is, many times at once.
 
     The model, the param store and the random number generators are left as they were.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    args, kwargs
-        Of the model.
-    num_samples : int
-        How many draws, S.
-    sites : sequence of str
-        The sites whose values are wanted.
-    seed : int
-        Of the draws.
-
-    Returns
-    -------
-    dict of Tensor
-        By site, of shape ``(S, *site)``.
-
-    Raises
-    ------
-    ValueError
-        If a prior cannot be drawn from.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> model = lambda: pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    >>> draw_prior(model, (), {}, 7, ["w"])["w"].shape
-    torch.Size([7, 2])
     """
 
     def run(_: Any = None) -> Trace:

@@ -6,25 +6,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def progress_bar(unit: str, wanted: bool = True) -> Progress:
-    """Make a progress bar that is gone when it is done.
-
-    Parameters
-    ----------
-    unit : str
-        What is counted, in the plural.
-    wanted : bool
-        Whether to show it; without a terminal or a notebook it is never shown.
-
-    Returns
-    -------
-    Progress
-        A context; its tasks have a ``note``.
-
-    Examples
-    --------
-    >>> with progress_bar("draws") as bar:
-    ...     bar.advance(bar.add_task("measuring", total=1, note=""))
-    """
+    """Make a progress bar that is gone when it is done."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -25,52 +25,12 @@ def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Ten
     elements goes as a block, which is scored jointly, in its order, and ends before the first
     element that costs more, given all before it, than any of the block by itself; then the rest is
     scored again.
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Posterior of ``n`` elements.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``; ``inf`` for an element that stays.
-    stop : float
-        The search ends before the first removal that would cost more, in nats.
-
-    Returns
-    -------
-    Tensor
-        In nats, of shape ``(n,)``; ``inf`` for elements that the search did not remove.
-
-    Examples
-    --------
-    >>> twins = torch.tensor([[1.0, 0.0], [-0.99, 0.1411]])
-    >>> eliminate(Dense(torch.tensor([1.0, 1.0]), twins), torch.tensor([-1.0, -1.0]), 0.6)
-    tensor([0.4189,    inf])
     """
     return _ELIMINATE[type(posterior)](posterior, log_prior, stop)
 
 
 def mark_path(like: Tensor, order: list[Tensor], costs: list[Tensor]) -> Tensor:
-    """Give each element the dearest price up to it; each price is above the one before.
-
-    Parameters
-    ----------
-    like : Tensor
-        Any, one an element.
-    order : list of Tensor
-        Positions of the elements that went, in this order.
-    costs : list of Tensor
-        Their prices.
-
-    Returns
-    -------
-    Tensor
-        Like ``like``; ``inf`` for elements that stay.
-
-    Examples
-    --------
-    >>> mark_path(torch.zeros(3), [torch.tensor([2, 0])], [torch.tensor([1.0, 0.5])])
-    tensor([1.0000,    inf, 1.0000])
-    """
+    """Give each element the dearest price up to it; each price is above the one before."""
     path = torch.full_like(like, torch.inf)
     if order:
         dearest = torch.cat([cost.reshape(-1) for cost in costs]).cummax(0).values

@@ -30,21 +30,6 @@ class GroupScores(Scores):
     Once what reads a unit is zero, the likelihood is the same whatever produces it. Producers that
     are independent, with Gaussian priors, then have their prior for a posterior: each adds
     :math:`-KL(q \,\|\, p)` to :math:`\Delta F`. All other elements are spikes.
-
-    Parameters
-    ----------
-    elements : ElementScores
-        Of all elements.
-    groups : Groups
-        Of the same elements, in the order of the sites in ``elements.delta_f``.
-
-    Examples
-    --------
-    >>> nothing = torch.zeros(0, dtype=torch.long)
-    >>> nobody = Membership(nothing, nothing, 0, 0)
-    >>> groups = Groups((), nobody, nobody)
-    >>> GroupScores(ElementScores((), {}), groups).layers
-    ()
     """
 
     elements: ElementScores

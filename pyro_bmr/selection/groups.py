@@ -36,22 +36,6 @@ class UnitGrouping:
 
     `units`, `channels`, `heads` and `inputs` are the ones there are; call one of them to set its
     options. What has to stay by these, stays whole in that stage; a later one may prune in it.
-
-    Parameters
-    ----------
-    kinds : tuple of str
-        Of layers, as in ``pyro_bmr.structure.units.Layer``.
-    at_least : int
-        How many units of each layer stay, whatever the evidence says.
-    round_to : int
-        The number of units that stay is rounded up to a multiple of this, to the full size at most.
-    ignore : tuple of str
-        Layers that stay whole: names of layers, or of sites that produce them.
-
-    Examples
-    --------
-    >>> units(round_to=8).round_to
-    8
     """
 
     kinds: tuple[str, ...]
@@ -62,28 +46,7 @@ class UnitGrouping:
     def __call__(
         self, *, at_least: int = 1, round_to: int = 1, ignore: str | Iterable[str] = ()
     ) -> UnitGrouping:
-        """Return the same grouping with options.
-
-        Parameters
-        ----------
-        at_least : int
-            How many units of each layer stay, whatever the evidence says; 0 lets layers vanish.
-        round_to : int
-            The number of units that stay is rounded up to a multiple of this, to the full size at
-            most.
-        ignore : str or iterable of str
-            Layers that stay whole: names of layers, or of sites that produce them.
-
-        Returns
-        -------
-        UnitGrouping
-            For ``groups=``.
-
-        Raises
-        ------
-        ValueError
-            If a number is not a whole one, or too small.
-        """
+        """Return the same grouping with options."""
         for name, value, least in (("at_least", at_least, 0), ("round_to", round_to, 1)):
             if not isinstance(value, int) or value < least:
                 msg = (
@@ -104,30 +67,7 @@ Grouping = Labelling | UnitGrouping
 
 
 def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...]:
-    """Check what a user passed as ``groups=``.
-
-    Parameters
-    ----------
-    groups : callable or sequence of callable
-        One grouping, or several, coarse to fine.
-
-    Returns
-    -------
-    tuple
-        Of groupings.
-
-    Raises
-    ------
-    TypeError
-        If something is not callable.
-    ValueError
-        If the list is empty.
-
-    Examples
-    --------
-    >>> len(list_groupings([units, elements]))
-    2
-    """
+    """Check what a user passed as ``groups=``."""
     listed: tuple[Any, ...] = tuple(groups) if isinstance(groups, list | tuple) else (groups,)
     if not listed:
         msg = "got groups=[]. Expected one grouping or more, as in groups=[units, elements]"
@@ -144,33 +84,7 @@ def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...
 
 
 def read_labels(grouping: Labelling, name: str, shape: torch.Size) -> Tensor | None:
-    """Label the elements of a site.
-
-    Parameters
-    ----------
-    grouping : callable
-        A user's function.
-    name : str
-        The site.
-    shape : torch.Size
-        Its shape.
-
-    Returns
-    -------
-    Tensor or None
-        Labels, int64, of that shape; None if every element stands for itself.
-
-    Raises
-    ------
-    ValueError
-        If the labels do not fit.
-
-    Examples
-    --------
-    >>> read_labels(lambda name, shape: torch.arange(2)[:, None], "w", torch.Size([2, 3]))
-    tensor([[0, 0, 0],
-            [1, 1, 1]])
-    """
+    """Label the elements of a site."""
     labels: Any = grouping(name, shape)
     if labels is None:
         return None

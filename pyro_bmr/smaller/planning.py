@@ -17,25 +17,7 @@ from pyro_bmr.structure.units import Structure
 
 @dataclass(frozen=True)
 class LayerCut:
-    """What is cut of a layer.
-
-    Parameters
-    ----------
-    name : str
-        Of the layer.
-    kind : str
-        ``"unit"``, ``"channel"``, ``"head"`` or ``"input"``.
-    before, after : int
-        How many units it had, and has.
-    notes : mapping
-        How many of its units stay though all that produces them from the units before is pruned,
-        or though nothing needs them, by the reason; and how many went with live elements.
-
-    Examples
-    --------
-    >>> LayerCut("fc1.weight", "unit", 300, 20, {}).after
-    20
-    """
+    """What is cut of a layer."""
 
     name: str
     kind: str
@@ -60,38 +42,7 @@ def choose_units(
     *,
     inputs: bool,
 ) -> tuple[Tensor, tuple[LayerCut, ...]]:
-    """Choose the units that go.
-
-    Parameters
-    ----------
-    structure : Structure
-        The units of the model.
-    needed : Tensor
-        Boolean, by label, False for those that can go.
-    masks : mapping
-        By site, False where it is exactly zero in every draw.
-    sites : iterable of Site
-        The latent sites, with their plates.
-    inputs : bool
-        Whether unused inputs go.
-
-    Returns
-    -------
-    stays : Tensor
-        Boolean, by label.
-    layers : tuple of LayerCut
-        One a layer.
-
-    Examples
-    --------
-    >>> from pyro_bmr.structure.units import Axis, Layer
-    >>> units = torch.arange(3)
-    >>> axes = {"w": (Axis(units, False),)}
-    >>> layers = (Layer("w", "unit", units),)
-    >>> found = Structure(axes, {}, layers, {})
-    >>> choose_units(found, units > 0, {}, (), inputs=False)[0]
-    tensor([False,  True,  True])
-    """
+    """Choose the units that go."""
     stays = needed.clone()
     reasons: dict[int, str] = {}
     for layer in structure.layers:
@@ -121,76 +72,20 @@ def choose_units(
 def indices_left(
     axes: tuple[Tensor, ...], stays: Tensor, device: torch.device | str = "cpu"
 ) -> Indices:
-    """Return what is left of a tensor.
-
-    Parameters
-    ----------
-    axes : tuple of Tensor
-        By axis, the labels of its units, -1 where the index cannot go.
-    stays : Tensor
-        Boolean, by label.
-    device : torch.device or str
-        Where the indices are wanted.
-
-    Returns
-    -------
-    tuple
-        By axis, the indices that stay, or None for all.
-
-    Examples
-    --------
-    >>> indices_left((torch.tensor([0, 1, -1]),), torch.tensor([False, True]))
-    (tensor([1, 2]),)
-    """
+    """Return what is left of a tensor."""
     masks = mask_left(axes, stays)
     return tuple(None if mask.all() else mask.nonzero()[:, 0].to(device) for mask in masks)
 
 
 def mask_left(axes: tuple[Tensor, ...], stays: Tensor) -> tuple[Tensor, ...]:
-    """Tell what is left of a tensor.
-
-    Parameters
-    ----------
-    axes : tuple of Tensor
-        By axis, the labels of its units, -1 where the index cannot go.
-    stays : Tensor
-        Boolean, by label.
-
-    Returns
-    -------
-    tuple of Tensor
-        By axis, True for the indices that stay.
-
-    Examples
-    --------
-    >>> mask_left((torch.tensor([0, 1, -1]),), torch.tensor([False, True]))
-    (tensor([False,  True,  True]),)
-    """
+    """Tell what is left of a tensor."""
     # The label -1 is the last of all, and stays.
     with_fixed = torch.cat([stays, stays.new_ones(1)])
     return tuple(with_fixed[units] for units in axes)
 
 
 def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
-    """Leave out of arguments what a model does not read.
-
-    Parameters
-    ----------
-    call : tuple
-        Arguments and keyword arguments.
-    inputs : mapping
-        By place, as `Compaction.inputs`.
-
-    Returns
-    -------
-    tuple
-        Arguments and keyword arguments.
-
-    Examples
-    --------
-    >>> take_inputs(((torch.ones(2, 3),), {}), {"args[0]": (None, torch.tensor([1]))})[0][0].shape
-    torch.Size([2, 1])
-    """
+    """Leave out of arguments what a model does not read."""
     if not inputs:
         return call
 

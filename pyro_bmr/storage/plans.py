@@ -21,28 +21,7 @@ _KEY, _TENSOR = "pyro_bmr", "$tensor"
 
 
 def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
-    """Write nested data to a file that is whole at every moment.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file, which is replaced.
-    plan : mapping
-        Mappings with strings as keys, lists, tensors, strings, numbers, booleans and None.
-
-    Raises
-    ------
-    TypeError
-        If it holds anything else.
-
-    Examples
-    --------
-    >>> import tempfile, torch
-    >>> path = Path(tempfile.mkdtemp()) / "plan.bmr"
-    >>> write_plan(path, {"kind": "example", "values": [torch.ones(2), None]})
-    >>> read_plan(path)
-    {'kind': 'example', 'values': [tensor([1., 1.]), None]}
-    """
+    """Write nested data to a file that is whole at every moment."""
     tensors: dict[str, Tensor] = {}
     packed = _pack(plan, "", tensors)
     content = {"format": FORMAT, "version": _version(), "plan": packed}
@@ -52,32 +31,7 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
 
 
 def read_plan(path: str | Path) -> Any:
-    """Read what `write_plan` wrote. Nothing in the file is run.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    dict
-        With tensors on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the file is cut off, damaged, of another kind, or of a newer format.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "plan.bmr"
-    >>> _ = path.write_bytes(b"something else")
-    >>> read_plan(path)
-    Traceback (most recent call last):
-    ValueError: ... could not be read (...). Expected a file that pyro_bmr saved, and all of it...
-    """
+    """Read what `write_plan` wrote. Nothing in the file is run."""
     path = Path(path)
     path.open("rb").close()  # says what is wrong with a path, which safe_open does not
     try:

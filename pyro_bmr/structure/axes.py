@@ -43,40 +43,9 @@ def find_structure(captured: Capture) -> Structure:
     A view that splits an axis leaves whole blocks (heads) as units. Where a tensor is used in two
     roles, an axis that is produced in one and read in the other counts as produced.
 
-    Parameters
-    ----------
-    captured : Capture
-        The model.
-
-    Returns
-    -------
-    Structure
-        Its units.
-
-    Warns
-    -----
-    UserWarning
-        If an operation has no rule, so that axes of sites are protected for it.
-
     References
     ----------
     Fang et al. (2023), arXiv:2301.12900, sec. 3, whose graph joins layers, not indices.
-
-    Examples
-    --------
-    >>> import pyro
-    >>> import pyro.distributions as dist
-    >>> from pyro_bmr.structure.capture import capture
-    >>> def model(x):
-    ...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
-    ...     w2 = pyro.sample("w2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    ...     return (x @ w1).tanh() @ w2
-    >>> values = {"w1": torch.ones(3, 2), "w2": torch.ones(2)}
-    >>> structure = find_structure(capture(model, (torch.ones(4, 3),), {}, values))
-    >>> structure.sites["w1"][1].units, structure.sites["w2"][0].units
-    (tensor([3, 4]), tensor([3, 4]))
-    >>> [(layer.name, layer.kind) for layer in structure.layers]
-    [('w1', 'unit'), ('w1', 'input')]
     """
     decisions: dict[Hashable, int] = {}
     while True:

@@ -18,27 +18,7 @@ def capture_few_rows(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
 ) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], Capture]:
-    """Capture a model on a few rows of its arguments if it runs with them, or else on all.
-
-    Parameters
-    ----------
-    model, args, kwargs, values
-        As of `capture`.
-
-    Returns
-    -------
-    call : tuple
-        The arguments and keyword arguments that it ran with.
-    captured : Capture
-        The model.
-
-    Examples
-    --------
-    >>> import torch
-    >>> (args, _), _ = capture_few_rows(torch.relu, (torch.ones(60, 2),), {}, {})
-    >>> args[0].shape
-    torch.Size([8, 2])
-    """
+    """Capture a model on a few rows of its arguments if it runs with them, or else on all."""
     program: Any = model
     rows = {tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.dim()}
     if len(rows) == 1 and max(rows) > _FEW:
@@ -51,24 +31,7 @@ def capture_few_rows(
 
 
 def tensors_in(call: Any) -> list[Tensor]:
-    """Find the tensors among arguments.
-
-    Parameters
-    ----------
-    call : tuple
-        Arguments and keyword arguments, in any nesting.
-
-    Returns
-    -------
-    list of Tensor
-        In the order in which a `Capture` takes them.
-
-    Examples
-    --------
-    >>> import torch
-    >>> tensors_in(((torch.ones(()), 3), {}))
-    [tensor(1.)]
-    """
+    """Find the tensors among arguments."""
     return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 

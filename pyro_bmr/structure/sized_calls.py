@@ -22,22 +22,6 @@ class SizedCalls(TorchFunctionMode):
 
     Those that Pyro makes itself, as when it expands a distribution to its plates, are passed over,
     so that two runs of a program with distributions of other shapes see the same calls.
-
-    Parameters
-    ----------
-    call : callable
-        Gets each such function with its arguments and the place in the program that calls it, and
-        returns the result; it may call the function with other arguments.
-
-    Examples
-    --------
-    >>> import torch
-    >>> def show(function, args, kwargs, where):
-    ...     print(function.__name__, args)
-    ...     return function(*args, **kwargs)
-    >>> with SizedCalls(show):
-    ...     _ = torch.zeros(2, 3).exp()
-    zeros (2, 3)
     """
 
     def __init__(self, call: Call) -> None:
@@ -62,27 +46,7 @@ class SizedCalls(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call in which the program says sizes, in the order of the run.
-
-    Parameters
-    ----------
-    function : callable
-        Torch's.
-    args, kwargs
-        As the program gave them; tensors are left out (None).
-    nodes : tuple of Node
-        What it returned, in the graph.
-    operands : tuple of Node
-        The tensors among its arguments, in the graph.
-    where : str
-        The place of the call in the program.
-
-    Examples
-    --------
-    >>> import torch
-    >>> SizedCall(torch.zeros, (2, 3), {}, (), (), "").args
-    (2, 3)
-    """
+    """A call in which the program says sizes, in the order of the run."""
 
     function: Any
     args: tuple[Any, ...]

@@ -22,38 +22,11 @@ def find_window(
 
     Of more than 16 elements it looks among the subsets that a random walk visits.
 
-    Parameters
-    ----------
-    space : EnumeratedSpace or SampledSpace
-        The reduced models of a correlated factor.
-    log_odds : mapping
-        Prior log odds by site.
-    ratio : float
-        :math:`c`.
-    most : int
-        Of more models than so many the most probable are taken.
-
-    Returns
-    -------
-    Window
-        The most probable first.
-
     References
     ----------
     Madigan & Raftery (1994), "Model selection and accounting for model uncertainty in graphical
     models using Occam's window", JASA 89, eq. 3. Their second rule, which leaves out models that
     contain a better one, is not applied.
-
-    Examples
-    --------
-    >>> from pyro_bmr.programs.sites import Site
-    >>> from pyro_bmr.mathematics.gaussian import Dense
-    >>> factor = JointFactor((Site("w", torch.Size([1])),), Dense(torch.ones(1), torch.eye(1)))
-    >>> space = EnumeratedSpace(
-    ...     OpenElements(factor, torch.tensor([True]), factor.posterior, torch.tensor([-0.5]))
-    ... )
-    >>> find_window(space, {"w": 0.0}, ratio=20.0, most=10).weight
-    tensor([0.7148, 0.2852], dtype=torch.float64)
     """
     return _FIND[type(space)](space, log_odds, math.log(ratio), most)
 

@@ -21,27 +21,7 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class Visit:
-    r"""Where the chains of a walk are, each at a subset.
-
-    Parameters
-    ----------
-    kept : Tensor
-        Boolean, of shape ``(chains, n)``; True for the elements that the subset keeps.
-    delta_f : Tensor
-        Joint :math:`\Delta F` of all that the subset drops, in nats, of shape ``(chains,)``.
-    weight : Tensor
-        Of shape ``(chains,)``: for how long, in any unit, a chain stays there.
-    presence : Tensor
-        Of shape ``(chains, n)``: the probability that each element is kept, given the other
-        elements of the subset or given the latent normals that drew it. Its weighted mean has a
-        smaller variance than that of ``kept`` (Rao-Blackwell).
-
-    Examples
-    --------
-    >>> kept = torch.ones(1, 2, dtype=torch.bool)
-    >>> Visit(kept, torch.zeros(1), torch.ones(1), torch.ones(1, 2)).weight
-    tensor([1.])
-    """
+    """Where the chains of a walk are, each at a subset."""
 
     kept: Tensor
     delta_f: Tensor
@@ -64,36 +44,11 @@ def walk(
     For a `LowRank` posterior the elements are independent given its :math:`k` latent normals, so
     that normals and elements are drawn in turn, all elements at once, in :math:`O(n k^2)`.
 
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Posterior of ``n`` elements, in float64.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``, finite.
-    log_odds : Tensor
-        :math:`\ln o_i`, prior log odds that an element is present, of shape ``(n,)``.
-    num_samples : int
-        Steps of each of 4 chains, which start around the result of the greedy elimination.
-    seed : int
-        Of a generator of its own.
-
-    Yields
-    ------
-    Visit
-        One a step.
-
     References
     ----------
     Zanella & Roberts (2019), "Scalable importance tempering and Bayesian variable selection",
     JRSS B 81(3); Bortz, Kalos & Lebowitz (1975), J. Comput. Phys. 17(1); Dempster (1969) for the
     sweep operator.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(2).double(), torch.eye(2).double() / 2)
-    >>> steps = list(walk(q, torch.full((2,), -0.9189), torch.zeros(2), 3, seed=0))
-    >>> steps[0].presence[0]
-    tensor([0.3333, 0.3333], dtype=torch.float64)
     """
     device = posterior.loc.device
     generator = torch.Generator(device).manual_seed(seed)
