@@ -47,15 +47,10 @@ def compact(
     *,
     inputs: bool = False,
 ) -> Compaction:
-    """Cut out the units of a pruned model that can go without changing what it computes.
+    """Cut out the units of a pruned model that can go; see `pyro_bmr.Reduction.compact`.
 
-    A unit goes when its term is exactly zero wherever it is summed over: when all that produces it
-    is pruned, bias included, or all that reads it, or when nothing depends on what reads it. Live
-    elements that go with an unread unit are marginalised, and their divergence leaves the free
-    energy. Outputs stay, and at least one unit of every layer.
-
-    The program is the user's own, run on smaller tensors. It is checked before it is returned: at
-    the posterior's median and at draws, masked and compacted model must agree on the arguments.
+    The program is the user's own, run on smaller tensors. A ``RuntimeError`` says if it cannot be
+    captured, or if masked and compacted model disagree.
     """
     _check(model, guide)
     origin = guide.origin
@@ -100,7 +95,7 @@ class Compaction(Portable):
     guide : PrunedGuide
         Its posterior, ready for `pyro.infer.Predictive`, for training and for `reduce`.
     layers : tuple of LayerCut
-        A row a layer.
+        One row per layer.
     kept : mapping
         By site that was cut, for each axis the indices that are left, or None for all.
     inputs : mapping
@@ -127,7 +122,7 @@ class Compaction(Portable):
     elements: tuple[int, int]
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a layer.
+        """Return a table with one row per layer.
 
         Returns
         -------

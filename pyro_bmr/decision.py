@@ -34,7 +34,13 @@ def decide(
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """A posterior with its priors, and what of it goes."""
+    """A posterior with its priors, and what of it goes.
+
+    ``masks``, by reducible site, is True where an element keeps its place or, if it can be shrunk,
+    its prior; ``spiked`` are the sites whose reduced prior is the spike. ``sampled`` holds some of
+    each site's locations at the time. Reduced one after the other in ``order``, sites add their
+    parts of ΔF. The factors hold the tensors of the guide that came in, not copies.
+    """
 
     origin: Origin
     factors: tuple[Factor, ...]
@@ -44,7 +50,7 @@ class Decision:
     order: tuple[str, ...]
 
     def restrict(self, sites: Collection[str]) -> Decision:
-        """Leave all other sites as they are."""
+        """Leave all other sites as they are; with no sites, nothing is reduced."""
         kept = {name: kept for factor in self.factors for name, kept in factor.kept().items()}
         masks = {n: m if n in sites else kept[n].contiguous() for n, m in self.masks.items()}
         return replace(self, masks=masks)
@@ -56,26 +62,26 @@ class Decision:
     def assemble(
         self, remaining: tuple[Factor, ...] | None = None
     ) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
-        """Make the reduced model and guide."""
+        """Make the reduced model, guide (of its own tensors) and masks of `pyro_bmr.Reduction`."""
         remaining = self.remaining() if remaining is None else remaining
         new_priors = self._new_priors()
         model, guide, masks = assemble(self.origin, remaining, new_priors, self.spiked)
         return model, guide, masks | {name: new.mask for name, new in new_priors.items()}
 
     def changed(self) -> tuple[str, ...]:
-        """Return the sites of which something goes, or takes another prior."""
+        """Return the sites of which something goes or takes another prior, in ``order``."""
         kept = {name: kept for factor in self.factors for name, kept in factor.kept().items()}
         changed = {n for n, mask in self.masks.items() if bool((kept[n] & ~mask).any())}
         return tuple(name for name in self.order if name in changed)
 
     def couplings(self) -> dict[str, Coupling]:
-        """Tell how to draw what remains from the noise of the posterior before."""
+        """By statement of the reduced guide, how to draw it from the noise of the one before."""
         # Shrinkage leaves correlated elements their number, and the order of their noise.
         shrunk = [f.factor for f in self.factors if isinstance(f, SwitchedFactor)]
         return couple(shrunk) | couple(self.factors, self.masks)
 
     def check_unchanged(self) -> None:
-        """Look whether the guide that was reduced has been trained since."""
+        """Raise a ``ValueError`` if the guide that was reduced has been trained since."""
         now = _sample(self.factors)
         if not all(torch.equal(now[name], then) for name, then in self.sampled.items()):
             msg = (

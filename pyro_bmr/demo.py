@@ -28,7 +28,7 @@ class Regression(PyroModule):
         self.precision = PyroSample(dist.Gamma(1.0, 1.0))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict, and observe targets where there are any."""
+        """Return the mean of the targets, ``(rows,)``, and observe them where there are any."""
         mean = self.fc2(self.fc1(x).relu()).squeeze(-1)
         scale = self.precision.rsqrt()
         with pyro.plate("data", len(x)):
@@ -38,14 +38,14 @@ class Regression(PyroModule):
 
 @dataclass(frozen=True)
 class Standardization:
-    """Location and scale of columns, to go there and back."""
+    """Location and scale of each column of data."""
 
     loc: Tensor
     scale: Tensor
 
     @classmethod
     def of(cls, values: Tensor) -> Standardization:
-        """Read them from data."""
+        """Read them from data of shape ``(rows, columns)``; a constant column has scale 1."""
         scale = values.std(0, correction=0)
         return cls(values.mean(0), torch.where(scale > 0, scale, 1))
 
@@ -73,7 +73,7 @@ def predictive_scores(
     unit: float,
     draws: int = 300,
 ) -> tuple[Score, Score]:
-    """Score predictions of unseen targets."""
+    """Return RMSE and log likelihood per row in original units, where a target of 1 is ``unit``."""
     sites = ("mean", "precision")
     samples = Predictive(model, guide=guide, num_samples=draws, return_sites=sites)(x)
     mean, precision = samples["mean"], samples["precision"].reshape(-1, 1)

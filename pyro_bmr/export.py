@@ -182,7 +182,7 @@ def export_program(
     output: str | None = None,
     seed: int = 0,
 ) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
-    """Make a plain torch module, and find what it takes."""
+    """Do what `to_module` does; also return the tensors among the arguments that it takes."""
     if isinstance(guide, PrunedGuide):
         # Its draws are zero where the model would put a zero.
         while isinstance(model, PrunedModel | SwitchedModel):

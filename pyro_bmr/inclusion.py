@@ -128,7 +128,7 @@ class LearnedPrior:
     ----------
     Marković, Friston & Kiebel (2023), "Bayesian sparsification for deep neural networks with
     Bayesian model reduction", arXiv:2309.12095: the spike-and-slab scheme, whose code has
-    :math:`\alpha_0 = \beta_0 = 1`, one :math:`\pi` a layer and four iterations.
+    :math:`\alpha_0 = \beta_0 = 1`, one :math:`\pi` per layer and four iterations.
 
     Examples
     --------
@@ -217,7 +217,7 @@ class Presence:
 
 
 def read_scores(guide: Any, **options: Any) -> tuple[ElementScores, Reduction]:
-    """Read posterior and prior of a guide, as a selection sees them, and drop nothing."""
+    """Return what a selection of `reduce` sees of a guide, and the result that drops nothing."""
     seen: list[ElementScores] = []
 
     def keep_everything(scores: Any) -> dict[str, Tensor]:
@@ -247,7 +247,7 @@ def check_options(prior: float | LearnedPrior, num_samples: int) -> None:
 def find_log_odds(
     spaces: tuple[ModelSpace, ...], scores: ElementScores, prior: float | LearnedPrior
 ) -> dict[str, float]:
-    """Return the prior log odds that an element is present, learned or not."""
+    """By reducible site, the prior log odds that an element is present, learned or not."""
     if not isinstance(prior, LearnedPrior):
         return dict.fromkeys(scores.delta_f, math.log(prior) - math.log1p(-prior))
     # Elements that cannot go say nothing about how many of those that can are present.

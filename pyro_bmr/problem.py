@@ -36,12 +36,12 @@ class Problem:
     reasons: Mapping[str, str]
 
     def without(self, reasons: Mapping[str, str]) -> Problem:
-        """Leave sites whole."""
+        """Leave sites whole, each for a reason."""
         priors = {name: prior for name, prior in self.priors.items() if name not in reasons}
         return replace(self, priors=priors, reasons={**self.reasons, **reasons})
 
     def choose(self, sites: Iterable[str] | None, option: str = "sites") -> Problem:
-        """Leave all sites whole but those that the caller names."""
+        """Leave all sites whole but those that the user named in ``option``; None names all."""
         if sites is None:
             return self
         chosen = {sites} if isinstance(sites, str) else set(sites)
@@ -51,7 +51,7 @@ class Problem:
         )
 
     def warn_if_empty(self, stacklevel: int = 3) -> None:
-        """Warn if no site is left."""
+        """Warn if no site is left; ``stacklevel`` counts from the caller."""
         if not self.priors:
             listed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
             warnings.warn(
@@ -66,7 +66,10 @@ def read_problem(
     kwargs: Mapping[str, Any] | None,
     sites: Iterable[str] | None,
 ) -> Problem:
-    """Read a guide, and the priors of the model that it was trained for."""
+    """Read a guide, and the priors of the model that it was trained for.
+
+    ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
+    """
     _check_call(guide, args)
     origin = read_origin(guide)
     if args or kwargs:
@@ -92,7 +95,10 @@ def read_problem(
 
 
 def read_structure(problem: Problem, spiked: Collection[str]) -> Structure:
-    """Find the units of the model, which runs at the posterior's location."""
+    """Find the units of the model, which runs at the posterior's location.
+
+    ``released`` are those that nothing needs once what reads them, at ``spiked`` sites, is zero.
+    """
     values = {
         site.name: site.constrain(factor.locations()[site.name])
         for factor in problem.factors
@@ -118,7 +124,11 @@ def assign(
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
     sites: Iterable[str] | None = None,
 ) -> tuple[Problem, dict[str, ReducedPrior]]:
-    """Give every site that may be reduced its reduced prior."""
+    """Give every site that may be reduced its reduced prior.
+
+    A site that cannot take its own stays whole; that is a ``ValueError`` if the user named it, in
+    ``sites`` or in a mapping. A site that is not in a mapping stays whole, too.
+    """
     if isinstance(reduced_prior, Mapping):
         by_site = dict(reduced_prior)
         unfit = _unfit(problem, by_site)
@@ -137,7 +147,7 @@ def assemble(
     new_priors: Mapping[str, NewPrior],
     spiked: Collection[str] = (),
 ) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
-    """Make the model and the guide of a reduced posterior."""
+    """Make the model and the guide of a reduced posterior, and the masks of what is not zero."""
     full_model: Any = origin.model
     if new_priors:
         full_model = SwitchedModel(full_model, new_priors)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class AdamState(NamedTuple):
-    """All parameters in one vector, with running means of their gradients."""
+    """All parameters in one vector, with running means of the gradient and of its square."""
 
     values: Tensor
     mean: Tensor
@@ -18,21 +18,19 @@ class AdamState(NamedTuple):
 
     @classmethod
     def start(cls, values: Tensor) -> AdamState:
-        """Begin."""
+        """Return the state before the first step."""
         return cls(values, torch.zeros_like(values), torch.zeros_like(values), values.new_zeros(()))
 
 
 def update(
     state: AdamState, gradient: Tensor, lr: Tensor | float, clip_norm: float | None = None
 ) -> AdamState:
-    r"""Take one step.
+    r"""Take one step; a gradient longer than ``clip_norm`` is shortened to that first.
 
     .. math:: \theta \leftarrow \theta - \eta \frac{m / (1 - 0.9^t)}
               {\sqrt{v / (1 - 0.999^t)} + 10^{-8}}
 
-    References
-    ----------
-    Kingma & Ba (2015), "Adam: a method for stochastic optimization", arXiv:1412.6980, algorithm 1.
+    Source: Kingma & Ba (2015), arXiv:1412.6980, algorithm 1.
     """
     if clip_norm is not None:
         gradient = gradient * (clip_norm / gradient.norm().clamp(min=clip_norm))

@@ -18,7 +18,10 @@ from pyro_bmr.programs.dry_run import dry_run
 
 @dataclass(frozen=True)
 class Batches:
-    """The arguments of a model, of which some are tensors with a row for each observation."""
+    """The arguments of a model, of which some are tensors with a row for each observation.
+
+    With ``batch_size`` None every step takes the arguments as they are, and rows are not counted.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -36,11 +39,11 @@ class Batches:
         return 1 if self.batch_size is None else len(next(iter(self.tensors.values())))
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
-        """Return a batch."""
+        """Return a batch, in the order of ``tensors``; all rows if they are not counted."""
         return self.pick(self.tensors.values(), rows)
 
     def pick(self, tensors: Iterable[Tensor], rows: Tensor | slice) -> tuple[Tensor, ...]:
-        """Return a batch of given tensors."""
+        """Return a batch of given tensors, which are in the order of ``tensors``."""
         return tuple(tensors) if self.batch_size is None else tuple(t[rows] for t in tensors)
 
     def arguments(self, batch: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -50,7 +53,7 @@ class Batches:
         return args, {name: parts.get(name, value) for name, value in self.kwargs.items()}
 
     def check(self) -> None:
-        """Look for what cannot be trained on."""
+        """Raise a ValueError, or for numpy arrays a TypeError, if the data cannot be trained on."""
         for key, value in (*enumerate(self.args), *self.kwargs.items()):
             if isinstance(value, np.ndarray):
                 msg = f"argument {key!r} is a numpy array. Expected a tensor: torch.as_tensor(...)"
@@ -81,7 +84,8 @@ class BatchModel:
 
     Observed sites are scaled by rows / batch, except where the model does so (in a sub-sampling
     plate, or by a scale that follows the size of the batch), and except terms that are the same for
-    every batch. The model is run on two batches to learn this.
+    every batch. The model is run on two batches to learn this. One that observes nothing, or has
+    latent sites with a row per observation, raises a ValueError.
     """
 
     def __init__(self, model: Callable[..., Any], batches: Batches) -> None:
@@ -90,7 +94,7 @@ class BatchModel:
         self.scaled = self._find_scaled()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
+        """Run the model, with a batch in place of the data."""
         if not self.scaled:
             return self.model(*args, **kwargs)
         (key, _), *_ = self.batches.tensors.items()

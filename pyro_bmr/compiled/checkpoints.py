@@ -14,7 +14,7 @@ _FORMAT = 1
 
 
 def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that the file is whole at every moment."""
+    """Write what identifies a run and its state, to which torch's random generators are added."""
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
@@ -24,7 +24,10 @@ def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint, and set torch's random number generators to where they were."""
+    """Read the state of a checkpoint, and set torch's random number generators as they were.
+
+    A file that is not a checkpoint, or is one of another ``run``, raises a ValueError.
+    """
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         known = content["format"] == _FORMAT

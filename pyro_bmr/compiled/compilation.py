@@ -36,7 +36,11 @@ class NotStaticError(Exception):
 
 @dataclass(frozen=True)
 class Gradient:
-    """The loss of a batch and its gradient, as a traced graph."""
+    """The loss of a batch and its gradient, as a traced graph.
+
+    It takes the parameters, the noise vector, ``constants`` (what else the program reads) and the
+    batch. ``noise``: the place in that vector of each draw, None if nothing depends on it.
+    """
 
     graph: fx.GraphModule
     constants: tuple[Tensor, ...]
@@ -47,7 +51,18 @@ class Gradient:
 def trace_gradient(
     loss: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]
 ) -> Gradient:
-    """Trace the loss of a batch and its gradient."""
+    """Trace the loss of a batch and its gradient, for batches of the same shapes.
+
+    A program that looks at the values of tensors, or writes to tensors that outlive it, raises a
+    `NotStaticError`.
+
+    Examples
+    --------
+    >>> w = torch.tensor([2.0], requires_grad=True)
+    >>> gradient = trace_gradient(lambda x: (w * x).sum() ** 2, [w], [torch.ones(1)])
+    >>> gradient.graph(w.detach(), torch.empty(0), torch.tensor([3.0]))
+    (tensor(36.), tensor([36.]))
+    """
 
     def loss_and_gradients(*batch: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -70,7 +85,7 @@ def trace_gradient(
 
 
 class FixedNoise(TorchDispatchMode):
-    """Let a program draw given standard normal numbers, instead of random ones."""
+    """Let the program of a gradient draw given standard normal numbers, not random ones."""
 
     def __init__(self, gradient: Gradient, values: Tensor) -> None:
         super().__init__()
@@ -94,7 +109,11 @@ class FixedNoise(TorchDispatchMode):
 def make_step(
     gradient: Gradient, shapes: Sequence[torch.Size], clip_norm: float | None
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Join a gradient and the update of the parameters to one function of tensors."""
+    """Join a gradient and the update of the parameters to one function of tensors.
+
+    It takes the parts of an `AdamState`, the learning rate, the noise, the constants and the batch,
+    and returns the parts of the next state and the loss.
+    """
     sizes = [shape.numel() for shape in shapes]
 
     def step(*inputs: Any) -> tuple[Tensor, ...]:
@@ -112,8 +131,9 @@ def compile_step(
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Compile a function of tensors, without the guards that `torch.compile` would run each time.
 
-    The same operations on tensors of the same shapes are compiled once a process, so that the
-    rounds of `pyro_bmr.prune` and the seeds of an experiment share what they compile.
+    It is for the shapes of the example. The same operations on them are compiled once per process,
+    so that the rounds of `pyro_bmr.prune` and the seeds of an experiment share what they compile.
+    A compiler that fails, or is not there, raises a `NotStaticError`.
     """
     # Compiling runs the function once, or not at all if it is known.
     with torch.no_grad(), torch.random.fork_rng():

@@ -27,7 +27,7 @@ class NormalSource:
         self._threads = ThreadPoolExecutor(count)
 
     def draw(self, rows: int) -> Tensor:
-        """Draw a matrix, in place of the one before."""
+        """Draw a matrix of at most the source's rows, which overwrites the one before."""
         numbers = self._numbers[:rows]
         parts = numbers.view(-1).tensor_split(len(self._generators))
 

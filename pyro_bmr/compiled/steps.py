@@ -35,7 +35,7 @@ _STEPS, _NUMBERS = 64, 1 << 23
 
 @dataclass(frozen=True)
 class Loss:
-    """The free energy as a function of a batch."""
+    """The free energy as a function of a batch, in nats."""
 
     elbo: ELBO
     model: BatchModel
@@ -43,7 +43,7 @@ class Loss:
     batches: Batches
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """Estimate F."""
+        """Estimate F, to be differentiated, on what `Batches.take` returned."""
         args, kwargs = self.batches.arguments(batch)
         return self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
@@ -292,7 +292,7 @@ class CompiledSteps(Steps):
 
 
 def all_rows(batches: Batches) -> Tensor:
-    """Return the numbers of all rows."""
+    """Return the numbers of all rows, from 0, on the device of the data."""
     device = next((t.device for t in batches.tensors.values()), None)
     return torch.arange(batches.size, device=device)
 

@@ -54,6 +54,9 @@ def run_audit(
     where there is one. Site by site: one after the other is reduced, in an order in which the
     predicted parts add up as well, and each has the difference to the one before. Correlated sites
     are taken as they were conditioned on, and what produces a unit after what reads it.
+
+    ``pair`` is the reduced model and guide; if it has been trained since, it is measured as well as
+    what the reduction had made of it. ``predicted`` is by site, in nats. ``refit`` gets copies.
     """
     if decision is None:
         msg = (
@@ -157,7 +160,7 @@ class Audit:
     Parameters
     ----------
     sites : tuple of Check
-        A row a site that was reduced, in the order in which they were; right after masking.
+        One row per site that was reduced, in the order in which they were; right after masking.
     total : Check
         Of all together, right after masking.
     later : tuple of Check
@@ -204,7 +207,7 @@ class Audit:
         )
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a site, one for all, and one for what happened later.
+        """Return a table with one row per site, one for all, and one for what happened later.
 
         Returns
         -------

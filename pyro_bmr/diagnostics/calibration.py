@@ -12,9 +12,9 @@ BINS = 15
 def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = BINS) -> pd.DataFrame:
     """Count how often the most probable class is right, by its probability.
 
-    References
-    ----------
-    Guo et al. (2017), "On calibration of modern neural networks", arXiv:1706.04599, eqs. 1-3.
+    ``probabilities`` are ``(n, K)``, ``classes`` ``(n,)``. One row per bin of equal width; an empty
+    one has its centre for ``confidence`` and the ``accuracy`` 0.
+    Source: Guo et al. (2017), "On calibration of modern neural networks", arXiv:1706.04599.
     """
     bins, confidence, right = _bin(probabilities, classes, num_bins)
     counts = torch.bincount(bins, minlength=num_bins)
@@ -35,11 +35,11 @@ def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = BINS
 def calibration_error(
     probabilities: Tensor, classes: Tensor, num_bins: int = BINS, resamples: int = 0
 ) -> Tensor:
-    r"""Return the expected calibration error.
+    r"""Return the expected calibration error, in float64: of the rows, then of each resample.
 
     .. math:: ECE = \sum_b \frac{n_b}{n} |\text{accuracy}_b - \text{confidence}_b|
 
-    It grows where bins hold few rows, which the bootstrap does not see.
+    It grows where bins hold few rows, which the bootstrap does not see. Source: Guo et al., eq. 3.
     """
     bins, confidence, right = _bin(probabilities, classes, num_bins)
     gap, size = right - confidence, len(right)

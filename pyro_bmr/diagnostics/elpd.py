@@ -20,9 +20,8 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
 
     .. math:: \text{elpd}_i = \ln p(y_i \mid y_{-i})
 
-    References
-    ----------
-    Vehtari et al. (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
+    ``log_likelihood`` is in nats, at independent draws: ``(S, n)``, of 25 draws or more.
+    Source: Vehtari et al. (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
     """
     if len(log_likelihood) < _FEWEST:
         msg = (
@@ -45,7 +44,11 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
 
 @dataclass(frozen=True, eq=False)
 class LeaveOneOut:
-    """Leave-one-out predictive densities."""
+    """Leave-one-out predictive densities: ``terms``, one per datum in nats, add up to elpd_loo.
+
+    ``bad`` of them are not to be trusted, as their Pareto k is above min(0.7, 1 - 1 / log10 S);
+    ``high`` of these have one above 0.7, and the others may be right with more draws.
+    """
 
     terms: Tensor
     bad: int

@@ -18,7 +18,9 @@ class Labels:
     """How the axes of variables are called, and what stands along them.
 
     An axis has the name that the caller gives, else that of its plate, else
-    ``{variable}_dim_{i}``.
+    ``{variable}_dim_{i}``. ``dims`` names the first axes of variables, None for one that stays as
+    it is; ``coords`` has by dimension a value per index. No dimension is called
+    like one of ``variables``.
     """
 
     dims: Mapping[str, Sequence[str | None]]
@@ -26,7 +28,7 @@ class Labels:
     variables: Collection[str]
 
     def name_dims(self, variable: str, plates: Sequence[str | None]) -> tuple[str, ...]:
-        """Name the axes of a variable."""
+        """Name the axes of a variable, given the plate of each, or None."""
         given = self.dims.get(variable, ())
         given = (given,) if isinstance(given, str) else tuple(given)
         if len(given) > len(plates):
@@ -44,7 +46,10 @@ class Labels:
     def dataset(
         self, variables: Mapping[str, tuple[tuple[str, ...], Tensor]], *, drawn: bool = True
     ) -> xr.Dataset:
-        """Put tensors into a data set, without copies of those on the CPU."""
+        """Put tensors into a data set, without copies of those on the CPU.
+
+        Where they are ``drawn``, an axis of draws, one chain, is before those that are named.
+        """
         arrays, sizes = {}, dict[str, int]()
         for name, (dims, tensor) in variables.items():
             array = _as_array(tensor)

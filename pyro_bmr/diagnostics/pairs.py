@@ -9,7 +9,7 @@ import torch
 
 
 def read_pairs(pairs: Any) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
-    """Read models and guides that go by names."""
+    """Read models and guides by name: tuples, or what has ``.model`` and ``.guide``."""
     if not isinstance(pairs, Mapping) or not pairs:
         got = "no models" if isinstance(pairs, Mapping) else f"a {type(pairs).__name__}"
         msg = f"got {got}. Expected a mapping such as {{'full': (model, guide), 'reduced': result}}"

@@ -21,16 +21,14 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
 
     What a mask leaves out is not scored.
 
-    ``log_likelihood`` is :math:`\frac1n \sum_i \ln \frac1S \sum_s p(y_i \mid \theta_s)` in nats a
+    ``log_likelihood`` is :math:`\frac1n \sum_i \ln \frac1S \sum_s p(y_i \mid \theta_s)` in nats per
     row. Where a distribution has a mean, ``rmse`` is the root mean squared error of the mean of all
     draws. Of classes, with the mean of their probabilities, ``correct`` is the fraction of rows of
     which the most probable one is right, ``nll`` the negative logarithm of the probability of the
     right one, ``brier`` the squared error of all (half of it where there are two, as in
-    scikit-learn), and ``ece`` the expected calibration error of 15 bins.
-
-    References
-    ----------
-    Gneiting & Raftery (2007), "Strictly proper scoring rules, prediction, and estimation".
+    scikit-learn), and ``ece`` the expected calibration error of 15 bins. Without classes there is
+    no table of `bin_confidences`.
+    Source: Gneiting & Raftery (2007), "Strictly proper scoring rules, prediction, and estimation".
     """
     check_predictions(draws)
     sites = [site for site in draws.observed.values() if site.rows.any()]
@@ -62,7 +60,7 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
 
 
 def check_predictions(draws: Draws) -> None:
-    """Look for data, and for predictions that are not finite."""
+    """Raise a ``ValueError`` if there are no data, or if they or their densities are not finite."""
     if not any(site.rows.any() for site in draws.observed.values()):
         masked = ", or masks all of it" if draws.observed else ""
         msg = (
@@ -83,7 +81,11 @@ def check_predictions(draws: Draws) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A number with its standard error, and with that of its difference from another."""
+    """A number with its standard error, and with that of its difference from another.
+
+    ``terms`` are what it varies with, one per row, draw or resample, in the same order for all that
+    are compared; ``scale`` times their standard deviation is the error: 1 / sqrt(n) for a mean.
+    """
 
     value: float
     terms: Tensor

@@ -16,7 +16,10 @@ from pyro_bmr.programs.handlers import PrunedModel
 
 
 def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
-    """Look at a reduced model and guide, and at how they came about."""
+    """Look at a reduced model and guide, whatever became of them, and at how they came about.
+
+    Where the guide draws what the model holds at zero, F is infinite: a ``ValueError``.
+    """
     expected_model, expected_guide, _ = decision.assemble()
     right = {n: k for factor in decision.remaining() for n, k in factor.kept().items()}
     factors = read_guide(guide, decision.origin)
@@ -46,7 +49,12 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Pairs of a model and a guide from the full ones to the reduced ones."""
+    """Pairs of a model and a guide from the full ones to the reduced ones, which are ``last``.
+
+    ``decision`` has the masks that are found in the guide; ``sites`` are those reduced in each
+    step, from none to all. For sites whose masks are not as decided, ``misfits`` counts the
+    elements, and ``model_masks`` has the masks of the model. ``trained``: since the reduction.
+    """
 
     decision: Decision
     last: tuple[Any, Any]
@@ -56,7 +64,7 @@ class Steps:
     trained: bool
 
     def pair(self, sites: tuple[str, ...]) -> tuple[Any, Any]:
-        """Make the model and the guide of a step."""
+        """Make the model and the guide of a step; of the last, as it is unless trained since."""
         if sites and sites == self.sites[-1] and not self.trained:
             return self.last
         model, guide, _ = self.decision.restrict(sites).assemble()
@@ -71,7 +79,7 @@ class Steps:
         return self.decision.restrict(sites).couplings()
 
     def notes(self) -> tuple[str, ...]:
-        """Tell what is not as it was decided."""
+        """Tell what is not as it was decided, in one note per site."""
         return tuple(
             f"{name}: the masks of the model or the guide are not those of the reduction in "
             f"{count:,} of {self.model_masks[name].numel():,} elements"

@@ -39,12 +39,13 @@ class Estimator(ELBO, ABC):
 
     A loss like `pyro.infer.Trace_ELBO`, for reparameterised guides. At its first call it runs the
     model a few times more, which leaves no trace, to learn its structure; that must not change.
+    A latent site whose posterior it cannot use is a ValueError.
     """
 
     _plan: Plan | None = None
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimate the free energy, to differentiate it."""
+        """Estimate the free energy, a scalar in nats, to differentiate it."""
         plan = self._plan_for(model, guide, args, kwargs)
         particles = [
             self._terms(plan, *self._get_trace(model, guide, args, kwargs))
@@ -53,10 +54,7 @@ class Estimator(ELBO, ABC):
         return torch.stack([complexity - accuracy for complexity, accuracy in particles]).mean()
 
     def split_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[float, float]:
-        r"""Estimate both parts of the free energy by a draw.
-
-        .. math:: F = KL(q \,\|\, p) - E_q[\ln p(y \mid \theta)]
-        """
+        """Estimate complexity and accuracy from one draw, in nats; F is their difference."""
         with torch.no_grad():
             plan = self._plan_for(model, guide, args, kwargs)
             terms = self._terms(plan, *self._get_trace(model, guide, args, kwargs))
@@ -175,7 +173,12 @@ Run = Callable[[Mapping[str, Any]], Trace]
 
 @dataclass(frozen=True)
 class Plan:
-    """What an estimator learned of a model and a guide before its first step."""
+    """What an estimator learned of a model and a guide before its first step.
+
+    ``closed`` sites have a closed divergence from the prior. ``analytic`` ones have independent
+    normal elements, of which the expectation is taken; a row takes those of them in ``repeated``
+    more than once. ``rows`` are possible numbers of observations.
+    """
 
     model: Any
     guide: Any

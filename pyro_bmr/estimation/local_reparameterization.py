@@ -32,7 +32,17 @@ from pyro_bmr.estimation.posteriors import SitePosterior
 class LocalWeight(Tensor):
     """A draw of a weight, in whose place linear functions draw their result.
 
-    Anything else sees the draw itself. What happened to it is noted in ``uses``.
+    Anything else sees the draw itself. To ``uses`` is added ``"rows"`` where each row was drawn by
+    itself, ``"positions"`` where each position of a convolution was, and else the name of the
+    function that took the draw. ``rows`` are possible numbers of observations: a result without
+    one row per observation is not drawn, but None takes these for granted. ``draw_rows``, for a
+    weight that a row takes more than once, maps the number of rows to a draw for each of them,
+    the same at every call.
+
+    >>> uses = []
+    >>> w = LocalWeight(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2), uses)
+    >>> torch.nn.functional.linear(torch.ones(3, 2), w).tolist(), uses
+    ([[2.0], [2.0], [2.0]], ['rows'])
     """
 
     loc: Tensor
@@ -76,7 +86,7 @@ class LocalWeight(Tensor):
             return func(*args, **kwargs) if drawn is None else drawn
 
     def shift_first_row(self, shift: float) -> None:
-        """Move the weights of the first row, to see where they end up."""
+        """Move the weights of the first row, if rows draw their own, to see where they end up."""
         draw_rows = self.draw_rows
         if draw_rows is not None:
 
@@ -94,7 +104,11 @@ def local_weights(
     rows: Collection[int] | None = None,
     repeated: Collection[str] = (),
 ) -> dict[str, LocalWeight]:
-    """Wrap the draws of all sites that have independent normal elements."""
+    """Wrap the draws of all sites that have independent normal elements.
+
+    A row takes the sites in ``repeated`` more than once, and has a draw of its own of each;
+    ``rows`` are those of `LocalWeight`.
+    """
     weights = {}
     for name, posterior in posteriors.items():
         if posterior.normal is not None:
@@ -181,7 +195,7 @@ def _pick(by_row: Callable[[int], Any], index: int, rows: int) -> Tensor:
 def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> bool:
     """Tell whether every row of the result is of another observation, and takes a weight once.
 
-    Otherwise what two elements of the result share would be lost.
+    Otherwise what two elements of the result share would be lost: draw the weight as a whole.
     """
     if weight.rows is None:
         return True

@@ -72,7 +72,7 @@ def free_energy_draws(
     num_samples: int,
     estimator: ELBO | None = None,
 ) -> Tensor:
-    """Return single estimates of the free energy."""
+    """Return single estimates of the free energy in nats, of shape ``(num_samples,)``, float64."""
     elbo = UnbiasedELBO() if estimator is None else estimator
     losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
     return torch.tensor(losses, dtype=torch.float64)
@@ -93,7 +93,11 @@ def common_draws(
 
     Draw :math:`i` has a seed of its own, so that programs that draw alike get the same random
     numbers, and the error of their difference is that of what they do differently. Nothing outside
-    is changed.
+    is changed. ``couplings`` are those of `CommonNoise`, for correlated posteriors; ``advance`` is
+    called after each draw. An estimate that is NaN or infinite is a ValueError.
+
+    Complexity and accuracy have the shape ``(num_samples,)``, in nats and float64; F is their
+    difference.
     """
     if not isinstance(num_samples, int) or num_samples < 2:
         msg = f"got num_samples={num_samples}. Expected a whole number, 2 or more, for an error"
@@ -120,5 +124,5 @@ def common_draws(
 
 
 def mean_and_error(draws: Tensor) -> tuple[float, float]:
-    """Average independent draws."""
+    """Return the mean of independent draws, and its standard error."""
     return float(draws.mean()), float(draws.std() / len(draws) ** 0.5)

@@ -28,7 +28,7 @@ from pyro_bmr.programs.distributions import find_core
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """How a latent site sets the scale of observations."""
+    """How a site θ sets the scale σ = c θ^k of ``observed`` sites: k = -1/2 for a precision."""
 
     exponent: float
     observed: tuple[str, ...]
@@ -37,7 +37,10 @@ class NoiseLevel:
 def find_noise(
     run: Callable[[Mapping[str, Tensor]], Trace], posteriors: Mapping[str, SitePosterior]
 ) -> dict[str, NoiseLevel]:
-    """Find the sites that only set the scale of Normal observations, by varying each."""
+    """Find the sites that only set the scale of Normal observations, by varying each.
+
+    Those whose expectations are not closed are left out.
+    """
 
     def statements(values: Mapping[str, Tensor]) -> dict[str, Any]:
         torch.manual_seed(0)
@@ -60,7 +63,10 @@ def find_noise(
 
 
 def plug_in(posterior: Any, exponent: float) -> tuple[Tensor, Tensor]:
-    """Return the value at which to run the model, and what its logarithm lacks."""
+    r"""Return :math:`\theta_* = E[\theta^{-2k}]^{-1/2k}` and :math:`E[\ln\theta] - \ln\theta_*`.
+
+    The posterior is LogNormal, or a Gamma of a precision, in any wrapping.
+    """
     posterior = find_core(posterior)
     if isinstance(posterior, Gamma):
         shortfall = posterior.concentration.digamma() - posterior.concentration.log()

@@ -1,4 +1,8 @@
-"""The posterior of each latent site, read from a trace of the guide."""
+"""The posterior of each latent site, read from a trace of the guide.
+
+An autoguide draws a site in two statements: a Normal over the unconstrained value, and a point
+mass at its image. These are put together again.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,10 @@ from pyro_bmr.programs.distributions import PrunedDistribution, find_core
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """What a guide says of one latent site."""
+    """What a guide says of one latent site, in the sample statements ``nodes``.
+
+    ``fn`` is None if only draws are known.
+    """
 
     fn: Any
     draw: Tensor
@@ -33,11 +40,7 @@ class SitePosterior:
 def read_posteriors(
     guide_trace: Trace, supports: Mapping[str, constraints.Constraint]
 ) -> dict[str, SitePosterior]:
-    """Read the posterior of every latent site.
-
-    An autoguide draws a site in two statements: a Normal over the unconstrained value, and a point
-    mass at its image. These are put together again.
-    """
+    """Read the posterior of every latent site, given its support in the model."""
     return {name: _read(guide_trace, name, support) for name, support in supports.items()}
 
 

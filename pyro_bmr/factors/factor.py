@@ -41,8 +41,9 @@ class Prior:
 
     Examples
     --------
-    >>> Prior(torch.tensor(-0.9189)).gaussian is None
-    True
+    >>> normal = torch.distributions.Normal(0.0, 1.0)
+    >>> Prior(normal.log_prob(torch.tensor(0.0).double())).log_density_at_zero
+    tensor(-0.9189, dtype=torch.float64)
     """
 
     log_density_at_zero: Tensor
@@ -52,7 +53,12 @@ class Prior:
 
 @dataclass(frozen=True)
 class Terms:
-    """What ΔF of any set of elements of a factor follows from."""
+    """What ΔF of any set of elements of a factor follows from.
+
+    ``element``: those that can go, as the caller numbers them. ``cost``: in nats and float64, ΔF of
+    dropping each where they are independent, otherwise ln p(θ_i = 0) + ½ ln 2π. ``posterior``: of
+    these elements, in float64, if they are correlated.
+    """
 
     element: Tensor
     cost: Tensor
@@ -103,7 +109,7 @@ class Factor(ABC):
         names : collection of str
             Sites that it holds.
         normals : callable
-            From a number of elements to their standard normals, a vector a draw. Where the
+            From a number of elements to their standard normals, one vector per draw. Where the
             posterior is Gaussian, a draw is the mean plus something linear in them.
         """
 
@@ -191,7 +197,7 @@ class Factor(ABC):
 
 
 def check_finite(name: str, what: str, values: Tensor) -> None:
-    """Look for values that are not numbers."""
+    """Raise ValueError if a value, ``what`` the guide has for a site, is NaN or infinite."""
     if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
         msg = (
             f"the guide's {what} of the site {name!r} is NaN or infinite in "
@@ -203,7 +209,7 @@ def check_finite(name: str, what: str, values: Tensor) -> None:
 
 
 def check_positive(name: str, scale: Tensor) -> None:
-    """Look for scales that are not positive."""
+    """Raise ValueError if a scale is zero or negative."""
     bad = int((scale <= 0).sum())
     if bad:
         msg = (

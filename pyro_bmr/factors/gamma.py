@@ -26,8 +26,8 @@ from pyro_bmr.programs.sites import Indices, Site, take
 class GammaFactor(Factor):
     r"""Independent Gamma posteriors at one positive site, as in `AutoGamma`.
 
-    Nothing of it can be pruned, since it has no density at zero. Mean and standard deviation in
-    unconstrained coordinates are those of :math:`\ln\tau`.
+    Nothing of it can be pruned, since it has no density at zero. ``mean`` is that of :math:`\tau`;
+    mean and standard deviation in unconstrained coordinates are those of :math:`\ln\tau`.
     """
 
     site: Site

@@ -215,7 +215,7 @@ class IndependentFactor(Factor):
 def independent_terms(
     factor: Factor, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]
 ) -> Terms:
-    """Return the terms of a factor whose elements each add their own ΔF."""
+    """Return the terms of a factor of independent elements: of those left that can go."""
     kept = factor.kept()
     able = {name: kept[name] & scores[name].isfinite() for name in factor.priors}
     like = next(iter(kept.values()))

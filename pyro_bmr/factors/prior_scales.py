@@ -17,7 +17,10 @@ from pyro_bmr.mathematics.scale_search import Tuned, find_best_variance
 
 
 def choose_variances(factors: tuple[Factor, ...], labels: Mapping[str, Tensor]) -> Tuned:
-    """Choose the prior variance of every group by the joint evidence."""
+    """Choose the prior variance of every group by the joint evidence.
+
+    The priors of the sites in ``labels`` are Gaussian; a label of -1 keeps an element's prior.
+    """
     pools = [_POOL[type(factor)](factor, labels) for factor in factors if factor.priors]
     count = 1 + max((int(t.max()) for t in labels.values() if t.numel()), default=0)
     highest = torch.zeros(count, dtype=torch.float64)

@@ -18,10 +18,7 @@ from pyro_bmr.mathematics.gaussian import Dense, Diagonal
 
 
 def read_structured(guide: AutoStructured) -> tuple[Factor, ...]:
-    r"""Read an ``AutoStructured`` with Gaussian conditionals and linear dependencies.
-
-    .. math:: \theta_i = \mu_i + \sum_j W_{ij} (\theta_j - \mu_j) + L_i \epsilon_i
-    """
+    """Read an ``AutoStructured`` that is linear and Gaussian: a `Conditional` per site."""
     check_called(guide)
     return join([_conditional(guide, name, node) for name, node in guide._sorted_sites])
 

@@ -15,7 +15,7 @@ from pyro_bmr.programs.sites import Site
 
 
 def check_called(guide: AutoGuide) -> None:
-    """Look whether a guide has parameters yet."""
+    """Raise a ValueError if a guide was never called, and so has no parameters."""
     if guide.prototype_trace is None:
         msg = (
             f"this {type(guide).__name__} has never been called, so it has no parameters. Expected "
@@ -25,7 +25,10 @@ def check_called(guide: AutoGuide) -> None:
 
 
 def read_parameter(guide: AutoGuide, path: str) -> Tensor:
-    """Read what a guide optimises, without the param store noticing."""
+    """Read an unconstrained parameter by its dotted path, without the param store noticing.
+
+    It is a ValueError if the store holds another tensor under its name.
+    """
     parameters: dict[str, Tensor] = dict(guide.named_parameters())
     own = parameters[path if path in parameters else f"{path}_unconstrained"]
     check_owned(f"{guide._pyro_name}.{path}", own)
@@ -41,12 +44,12 @@ def read_value(guide: AutoGuide, path: str, constraint: constraints.Constraint) 
 
 
 def read_site(node: Any, shape: torch.Size, event_dim: int) -> Site:
-    """Read what a guide remembers of a sample site."""
+    """Read a sample site; ``shape`` is that of its unconstrained value, at full size."""
     return Site(node["name"], shape, event_dim, node["fn"].support, node["cond_indep_stack"])
 
 
 def read_whole_site(guide: AutoGuide, node: Any, shape: torch.Size, event_dim: int) -> Site:
-    """Read a site of a guide that does not follow sub-sampling plates."""
+    """Read a site of a guide that has to hold all rows of its plates, or raise a ValueError."""
     for frame in node["cond_indep_stack"]:
         if frame.full_size not in (None, frame.size):
             msg = (

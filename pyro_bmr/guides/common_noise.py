@@ -18,7 +18,7 @@ from pyro_bmr.mathematics.gaussian import Dense, LowRank
 
 @dataclass(frozen=True)
 class Coupling:
-    """How a correlated factor, after a reduction, is drawn from the noise of the one before."""
+    """Maps the ``size`` standard normals of a correlated factor to those of what remains of it."""
 
     size: int
     condition: Callable[[Tensor], Tensor]
@@ -27,7 +27,11 @@ class Coupling:
 def couple(
     factors: Iterable[Factor], masks: Mapping[str, Tensor] | None = None
 ) -> dict[str, Coupling]:
-    """Couple what remains of correlated factors with the factors themselves."""
+    """Couple correlated factors with what remains of them under masks, where True stays.
+
+    By statement of the `PrunedGuide` of what remains. Independent factors need no coupling, since
+    they draw their pruned elements as well.
+    """
     return {
         latent_name(factor.sites): Coupling(
             factor.posterior.noise_size, factor.condition_noise(masks or {})
@@ -40,7 +44,7 @@ def couple(
 class CommonNoise(Messenger):
     """Effect handler that draws correlated factors of a `PrunedGuide` from common noise.
 
-    Other statements draw as ever.
+    The same seed gives the same noise, whatever remains of a factor. Other statements draw as ever.
     """
 
     def __init__(self, couplings: Mapping[str, Coupling], seed: int) -> None:

@@ -29,11 +29,14 @@ def match_moments(
 ) -> tuple[Factor, ...]:
     r"""Return the Gaussian with the mean and covariance of posterior samples.
 
-    In unconstrained coordinates, and with a warning, for what the samples show beyond these
-    moments is lost. The covariance of all :math:`n` elements needs at least :math:`10 n` effective
-    draws: with :math:`S` draws, the quadratic form :math:`\mu^\top \Sigma^{-1} \mu` of a ΔF comes
-    out too large by a factor of about :math:`S / (S - n)`. With fewer, the elements are taken as
-    independent, and the warning says so.
+    The samples are in the model's own coordinates, of shape ``(draws, *site)``, or
+    ``(chains, draws, *site)`` with ``chains``; those of discrete or observed sites are left out.
+
+    The Gaussian is in unconstrained coordinates, and comes with a warning, for what the samples
+    show beyond these moments is lost. The covariance of all :math:`n` elements needs at least
+    :math:`10 n` effective draws: with :math:`S` draws, the quadratic form
+    :math:`\mu^\top \Sigma^{-1} \mu` of a ΔF comes out too large by a factor of about
+    :math:`S / (S - n)`. With fewer, the elements are taken as independent, and the warning says so.
     """
     lead = 2 if chains else 1
     nodes = _latent_nodes(samples, origin)

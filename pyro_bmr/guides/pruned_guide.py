@@ -28,7 +28,10 @@ from pyro_bmr.programs.sites import Site
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that a guide was made for, and how it was first called."""
+    """The model that a guide was made for, and how it was first called.
+
+    The model is without the handlers that an autoguide puts around it, and None if it is lost.
+    """
 
     model: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
@@ -36,7 +39,7 @@ class Origin:
     create_plates: Callable[..., Any] | None = None
 
     def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Build the plates of a guide for the model."""
+        """Build the plates of a guide for the model, by name, for parts with ``sites``."""
         created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
         return make_plates(parts, created)
 
@@ -85,7 +88,7 @@ class PrunedGuide(OwnNames):
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """One module a factor; ``part.factor()`` reads it."""
+        """One module per factor; ``part.factor()`` reads it."""
         return tuple(self.factors.children())
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -99,7 +102,7 @@ class PrunedGuide(OwnNames):
         Returns
         -------
         dict of Tensor
-            A value a site.
+            One value per site.
         """
         plates = self.origin.make_plates(self.parts, *args, **kwargs)
         return {name: value for part in self.parts for name, value in part(plates)}
@@ -116,7 +119,7 @@ class PrunedGuide(OwnNames):
         Returns
         -------
         dict of Tensor
-            A value a site, 0 where pruned.
+            One value per site, 0 where pruned.
         """
         return {
             site.name: site.constrain(marginal.loc).clone() for site, marginal in self._marginals()

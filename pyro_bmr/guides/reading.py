@@ -1,5 +1,9 @@
 """Guide families, read as factors.
 
+A guide whose family is registered with `read_factors` is read from its parameters; any other is run
+a few times (`pyro_bmr.guides.traced_guides`). Posterior samples are matched in their moments
+(`pyro_bmr.guides.posterior_samples`). A list of guides is read part by part.
+
 With `autoguides` and `affine_guides` the only file that knows the inside of Pyro's autoguides.
 """
 
@@ -55,11 +59,10 @@ from pyro_bmr.programs.sites import Site
 
 
 def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
-    """Read the posterior that a guide holds, without touching the guide.
+    """Read the posterior that a guide, MCMC or samples hold, sharing tensors where possible.
 
-    A guide whose family is registered with `read_factors` is read from its parameters; any other
-    is run a few times (`pyro_bmr.guides.traced_guides`). Posterior samples are matched in their
-    moments (`pyro_bmr.guides.posterior_samples`). A list of guides is read part by part.
+    What cannot be read is an `UnregisteredGuideError` or a `NotGaussianError`; a guide that was
+    never called, holds values that are not finite or lost its parameters is a ValueError.
     """
     with torch.no_grad():
         factors = _read(guide, read_origin(guide) if origin is None else origin)
@@ -255,7 +258,7 @@ def _is_registered(guide: Any) -> bool:
 
 
 def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | None]:
-    """Find mean-field parameters by name: messengers hold all rows of a plate and draw some."""
+    """Find location and scale by site: messengers hold all rows of a plate and draw some."""
     stock = AutoNormalMessenger.get_posterior
     messengers = [g for g in guides if getattr(type(g), "get_posterior", None) is stock]
 
@@ -271,7 +274,7 @@ def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | Non
 
 @singledispatch
 def read_origin(guide: Any) -> Origin:
-    """Return the model that a guide was made for, and how it was first called."""
+    """Return the model that a guide was made for, if it knows it, and how it was first called."""
     return Origin(_without_guide_handlers(getattr(guide, "model", None)))
 
 

@@ -38,7 +38,13 @@ class NotGaussianError(TypeError):
 
 @dataclass(frozen=True)
 class Statement:
-    """A sample statement of a guide: what it draws from, given what was drawn before."""
+    """A sample statement of a guide: what it draws from, given what was drawn before.
+
+    ``loc`` is the mean in unconstrained coordinates of the rows that were drawn, with gradients to
+    what was drawn before; for a Gamma site, the logarithm of its mean. ``spread`` are its other
+    parameters, which have to be constant. ``posterior`` is the same at the full size of plates,
+    without gradients; None for a Gamma site.
+    """
 
     site: Site
     loc: Tensor
@@ -60,7 +66,11 @@ def read_statement(
     support: constraints.Constraint,
     full_rows: Callable[[str], tuple[Tensor, Tensor] | None] = lambda _: None,
 ) -> Statement:
-    """Read a sample statement, inside the plates that it is in."""
+    """Read a sample statement, inside the plates that it is in; ``support`` is the model's.
+
+    ``full_rows`` maps a site in a sub-sampling plate to its mean and standard deviation at full
+    size. What is neither Gaussian in unconstrained coordinates nor Gamma is a `NotGaussianError`.
+    """
     name, fn = msg["name"], msg["fn"]
     core, transforms = _unwrap(fn)
     family = next((_FAMILIES[t] for t in type(core).__mro__ if t in _FAMILIES), None)

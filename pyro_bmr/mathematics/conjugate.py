@@ -18,14 +18,17 @@ from torch.distributions import Beta, Dirichlet, Distribution, Gamma
 
 @dataclass(frozen=True)
 class ConjugateFamily:
-    """A family of distributions, by its parameters and its log-partition."""
+    """A family of distributions, by the names of its parameters, all positive.
+
+    ``log_partition`` takes them stacked along the last dimension, and returns nats.
+    """
 
     build: Callable[..., Distribution]
     parameters: tuple[str, ...]
     log_partition: Callable[[Tensor], Tensor]
 
     def stack(self, fn: Distribution) -> Tensor:
-        """Return the parameters of a distribution."""
+        """Return a distribution's parameters in float64, stacked along the last dimension."""
         values = [getattr(fn, name).double() for name in self.parameters]
         return values[0] if fn.event_shape else torch.stack(values, -1)
 
@@ -33,7 +36,7 @@ class ConjugateFamily:
 def reduced_parameters(
     family: ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
 ) -> Tensor:
-    """Return the parameters of the reduced posterior q·r/p."""
+    """Return the parameters of the reduced posterior q·r/p, stacked; NaN where there is none."""
     # In this order, so that r = p changes nothing to the last digit.
     sums = family.stack(posterior) + (family.stack(reduced) - family.stack(prior))
     proper = (sums > 0).all(-1, keepdim=True)
@@ -43,13 +46,9 @@ def reduced_parameters(
 def delta_f_conjugate(
     family: ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
 ) -> Tensor:
-    r"""Score a reduced prior of a conjugate family.
+    """Score a reduced prior of a conjugate family, in nats; NaN where q·r/p is improper.
 
-    .. math:: -\Delta F = A(q + r - p) - A(q) - A(r) + A(p)
-
-    References
-    ----------
-    Friston, Parr & Zeidman (2018), "Bayesian model reduction", arXiv:1805.07092.
+    -ΔF = A(q + r - p) - A(q) - A(r) + A(p): Friston, Parr & Zeidman (2018), arXiv:1805.07092.
     """
     after = reduced_parameters(family, posterior, prior, reduced)
     a = family.log_partition

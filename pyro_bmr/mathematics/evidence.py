@@ -46,7 +46,7 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     Returns
     -------
     Tensor
-        :math:`\Delta F` in nats, in the posterior's dtype: one an element for `Diagonal`, a
+        :math:`\Delta F` in nats, in the posterior's dtype: one per element for `Diagonal`, a
         scalar for `Dense`, of the batch shape for a distribution.
 
     Raises
@@ -76,18 +76,17 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
 
 
 def delta_f_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -> Tensor:
-    """Score a Gaussian reduced prior for every element by itself, whether proper or not."""
+    """Score a Gaussian reduced prior element by element; ``inf`` where q·r/p is improper."""
     value = _delta_f_diagonal(posterior, prior, reduced)
     return torch.where(value.isnan(), torch.inf, value)
 
 
 def delta_f_released(posterior: Diagonal, prior: Diagonal, log_prior: Tensor) -> Tensor:
-    r"""Score every element of which nothing depends any more.
+    r"""Score every element that nothing depends on any more, in nats and float64.
 
-    The likelihood is then the same whatever their values are, so that their posterior is their
-    prior, and what they cost is gone:
-
-    .. math:: \Delta F_i = -KL(q(\theta_i) \,\|\, p(\theta_i))
+    :math:`\Delta F_i = -KL(q_i \,\|\, p_i)`: the likelihood is then the same whatever its value is,
+    so that its posterior is its prior. A hierarchical prior enters by its expected natural
+    parameters and its expected ln p(θ = 0).
     """
     loc, variance = posterior.loc.double(), posterior.scale.double().square()
     precision = prior.scale.double().square().reciprocal()
@@ -100,14 +99,13 @@ def delta_f_released(posterior: Diagonal, prior: Diagonal, log_prior: Tensor) ->
 def delta_f_spike(
     posterior: Diagonal, log_prior: Tensor, scale_transform: Callable[[Tensor], Tensor] = _identity
 ) -> Tensor:
-    r"""Score the removal of every element by itself (Savage-Dickey).
+    r"""Score the removal of every element by itself, in nats and the posterior's dtype.
 
-    .. math:: \Delta F_i = \ln p(\theta_i = 0) - \ln q(\theta_i = 0)
-
-    References
-    ----------
-    Dickey (1971), Ann. Math. Statist. 42(1); the limit of eq. 10 in Friston, Parr & Zeidman
-    (2018), arXiv:1805.07092, as the reduced variance goes to zero.
+    :math:`\Delta F_i = \ln p(\theta_i = 0) - \ln q(\theta_i = 0)`, in float64, since nearly equal
+    densities cancel; ``inf`` where ``log_prior`` is. ``scale_transform`` leads from
+    ``posterior.scale``, a part at a time, to standard deviations. Source: Dickey (1971), Ann. Math.
+    Statist. 42(1); the limit of eq. 10 in Friston, Parr & Zeidman (2018), arXiv:1805.07092, as the
+    reduced variance goes to zero.
     """
     scores = torch.empty_like(posterior.loc, memory_format=torch.contiguous_format)
     constant = log_prior.to(posterior.loc.device, torch.float64) + 0.5 * LOG_2PI
@@ -119,8 +117,8 @@ def delta_f_spike(
 def delta_f_spike_chain(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     r"""Split the joint removal of correlated elements into one term each, in their order.
 
-    .. math:: \Delta F = \sum_i \ln p(\theta_i = 0)
-              - \ln q(\theta_i = 0 \mid \theta_1 = \dots = \theta_{i-1} = 0)
+    :math:`\ln p(\theta_i = 0) - \ln q(\theta_i = 0 \mid \theta_1 = \dots = \theta_{i-1} = 0)`, in
+    nats, which add up to the joint ΔF. ``posterior`` is the **marginal** of what goes.
     """
     return _CHAIN[type(posterior)](posterior, log_prior)
 

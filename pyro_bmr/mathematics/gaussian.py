@@ -13,7 +13,7 @@ LOG_2PI = math.log(2.0 * math.pi)
 
 @dataclass(frozen=True)
 class Diagonal:
-    r"""Independent Gaussians, one an element: :math:`N(\mu_i, \sigma_i^2)`.
+    r"""Independent Gaussians, one per element: :math:`N(\mu_i, \sigma_i^2)`.
 
     Parameters
     ----------
@@ -37,14 +37,14 @@ class Diagonal:
         Returns
         -------
         Natural
-            One pair of natural parameters an element.
+            One pair of natural parameters per element.
         """
         precision = self.scale.double().pow(-2)
         return Natural(precision * self.loc.double(), precision)
 
 
 def triangular(root: Tensor) -> Tensor:
-    """Return the lower Cholesky factor of ``root @ root.mT`` without forming it.
+    """Return the lower Cholesky factor of ``root @ root.mT``, of no more rows than columns.
 
     Orthogonalising the rows never squares the root, which matters when they are nearly collinear.
     """
@@ -349,7 +349,8 @@ class LowRank:
 class Natural:
     r"""Gaussians :math:`\exp(h^\top\theta - \tfrac12 \theta^\top\Lambda\theta)`, not normalised.
 
-    A product of densities adds their natural parameters, a quotient subtracts them.
+    A product of densities adds their natural parameters, a quotient subtracts them. ``precision``
+    has the shape of ``linear`` (:math:`h`) for independent elements, or is a matrix.
     """
 
     linear: Tensor
@@ -362,7 +363,7 @@ class Natural:
         return Natural(self.linear - other.linear, self.precision - other.precision)
 
     def log_partition(self) -> Tensor:
-        r"""Return the logarithm of the normaliser.
+        r"""Return the log of the normaliser in nats; NaN where the precision is not positive.
 
         .. math:: A = \tfrac12 h^\top \Lambda^{-1} h - \tfrac12 \ln|\Lambda| + \tfrac n2 \ln 2\pi
         """

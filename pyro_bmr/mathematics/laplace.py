@@ -21,10 +21,12 @@ from pyro_bmr.mathematics.gaussian import Diagonal
 def reduce_to_laplace(
     posterior: Diagonal, prior: Diagonal, scale: Tensor
 ) -> tuple[Tensor, Diagonal]:
-    r"""Score a Laplace reduced prior for every element by itself.
+    r"""Return ΔF of a Laplace reduced prior for every element, and the moments that it leads to.
 
     .. math:: -\Delta F = \ln \int N(\theta; \mu, s) \,
               \frac{\exp(-|\theta| / b)}{2 b \, N(\theta; \mu_0, s_0)} \, d\theta
+
+    Where the posterior is not narrower than the prior, ``inf``, and moments that are NaN.
     """
     s, s0 = (g.scale.double().square() for g in (posterior, prior))
     mean, mean0, b = posterior.loc.double(), prior.loc.double(), scale.double()

@@ -49,7 +49,7 @@ def reduced_posterior(posterior: Family, prior: Family, reduced: Family) -> Fami
 
 
 def reduced_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -> Diagonal:
-    r"""Return q·r/p of every element by itself.
+    r"""Return q·r/p of every element by itself, in float64; NaN where it is improper.
 
     .. math:: \sigma^2 = s_r / M, \quad \mu = (m_r + s_r h) / M, \quad
               M = 1 + s_r (1/s - 1/s_0), \quad h = \mu / s - \mu_0 / s_0

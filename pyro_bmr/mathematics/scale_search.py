@@ -19,14 +19,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best prior variance of every group."""
+    """The best prior variance of every group; NaN where no element of it tells.
+
+    ``spiked``: the evidence rises down to the lower end of the search, so that the spike wins;
+    ``capped``: it rises up to the upper end.
+    """
 
     variance: Tensor
     spiked: Tensor
     capped: Tensor
 
     def with_group(self, group: Tensor, other: Tuned) -> Tuned:
-        """Take one group from elsewhere."""
+        """Take one group from ``other``."""
         here = torch.arange(len(self.variance)) == group
         return Tuned(
             torch.where(here, other.variance, self.variance),
@@ -44,11 +48,13 @@ _CHUNK = 1 << 22
 
 
 def find_best_variance(curvature: Tensor, slope: Tensor, group: Tensor, highest: Tensor) -> Tuned:
-    r"""Maximise the evidence over one prior variance a group.
+    r"""Maximise the evidence over one prior variance per group, up to its ``highest``.
 
     The global maximum lies between the best variances of the single elements,
-    :math:`t_k = (h_k^2 - \alpha_k) / \alpha_k^2`. It is bracketed on a grid in :math:`\ln t`, and
-    refined by bisection of the derivative.
+    :math:`t_k = (h_k^2 - \alpha_k) / \alpha_k^2` with curvature :math:`\alpha_k` and slope
+    :math:`h_k`, in float64. It is bracketed on a grid in :math:`\ln t`, and refined by bisection of
+    the derivative. Elements with :math:`\alpha_k \le 0` tell nothing, but end the search at half
+    the variance from which on the posterior would be improper.
     """
     tells = curvature > 0
     silent = curvature[~tells]

@@ -28,7 +28,16 @@ from pyro_bmr.mathematics.triples import check_proper
 def noisy_copy(
     posterior: Dense | LowRank, prior: Diagonal, reduced: Diagonal
 ) -> tuple[Dense | LowRank, Tensor]:
-    r"""Return what has the evidence of a spike where :math:`\theta` has that of a narrower prior."""
+    """Return the posterior of z and ln p(z = 0): a spike on z scores as ``reduced`` does on θ.
+
+    ``inf`` where the reduced prior is not narrower than the prior, unless the two are equal.
+
+    >>> one = torch.ones(1)
+    >>> q, p, r = Dense(one, 0.5 * one[None]), Diagonal(0 * one, one), Diagonal(0 * one, 0.1 * one)
+    >>> copy, log_prior = noisy_copy(q, p, r)
+    >>> delta_f_spike_chain(copy, log_prior), delta_f_gaussian(Diagonal(one, 0.5 * one), p, r)
+    (tensor([1.2440]), tensor([1.2440], dtype=torch.float64))
+    """
     gain, offset, noise = _observation(prior, reduced)
     distance = (prior.loc - reduced.loc).square() / (prior.scale.square() - noise)
     log_prior = -0.5 * (LOG_2PI + 2 * prior.scale.log() + distance)
@@ -49,9 +58,9 @@ def noisy_copy(
 def shrink(
     posterior: Dense | LowRank, prior: Diagonal, reduced: Diagonal
 ) -> tuple[float, Dense | LowRank]:
-    r"""Put a Gaussian prior in the place of another, jointly for correlated elements.
+    """Put a Gaussian prior in the place of another, narrower or wider, jointly and in float64.
 
-    .. math:: -\Delta F = \ln \int q(\theta) \prod_i \frac{r_i(\theta_i)}{p_i(\theta_i)} \, d\theta
+    -ΔF = ln ∫ q(θ) Π r_i(θ_i) / p_i(θ_i) dθ; ValueError where that posterior is improper.
     """
     return _SHRINK[type(posterior)](posterior, prior, reduced)
 
@@ -137,7 +146,10 @@ def _shrink_low_rank(
 def _reweigh(
     rows: Tensor, curvature: Tensor, slope: Tensor, out: Tensor
 ) -> tuple[float, Tensor, Tensor]:
-    """Weigh standard normals x by exp(Σ slope (rows x) − ½ curvature (rows x)²)."""
+    """Weigh standard normals x by exp(Σ slope (rows x) − ½ curvature (rows x)²).
+
+    Return the log of the mean weight, and ``out x`` as a mean and a factor of its covariance.
+    """
     identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     tril, failed = torch.linalg.cholesky_ex(identity + rows.mT @ (curvature[:, None] * rows))
     check_proper(failed != 0)

@@ -15,7 +15,11 @@ Family = TypeVar("Family", Diagonal, Dense, Distribution)
 
 
 def common_kind(known: Iterable[type], posterior: Any, prior: Any, reduced: Any) -> type:
-    """Return the family that three densities have in common."""
+    """Return the family, of those ``known``, that three densities have in common.
+
+    An unknown one is a TypeError; different families or shapes are a ValueError, but shapes of
+    distributions may broadcast.
+    """
     three = (posterior, prior, reduced)
     kinds = [_kind(tuple(known), one) for one in three]
     shapes = {_shape(one) for one in three}
@@ -30,7 +34,7 @@ def common_kind(known: Iterable[type], posterior: Any, prior: Any, reduced: Any)
 
 
 def check_proper(improper: Tensor) -> None:
-    """Raise if a reduced posterior cannot be normalised."""
+    """Raise ValueError if a reduced posterior cannot be normalised."""
     count = int(improper.sum())
     if count:
         msg = (

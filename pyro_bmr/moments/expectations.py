@@ -26,7 +26,10 @@ def expected_log_prob(fn: td.Distribution, value: Tensor) -> Tensor:
     `Bernoulli` with Gaussian logits. A lower bound for a `Categorical` and a `OneHotCategorical`
     with Gaussian logits, so that the free energy stays an upper bound: see `logsumexp_bound`.
     Any of these in ``to_event``, ``mask`` and ``expand``. ``expected_log_prob.register(Family)``
-    adds a family.
+    adds a family; one without a rule is an `UnknownOperationError`.
+
+    In nats, of the shape of ``fn.log_prob(value)``. Construct ``fn`` while validation is off, as in
+    ``pyro.validation_enabled(False)``, because it compares the elements of parameters.
     """
     found = [*dict.fromkeys(_gaussian_parameters(fn))] + ["value"] * isinstance(
         value, GaussianTensor

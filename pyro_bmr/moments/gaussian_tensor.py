@@ -13,7 +13,7 @@ from typing_extensions import override
 
 
 def gaussian(loc: Tensor, variance: Tensor) -> GaussianTensor:
-    """Make a tensor of independent Gaussian elements."""
+    """Make a tensor of independent Gaussian elements; a variance of zero is a constant."""
     got = [(tuple(t.shape), t.dtype) for t in (loc, variance)]
     if got[0] != got[1] or not loc.dtype.is_floating_point:
         msg = (
@@ -71,7 +71,10 @@ class UnknownOperationError(NotImplementedError):
 
 
 def register(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Add a rule for torch functions, as a decorator."""
+    """Add a rule for functions such as ``torch.abs`` and ``torch.Tensor.abs``, as a decorator.
+
+    The rule takes their arguments, any of which may be a `GaussianTensor`.
+    """
 
     def add(rule: Callable[..., Any]) -> Any:
         _RULES.update(dict.fromkeys(functions, rule))
@@ -81,7 +84,7 @@ def register(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], A
 
 
 def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOperationError:
-    """Return the error for a torch function that has no rule."""
+    """Return the error for a function without a rule, with a ``reason`` such as "with dilation"."""
     name = resolve_name(func) or getattr(func, "__name__", str(func))
     name = name.removesuffix(".__get__")
     last = name.rsplit(".", 1)[-1]

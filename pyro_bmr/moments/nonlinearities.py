@@ -24,6 +24,8 @@ def quadrature_points(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the points and the weights of Gauss-Hermite quadrature with 31 nodes.
 
     .. math:: \mathbb{E}[f(x)] \approx \sum_k w_k f(m + \sqrt{v}\, t_k)
+
+    Points have a new first dimension of 31, with ``loc`` in the middle; weights sum to one.
     """
     nodes, weights = (
         loc.new_tensor(values.tolist()).reshape(-1, *[1] * loc.dim())
@@ -54,20 +56,13 @@ def smooth_moments(
 
 
 def exp_moments(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Push elements through the exponential, exactly.
-
-    .. math:: \mathbb{E}[e^x] = e^{m + v/2}, \quad
-              \operatorname{Var}[e^x] = (e^v - 1)\, e^{2m + v}
-    """
+    r"""Take the exponential: exactly :math:`e^{m + v/2}` and :math:`(e^v - 1)\, e^{2m + v}`."""
     mean = (loc + 0.5 * variance).exp()
     return mean, variance.expm1() * mean.square()
 
 
 def square_moments(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Push elements through the square, exactly.
-
-    .. math:: \mathbb{E}[x^2] = m^2 + v, \quad \operatorname{Var}[x^2] = 2 v^2 + 4 m^2 v
-    """
+    r"""Take the square: exactly :math:`m^2 + v` and :math:`2 v^2 + 4 m^2 v`."""
     return loc.square() + variance, 2 * variance * (variance + 2 * loc.square())
 
 
@@ -81,11 +76,7 @@ def relu_moments(
 
     and a leaky relu is :math:`c x + (1 - c) x_+`, with
     :math:`\operatorname{Cov}[x, x_+] = s^2 \Phi(m/s)` (Stein).
-
-    References
-    ----------
-    Frey & Hinton (1999), "Variational learning in nonlinear Gaussian belief networks", Neural
-    Computation 11(1).
+    Source: Frey & Hinton (1999), Neural Computation 11(1).
     """
     mean, rectified, probability = _rectify(loc, variance)
     c = negative_slope
@@ -100,11 +91,8 @@ def max_moments(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Take the maximum over the last dimension, pair by pair (Clark).
 
     The moments of the maximum of two Gaussians are exact. It is then taken for a Gaussian itself,
-    which is an approximation where there are more than two elements.
-
-    References
-    ----------
-    Clark (1961), "The greatest of a finite set of random variables", Operations Research 9(2).
+    which is an approximation where there are more than two elements. Source: Clark (1961),
+    Operations Research 9(2).
     """
     while loc.shape[-1] > 1:
         half = loc.shape[-1] // 2
@@ -132,12 +120,8 @@ def logsumexp_bound(
 
     for any :math:`a`, equal for variances of zero. Ten steps lead towards the best :math:`a`, and
     each of them lowers the bound: to within 2e-3 of its minimum for variances up to 10. The
-    gradient takes :math:`a` for a constant, as it may at the minimum.
-
-    References
-    ----------
-    Knowles & Minka (2011), "Non-conjugate variational message passing for multinomial and binary
-    regression", NeurIPS; the step by Böhning & Lindsay (1988), Ann. Inst. Stat. Math. 40(4).
+    gradient takes :math:`a` for a constant, as it may at the minimum. Source: Knowles & Minka
+    (2011), NeurIPS; the step by Böhning & Lindsay (1988), Ann. Inst. Stat. Math. 40(4).
     """
     m, v = loc.detach(), variance.detach()
     a = _softmax(m, dim)

@@ -25,7 +25,13 @@ def assemble_module(
     names: Sequence[str],
     model: Callable[..., Any],
 ) -> tuple[fx.GraphModule, list[bool]]:
-    """Make a module of a recorded graph."""
+    """Make a module of a recorded graph, and tell for each input whether the module takes it.
+
+    The graph is a function of ``values``, by latent site, which become parameters of these names,
+    and then of the inputs, ``names``. Parameters and buffers of ``model`` keep their names; values
+    of ``pyro.param`` have theirs, with ``_unconstrained`` after it where they are transformed. The
+    module shares no tensor with others. Output that is random raises a `RandomOutputError`.
+    """
     random = [n for n in recorded.graph.nodes if _is_random(n)]
     if random:
         msg = (

@@ -25,7 +25,17 @@ def join(
     sizes: tuple[int, int],
     batched: Sequence[bool],
 ) -> fx.GraphModule:
-    """Make one graph of two."""
+    """Make one graph of two, recorded at two numbers of data, ``sizes``; the first is changed.
+
+    Sizes are read from the placeholders that are ``batched``: whose first axis runs over the data.
+    Graphs that differ in more than sizes raise a `BatchSizeError`.
+
+    Examples
+    --------
+    >>> at = lambda n: fx.symbolic_trace(lambda x: torch.ops.aten.view.default(x, [2 * n]))
+    >>> join(at(3), at(4), (3, 4), [True])(torch.zeros(5, 2)).shape
+    torch.Size([10])
+    """
     graph = first.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     sources = [n for n, b in zip(placeholders, batched, strict=True) if b and n.users]
@@ -52,7 +62,7 @@ def join(
 
 
 class _SizeReader:
-    """Writes into a graph what a size is of the number of data."""
+    """Writes into a graph how a size follows from the number of data."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from pyro_bmr.smaller.program import CompactedModel
 def read_call(
     model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None
 ) -> Call:
-    """Find the tensors among the arguments of a model."""
+    """Find the tensors among the arguments of a model, with the names that it gives to them."""
     if not isinstance(args, tuple | list):
         msg = (
             f"got args= of type {type(args).__name__}. Expected the arguments of the model in a "
@@ -36,7 +36,10 @@ def read_call(
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a model, of which the tensors are inputs."""
+    """The arguments of a model, of which the tensors are inputs.
+
+    ``leaves``: all of them, out of their containers, ``spec``; ``names``: one per tensor.
+    """
 
     leaves: tuple[Any, ...]
     spec: Any
@@ -54,18 +57,18 @@ class Call:
 
     @property
     def batched(self) -> list[bool]:
-        """One an input: True if its first axis runs over the data."""
+        """Per input, whether its first axis runs over the data."""
         return [t.dim() > 0 and len(t) == self.size for t in self.tensors]
 
     def inputs(self, size: int) -> list[Tensor]:
-        """Take or repeat data."""
+        """Return the inputs at this number of data, cut off or repeated."""
         return [
             t[torch.arange(size, device=t.device) % len(t)] if batched else t
             for t, batched in zip(self.tensors, self.batched, strict=True)
         ]
 
     def arguments(self, inputs: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Put inputs in the place of the tensors."""
+        """Put inputs in the place of the tensors; return ``args`` and ``kwargs``."""
         ahead = iter(inputs)
         leaves = [next(ahead) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.spec)
@@ -80,7 +83,7 @@ def read_signature(model: Callable[..., Any]) -> Signature:
 
 
 def check_call(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Look whether a model can be called."""
+    """Raise a TypeError if a model cannot be called with these arguments."""
     try:
         read_signature(model).bind(*args, **kwargs)
     except TypeError as error:

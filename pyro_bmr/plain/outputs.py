@@ -20,7 +20,13 @@ class OutputError(ValueError):
 def find_output(
     returned: Any, nodes: Mapping[str, Any], latent: Collection[str], output: str | None
 ) -> Any:
-    """Choose the output of a model that was run."""
+    """Choose the output of a model that was run, from what it returned and its trace's nodes.
+
+    ``output`` is a site; a parameter of the observed site's distribution, such as ``"logits"``; or
+    both, as in ``"obs.logits"``. If None, it is what the model returns, where observations or draws
+    of them stand for the mean of their distribution, and this mean if the model returns nothing.
+    An output that is not there raises an `OutputError`.
+    """
     sites = {name: node for name, node in nodes.items() if _is_site(node)}
     data = [n for n, node in sites.items() if n not in latent and not _is_deterministic(node)]
     if output is not None:

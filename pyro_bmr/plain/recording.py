@@ -31,7 +31,7 @@ def run(
     inputs: Sequence[Tensor],
     output: str | None,
 ) -> Any:
-    """Run a model at values of its latent sites."""
+    """Run a model at values of its latent sites and inputs; return what `find_output` finds."""
     with dry_run(model), torch.no_grad():
         return _run(model, values, call, inputs, output)
 
@@ -45,7 +45,10 @@ def record(
     *,
     decompose: bool = False,
 ) -> fx.GraphModule:
-    """Record what `run` does."""
+    """Record what `run` does, as a function of the values, then of the inputs, all tensors.
+
+    With ``decompose`` operations are simpler and write nothing in place, as `record_many` needs.
+    """
     found: list[Any] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
@@ -70,7 +73,10 @@ def record(
 
 
 def record_many(module: fx.GraphModule, values: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:
-    """Record the batched operations that do what a graph does at many values in turn."""
+    """Record the batched operations that do what a graph does at many values in turn.
+
+    The graph was recorded with ``decompose``. Values and outputs have a leading axis for the draws.
+    """
     found: list[Any] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
@@ -87,7 +93,7 @@ def record_many(module: fx.GraphModule, values: Sequence[Tensor], inputs: Sequen
 
 
 def simplify(module: fx.GraphModule) -> fx.GraphModule:
-    """Leave out of a recorded graph what its output does not need."""
+    """Leave out of a recorded graph, in place, what its output does not need; not placeholders."""
     graph = module.graph
     for node in graph.nodes:
         # In training a batch norm takes the statistics of the batch, and updates its own.
@@ -105,7 +111,7 @@ def simplify(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def read_arguments(node: fx.Node) -> dict[str, Any]:
-    """Return the arguments of an operation by name, with those that have a default."""
+    """Return the arguments of an operation by name, also defaults; none if it has no schema."""
     return {argument.name: value for argument, value in _arguments(node)}
 
 

@@ -18,14 +18,14 @@ SMALL = 8.5
 
 
 def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """Return the axes to draw on."""
+    """Return the user's axes, or those of a new figure of this size in inches."""
     if ax is not None:
         return ax
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarray:
-    """Return the pair of axes to draw on."""
+    """Return the user's pair of axes, or that of a new figure by ``plt.subplots``."""
     if axes is None:
         return plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
     pair = np.asarray(axes, dtype=object).reshape(-1)
@@ -36,7 +36,7 @@ def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarr
 
 
 def signed(value: float) -> str:
-    """Write ΔF with its sign."""
+    """Write ΔF, in nats, with its sign, a minus as wide as a plus."""
     digits = 2 if abs(value) < 1e5 else 0
     return f"{value:+,.{digits}f}".replace("-", "−")
 
@@ -47,7 +47,7 @@ def text_color() -> Any:
 
 
 def series_styles() -> Iterator[dict[str, Any]]:
-    """Go through styles of series that differ in colour, marker and line."""
+    """Go through styles of series that differ in colour, marker and line, over and over."""
     while True:
         for color, marker, linestyle in (
             (VERMILION, "s", "--"),

@@ -14,7 +14,7 @@ from pyro_bmr.reduction import Reduction
 
 
 def find_decision(result: Reduction) -> Decision:
-    """Return what a result remembers of the posterior before."""
+    """Return what a result remembers of the posterior before; a ``ValueError`` if it cannot."""
     check_reduction(result)
     if result.decision is None:
         msg = (
@@ -27,7 +27,7 @@ def find_decision(result: Reduction) -> Decision:
 
 
 def check_reduction(result: Any) -> None:
-    """Look whether something is what `reduce` returns."""
+    """Raise a ``TypeError`` if something is not what `reduce` returns."""
     if not isinstance(result, Reduction):
         inside = isinstance(getattr(result, "reduction", None), Reduction)
         remedy = "Pass its .reduction" if inside else "Pass what pyro_bmr.reduce(guide) returned"
@@ -37,7 +37,11 @@ def check_reduction(result: Any) -> None:
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """A site before a reduction and after, in unconstrained coordinates and on the CPU."""
+    """A site before a reduction and after, in unconstrained coordinates and on the CPU.
+
+    ``loc`` and ``scale`` are of the posterior before, in float64, 0 where pruned before; ``after``
+    is its mean now. ``alive``: not pruned before; ``kept``: nor now. Left whole, it has no prior.
+    """
 
     name: str
     loc: Tensor
@@ -58,7 +62,7 @@ class SitePosterior:
 
 @torch.no_grad()
 def read_sites(result: Reduction) -> dict[str, SitePosterior]:
-    """Read all sites of a reduction."""
+    """Read all sites of a reduction, in the order of the guide."""
     decision = find_decision(result)
     after = {
         name: loc for part in result.guide.parts for name, loc in part.factor().locations().items()

@@ -24,7 +24,10 @@ def evaluate(
 ) -> Tensors:
     """Evaluate a function at many draws, by `torch.vmap` in chunks that bound the memory.
 
-    Where `torch.vmap` cannot follow it, the draws are taken one after the other.
+    Inputs and results have a leading axis for the draws; ``largest`` counts the elements of the
+    largest tensors of one draw. Where `torch.vmap` cannot follow the function, which ``what``
+    names, the draws are taken one after the other, with a warning. All random number generators
+    are seeded anew: call it in a dry run.
     """
     total = len(next(iter(inputs.values())))
     size = min(total, max(1, _CHUNK // max(1, largest)))

@@ -47,7 +47,12 @@ def draw(
               \tilde y_s \sim p(y \mid \theta_s)
 
     All draws are taken at once, by `torch.vmap`, in chunks that bound the memory. The model, the
-    guide, the param store and the random number generators are left as they were.
+    guide, the param store and the random number generators are left as they were. The draws of the
+    guide do not depend on the model. A latent site that it does not hold is drawn from the model,
+    with a warning if there are data.
+
+    A guide that was never called, or has no site of the model or one of another shape, is a
+    ValueError, as is a plate that takes a part of the data.
 
     The scale of `poutine.scale` is not in the log probabilities, nor are `pyro.factor` statements,
     which have no data. Where a mask is False, a log probability is 0.
@@ -99,7 +104,13 @@ def draw(
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """An observed site at S draws."""
+    """An observed site at S draws.
+
+    The data ``value`` have the shape ``(*batch, *event)``, and so has ``counted``, False what a
+    mask leaves out; ``log_prob`` in nats ``(S, *batch)``; ``mean``, None if there is none, and
+    ``draws`` from the posterior predictive distribution ``(S, *batch, *event)``;
+    ``probabilities`` of K classes ``(S, *batch, K)``, if it is Categorical or Bernoulli.
+    """
 
     value: Tensor
     log_prob: Tensor
@@ -119,7 +130,11 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The sites of a model at S draws, by name and in its order."""
+    """The sites of a model at S draws, by name and in its order, of shape ``(S, *site)``.
+
+    ``predicted`` ones, without data or posterior, are drawn from the model. ``axes`` has the
+    plate of each axis of a site, None for an axis without one.
+    """
 
     latent: Mapping[str, Tensor]
     observed: Mapping[str, Observed]

@@ -25,9 +25,10 @@ def draw_prior(
     *,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Run a model as it is, many times at once.
+    """Run a model as it is, many times at once; the values wanted have the shape ``(S, *site)``.
 
-    The model, the param store and the random number generators are left as they were.
+    The model, the param store and the random number generators are left as they were. A prior that
+    cannot be drawn from is a ValueError.
     """
 
     def run(_: Any = None) -> Trace:

@@ -17,7 +17,10 @@ from pyro_bmr.programs.distributions import find_core
 
 @dataclass(frozen=True, eq=False)
 class SiteKinds:
-    """The sites of a model, in its order, by what they are."""
+    """The sites of a model, in its order, by what they are.
+
+    Those without data are latent if there is a posterior of them, and predicted if not.
+    """
 
     latent: tuple[str, ...]
     deterministic: tuple[str, ...]
@@ -26,7 +29,7 @@ class SiteKinds:
 
 
 def sort_sites(trace: Trace, latent: Collection[str]) -> SiteKinds:
-    """Tell the sites of a model apart.
+    """Tell the sites of a model apart, given those of its guide.
 
     Statements of `pyro.factor` have neither data nor values, and are left out.
     """
@@ -42,7 +45,7 @@ def sort_sites(trace: Trace, latent: Collection[str]) -> SiteKinds:
 
 
 def check_whole(trace: Trace, what: str) -> None:
-    """Look for plates that take a part of the data."""
+    """Raise a ValueError if a plate of the model or guide takes a part of the data."""
     for name, node in trace.nodes.items():
         for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
             if frame.vectorized and frame.full_size not in {None, frame.size}:
@@ -56,7 +59,7 @@ def check_whole(trace: Trace, what: str) -> None:
 
 
 def read_axes(node: Mapping[str, Any]) -> tuple[str | None, ...]:
-    """Find the plate that each axis of a site runs over."""
+    """Find the plate that each axis of a site runs over, None for one without, as of events."""
     event_dim, shape = node["fn"].event_dim, node["fn"].shape()
     axes: list[str | None] = [None] * len(shape)
     for frame in node["cond_indep_stack"]:
@@ -71,7 +74,11 @@ def read_values(trace: Trace, sites: Collection[str]) -> dict[str, Tensor]:
 
 
 def describe(fn: Any, value: Tensor, mask: Any) -> dict[str, Tensor]:
-    """Say what a distribution tells of an observation."""
+    """Say what a distribution tells of an observation.
+
+    ``log_prob`` in nats, 0 where masked; a draw as ``draws``; and ``mean`` and the
+    ``probabilities`` of classes, if there are such.
+    """
     log_prob = fn.log_prob(value)
     if mask is not None:
         log_prob = torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, 0.0)
@@ -91,7 +98,10 @@ def describe(fn: Any, value: Tensor, mask: Any) -> dict[str, Tensor]:
 
 
 def find_counted(fn: Any, mask: Any) -> Tensor | None:
-    """Find which elements of an observation the masks of a distribution and of handlers leave."""
+    """Find which elements of an observation the masks of a distribution and of handlers leave.
+
+    None where nothing is masked.
+    """
     shape, masks = fn.shape(), [(mask, fn.event_dim)]
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         if isinstance(fn, MaskedDistribution):

@@ -49,10 +49,13 @@ def expect_priors(
     ``AutoNormal`` makes it whatever their prior. Other functions, such as the scale of a
     regularised horseshoe, are averaged over the draws.
 
-    References
-    ----------
-    Winn & Bishop (2005), "Variational message passing", JMLR 6, sec. 2; for draws in such pairs,
-    Owen (2013), "Monte Carlo theory, methods and examples", sec. 8.2.
+    ``parents`` are, by site whose prior is wanted, the sites that it depends on. Returned are, by
+    site, the expected prior with the standard error of its log density (nats; 0 where exact), and
+    why the priors of other sites cannot be read at every draw. The expected log density is not
+    that of the effective Gaussian, whose natural parameters are the expected ones.
+
+    Source: Winn & Bishop (2005), "Variational message passing", JMLR 6, sec. 2; for draws in such
+    pairs, Owen (2013), "Monte Carlo theory, methods and examples", sec. 8.2.
     """
     if not parents:
         return {}, {}
@@ -96,7 +99,7 @@ class _Design:
         self.used = 0
 
     def normals(self, size: int) -> Iterator[Tensor]:
-        """Yield a vector a draw; elements of one call share directions if there are too few."""
+        """Yield a vector per draw; elements of one call share directions if there are too few."""
         left = max(_PAIRS - self.used, self.calls_left)
         mine = max(1, min(size, left - self.calls_left + 1))
         columns = (self.used + torch.arange(mine)) % _PAIRS

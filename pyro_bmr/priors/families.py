@@ -128,7 +128,10 @@ class UnreadablePriorError(ValueError):
 
 @dataclass(frozen=True)
 class Reading:
-    """The prior of a site in one run of the model."""
+    """The prior of a site in one run, in float64; one row for all of a sub-sampling plate.
+
+    ``log_density`` is ln p(θ = 0) in nats, ``inf`` also where there is no prior (``masked``).
+    """
 
     log_density: Tensor
     masked: Tensor
@@ -136,7 +139,7 @@ class Reading:
 
 
 def read_prior(node: Any) -> Reading:
-    """Read the prior of a sample site."""
+    """Read the prior of a site of a trace, or raise an `UnreadablePriorError` that says why not."""
     fn = node["fn"]
     core = find_core(fn)
     if is_transformed_by_support(core):
@@ -167,7 +170,7 @@ def _unregistered(prior: Any) -> str:
 
 
 def is_transformed_by_support(fn: Any) -> bool:
-    """Tell whether the bijection to its support makes a prior of one over the real line."""
+    """Tell whether an unwrapped prior is one over the real line on its support, as LogNormal is."""
     if not isinstance(fn, TransformedDistribution) or fn.event_shape:
         return False
     bijection = biject_to(find_element_support(fn.support))

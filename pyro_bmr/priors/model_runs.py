@@ -22,7 +22,7 @@ from pyro_bmr.programs.sites import Site
 
 @dataclass(frozen=True)
 class ModelRuns:
-    """A model, with what it is called with and where its latent sites are.
+    """A model, its arguments, and the unconstrained locations of the sites of its guide.
 
     Runs leave no trace: parameters that they would add to the param store, buffers that they would
     update and random numbers that they would draw are all put back.
@@ -34,7 +34,10 @@ class ModelRuns:
     locations: Mapping[str, tuple[Site, Tensor]] = field(default_factory=dict)
 
     def here(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Run once at the locations, with gradients and provenance."""
+        """Run once at the locations, with gradients and provenance; RuntimeError if that fails.
+
+        Returns the nodes of the trace and, by site, the leaf that gradients lead to.
+        """
         leaves = {name: loc.detach().requires_grad_() for name, (_, loc) in self.locations.items()}
         try:
             return self._tracked(leaves), leaves
@@ -53,7 +56,10 @@ class ModelRuns:
 
     @contextmanager
     def elsewhere(self) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Any]]]:
-        """Run with some sites elsewhere, and the same random numbers every time."""
+        """Run with some sites elsewhere, and the same random numbers every time.
+
+        Yields a function from their unconstrained values to the nodes of the trace.
+        """
 
         def run(values: Mapping[str, Tensor]) -> dict[str, Any]:
             pyro.set_rng_seed(0)
@@ -76,7 +82,7 @@ class ModelRuns:
 
 
 def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
-    """Find what a value in a run with gradients and provenance was computed from.
+    """Name the sites and parameters that a value in a run of `ModelRuns.here` was computed from.
 
     Gradients lead also through values that were written in place, provenance also through discrete
     ones.
@@ -96,7 +102,7 @@ def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
 
 
 class Substitute(Messenger):
-    """Effect handler that gives latent sites a value; a sub-sampling plate takes its rows of it."""
+    """Effect handler that gives latent sites values on their support; plates take their rows."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -43,7 +43,11 @@ def read_priors(
     hides it.
 
     A site that the prior of a reduced site depends on stays whole, because ΔF would not add up;
-    naming it instead reduces it and leaves those whole.
+    naming it instead reduces it and leaves those whole. By default ``sites`` are all over the real
+    line; one with another support is reduced, in unconstrained coordinates, only if it is named.
+
+    Returns the priors of the sites that may be reduced, and why each other latent site stays whole.
+    A ValueError says that guide and model do not fit, or that a named site cannot be reduced.
     """
     locations = {
         site.name: (site, loc)
@@ -88,7 +92,7 @@ def check_named(
     reasons: Mapping[str, str],
     option: str = "sites",
 ) -> None:
-    """Check the sites that a caller names."""
+    """Raise a ValueError if a caller names, as ``option``, no site or one that is not readable."""
     if not named:
         msg = f"got an empty {option}=. Expected names of sample sites, or None for all"
         raise ValueError(msg)

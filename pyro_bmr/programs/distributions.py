@@ -28,7 +28,7 @@ POSITIVE = (constraints.positive, constraints.nonnegative)
 
 
 class PrunedDistribution(TorchDistribution):
-    r"""Independent elements, of which some are a point mass at zero.
+    r"""Independent univariate elements; those with a False mask are a point mass at zero.
 
     .. math:: \ln p(\theta) = \sum_{i \in \text{kept}} \ln p_0(\theta_i)
               + \sum_{i \notin \text{kept}} \ln \delta(\theta_i)
@@ -75,7 +75,7 @@ class PrunedDistribution(TorchDistribution):
         return biject_to(find_element_support(self.support))(like.new_zeros(()))
 
     def put_at_origin(self, value: Tensor) -> Tensor:
-        """Put the pruned elements of a value where they are."""
+        """Put the pruned elements of a value at the origin."""
         # Draws in parallel have one dimension less than the distribution that Pyro expanded.
         mask = self.mask[(0,) * max(0, self.mask.dim() - value.dim())]
         return torch.where(mask, value, self.origin(value))
@@ -116,7 +116,11 @@ class PrunedDistribution(TorchDistribution):
 
 
 def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution:
-    """Put some elements of a distribution at zero, inside whatever wraps it."""
+    """Put elements of a distribution at zero, inside any ``to_event`` and ``mask``; True keeps.
+
+    A ValueError says that the mask does not broadcast to ``fn.shape()``, or that the elements are
+    not independent.
+    """
     shape = fn.shape()
     try:
         fits = torch.broadcast_shapes(mask.shape, shape) == shape
@@ -143,14 +147,14 @@ def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution
 
 
 def find_element_support(support: constraints.Constraint) -> constraints.Constraint:
-    """Return the support of one element of a site whose elements have their own."""
+    """Return the support of one element, without what ``to_event`` or a mixture put around it."""
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
 
 
 def find_core(fn: Any) -> Any:
-    """Unwrap a distribution."""
+    """Unwrap a distribution from ``to_event``, ``mask`` and ``expand``."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn

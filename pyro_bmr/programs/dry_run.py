@@ -49,12 +49,12 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:
-    """Return what an optimiser moves, from a trace of a program's parameters."""
+    """Return what an optimiser moves, by parameter, from a trace with ``param_only=True``."""
     return {name: node["value"].unconstrained() for name, node in trace.nodes.items()}
 
 
 def find_modules(program: Any) -> list[torch.nn.Module]:
-    """Find the modules that a program is, is a method of, wraps, or refers to."""
+    """Find the outermost modules that a program is, is a method of, wraps, or refers to."""
     found, seen, ahead = [], set(), [program]
     while ahead:
         this = ahead.pop()
@@ -79,7 +79,7 @@ def find_modules(program: Any) -> list[torch.nn.Module]:
 
 
 def check_owned(name: str, own: Tensor) -> None:
-    """Look for a parameter that the param store knows otherwise."""
+    """Raise a ValueError if the param store differs from a module's own unconstrained parameter."""
     name = name.removesuffix("_unconstrained")
     entries: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
     stored = entries.get(name, own)

@@ -15,7 +15,8 @@ from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribu
 class PruneMessenger(Messenger):
     """Effect handler that puts the pruned elements of latent sites at zero.
 
-    At zero in unconstrained coordinates: a pruned element of a positive site is 1.
+    At zero in unconstrained coordinates: a pruned element of a positive site is 1. Masks have the
+    shape of their site at the full size of its plates; True keeps.
 
     The distribution of a site is changed before it is sampled, so that draws, replayed values and
     log densities agree wherever a trace is taken; a value that comes from elsewhere (a guide that
@@ -40,7 +41,7 @@ class PruneMessenger(Messenger):
 
 
 class ValueMessenger(Messenger):
-    """Effect handler that gives latent sites their values."""
+    """Effect handler that gives latent sites values on their support, as they are."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class SiteBuffers(nn.Module):
             self.register_buffer(module_key(name), tensor)
 
     def by_site(self) -> dict[str, Tensor]:
-        """Return the tensors where they are now."""
+        """Return the tensors by site, on the device where they are now."""
         return {name: self.get_buffer(module_key(name)) for name in self.names}
 
 
@@ -114,6 +115,6 @@ class PrunedModel(nn.Module):
 
 
 def module_key(site: str) -> str:
-    """Return a name for a site that `torch.nn.Module` accepts and does not use itself."""
+    """Return a site's key, as ``/fc1/weight``, that `torch.nn.Module` accepts and does not use."""
     escaped = site.replace("~", "~0").replace("/", "~1").replace("+", "~2")
     return "/" + escaped.replace(".", "/")

@@ -18,7 +18,10 @@ from pyro_bmr.programs.sites import Site
 
 
 def make_plates(parts: Iterable[Any], created: Any) -> dict[str, Any]:
-    """Build the plates that sites lie in, as `pyro.infer.autoguide.AutoGuide` does."""
+    """Build the plates that sites lie in, as `pyro.infer.autoguide.AutoGuide` does.
+
+    Each part has ``sites``; ``created`` are the plate or plates that the caller made.
+    """
     plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
     for frame in (frame for part in parts for site in part.sites for frame in site.plates):
         if frame.name not in plates:
@@ -42,7 +45,11 @@ def inside_plates(site: Site, plates: Mapping[str, Any]) -> ExitStack:
 def sample_sites(
     sites: tuple[Site, ...], latent: Tensor, mask: Tensor | None, plates: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Sample sites at the parts of a vector."""
+    """Sample sites at the parts of a vector, and yield names and values.
+
+    Its last dimension holds their flattened unconstrained values, one site after another, without
+    the elements that are False in ``mask``, which are at 0.
+    """
     if mask is not None:
         full = latent.new_zeros(latent.shape[:-1] + mask.shape)
         latent = full.masked_scatter(mask, latent)
@@ -58,7 +65,7 @@ def sample_sites(
 def sample_site(
     site: Site, unconstrained: Tensor, plates: Mapping[str, Any], kept: Tensor | None = None
 ) -> Tensor:
-    """Sample a site at a value."""
+    """Sample a site at an unconstrained value; elements that are not kept have log density 0."""
     transform = biject_to(find_element_support(site.support))
     value = transform(unconstrained)
     # A site's event may have other dimensions than its unconstrained value (a simplex has).

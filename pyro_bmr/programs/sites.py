@@ -32,8 +32,8 @@ class Site:
 
     Examples
     --------
-    >>> Site("w", torch.Size([3])).support
-    Real()
+    >>> Site("s", torch.Size([]), support=constraints.positive).constrain(torch.tensor(0.0))
+    tensor(1.)
     """
 
     name: str

@@ -32,12 +32,12 @@ NOISE = 0.05
 
 
 def count_undecided(delta_f: Tensor, pruned_before: int) -> int:
-    r"""Count the elements of a site with :math:`|\Delta F| < 0.05` nats."""
+    r"""Count the elements with :math:`|\Delta F| < 0.05` nats, but none pruned before."""
     return int((delta_f.abs() < NOISE).count_nonzero()) - pruned_before
 
 
 def count_wide(factor: Factor) -> dict[str, int]:
-    """Count the elements whose posterior is more than 5 % wider than their Gaussian prior."""
+    """Count by site the elements whose posterior is over 5 % wider than their Gaussian prior."""
     widest = {
         name: prior.gaussian.scale * math.exp(NOISE)
         for name, prior in factor.priors.items()
@@ -48,7 +48,7 @@ def count_wide(factor: Factor) -> dict[str, int]:
 
 
 def count_pruned(kept: Tensor) -> int:
-    """Count the elements that a mask drops."""
+    """Count the elements that a mask drops; it may be one element, expanded."""
     if not any(kept.stride()) and kept.numel():
         return 0 if kept.flatten()[0] else kept.numel()
     return kept.numel() - int(kept.count_nonzero())
@@ -57,7 +57,10 @@ def count_pruned(kept: Tensor) -> int:
 def naive_delta_f(
     scores: ElementScores, masks: Mapping[str, Tensor], delta_f: Mapping[str, float]
 ) -> float | None:
-    """Score what dropping correlated elements one by one, by their own ΔF, would have led to."""
+    """Score what dropping correlated elements one by one, by their own ΔF, would have led to.
+
+    Joint ΔF in nats, with independent elements as they are; None if nothing is correlated.
+    """
     correlated = [f for f in scores.factors if isinstance(f, JointFactor) and f.priors]
     parts = dict(delta_f)
     for factor in correlated:

@@ -6,7 +6,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def progress_bar(unit: str, wanted: bool = True) -> Progress:
-    """Make a progress bar that is gone when it is done."""
+    """Make a progress bar that is gone when it is done; its tasks have a ``note``."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

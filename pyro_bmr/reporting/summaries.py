@@ -23,7 +23,12 @@ def summarize(
     reasons: Mapping[str, str],
     released: Mapping[str, float],
 ) -> tuple[SiteSummary, ...]:
-    """Tell site by site what a reduction did."""
+    """Tell site by site what a reduction did.
+
+    ``chosen``: what the selection kept. ``remaining``: the factors after it, in the same order.
+    ``reasons``: of sites that stayed whole. ``released``: what ΔF is less than that of spikes, in
+    nats.
+    """
     rows = []
     for before, after in zip(scores.factors, remaining, strict=True):
         delta_f = before.delta_f(scores.delta_f, chosen)
@@ -53,7 +58,7 @@ def summarize(
 
 
 def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
-    """Tell layer by layer what became of groups."""
+    """Tell layer by layer what became of groups; nothing where elements stand for themselves."""
     rows = []
     for stage in stages:
         parts = stage.scores.layer_delta_f(stage.masks)
@@ -72,7 +77,7 @@ def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
 
 
 def sum_released(stages: tuple[Stage, ...]) -> dict[str, float]:
-    """Add up what stages gain because nothing depends on some elements any more."""
+    """Add up by site, in nats, what stages gain as nothing depends on some elements any more."""
     total: Counter[str] = Counter()
     for stage in stages:
         total.update(stage.scores.released_delta_f(stage.masks))

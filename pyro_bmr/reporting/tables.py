@@ -13,7 +13,7 @@ from pyro_bmr.reporting.summaries import LayerSummary, SiteSummary
 def draw_sites(
     sites: tuple[SiteSummary, ...], notes: Mapping[str, str], title: str, caption: str = ""
 ) -> Table:
-    """Draw a table with a row a site."""
+    """Draw a table with one row per site; ``notes`` are its last column."""
     table = Table(title=title, title_justify="left")
     table.add_column("site")
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
@@ -37,7 +37,7 @@ def draw_sites(
 
 
 def draw_layers(layers: tuple[LayerSummary, ...]) -> Table:
-    """Draw a table with a row a layer of groups."""
+    """Draw a table with one row per layer of groups."""
     table = Table("layer", "kind")
     for column in ("groups", "kept", "pruned", "ΔF (nats)"):
         table.add_column(column, justify="right")
@@ -54,7 +54,7 @@ def draw_layers(layers: tuple[LayerSummary, ...]) -> Table:
 
 
 def frame_layers(layers: tuple[LayerSummary, ...]) -> pd.DataFrame:
-    """Make a data frame with a row a layer of groups."""
+    """Make a data frame with one row per layer of groups."""
     columns = ["layer", "kind", "groups", "kept", "pruned %", "delta_f"]
     rows = [
         (x.name, x.kind, x.groups, x.kept, 100 * (1 - x.kept / x.groups), x.delta_f) for x in layers

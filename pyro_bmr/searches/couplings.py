@@ -22,7 +22,7 @@ from pyro_bmr.searches.tableau import make_tableau
 
 
 def start_walk(posterior: Dense | LowRank, dropped: Tensor) -> Walk:
-    """Start a walk at a subset."""
+    """Start a walk at the subset where ``dropped`` is True, of a posterior in float64."""
     return _WALK[type(posterior)](posterior, dropped.clone())
 
 
@@ -31,11 +31,15 @@ class Walk(ABC):
 
     @abstractmethod
     def changes(self, sets: Sequence[Tensor], drop: bool) -> Tensor:
-        """Tell how h would change by some steps, each from where the walk stands."""
+        """Tell by how many nats each step, from where the walk stands, would change h.
+
+        The elements (positions) of a set join the subset where ``drop``, or else leave it; ``inf``
+        where rounding has left nothing to go by.
+        """
 
     @abstractmethod
     def step(self, elements: Tensor, drop: bool) -> None:
-        """Make a step."""
+        """Let elements join the subset where ``drop``, or else leave it."""
 
 
 # After so many steps a tableau is made anew.

@@ -17,20 +17,25 @@ from pyro_bmr.searches.membership import Membership
 
 @dataclass(frozen=True)
 class Coupling:
-    """Elements whose posterior is correlated."""
+    """Elements, by their positions, whose posterior (in float64) is correlated."""
 
     element: Tensor
     posterior: Dense | LowRank
 
     def delta_f(self, dropped: Tensor) -> float:
-        """Return what a set costs beyond the costs of its elements."""
+        """Return what a set costs beyond the costs of its elements, in nats."""
         gone, _ = self.posterior.split(dropped[self.element])
         return float(delta_f_spike_chain(gone, torch.full_like(gone.loc, -0.5 * LOG_2PI)).sum())
 
 
 @dataclass(frozen=True)
 class GroupEvidence:
-    """What ΔF of any set of groups follows from."""
+    """What ΔF of any set of groups, which may overlap, follows from; an element counts once.
+
+    ``cost`` is what each element adds to ΔF, in nats and float64: all of it where elements are
+    independent, and ln p(θ_i = 0) + ½ ln 2π in a coupling. Couplings share no elements. ``able`` is
+    False for groups that cannot go.
+    """
 
     members: Membership
     cost: Tensor
@@ -38,7 +43,7 @@ class GroupEvidence:
     able: Tensor
 
     def alone(self) -> Tensor:
-        """Return ΔF of each group by itself."""
+        """Return ΔF of each group by itself; ``inf`` for those that cannot go."""
         walk = GroupWalk(self, torch.zeros_like(self.able))
         walk.look(self.able.nonzero()[:, 0])
         return torch.where(self.able, walk.changes(), torch.inf)
@@ -76,7 +81,7 @@ class GroupWalk:
         return self._has_looked and bool(self._couplings)
 
     def changes(self) -> Tensor:
-        """Tell how ΔF would change if each group were dropped or, if it is, taken back."""
+        """Tell how ΔF would change by a flip of each group; couplings as ``look`` saw them last."""
         return torch.where(self.dropped, -self._coming, self._going) + self._coupled
 
     def look(self, groups: Tensor) -> None:

@@ -21,7 +21,7 @@ _MOST_STARTS = 512
 
 
 def search_groups(evidence: GroupEvidence) -> Tensor:
-    r"""Drop one group at a time, the cheapest first, then flip in both directions.
+    r"""Drop one group at a time, the cheapest first, then flip in both directions; True goes.
 
     From three starts, of which the best end counts: what is left by backward elimination, which
     goes on while :math:`\Delta F` falls; all gone; and all gone that is worth it by itself. Where
@@ -50,7 +50,11 @@ def search_groups(evidence: GroupEvidence) -> Tensor:
 
 
 def eliminate_groups(evidence: GroupEvidence) -> Tensor:
-    """Remove one group at a time, the cheapest first, given all that went before."""
+    """Remove one group at a time, the cheapest first, given all that went before.
+
+    The prices are as those of `pyro_bmr.searches.elimination.eliminate`; groups that share nothing
+    with others have their own ΔF.
+    """
     alone = evidence.alone()
     open_ = evidence.able & ~evidence.alone_standing
     walk = GroupWalk(evidence, torch.zeros_like(open_))
@@ -59,7 +63,7 @@ def eliminate_groups(evidence: GroupEvidence) -> Tensor:
 
 
 def take_back(evidence: GroupEvidence, dropped: Tensor, some: Tensor, count: int) -> Tensor:
-    """Take back the groups that are dearest to have dropped."""
+    """Take back up to ``count`` of the groups at ``some``, those dearest to have dropped."""
     walk = GroupWalk(evidence, dropped)
     for _ in range(min(count, int(dropped[some].sum()))):
         gone = some[walk.dropped[some]]

@@ -15,7 +15,8 @@ from pyro_bmr.searches.subsets import MOST_ELEMENTS, subset_members
 def search_all_groups(evidence: GroupEvidence) -> Tensor:
     r"""Find the set of groups with the lowest joint :math:`\Delta F` among all :math:`2^n`.
 
-    Groups that share no element and no coupling with others decide by themselves.
+    Groups that share no element and no coupling with others decide by themselves; more than 16
+    others are a ValueError.
     """
     dropped = evidence.alone_standing & (evidence.alone() <= 0)
     groups = (evidence.able & ~evidence.alone_standing).nonzero()[:, 0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Membership:
-    """Pairs of a group and one of its elements."""
+    """Pairs of a group (ascending) and one of its elements, as positions; no pair twice."""
 
     group: Tensor
     element: Tensor
@@ -37,7 +37,7 @@ class Membership:
         return replace(self, group=self.group.to(device), element=self.element.to(device))
 
     def only(self, elements: Tensor) -> Membership:
-        """Leave elements out."""
+        """Leave out the elements where ``elements`` is False; the numbers of both stay."""
         stay = elements[self.element]
         return replace(self, group=self.group[stay], element=self.element[stay])
 
@@ -50,7 +50,7 @@ class Membership:
         return Membership(group[order], element[order], self.num_groups, total)
 
     def groups_of(self, elements: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all groups that some elements are in."""
+        """Return all groups of some elements, and for each its element's place in ``elements``."""
         starts, groups = self._transposed
         first = starts[elements]
         counts = starts[elements + 1] - first

@@ -11,7 +11,7 @@ from pyro_bmr.searches.subsets import delta_f_of_all_subsets, subset_members
 
 
 def search_all(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
-    r"""Find the set with the lowest joint :math:`\Delta F` among all :math:`2^n`."""
+    r"""Return the set of the :math:`2^n`, ``n <= 16``, with the lowest joint :math:`\Delta F`."""
     best = delta_f_of_all_subsets(posterior, log_prior).argmin()
     return subset_members(best, len(log_prior))
 
@@ -21,12 +21,9 @@ def search_blocks(posterior: Dense | LowRank, log_prior: Tensor, size: int = 8) 
 
     As long as something goes: rank the elements by their own :math:`\Delta F`, given what went
     before. If all with :math:`\Delta F \le 0` together lower the free energy, they go; otherwise
-    the best of all subsets of the ``size`` most redundant elements goes.
+    the best of all subsets of the ``size`` (at most 16) most redundant elements goes.
 
-    References
-    ----------
-    Friston & Penny (2011), "Post hoc Bayesian model selection", NeuroImage 56(4); the routine
-    ``spm_dcm_bmr_all`` of SPM12.
+    Source: Friston & Penny (2011), NeuroImage 56(4); ``spm_dcm_bmr_all`` of SPM12.
     """
     dropped = torch.zeros_like(log_prior, dtype=torch.bool)
     while not dropped.all():

@@ -80,6 +80,6 @@ def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Ten
 
 
 def subset_members(index: Tensor, count: int) -> Tensor:
-    """Tell which elements belong to a subset."""
+    """Tell which of ``count`` elements the subsets at ``index`` drop, ``(*index.shape, count)``."""
     bits = torch.arange(count, device=index.device)
     return (index[..., None] >> bits) & 1 == 1

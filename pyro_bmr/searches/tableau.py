@@ -15,11 +15,9 @@ from pyro_bmr.mathematics.gaussian import Dense
 
 
 def make_tableau(posterior: Dense, dropped: Tensor) -> Tensor:
-    """Make the tableau of a subset, without squaring the root of the covariance.
+    """Make the tableau of a subset, ``(n + 1, n + 1)``, without squaring the covariance's root.
 
-    References
-    ----------
-    Goodnight (1979), "A tutorial on the SWEEP operator", The American Statistician 33(3).
+    Source: Goodnight (1979), "A tutorial on the SWEEP operator", The American Statistician 33(3).
     """
     count, out, left = len(dropped), dropped.nonzero()[:, 0], (~dropped).nonzero()[:, 0]
     size = len(out)
@@ -41,7 +39,7 @@ def make_tableau(posterior: Dense, dropped: Tensor) -> Tensor:
 
 
 def sweep_tableau(tableau: Tensor, index: Tensor) -> None:
-    """Drop an element of each tableau if it is kept, or take it back if it is dropped, in place."""
+    """Drop, or take back, the element ``index`` of each tableau of a batch, in place."""
     batch = torch.arange(len(index), device=index.device)
     column = tableau[batch, index].clone()
     pivot = column[batch, index].clone()

@@ -16,7 +16,7 @@ from pyro_bmr.structure.units import Axis, Layer, Structure
 def form_groups(
     grouping: Grouping, shapes: Mapping[str, torch.Size], find_structure: Callable[[], Structure]
 ) -> Groups | None:
-    """Form the groups of a grouping."""
+    """Form the groups of a grouping; None if every element stands for itself."""
     if isinstance(grouping, UnitGrouping):
         return _group_units(grouping, shapes, find_structure())
     return _group_by_labels(grouping, shapes)
@@ -24,7 +24,11 @@ def form_groups(
 
 @dataclass(frozen=True)
 class GroupLayer:
-    """Groups beside each other."""
+    """Groups beside each other: ``count`` of all groups, from ``start`` on.
+
+    Selections know it by ``name``. ``kind`` is that of a layer of the model, ``"group"`` for labels
+    of a user, or ``"element"`` for elements of a site of which each stands for itself.
+    """
 
     name: str
     kind: str
@@ -39,14 +43,17 @@ class GroupLayer:
         return slice(self.start, self.start + self.count)
 
     def must_keep(self, kept: int) -> int:
-        """Tell how many groups stay if a selection keeps so many."""
+        """Return how many groups have to stay, no fewer, if a selection keeps so many."""
         wanted = max(kept, self.at_least)
         return min(self.count, -(-wanted // self.round_to) * self.round_to)
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of elements, in layers."""
+    """Groups of elements, in layers; elements count through all reducible sites.
+
+    ``producers`` are the members that produce a unit which nothing needs once its others are zero.
+    """
 
     layers: tuple[GroupLayer, ...]
     members: Membership

@@ -1,4 +1,4 @@
-"""Scores of groups: the same questions as of elements, with one value a group."""
+"""Scores of groups: the same questions as of elements, with one value per group."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class GroupScores(Scores):
     Once what reads a unit is zero, the likelihood is the same whatever produces it. Producers that
     are independent, with Gaussian priors, then have their prior for a posterior: each adds
     :math:`-KL(q \,\|\, p)` to :math:`\Delta F`. All other elements are spikes.
+
+    ``groups`` count elements in the order of the sites in ``elements.delta_f``.
     """
 
     elements: ElementScores

@@ -26,7 +26,8 @@ def elements(name: str, shape: torch.Size) -> None:  # noqa: ARG001
 
     Examples
     --------
-    >>> elements("fc1.weight", torch.Size([50, 13]))
+    >>> print(elements("fc1.weight", torch.Size([50, 13])))
+    None
     """
 
 
@@ -36,6 +37,18 @@ class UnitGrouping:
 
     `units`, `channels`, `heads` and `inputs` are the ones there are; call one of them to set its
     options. What has to stay by these, stays whole in that stage; a later one may prune in it.
+
+    Parameters
+    ----------
+    kinds : tuple of str
+        Of layers of the model: ``"unit"``, ``"channel"``, ``"head"`` or ``"input"``.
+    at_least, round_to, ignore
+        As when it is called.
+
+    Examples
+    --------
+    >>> units(round_to=8, ignore="fc1").ignore
+    ('fc1',)
     """
 
     kinds: tuple[str, ...]
@@ -46,7 +59,28 @@ class UnitGrouping:
     def __call__(
         self, *, at_least: int = 1, round_to: int = 1, ignore: str | Iterable[str] = ()
     ) -> UnitGrouping:
-        """Return the same grouping with options."""
+        """Return the same grouping with options.
+
+        Parameters
+        ----------
+        at_least : int
+            How many units of each layer stay, whatever the evidence says; 0 lets layers vanish.
+        round_to : int
+            The number of units that stay is rounded up to a multiple of this, to the full size at
+            most.
+        ignore : str or iterable of str
+            Layers that stay whole: names of layers, or of sites that produce them.
+
+        Returns
+        -------
+        UnitGrouping
+            For ``groups=``.
+
+        Raises
+        ------
+        ValueError
+            If a number is not a whole one, or too small.
+        """
         for name, value, least in (("at_least", at_least, 0), ("round_to", round_to, 1)):
             if not isinstance(value, int) or value < least:
                 msg = (
@@ -67,7 +101,7 @@ Grouping = Labelling | UnitGrouping
 
 
 def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...]:
-    """Check what a user passed as ``groups=``."""
+    """Check what a user passed as ``groups=``: one grouping, or several, coarse to fine."""
     listed: tuple[Any, ...] = tuple(groups) if isinstance(groups, list | tuple) else (groups,)
     if not listed:
         msg = "got groups=[]. Expected one grouping or more, as in groups=[units, elements]"
@@ -84,7 +118,7 @@ def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...
 
 
 def read_labels(grouping: Labelling, name: str, shape: torch.Size) -> Tensor | None:
-    """Label the elements of a site."""
+    """Label the elements of a site: int64, of its shape; None if each stands for itself."""
     labels: Any = grouping(name, shape)
     if labels is None:
         return None

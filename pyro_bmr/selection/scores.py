@@ -18,7 +18,7 @@ from pyro_bmr.shrunk.switched_factors import SwitchedFactor
 class Scores(ABC):
     """What there is to drop, and the evidence of dropping it: elements, or groups of them.
 
-    Every mapping goes from a name to a tensor of one value an item: of elements, from the name of
+    Every mapping goes from a name to a tensor of one value per item: of elements, from the name of
     a reducible site to a tensor of its shape; of groups, from the name of a layer to a vector.
 
     Parameters

@@ -23,7 +23,11 @@ def run_stages(
     select: Selection,
     find_structure: Callable[[], Structure],
 ) -> tuple[dict[str, Tensor], tuple[Stage, ...]]:
-    """Select in one grouping after the other, each among what those before have left."""
+    """Select in one grouping after the other, each among what those before have left.
+
+    The masks, of elements, are True for those that every stage keeps. ``find_structure`` is called
+    only if a grouping needs the units of the model.
+    """
     shapes = {name: one.shape for name, one in scores.delta_f.items()}
     masks: dict[str, Tensor] = {}
     stages: list[Stage] = []
@@ -43,14 +47,14 @@ def run_stages(
 
 @dataclass(frozen=True)
 class Stage:
-    """What one grouping led to."""
+    """What one grouping led to; ``masks`` are by site or by layer, True for what stays."""
 
     scores: Scores
     masks: Mapping[str, Tensor]
 
 
 def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
-    """Select, check the masks that come back, and complete them."""
+    """Select, check the masks that come back, and add those of names that have none."""
     masks = select(scores)
     if not isinstance(masks, Mapping):
         msg = (

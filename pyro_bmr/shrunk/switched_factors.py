@@ -33,7 +33,7 @@ from pyro_bmr.shrunk.switching import NewPrior
 def with_reduced_priors(
     factors: tuple[Factor, ...], reduced: Mapping[str, ReducedPrior]
 ) -> tuple[Factor, ...]:
-    """Make factors score and take reduced priors."""
+    """Make factors score and take reduced priors; ValueError if a correlated one cannot."""
     return tuple(
         _switched(factor, {name: reduced[name] for name in factor.priors}) for factor in factors
     )
@@ -41,7 +41,7 @@ def with_reduced_priors(
 
 @dataclass(frozen=True)
 class SwitchedFactor(Factor):
-    """A factor, and the reduced priors that its elements may take."""
+    """A factor with Gaussian priors and, by site, the reduced priors that elements may take."""
 
     factor: Any
     reduced: Mapping[str, Gaussian | Laplace]
@@ -90,7 +90,7 @@ class SwitchedFactor(Factor):
         """Why an element with a prior may be unable to take the reduced one."""
 
     def refused(self, scores: Mapping[str, Tensor]) -> dict[str, int]:
-        """Count the elements with a prior that cannot take the reduced one."""
+        """Count, by site, the elements with a prior that cannot take the reduced one."""
         return {
             name: int((scores[name].isposinf() & prior.log_density_at_zero.isfinite()).sum())
             for name, prior in self.priors.items()
@@ -98,14 +98,14 @@ class SwitchedFactor(Factor):
 
     @abstractmethod
     def switch(self, masks: Mapping[str, Tensor]) -> tuple[float, Factor]:
-        """Return ΔF in nats of all elements that take their reduced prior, and what remains.
+        """Return ΔF in nats of taking the reduced prior where masks are False, and what remains.
 
         Unlike `Factor.delta_f` it takes also priors that are wider, wherever the reduced
         posterior is proper.
         """
 
     def new_priors(self, masks: Mapping[str, Tensor]) -> dict[str, NewPrior]:
-        """Return the priors that elements take."""
+        """Return, by site, the priors that elements take where masks are False."""
         locations = self.locations()
         return {
             name: NewPrior(masks[name], *_AS_PRIOR[type(one)](one, locations[name]))

@@ -22,7 +22,7 @@ from pyro_bmr.programs.handlers import SiteBuffers
 
 @dataclass(frozen=True)
 class NewPrior:
-    """The prior that some elements of a site take."""
+    """The prior that elements of a site take where ``mask``, of the site's full shape, is False."""
 
     mask: Tensor
     family: type[TorchDistribution]
@@ -92,6 +92,8 @@ class SwitchedDistribution(TorchDistribution):
 
     .. math:: \ln p(\theta) = \sum_{i \in \text{kept}} \ln p_0(\theta_i)
               + \sum_{i \notin \text{kept}} \ln r(\theta_i)
+
+    Both are univariate and have the same support; ``mask`` is True for elements of ``base_dist``.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -162,7 +164,8 @@ def switch_prior(fn: Any, new: NewPrior) -> Any:
     """Give some elements of a distribution another one, inside whatever wraps it.
 
     Elements that keep their family have their parameters changed, so that a Normal stays a Normal;
-    others become a `SwitchedDistribution`.
+    others become a `SwitchedDistribution`. A ValueError says that the elements are not independent,
+    or that the mask does not fit.
     """
     if isinstance(fn, Independent):
         return Independent(switch_prior(fn.base_dist, new), fn.reinterpreted_batch_ndims)

@@ -15,7 +15,7 @@ Place = tuple[int | str, int | None]
 
 @dataclass(frozen=True)
 class Change:
-    """How a call is made in the smaller program."""
+    """How a call is made in the smaller program: of which function, with what at which places."""
 
     function: Any
     values: Mapping[Place, Any]
@@ -26,7 +26,10 @@ Stays = Callable[[Any], tuple[Tensor, ...]]
 
 
 def change_call(call: Any, stays: Stays) -> Change | None:
-    """Find how a call is made once some units are gone."""
+    """Find how a call is made once some units are gone; None if as before.
+
+    A ValueError says that it cannot be made with other sizes.
+    """
     masks = [stays(node) for node in (*call.nodes, *call.operands)]
     if all(bool(mask.all()) for axes in masks for mask in axes):
         return None
@@ -88,7 +91,7 @@ def _repeat(call: Any, results: Any, operands: Any) -> Change:
 
 
 def _split(call: Any, results: Any, _operands: Any) -> Change:
-    """Say the size of each part, and once for all where they are of one size."""
+    """Say the size of each part, or one for all; a chunk into unequal parts becomes a split."""
     dim = _argument(call, 2, "dim", 0)
     sizes = tuple(int(axes[dim].sum()) for axes in results)
     said = dict(find_sizes(call.args, call.kwargs))
@@ -198,7 +201,11 @@ def _size_places(call: Any) -> list[tuple[Place, int]]:
 
 
 def find_sizes(args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
-    """Find the integers and slices that a call says."""
+    """Find the integers and slices that a call says, and at which places.
+
+    >>> list(find_sizes((None, (2, 3)), {"dim": -1}))
+    [((1, 0), 2), ((1, 1), 3), (('dim', None), -1)]
+    """
     arguments: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
     for key, value in arguments:
         if type(value) in _SAYS_SIZE:

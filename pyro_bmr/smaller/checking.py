@@ -33,7 +33,11 @@ def check_same(
     kept: Mapping[str, Indices],
     calls: tuple[Arguments, Arguments],
 ) -> None:
-    """Compare two programs at the posterior's median and at draws."""
+    """Compare two programs at the posterior's median and at draws; RuntimeError if they differ.
+
+    That is in what they return, in what they observe, or in a prior: of sites that are cut, in what
+    is ``kept``. The guide is that of the masked program; ``calls`` are the arguments of each.
+    """
     with dry_run(masked, compacted, guide), torch.no_grad():
         for what, values in _places(guide, calls[0]):
             smaller = {n: take(v, kept[n]) if n in kept else v for n, v in values.items()}

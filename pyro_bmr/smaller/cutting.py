@@ -17,7 +17,12 @@ from pyro_bmr.shrunk.switching import SwitchedDistribution
 
 
 def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:
-    """Leave some elements of a distribution, inside whatever wraps it."""
+    """Leave some elements of a distribution, inside whatever wraps it.
+
+    ``full`` is the shape that its site had; batch dimensions may stand to the left. An axis of
+    another size, because the parents of the site were cut, stays as it is. A ValueError says that
+    there are too few dimensions, or that elements along an axis that is cut are not independent.
+    """
     shape = fn.shape()
     todo: dict[int, Tensor] = {}
     for dim, (size, index) in enumerate(zip(reversed(full), reversed(kept), strict=True), 1):

@@ -22,12 +22,7 @@ def find_needed(
     structure: Structure,
     masks: Mapping[str, Tensor],
 ) -> Tensor:
-    """Tell which units cannot go without changing what the model computes.
-
-    A unit is needed where it is summed over, in a product of matrices or a convolution. There it
-    is multiplied by a number; the derivative of outputs with respect to that is zero if its term
-    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.smaller.pairs`.
-    """
+    """Tell, by label, which units cannot go without changing what the model computes."""
     return _find_influence(capture, _read_values(capture, inputs), structure, masks)
 
 
@@ -37,6 +32,12 @@ def _find_influence(
     structure: Structure,
     masks: Mapping[str, Tensor],
 ) -> Tensor:
+    """Tell which units have an influence where sites are exactly zero wherever their mask is False.
+
+    A unit is needed where it is summed over, in a product of matrices or a convolution. There it
+    is multiplied by a number; the derivative of outputs with respect to that is zero if its term
+    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.smaller.pairs`.
+    """
     num_units = sum(len(layer.units) for layer in structure.layers)
     run = _Run(real, structure, num_units)
     run.start(capture, masks)
@@ -54,10 +55,10 @@ def _find_influence(
 def find_released(
     capture: Capture, inputs: Sequence[Tensor], structure: Structure, sites: Collection[str]
 ) -> Tensor:
-    """Tell which units nothing needs once what reads them is zero.
+    """Tell, by label, which units nothing needs once what reads them, in ``sites``, is zero.
 
-    Half of a layer is looked at while the other half is read, so that a unit that other units of
-    its layer depend on is needed.
+    Never inputs, which nothing produces. Half of a layer is looked at while the other half is read,
+    so that a unit that other units of its layer depend on is needed.
     """
     real = _read_values(capture, inputs)
     released = torch.zeros(sum(len(layer.units) for layer in structure.layers), dtype=torch.bool)
@@ -148,6 +149,7 @@ class _Values(fx.Interpreter):
 
 
 def _read_values(capture: Capture, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    """Run the graph at the values of its sites, followed by the tensors of its arguments."""
     run = _Values(capture)
     with torch.no_grad(), torch.random.fork_rng():
         run.run(*inputs)

@@ -21,7 +21,10 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Pairs:
-    """The pairs of the nodes of a graph, beside their values."""
+    """The pairs of the nodes of a graph, beside their values in a run.
+
+    ``labels`` are, by name of a node, those of the units of each axis: below ``num_units``, or -1.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class Pairs:
         return value, value
 
     def apply(self, node: fx.Node, which: int, function: Any = None) -> Any:
-        """Run an operation on one of the two tensors of each operand, and on integers as they are."""
+        """Run an operation, or a function, on one tensor of each operand's pair; integers stay."""
 
         def read(argument: Any) -> Any:
             if not isinstance(argument, fx.Node):
@@ -68,7 +71,7 @@ class Pairs:
         return (function or target)(*args, **kwargs)
 
     def weighted(self, node: fx.Node, dims: list[int]) -> Tensor:
-        """Multiply units by a number each, along axes that are summed over."""
+        """Multiply the first of a pair by the terms of units, along axes that are summed over."""
         value = self.pairs[node][0]
         for dim in dims:
             units = self.labels[node.name][dim].to(self.device)
@@ -81,7 +84,7 @@ class Pairs:
 
 
 def name_operation(node: fx.Node) -> str:
-    """Name an operation, the same whether in place or not."""
+    """Name an operation as in ``torch.ops.aten``, the same whether in place or not."""
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
     name = getattr(target if packet is None else packet, "__name__", str(target))

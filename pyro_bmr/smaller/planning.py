@@ -17,7 +17,11 @@ from pyro_bmr.structure.units import Structure
 
 @dataclass(frozen=True)
 class LayerCut:
-    """What is cut of a layer."""
+    """What is cut of a layer: how many units it had, and has.
+
+    ``notes`` counts by reason the units that stay though all that produces them is pruned, or
+    though nothing needs them, and those that went with live elements.
+    """
 
     name: str
     kind: str
@@ -42,7 +46,11 @@ def choose_units(
     *,
     inputs: bool,
 ) -> tuple[Tensor, tuple[LayerCut, ...]]:
-    """Choose the units that go."""
+    """Choose the units that go: by label, whether each stays, and a `LayerCut` per layer.
+
+    ``needed`` is by label, and ``masks`` are False where a site is exactly zero in every draw.
+    Unused inputs go if ``inputs``.
+    """
     stays = needed.clone()
     reasons: dict[int, str] = {}
     for layer in structure.layers:
@@ -72,20 +80,20 @@ def choose_units(
 def indices_left(
     axes: tuple[Tensor, ...], stays: Tensor, device: torch.device | str = "cpu"
 ) -> Indices:
-    """Return what is left of a tensor."""
+    """Return the indices that are left of a tensor: see `mask_left`."""
     masks = mask_left(axes, stays)
     return tuple(None if mask.all() else mask.nonzero()[:, 0].to(device) for mask in masks)
 
 
 def mask_left(axes: tuple[Tensor, ...], stays: Tensor) -> tuple[Tensor, ...]:
-    """Tell what is left of a tensor."""
+    """Tell which indices of each axis are left, from the labels of its units, -1 where fixed."""
     # The label -1 is the last of all, and stays.
     with_fixed = torch.cat([stays, stays.new_ones(1)])
     return tuple(with_fixed[units] for units in axes)
 
 
 def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
-    """Leave out of arguments what a model does not read."""
+    """Leave out of the arguments and keywords of a call what a model does not read, by place."""
     if not inputs:
         return call
 
@@ -97,7 +105,11 @@ def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
 
 
 class _Live:
-    """By label, whether a unit is made of others, and by live elements; shifted; not all pruned."""
+    """What makes a unit, by label.
+
+    ``mixed``: a site that reads other units; ``produced``: live elements of one; ``shifted``: live
+    elements of one that reads none, as a bias; ``anything``: live elements of any masked site.
+    """
 
     def __init__(self, structure: Structure, masks: Mapping[str, Tensor], count: int) -> None:
         self.mixed, self.produced, self.shifted, self.anything = (

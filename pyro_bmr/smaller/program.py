@@ -35,7 +35,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Cut:
-    """What of a program stays."""
+    """What of a program stays: by latent site and by plate that is cut, the indices.
+
+    ``shapes`` are those of the sites before; ``tensors``, what the program uses beside its sites;
+    ``parameters``, those of the param store whose unconstrained value is among these tensors.
+    """
 
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
     sites: Mapping[str, Indices] = field(default_factory=dict)

@@ -12,7 +12,11 @@ from pyro_bmr.smaller.changes import Change, Place, Stays, change_call, find_siz
 
 @dataclass(frozen=True)
 class Pattern:
-    """Calls of a function that say the same sizes."""
+    """Calls of a function that say the same sizes.
+
+    A size is None for any number in a call without -1. ``changes`` has one item per such call, in
+    the order of the run; ``where`` is their place in the program, empty for those not seen.
+    """
 
     sizes: Mapping[Place, Any]
     changes: tuple[Change | None, ...]
@@ -72,7 +76,7 @@ class Rewriter:
 
 
 def plan_rewrites(calls: list[Any], stays: Stays) -> Rewrites:
-    """Find the sizes that a program has to say once some units are gone."""
+    """Find the sizes that a program has to say once some units are gone; fails as `change_call`."""
     found = [(call, change_call(call, stays)) for call in calls]
     rewrites: dict[Any, tuple[Pattern, ...]] = {}
     for function in dict.fromkeys(call.function for call, change in found if change is not None):

@@ -19,7 +19,7 @@ from pyro_bmr.storage.supports import pack_support, unpack_support
 
 
 def pack_compacted(model: CompactedModel) -> dict[str, Any]:
-    """Describe what is left of a model."""
+    """Describe what is left of a model, without the program that it runs."""
     places = _places(model.model)
     tensors = []
     for key, original in model.originals.items():
@@ -42,7 +42,7 @@ def pack_compacted(model: CompactedModel) -> dict[str, Any]:
 
 
 def unpack_compacted(packed: Mapping[str, Any], model: Callable[..., Any]) -> CompactedModel:
-    """Make the model that `pack_compacted` described."""
+    """Make the model that `pack_compacted` described, around its program in the state it had."""
     originals = {tuple(place): tensor for place, tensor in _tensors(model)}
     own = [originals[tuple(one["place"])] for one in packed["tensors"]]
     parameters = tuple(

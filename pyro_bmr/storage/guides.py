@@ -19,7 +19,7 @@ from pyro_bmr.storage.supports import pack_support, unpack_support
 
 
 def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
-    """Describe a guide."""
+    """Describe a guide: its factors, with their parameters as the optimiser sees them."""
     factors = []
     for part in guide.parts:
         factor = part.factor()
@@ -36,7 +36,7 @@ def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
 
 
 def unpack_guide(packed: Mapping[str, Any], origin: Origin) -> PrunedGuide:
-    """Make the guide that `pack_guide` described."""
+    """Make the guide that `pack_guide` described, with the same parameters bit for bit."""
     if packed["create_plates"] and origin.create_plates is None:
         msg = (
             "the guide that was saved had a function that makes its plates, which is not saved. "

@@ -22,7 +22,7 @@ from pyro_bmr.storage.supports import pack_support, unpack_support
 
 
 def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
-    """Describe what stands around the user's model."""
+    """Describe what stands around the user's model, from the outside in; also return that model."""
     packed: list[dict[str, Any]] = []
     while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
         if isinstance(model, PrunedModel):
@@ -44,7 +44,7 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
 
 
 def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> Any:
-    """Put around a model what `pack_handlers` described."""
+    """Put around the user's model what `pack_handlers` described."""
     for one in reversed(packed):
         if one["kind"] == "pruned":
             model = PrunedModel(model, one["masks"])
@@ -66,7 +66,12 @@ def pack_state(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Read the sites of a model, its parameters and its buffers."""
+    """Read the sites of a model, its parameters and its buffers, from a run at ``values``.
+
+    ``model`` is that of the reduction, ``inner`` the user's inside it. Read are the shapes and
+    families of the latent sites, all tensors of the modules that ``inner`` is or refers to, and the
+    values of ``pyro.param``.
+    """
     recorder, params = run_recorded(model, values, args, kwargs)
     modules = [_tensors(module) for module in find_modules(inner)]
     # Those of the handlers around it are saved with these.
@@ -87,9 +92,10 @@ def pack_state(
 
 @torch.no_grad()
 def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
-    """Give a model the parameters and buffers that `pack_state` read.
+    """Give the user's model the parameters and buffers that `pack_state` read.
 
-    Values of ``pyro.param`` go to the param store. Nothing is changed if anything does not fit.
+    Values of ``pyro.param`` go to the param store. If anything does not fit, nothing is changed and
+    a ValueError is raised.
     """
     modules = [_tensors(module) for module in find_modules(model)]
     check_equal("modules", {"number": len(packed["modules"])}, {"number": len(modules)})
@@ -123,7 +129,11 @@ def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
 
 
 class SiteRecorder(Messenger):
-    """Effect handler that writes down the latent sites of a model."""
+    """Effect handler that writes down the latent sites of a model.
+
+    ``sites`` holds the shapes of those in ``names``, the sites of the guide, and for all others
+    whether they are observed; ``families`` holds the families of the priors of the former.
+    """
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
@@ -143,7 +153,7 @@ class SiteRecorder(Messenger):
             self.sites[name] = "observed" if msg["is_observed"] else "not in the guide"
 
     def compare(self, saved: Mapping[str, Any]) -> None:
-        """Look whether the sites are those that were saved."""
+        """Raise a ValueError if the sites are not those that another recorder saved."""
         own = {
             name: found
             for name, found in self.sites.items()
@@ -168,7 +178,7 @@ def run_recorded(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> tuple[SiteRecorder, dict[str, tuple[Tensor, Any]]]:
-    """Run a model, and find its latent sites and its parameters."""
+    """Run a model; return its sites, and its parameters, unconstrained, with constraints."""
     at_values = poutine.condition(model, data=dict(values))
     try:
         with dry_run(model), torch.no_grad(), SiteRecorder(values) as recorder:
@@ -204,7 +214,7 @@ def _described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_equal(what: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Look whether a model is the one that was saved."""
+    """Raise a ValueError if a model differs in ``what`` from the one that was saved."""
     differences = [
         f"{name}: {saved.get(name, 'none')} in the file, {own.get(name, 'none')} here"
         for name in sorted({*saved, *own})

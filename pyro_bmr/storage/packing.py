@@ -28,7 +28,10 @@ def pack_program(
     args: tuple[Any, ...] | None,
     kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Describe the model and the guide of a reduction."""
+    """Describe the model and the guide of a reduction, for `pyro_bmr.storage.plans.write_plan`.
+
+    The model is run, with the arguments of the guide's first call if none are given.
+    """
     handlers, inner = pack_handlers(model)
     if args is None and kwargs is None:
         args, kwargs = guide.origin.args, guide.origin.kwargs
@@ -37,7 +40,11 @@ def pack_program(
 
 
 def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, PrunedGuide]:
-    """Make the model and the guide that `pack_program` described."""
+    """Make the model and the guide that `pack_program` described.
+
+    The user's model, in ``origin``, takes the parameters and buffers that were saved. Without
+    arguments in ``origin``, its sites are checked when it is first called.
+    """
     inner: Any = origin.model
     handlers = packed["handlers"]
     load_state(packed["model"], inner)

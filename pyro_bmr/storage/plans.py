@@ -21,7 +21,11 @@ _KEY, _TENSOR = "pyro_bmr", "$tensor"
 
 
 def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
-    """Write nested data to a file that is whole at every moment."""
+    """Write nested data to a file that is whole at every moment.
+
+    Mappings with strings as keys, lists, tensors, strings, numbers, booleans and None; anything
+    else raises a TypeError.
+    """
     tensors: dict[str, Tensor] = {}
     packed = _pack(plan, "", tensors)
     content = {"format": FORMAT, "version": _version(), "plan": packed}
@@ -31,7 +35,10 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
 
 
 def read_plan(path: str | Path) -> Any:
-    """Read what `write_plan` wrote. Nothing in the file is run."""
+    """Read what `write_plan` wrote, with tensors on the CPU. Nothing in the file is run.
+
+    A file that is cut off, damaged, of another kind or of a newer format raises a ValueError.
+    """
     path = Path(path)
     path.open("rb").close()  # says what is wrong with a path, which safe_open does not
     try:

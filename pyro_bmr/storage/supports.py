@@ -35,7 +35,7 @@ _BOUNDED = {
 
 
 def pack_support(support: Any, what: str) -> dict[str, Any]:
-    """Describe a support."""
+    """Describe the support of ``what`` by name and bounds; an unknown one raises ValueError."""
     for name in _NAMED:
         known = getattr(constraints, name)
         if support is known or (type(support) is type(known) and _plain(support) == _plain(known)):
@@ -60,7 +60,7 @@ def pack_support(support: Any, what: str) -> dict[str, Any]:
 
 
 def unpack_support(packed: Mapping[str, Any]) -> Any:
-    """Make the support that `pack_support` described."""
+    """Make the support that `pack_support` described: the same object where that has a name."""
     name = packed["name"]
     if name == "independent":
         return constraints.independent(unpack_support(packed["inner"]), packed["ndims"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Write a file beside another, and put it in the place of that when it is whole."""
+    """Yield a path beside a file, and put what was written there in its place when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")

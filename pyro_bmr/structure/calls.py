@@ -25,7 +25,11 @@ CONSTANT_ALONG = "a constant of the program lies along its axis"
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of a graph."""
+    """One operation of a graph, by its name (``aten.mm``) and that of its node.
+
+    Arguments go by their names in the schema, and tensors among them are `Labelled`; shapes are
+    those of the tensors that it returns.
+    """
 
     name: str
     operation: str
@@ -42,7 +46,7 @@ class Call:
 
 
 def broadcast(labels: Labels, operands: Iterable[Labelled], shape: tuple[int, ...]) -> Labelled:
-    """Combine tensors element by element."""
+    """Combine tensors element by element: axes that have the size of the result are joined."""
     operands = list(operands)
     axes, sources = [], []
     for position, size in enumerate(shape, -len(shape)):
@@ -69,7 +73,7 @@ def combine(labels: Labels, call: Call) -> Result:
 
 
 def create(labels: Labels, call: Call) -> Result:
-    """Make tensors from nothing."""
+    """Make tensors from nothing, with fresh labels."""
     results = tuple(labels.create(shape) for shape in call.shapes)
     return results[0] if len(results) == 1 else results
 

@@ -29,7 +29,12 @@ def capture(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
 ) -> Capture:
-    """Run a model at given values of its latent sites, and write down what it computes."""
+    """Run a model at given values of its latent sites, and write down what it computes.
+
+    Values are on the support, at the full size of the plates. Tensors among the arguments, in any
+    nesting, become inputs. Raises RuntimeError if the model does not run with these arguments, or
+    if which operations it runs depends on the values of tensors.
+    """
     paths, structure = pytree.tree_flatten_with_path((args, dict(kwargs)))
     leaves = [leaf for _, leaf in paths]
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -88,9 +93,14 @@ def capture(
 
 @dataclass(frozen=True)
 class Capture:
-    """A model as a graph of tensor operations.
+    """A model as a graph of ATen operations, whose placeholders are the sites, then the inputs.
 
-    Operations in place are left as they are: the node stands for the tensor after it.
+    Operations in place are left as they are: the node stands for the tensor after it. ``tensors``
+    and ``originals`` are what the program finds elsewhere: parameters, buffers, entries of Pyro's
+    param store (unconstrained, as in ``parameters``), constants (``constant 3``). ``outputs`` are
+    computed from sites and no views of one: the tensors in distributions of observed sites, log
+    factors, deterministic sites, what the model returns. ``priors`` are the tensors in a site's
+    distribution, ``tied`` how many of its last axes are not independent.
     """
 
     graph: fx.GraphModule

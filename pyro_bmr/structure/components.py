@@ -43,7 +43,7 @@ def find_components(labels: Labels) -> Components:
 
 @dataclass
 class Components:
-    """The units of a graph."""
+    """The units of a graph: by label its component, and by component if it stays and its size."""
 
     of: Ints
     protected: NDArray[np.bool_]
@@ -54,7 +54,7 @@ class Components:
         self._reason = np.zeros(len(self.protected), np.int64)
 
     def protect(self, axis: Ints, reason: str = "") -> None:
-        """Have the units of some labels stay."""
+        """Have the units of some labels stay; the first reason is kept, empty where plain."""
         units = self.of[axis[axis != FIXED]]
         if reason not in self._reasons:
             self._reasons.append(reason)
@@ -62,7 +62,7 @@ class Components:
         self.protected[units] = True
 
     def find_reason(self, axis: Ints) -> str:
-        """Say why units of an axis cannot be cut."""
+        """Say why units of an axis cannot be cut; empty where they can, or the reason is plain."""
         reasons = self._reason[self.of[axis[axis != FIXED]]]
         return self._reasons[reasons[np.argmax(reasons > 0)]] if len(reasons) else ""
 

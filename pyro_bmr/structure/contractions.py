@@ -27,7 +27,7 @@ def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:
 def convolve(labels: Labels, call: Call) -> Labelled:
     """Convolve, also transposed, or in groups.
 
-    A group is one unit: all channels that it reads and all that it produces.
+    A group is one unit: all channels that it reads and all that it produces. Positions are fixed.
     """
     x, weight, bias = call["input"], call["weight"], call["bias"]
     groups = call["groups"]

@@ -18,7 +18,10 @@ def capture_few_rows(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
 ) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], Capture]:
-    """Capture a model on a few rows of its arguments if it runs with them, or else on all."""
+    """Capture a model on a few rows of its arguments if it runs with them, or else on all.
+
+    Returns the arguments that it ran with beside the capture.
+    """
     program: Any = model
     rows = {tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.dim()}
     if len(rows) == 1 and max(rows) > _FEW:
@@ -31,7 +34,7 @@ def capture_few_rows(
 
 
 def tensors_in(call: Any) -> list[Tensor]:
-    """Find the tensors among arguments."""
+    """Find the tensors among arguments, in the order in which a `Capture` takes them."""
     return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 

@@ -61,7 +61,7 @@ def concatenate(labels: Labels, call: Call) -> Labelled:
 
 
 def stack(labels: Labels, call: Call) -> Labelled:
-    """Lay tensors beside each other along a new axis."""
+    """Lay tensors beside each other along a new axis, which is fixed."""
     (shape,) = call.shapes
     at = call["dim"] % len(shape)
     rest = broadcast(labels, call.tensors, (*shape[:at], *shape[at + 1 :]))
@@ -82,7 +82,7 @@ def embed(labels: Labels, call: Call) -> Labelled:
 
 
 def index(labels: Labels, call: Call) -> Result:
-    """Look up by one tensor of indices."""
+    """Look up by one tensor of indices, whose axes replace the axis; protect all if by several."""
     x: Labelled = call["self"]
     indices = call.arguments.get("indices")
     if indices is None:
@@ -103,7 +103,7 @@ def index(labels: Labels, call: Call) -> Result:
 
 
 def gather(labels: Labels, call: Call) -> Labelled:
-    """Look up elements along an axis."""
+    """Look up elements along an axis; the result has the shape of the indices."""
     x, indices = call["self"], call["index"]
     at = call["dim"] % len(x.axes)
     labels.look_up(x.axes[at], "its axis is looked up by index")
@@ -116,7 +116,7 @@ def gather(labels: Labels, call: Call) -> Labelled:
 
 
 def pad(labels: Labels, call: Call) -> Labelled:
-    """Add constant elements around a tensor."""
+    """Add constant elements around a tensor; axes that grow are fixed."""
     x, (shape,) = call["self"], call.shapes
     for i, size in enumerate(shape):
         if size != len(x.axes[i]):

@@ -37,7 +37,11 @@ class Origin(IntEnum):
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labels of a tensor."""
+    """The labels of a tensor: for each axis one per index, and its sources.
+
+    Sources are the axes of sites and of other tensors whose indices those of the axis are. The
+    depth counts the contractions that have gone in, and `DATA` more if arguments of the model have.
+    """
 
     axes: tuple[Ints, ...]
     sources: tuple[frozenset[int], ...]
@@ -58,7 +62,7 @@ class Labelled:
         )
 
     def put(self, position: int, axis: Ints, sources: frozenset[int] | None = None) -> Labelled:
-        """Replace an axis."""
+        """Replace the labels of an axis, and its sources where they are given."""
         position %= len(self.axes)
         axes, all_sources = list(self.axes), list(self.sources)
         axes[position] = axis
@@ -69,7 +73,10 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Product:
-    """An axis that merges several with units of their own, of which one can keep them."""
+    """An axis that merges several with units of their own, of which one can keep them.
+
+    ``units`` are the positions of those that have any.
+    """
 
     axes: list[Ints]
     units: list[int]
@@ -78,7 +85,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Protection:
-    """Labels that cannot be cut, and why."""
+    """Labels that cannot be cut, why (if not plain), and the operation if it has no rule."""
 
     labels: Ints
     reason: str = ""

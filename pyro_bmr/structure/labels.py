@@ -21,7 +21,13 @@ from pyro_bmr.structure.labelled import (
 
 @dataclass
 class Labels:
-    """What is known of the labels so far."""
+    """What is known of the labels so far.
+
+    ``decisions``: by view that splits an axis, which of its parts carries the units (0 is the
+    outermost); ``moved``: views of which another part must. ``produced`` and ``read`` are sources;
+    ``heads``, ``channels`` and ``data`` (constants, along the axis that is summed over) mark kinds
+    of layers. What ``products`` and ``merges`` of axes share is left to the search for components.
+    """
 
     decisions: dict[Hashable, int] = field(default_factory=dict)
     moved: set[Hashable] = field(default_factory=set)
@@ -41,7 +47,7 @@ class Labels:
     _split_names: list[Hashable] = field(default_factory=list)
 
     def fresh(self, size: int, origin: Origin, split: Hashable = None) -> Ints:
-        """Make labels that nothing has."""
+        """Make labels that nothing has; of blocks, with the view that splits their axis."""
         start, self.count = self.count, self.count + size
         while self.count > len(self._origins):
             self._origins = np.concatenate([self._origins, np.zeros_like(self._origins)])
@@ -71,7 +77,7 @@ class Labels:
         return np.flatnonzero(self._origins[: self.count] == origin)
 
     def join(self, first: Ints, second: Ints) -> Ints:
-        """Have two axes be the same, index by index."""
+        """Have two axes be the same, index by index, and return the labels to go on with."""
         if first is second:
             return first
         if len(first) == 1:
@@ -86,7 +92,7 @@ class Labels:
         return np.where(self._origins[first] >= self._origins[second], first, second)
 
     def protect(self, axis: Ints, reason: str = "", operation: str = "") -> None:
-        """Have indices stay."""
+        """Have indices stay; name an operation only if it has no rule."""
         if axis.any():
             self.protections.append(Protection(axis, reason, operation))
 
@@ -106,7 +112,10 @@ class Labels:
             self.protect(axis, reason)
 
     def contract(self, first: Labelled, i: int, second: Labelled, j: int) -> None:
-        """Sum over the product of two axes."""
+        """Sum over the product of two axes; the second reads the first where depths are equal.
+
+        Where they are not, the deeper is the data. Where both come from arguments, none is read.
+        """
         self.join(first.axes[i], second.axes[j])
         if first.depth >= DATA and second.depth >= DATA:
             self.produced |= first.sources[i] | second.sources[j]
@@ -126,7 +135,7 @@ class Labels:
                     self.produced |= sources
 
     def sum_over(self, x: Labelled, i: int) -> None:
-        """Sum over an axis."""
+        """Sum over an axis, which is read unless it has been produced."""
         sources = x.sources[i]
         if sources & self.produced:
             self.produced |= sources

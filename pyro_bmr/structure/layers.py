@@ -17,7 +17,11 @@ from pyro_bmr.structure.units import Axis, Layer, Structure
 
 @dataclass(frozen=True)
 class Labelling:
-    """The labels of a whole graph."""
+    """The labels of a whole graph.
+
+    ``owners``: by source, the name of its site or tensor and the axis. ``inherited``: by source,
+    those in whose prior it is. ``nodes``: by node, every tensor of the graph.
+    """
 
     labels: Labels
     sites: Mapping[str, Labelled]
@@ -29,7 +33,7 @@ class Labelling:
 
 
 def write_structure(labelling: Labelling, components: Components) -> Structure:
-    """Give the units numbers, and say what produces and what reads them."""
+    """Give units numbers, from 0 in the order of sites; say what produces and what reads them."""
     _warn(labelling, components)
     sites = labelling.sites
     unit_of = np.full(len(components.protected), -1)

@@ -33,7 +33,7 @@ def mix(labels: Labels, call: Call) -> Result:
 
 
 def normalize_batch(labels: Labels, call: Call) -> Result:
-    """Normalise each channel by itself: batch norm."""
+    """Normalise each channel by itself: batch norm, and its statistics per channel."""
     x, *others = call.tensors
     channels, sources = x.axes[1], x.sources[1]
     for other in others:
@@ -72,7 +72,7 @@ def normalize_groups(labels: Labels, call: Call) -> Result:
 
 
 def pool(labels: Labels, call: Call) -> Result:
-    """Compute for each channel by itself an image of another size."""
+    """Compute for each channel by itself an image of another size; positions are fixed."""
     x = call.tensors[0]
     spatial = next(n for n in (1, 2, 3) if f"{n}d" in call.operation)
     for axis in x.axes[-spatial:]:
@@ -90,7 +90,10 @@ def pool(labels: Labels, call: Call) -> Result:
 
 
 def take_patches(labels: Labels, call: Call) -> Labelled:
-    """Lay the patches of an image side by side: `torch.nn.functional.unfold`."""
+    """Lay the patches of an image side by side: `torch.nn.functional.unfold`.
+
+    A channel comes as many times as a patch has positions; patches are fixed.
+    """
     x: Labelled = call["self"]
     for axis in x.axes[-2:]:
         labels.protect(axis)

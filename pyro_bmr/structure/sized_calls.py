@@ -21,7 +21,8 @@ class SizedCalls(TorchFunctionMode):
     """Sees the calls in which a program says sizes, in order.
 
     Those that Pyro makes itself, as when it expands a distribution to its plates, are passed over,
-    so that two runs of a program with distributions of other shapes see the same calls.
+    so that two runs of a program with distributions of other shapes see the same calls. What
+    ``call`` returns is the result; it may call the function with other arguments.
     """
 
     def __init__(self, call: Call) -> None:
@@ -46,7 +47,11 @@ class SizedCalls(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call in which the program says sizes, in the order of the run."""
+    """A call in which the program says sizes, at a place (``where``) in the program.
+
+    Tensors among its arguments are left out (None): ``operands`` are their nodes in the graph,
+    ``nodes`` those of the results.
+    """
 
     function: Any
     args: tuple[Any, ...]

@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tensor: the unit that each of its indices belongs to."""
+    """One axis of a tensor: the unit (int64) that each of its indices belongs to, -1 where none.
+
+    It reads units if the network sums over it (columns of a weight), else produces (rows, a bias).
+    """
 
     units: Tensor
     reads: bool
@@ -19,7 +22,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Layer:
-    """Units beside each other, of which any number may go."""
+    """Units beside each other, in the order of the axis, of which any number may go.
+
+    Named by the first site that produces them, or reads inputs; a unit, channel, head or input.
+    """
 
     name: str
     kind: str
@@ -28,7 +34,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Structure:
-    """The units of a model."""
+    """The units of a model: a label stands for the same unit wherever it occurs.
+
+    ``tensors`` are parameters, buffers and constants, by their name in the capture. Layers are
+    disjoint and hold every label. ``protected`` says, where that is not plain, why axes of a site
+    or tensor cannot be cut. ``released`` is boolean, by label: units that nothing needs once what
+    reads them is zero; None if not known. ``nodes`` are the labels per axis of each graph node.
+    """
 
     sites: Mapping[str, tuple[Axis, ...]]
     tensors: Mapping[str, tuple[Axis, ...]]
@@ -38,7 +50,7 @@ class Structure:
     nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def find_readers(self, name: str) -> set[str]:
-        """Return the sites that read what a site produces and nothing else needs."""
+        """Return the sites, maybe itself, that read what a site produces and nothing else needs."""
         if self.released is None:
             return set()
         labels = [axis.units for axis in self.sites.get(name, ()) if not axis.reads]

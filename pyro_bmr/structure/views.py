@@ -19,7 +19,15 @@ def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable)
     """Show a tensor in another shape.
 
     An axis that is split into several keeps its units on one of them: whole blocks. Where several
-    are merged into one, it has the units of the one among them that has any.
+    are merged into one, it has the units of the one among them that has any. The name stands for
+    the operation, whatever the run.
+
+    >>> labels = Labels()
+    >>> heads = reshape(labels, labels.create((6,), Origin.SITE), (3, 2), "view")
+    >>> heads.axes
+    (array([7, 8, 9]), array([0, 0]))
+    >>> reshape(labels, heads, (6,), "view_1").axes
+    (array([7, 7, 8, 8, 9, 9]),)
     """
     if 0 in shape:
         return Labelled(tuple(map(labels.fixed, shape)), (frozenset(),) * len(shape), x.depth)
@@ -54,7 +62,7 @@ def reorder(_labels: Labels, call: Call) -> Labelled:
 
 
 def expand(labels: Labels, call: Call) -> Labelled:
-    """Repeat axes of size 1."""
+    """Repeat axes of size 1, which are protected; repeated and new ones get fresh labels."""
     x, (shape,) = call.tensors[0], call.shapes
     result = labels.create(shape)
     for i in range(-len(x.axes), 0):
@@ -66,7 +74,7 @@ def expand(labels: Labels, call: Call) -> Labelled:
 
 
 def repeat(labels: Labels, call: Call) -> Labelled:
-    """Repeat a tensor along axes."""
+    """Repeat a tensor along axes; where an axis is repeated, so are its labels."""
     x, (shape,) = call.tensors[0], call.shapes
     result = labels.create(shape)
     for i in range(-len(x.axes), 0):
@@ -87,7 +95,7 @@ def insert(labels: Labels, call: Call) -> Labelled:
 
 
 def squeeze(labels: Labels, call: Call) -> Labelled:
-    """Drop axes of size 1."""
+    """Drop axes of size 1, which are protected."""
     x: Labelled = call["self"]
     dims = call.arguments.get("dim", range(len(x.axes)))
     dropped = {i % len(x.axes) for i in ([dims] if isinstance(dims, int) else dims)}

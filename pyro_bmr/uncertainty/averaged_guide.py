@@ -70,7 +70,7 @@ class AveragedGuide(PyroModule):
         Returns
         -------
         dict of Tensor
-            A value a site.
+            By site, its value.
         """
         parts = tuple(self.factors.children())
         plates = self.origin.make_plates(parts, *args, **kwargs)
@@ -87,7 +87,7 @@ def _(guide: AveragedGuide) -> tuple[Factor, ...]:
 
 
 class SpikeAndSlab(PyroModule):
-    """Independent elements at one site, each absent or Gaussian."""
+    """Independent elements at one site, each Gaussian (``slab``) with a probability, else zero."""
 
     def __init__(self, site: Site, slab: Diagonal, probability: Tensor) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class SpikeAndSlab(PyroModule):
         return (self.site,)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        """Sample the site."""
+        """Sample the site; yield its name and its value."""
         name, event_dim = self.site.name, self.site.event_dim
         with inside_plates(self.site, plates):
             probability, loc, scale = (
@@ -142,7 +142,7 @@ class Mixture(PyroModule):
         return self.family(*(self.get_buffer(name) for name in self.names)).to(torch.float64)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        """Sample a model and then the sites."""
+        """Sample a model and then the sites; yield their names and values."""
         name = "+".join(site.name for site in self.sites)
         auxiliary = {"is_auxiliary": True}
         like = self.get_buffer("loc")

@@ -22,7 +22,10 @@ FEWEST_SAMPLES = 50
 
 
 def read_spaces(scores: ElementScores, num_samples: int, seed: int) -> tuple[ModelSpace, ...]:
-    """Find what can be present or absent in each factor."""
+    """Find what can be present or absent in each factor that has a reducible site.
+
+    ``num_samples`` are the steps of a walk over the subsets of more than 16 correlated elements.
+    """
     spaces: list[ModelSpace] = []
     for factor in scores.factors:
         if isinstance(factor, JointFactor) and factor.priors:
@@ -41,7 +44,10 @@ def read_spaces(scores: ElementScores, num_samples: int, seed: int) -> tuple[Mod
 
 @dataclass(frozen=True)
 class Presences:
-    """How probable it is that the elements of a factor are present."""
+    """How probable it is that the elements of a factor are present, by site.
+
+    0 where pruned before, 1 where an element cannot go; no Monte Carlo error where that is exact.
+    """
 
     probability: Mapping[str, Tensor]
     standard_error: Mapping[str, Tensor]
@@ -67,7 +73,10 @@ class ModelSpace(ABC):
 
 @dataclass(frozen=True)
 class IndependentSpace(ModelSpace):
-    """Elements of a site that are present or absent independently of all others."""
+    """Elements of a site that are present or absent independently of all others.
+
+    ``delta_f`` of dropping each, in nats; ``kept`` is False where an element was pruned before.
+    """
 
     name: str
     delta_f: Tensor
@@ -96,7 +105,11 @@ class IndependentSpace(ModelSpace):
 
 @dataclass(frozen=True)
 class OpenElements:
-    """The elements of a correlated factor that may be present or absent."""
+    """The elements of a correlated factor that may be present or absent.
+
+    ``mask``: True for these among all that are left. ``posterior``: their marginal, in float64.
+    ``log_prior``: ln p(θ_i = 0) in nats.
+    """
 
     factor: JointFactor
     mask: Tensor
@@ -104,13 +117,13 @@ class OpenElements:
     log_prior: Tensor
 
     def complete(self, vector: Tensor, closed: float | bool = 1) -> Tensor:
-        """Put the elements that cannot go in their places."""
+        """Add the elements that cannot go, with the value ``closed``, along the last dimension."""
         full = vector.new_full(vector.shape[:-1] + self.mask.shape, closed)
         full[..., self.mask] = vector
         return full
 
     def by_site(self, vector: Tensor, closed: float) -> dict[str, Tensor]:
-        """Bring a value for each element that may go into the shapes of the reducible sites."""
+        """Bring a value per element that may go into shapes of sites; 0 where pruned before."""
         values = self.complete(vector.to(self.factor.posterior.loc.dtype), closed)
         spread = self.factor.spread(values, 0.0)
         return {name: spread[name] for name in self.factor.priors}
@@ -138,7 +151,7 @@ class EnumeratedSpace(ModelSpace):
 
     @cached_property
     def delta_f(self) -> Tensor:
-        """Joint ΔF of every subset."""
+        """Joint ΔF in nats of every subset, of shape ``(2**n,)``."""
         return delta_f_of_all_subsets(self.elements.posterior, self.elements.log_prior)
 
     @cached_property
@@ -149,7 +162,7 @@ class EnumeratedSpace(ModelSpace):
         return ~subset_members(index, count)
 
     def log_weight(self, log_odds: Mapping[str, float]) -> Tensor:
-        """Return the log posterior probability of every subset."""
+        """Return the log posterior probability of every subset, under prior log odds by site."""
         prior = self.kept.to(self.delta_f) @ self.elements.log_odds(log_odds)
         return torch.log_softmax(prior - self.delta_f, 0)
 
@@ -167,7 +180,7 @@ class EnumeratedSpace(ModelSpace):
 
 @dataclass(frozen=True)
 class SampledSpace(ModelSpace):
-    """Subsets of many correlated elements, visited by a random walk."""
+    """Subsets of many correlated elements, visited by a walk of ``num_samples`` steps."""
 
     elements: OpenElements
     num_samples: int
@@ -179,7 +192,7 @@ class SampledSpace(ModelSpace):
         return False
 
     def visits(self, log_odds: Mapping[str, float], num_samples: int) -> Iterator[Visit]:
-        """Walk, and leave out the way there."""
+        """Walk, and leave out the first fifth of the steps, the way there."""
         odds = self.elements.log_odds(log_odds)
         steps = walk(self.elements.posterior, self.elements.log_prior, odds, num_samples, self.seed)
         yield from (visit for i, visit in enumerate(steps) if i >= num_samples // 5)

@@ -16,17 +16,9 @@ from pyro_bmr.uncertainty.model_space import EnumeratedSpace, ModelSpace, OpenEl
 def find_window(
     space: ModelSpace, log_odds: Mapping[str, float], ratio: float, most: int
 ) -> Window:
-    r"""Find the reduced models whose posterior probability is within a ratio of the best.
+    r"""Find the models :math:`S` with :math:`\max P / P(S)` up to ``ratio``, the best first.
 
-    .. math:: \Bigl\{S : \frac{\max_{S'} P(S')}{P(S)} \le c \Bigr\}
-
-    Of more than 16 elements it looks among the subsets that a random walk visits.
-
-    References
-    ----------
-    Madigan & Raftery (1994), "Model selection and accounting for model uncertainty in graphical
-    models using Occam's window", JASA 89, eq. 3. Their second rule, which leaves out models that
-    contain a better one, is not applied.
+    Source: Madigan & Raftery (1994), JASA 89, eq. 3; models that contain a better one stay.
     """
     return _FIND[type(space)](space, log_odds, math.log(ratio), most)
 
@@ -50,9 +42,12 @@ class Window:
 
     Examples
     --------
-    >>> w = Window(None, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1), torch.ones(1), 0.9)
-    >>> len(w)
-    1
+    Two models, of which the better has lost its second element, and how probable each element is:
+
+    >>> kept = torch.tensor([[True, False], [True, True]])
+    >>> window = Window(None, kept, torch.tensor([-2.0, 0.0]), torch.tensor([0.88, 0.12]), 1.0)
+    >>> window.weight @ window.kept.float()
+    tensor([1.0000, 0.1200])
     """
 
     factor: JointFactor
@@ -83,6 +78,7 @@ def _enumerated(
 def _sampled(
     space: SampledSpace, log_odds: Mapping[str, float], log_ratio: float, most: int
 ) -> Window:
+    """Look among the subsets that the walk visits."""
     odds = space.elements.log_odds(log_odds)
     total = 0.0
     # By subset, as bytes: log weight, ΔF, time there.

@@ -21,7 +21,12 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class Visit:
-    """Where the chains of a walk are, each at a subset."""
+    """Where the chains of a walk are, each at a subset; of shape ``(chains, n)`` or ``(chains,)``.
+
+    ``delta_f``: joint, of all that is dropped, in nats. ``weight``: how long a chain stays there.
+    ``presence``: probability that an element is kept, given the others or the latent normals; its
+    weighted mean has a smaller variance than that of ``kept`` (Rao-Blackwell).
+    """
 
     kept: Tensor
     delta_f: Tensor
@@ -34,21 +39,9 @@ def walk(
 ) -> Iterator[Visit]:
     r"""Walk over the subsets of elements that may be absent, as their evidence says.
 
-    The target is :math:`P(S) \propto e^{-\Delta F_S} \prod_{i \notin S} o_i`.
-
-    A `Dense` posterior flips one element at a time, without ever rejecting: of the flips that
-    random-scan Gibbs sampling would make it draws the next one, and weights the subset by the time
-    that Gibbs sampling would have stayed there. A tableau, swept on the dropped elements, holds
-    what each element costs given all others; a flip is a sweep, :math:`O(n^2)`.
-
-    For a `LowRank` posterior the elements are independent given its :math:`k` latent normals, so
-    that normals and elements are drawn in turn, all elements at once, in :math:`O(n k^2)`.
-
-    References
-    ----------
-    Zanella & Roberts (2019), "Scalable importance tempering and Bayesian variable selection",
-    JRSS B 81(3); Bortz, Kalos & Lebowitz (1975), J. Comput. Phys. 17(1); Dempster (1969) for the
-    sweep operator.
+    The target is :math:`P(S) \propto e^{-\Delta F_S} \prod_{i \notin S} o_i`, with prior odds
+    :math:`o_i`; ``log_prior`` is :math:`\ln p(\theta_i = 0)` in nats, finite. The posterior is in
+    float64. Chains start around the result of the greedy elimination.
     """
     device = posterior.loc.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -74,6 +67,16 @@ def _flip(
     num_samples: int,
     generator: torch.Generator,
 ) -> Iterator[Visit]:
+    """Flip one element of a dense posterior at a time, without ever rejecting.
+
+    Of the flips that random-scan Gibbs sampling would make it draws the next one, and weights the
+    subset by the time that Gibbs sampling would have stayed there. A tableau, swept on the dropped
+    elements, holds what each element costs given all others; a flip is a sweep, O(n²).
+
+    Source: Zanella & Roberts (2019), "Scalable importance tempering and Bayesian variable
+    selection", JRSS B 81(3); Bortz, Kalos & Lebowitz (1975), J. Comput. Phys. 17(1); Dempster
+    (1969) for the sweep operator.
+    """
     chain = torch.arange(len(kept), device=kept.device)
     for step in range(num_samples):
         if step % _FLIPS_A_TABLEAU == 0:
@@ -110,6 +113,10 @@ def _redraw(
     num_samples: int,
     generator: torch.Generator,
 ) -> Iterator[Visit]:
+    """Draw the k latent normals of a low-rank posterior and its elements in turn, in O(n k²).
+
+    Given the normals the elements are independent, and are drawn all at once.
+    """
     factor, variance = posterior.cov_factor, posterior.cov_diag
     shift = shift + 0.5 * variance.log()
     alone = shift + 0.5 * posterior.loc.square() / variance
