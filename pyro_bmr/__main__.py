@@ -20,20 +20,7 @@ from pyro_bmr.training.fitting import fit
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; those of the process otherwise.
-
-    Examples
-    --------
-    >>> main(["--help"])
-    Traceback (most recent call last):
-        ...
-    SystemExit: 0
-    """
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m pyro_bmr", description=__doc__)
     command = parser.add_subparsers(required=True).add_parser(
         "demo", help="train a Bayesian network, reduce it, and compare"
@@ -49,13 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_demo(options: argparse.Namespace) -> None:
-    """Train, reduce, compare.
-
-    Parameters
-    ----------
-    options : Namespace
-        Of the command line.
-    """
+    """Train, reduce, compare."""
     console = Console()
     data = datasets.load(options.data, options.data_dir)
     pyro.set_rng_seed(options.seed)

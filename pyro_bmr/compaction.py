@@ -47,56 +47,10 @@ def compact(
     *,
     inputs: bool = False,
 ) -> Compaction:
-    r"""Cut out the units of a pruned model that can go without changing what it computes.
+    """Cut out the units of a pruned model that can go; see `pyro_bmr.Reduction.compact`.
 
-    A unit goes when its term is exactly zero wherever it is summed over: when all that produces it
-    is pruned, bias included, or all that reads it, or when nothing depends on what reads it. Live
-    elements that go with an unread unit are marginalised, and their divergence leaves the free
-    energy. Outputs stay, and at least one unit of every layer.
-
-    The program is the user's own, run on smaller tensors. It is checked before it is returned: at
-    the posterior's median and at draws, masked and compacted model must agree on the arguments.
-
-    Parameters
-    ----------
-    model : PrunedModel
-        As in ``result.model``.
-    guide : PrunedGuide
-        As in ``result.guide``.
-    args, kwargs
-        Arguments of the model, as an example; those of the guide's first call otherwise.
-    inputs : bool
-        Whether inputs that nothing reads go. The compacted model then takes ``x[..., kept]``; see
-        `Compaction.inputs`.
-
-    Returns
-    -------
-    Compaction
-        The smaller model and guide.
-
-    Raises
-    ------
-    TypeError
-        If these are not the model and the guide of a reduction.
-    ValueError
-        If a prior cannot be cut.
-    RuntimeError
-        If the model cannot be captured, or the compacted one does not compute the same.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist, pyro_bmr as bmr
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> def program(x, y):
-    ...     w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
-    ...     v = pyro.sample("v", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))
-    ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w) @ v, 1.0).to_event(2), obs=y)
-    >>> guide = AutoNormal(program)
-    >>> _ = guide(torch.ones(4, 3), torch.ones(4, 1))
-    >>> first_only = {"v": torch.tensor([[True], [False]])}
-    >>> result = bmr.reduce(guide, select=lambda scores: first_only)
-    >>> compact(result.model, result.guide).guide.median()["w"].shape
-    torch.Size([3, 1])
+    The program is the user's own, run on smaller tensors. A ``RuntimeError`` says if it cannot be
+    captured, or if masked and compacted model disagree.
     """
     _check(model, guide)
     origin = guide.origin
@@ -141,7 +95,7 @@ class Compaction(Portable):
     guide : PrunedGuide
         Its posterior, ready for `pyro.infer.Predictive`, for training and for `reduce`.
     layers : tuple of LayerCut
-        A row a layer.
+        One row per layer.
     kept : mapping
         By site that was cut, for each axis the indices that are left, or None for all.
     inputs : mapping
@@ -168,7 +122,7 @@ class Compaction(Portable):
     elements: tuple[int, int]
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a layer.
+        """Return a table with one row per layer.
 
         Returns
         -------

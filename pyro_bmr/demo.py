@@ -15,20 +15,7 @@ from torch import Tensor, nn
 
 
 class Regression(PyroModule):
-    """A D-H-1 ReLU network with unit Gaussian priors and a Gamma(1, 1) noise precision.
-
-    Parameters
-    ----------
-    inputs : int
-        D.
-    hidden : int
-        H.
-
-    Examples
-    --------
-    >>> Regression(10, 50)(torch.zeros(4, 10)).shape
-    torch.Size([4])
-    """
+    """A D-H-1 ReLU network with unit Gaussian priors and a Gamma(1, 1) noise precision."""
 
     def __init__(self, inputs: int, hidden: int = 50) -> None:
         super().__init__()
@@ -41,20 +28,7 @@ class Regression(PyroModule):
         self.precision = PyroSample(dist.Gamma(1.0, 1.0))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict, and observe targets where there are any.
-
-        Parameters
-        ----------
-        x : Tensor
-            Inputs, of shape ``(rows, D)``.
-        y : Tensor, optional
-            Targets, of shape ``(rows,)``.
-
-        Returns
-        -------
-        Tensor
-            Mean of the targets, of shape ``(rows,)``.
-        """
+        """Return the mean of the targets, ``(rows,)``, and observe them where there are any."""
         mean = self.fc2(self.fc1(x).relu()).squeeze(-1)
         scale = self.precision.rsqrt()
         with pyro.plate("data", len(x)):
@@ -64,69 +38,25 @@ class Regression(PyroModule):
 
 @dataclass(frozen=True)
 class Standardization:
-    """Location and scale of columns, to go there and back.
-
-    Parameters
-    ----------
-    loc, scale : Tensor
-        One a column.
-
-    Examples
-    --------
-    >>> Standardization.of(torch.tensor([[1.0], [3.0]])).apply(torch.tensor([[2.0]]))
-    tensor([[0.]])
-    """
+    """Location and scale of each column of data."""
 
     loc: Tensor
     scale: Tensor
 
     @classmethod
     def of(cls, values: Tensor) -> Standardization:
-        """Read them from data.
-
-        Parameters
-        ----------
-        values : Tensor
-            Of shape ``(rows, columns)``.
-
-        Returns
-        -------
-        Standardization
-            That makes these columns have mean 0 and standard deviation 1.
-        """
+        """Read them from data of shape ``(rows, columns)``; a constant column has scale 1."""
         scale = values.std(0, correction=0)
         return cls(values.mean(0), torch.where(scale > 0, scale, 1))
 
     def apply(self, values: Tensor) -> Tensor:
-        """Standardise.
-
-        Parameters
-        ----------
-        values : Tensor
-            Of shape ``(rows, columns)``.
-
-        Returns
-        -------
-        Tensor
-            Of the same shape.
-        """
+        """Standardise."""
         return (values - self.loc) / self.scale
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over test rows and its standard error.
-
-    Parameters
-    ----------
-    mean, error : float
-        In the units of what is scored.
-
-    Examples
-    --------
-    >>> print(Score(1.0, 0.5))
-    1.000 ± 0.500
-    """
+    """A mean over test rows and its standard error."""
 
     mean: float
     error: float
@@ -143,25 +73,7 @@ def predictive_scores(
     unit: float,
     draws: int = 300,
 ) -> tuple[Score, Score]:
-    """Score predictions of unseen targets.
-
-    Parameters
-    ----------
-    model, guide : callable
-        A pair.
-    x, y : Tensor
-        Test data.
-    unit : float
-        What a target of 1 stands for; scores are in units of the original target.
-    draws : int
-        Posterior draws.
-
-    Returns
-    -------
-    tuple of Score
-        Root mean squared error and log likelihood a row, with standard errors over the rows (for
-        the former by the delta method).
-    """
+    """Return RMSE and log likelihood per row in original units, where a target of 1 is ``unit``."""
     sites = ("mean", "precision")
     samples = Predictive(model, guide=guide, num_samples=draws, return_sites=sites)(x)
     mean, precision = samples["mean"], samples["precision"].reshape(-1, 1)

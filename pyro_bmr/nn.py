@@ -146,7 +146,7 @@ def bayesianize(
     Returns
     -------
     PyroModule
-        The network. Call it as ``net(x)``, once a model and outside of plates.
+        The network. Call it as ``net(x)``, once per run of the model and outside of plates.
 
     Raises
     ------

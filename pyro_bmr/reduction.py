@@ -84,12 +84,12 @@ def reduce(
         What lives or dies together: `elements`; `units` (all that produces or reads a unit of the
         model), `channels`, `heads` or `inputs`, which have options, as in ``units(round_to=8)``; or
         a function from the name and the shape of a site to integer labels that broadcast to the
-        shape, or None for a group an element. Elements of the same label, over all sites, are a
+        shape, or None for one group per element. Elements of the same label, over all sites, are a
         group; those of a negative label stay. Of a list, coarse to fine, each grouping selects
         among what those before have left.
     select : callable
         What to drop: `by_evidence`, `top_k`, `snr`, `spr`, `magnitude`, `random`, or any function
-        from `Scores` to a mask a site, True for what is kept; of groups, a mask a layer.
+        from `Scores` to a mask per site, True for what is kept; of groups, a mask per layer.
     reduced_prior : Spike, Gaussian, Laplace or mapping
         The prior of what is dropped, or by site. With `Gaussian` and `Laplace` nothing becomes
         zero: the elements that ``select`` does not keep take this prior, and the posterior
@@ -178,12 +178,12 @@ class Reduction(Auditable, Portable, Viewable):
     scores : mapping
         By site, ΔF in nats of dropping each element by itself, or of its shrinkage.
     sites : tuple of SiteSummary
-        A row a site, those left whole with their reason.
+        One row per site, those left whole with their reason.
     naive_delta_f : float, optional
         What ``delta_f`` would be, in nats, had every correlated element gone whose own ΔF is at
         most 0, and no other; None if nothing is correlated, or groups were dropped.
     layers : tuple of LayerSummary
-        A row a layer of groups; empty where elements stand for themselves.
+        One row per layer of groups; empty where elements stand for themselves.
     decision : Decision, optional
         The posterior before, without a copy of it; None after `load`.
 
@@ -232,7 +232,7 @@ class Reduction(Auditable, Portable, Viewable):
         return sum(site.shrunk for site in self.sites)
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a site.
+        """Return a table with one row per site.
 
         Returns
         -------
@@ -260,7 +260,7 @@ class Reduction(Auditable, Portable, Viewable):
         return pd.DataFrame(rows).set_index("site")
 
     def layer_summary(self) -> pd.DataFrame:
-        """Return a table with a row a layer of groups.
+        """Return a table with one row per layer of groups.
 
         Returns
         -------
@@ -273,17 +273,45 @@ class Reduction(Auditable, Portable, Viewable):
     def compact(self, *args: Any, inputs: bool = False, **kwargs: Any) -> Compaction:
         """Cut out the units that nothing needs; and nothing changes: the same program, smaller.
 
+        A unit goes when its term is exactly zero wherever it is summed over: when all that produces
+        it is pruned, bias included, or all that reads it, or when nothing depends on what reads it.
+        Live elements that go with an unread unit are marginalised, and their divergence leaves the
+        free energy. Outputs stay, and at least one unit of every layer. The result is checked: at
+        the posterior's median and at draws it must compute what the masked model does.
+
         Parameters
         ----------
         *args, **kwargs
             Arguments of the model, as an example; those of the guide's first call otherwise.
         inputs : bool
-            Whether inputs that nothing reads go.
+            Whether inputs that nothing reads go. The compacted model then takes ``x[..., kept]``;
+            see ``Compaction.inputs``.
 
         Returns
         -------
         Compaction
             The smaller model and guide, which compute the same.
+
+        Raises
+        ------
+        ValueError
+            If a prior cannot be cut.
+        RuntimeError
+            If the model cannot be captured, or the compacted one does not compute the same.
+
+        Examples
+        --------
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(x, y):
+        ...     w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+        ...     v = pyro.sample("v", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))
+        ...     pyro.sample("y", dist.Normal(torch.tanh(x @ w) @ v, 1.0).to_event(2), obs=y)
+        >>> guide = AutoNormal(model)
+        >>> _ = guide(torch.ones(4, 3), torch.ones(4, 1))
+        >>> result = reduce(guide, select=lambda _: {"v": torch.tensor([[True], [False]])})
+        >>> result.compact().guide.median()["w"].shape
+        torch.Size([3, 1])
         """
         return compact(self.model, self.guide, args, kwargs, inputs=inputs)
 

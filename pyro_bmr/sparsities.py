@@ -174,7 +174,7 @@ class Sparsities:
     free_energy_error: float
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a sparsity.
+        """Return a table with one row per sparsity.
 
         Returns
         -------

@@ -139,7 +139,7 @@ def _check_draws(
 
 
 def _whiten(factor: Factor, draws: Mapping[str, Sequence[Tensor]]) -> Tensor:
-    """Return draws in units of the posterior of a factor, a row a draw, without what is pruned."""
+    """Return draws in units of a factor's posterior, one row per draw, without what is pruned."""
     rows, kept = [], factor.kept()
     for site in factor.sites:
         values = torch.stack([*draws[site.name]])

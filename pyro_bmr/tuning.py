@@ -49,8 +49,7 @@ def tune_prior(
     A scale is searched up to 100 times that of the widest prior of its group. Where the evidence
     rises all the way to a scale of zero, the spike wins: the scale is then 1 % of the smallest
     standard deviation of the likelihood of an element, or of the widest prior if that is less, and
-    the note says so. Independent elements
-    whose posterior is wider than their prior keep it.
+    the note says so. Independent elements whose posterior is wider than their prior keep it.
 
     Parameters
     ----------
@@ -141,25 +140,10 @@ def tune_prior(
 
 @dataclass(frozen=True)
 class TunedSite:
-    """What became of the prior of one site.
+    """What became of the prior of one site, of which ``tuned`` elements have another one.
 
-    Parameters
-    ----------
-    name : str
-        The site.
-    shape : tuple of int
-        Its shape, at the full size of its plates.
-    tuned : int
-        How many elements have a tuned prior.
-    before, after : tuple of float
-        The smallest and the largest scale of their prior, before and after; None if none is tuned.
-    note : str
-        Why a site or some of its elements keep their prior, and where a search met its end.
-
-    Examples
-    --------
-    >>> TunedSite("w", (3,), 3, (1.0, 1.0), (0.1, 0.1)).note
-    ''
+    ``before`` and ``after`` are the smallest and the largest scale of their prior, None if none is
+    tuned; ``note`` says why some elements keep theirs, and where a search met its end.
     """
 
     name: str
@@ -187,7 +171,7 @@ class TunedPrior:
     by : str
         What shares a scale.
     sites : tuple of TunedSite
-        A row a site.
+        One row per site.
 
     Examples
     --------
@@ -205,7 +189,7 @@ class TunedPrior:
     sites: tuple[TunedSite, ...]
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a site.
+        """Return a table with one row per site.
 
         Returns
         -------

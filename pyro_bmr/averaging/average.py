@@ -44,12 +44,13 @@ def average(
               \quad P(S) \propto e^{-\Delta F_S} \left(\frac{1 - \pi}{\pi}\right)^{|S|}
 
     Where elements are independent the sum over all subsets factorises: each element is zero with
-    the probability :math:`1 - p_i` and as in the posterior else, with the mean :math:`p_i \mu_i`
-    and the variance :math:`p_i \sigma_i^2 + p_i (1 - p_i) \mu_i^2`. That is exact for any number
-    of elements. In a correlated factor the sum goes over the models of Occam's window, those at
-    most ``window`` times less probable than the best; `Average.mass` is the probability that they
-    hold of all, exactly for up to 16 elements, and as a random walk estimates it for more. A low
-    mass means that no few models stand for all: then a larger window, or `presence`, is better.
+    the probability :math:`1 - p_i` and otherwise as in the posterior, with the mean
+    :math:`p_i \mu_i` and the variance :math:`p_i \sigma_i^2 + p_i (1 - p_i) \mu_i^2`. That is
+    exact for any number of elements. In a correlated factor the sum goes over the models of Occam's
+    window, those at most ``window`` times less probable than the best; `Average.mass` is their
+    share of the probability of all, exact for up to 16 elements and estimated by a random walk for
+    more. A low mass means that no few models stand for all: then a larger window, or `presence`, is
+    better.
 
     The guide, the param store and the random number generators are left as they were.
 
@@ -152,8 +153,10 @@ class Average:
 
     Examples
     --------
-    >>> Average(None, None, {}, {}, {}, {}, ()).mass
-    1.0
+    >>> present = {"w": torch.tensor([0.1, 0.97])}
+    >>> print(Average(None, None, present, {}, {}, {}, ()))
+    average over models with 100.0% of the probability
+    ...
     """
 
     model: Callable[..., Any]

@@ -70,7 +70,7 @@ class AveragedGuide(PyroModule):
         Returns
         -------
         dict of Tensor
-            A value a site.
+            By site, its value.
         """
         parts = tuple(self.factors.children())
         plates = self.origin.make_plates(parts, *args, **kwargs)
@@ -87,24 +87,7 @@ def _(guide: AveragedGuide) -> tuple[Factor, ...]:
 
 
 class SpikeAndSlab(PyroModule):
-    """Independent elements at one site, each absent or Gaussian.
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    slab : Diagonal
-        Posterior of each element given that it is present.
-    probability : Tensor
-        That each element is present.
-
-    Examples
-    --------
-    >>> slab = Diagonal(torch.ones(1), torch.ones(1))
-    >>> part = SpikeAndSlab(Site("w", torch.Size([1]), 1), slab, torch.zeros(1))
-    >>> list(part({}))
-    [('w', tensor([0.]))]
-    """
+    """Independent elements at one site, each Gaussian (``slab``) with a probability, else zero."""
 
     def __init__(self, site: Site, slab: Diagonal, probability: Tensor) -> None:
         super().__init__()
@@ -120,18 +103,7 @@ class SpikeAndSlab(PyroModule):
         return (self.site,)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        """Sample the site.
-
-        Parameters
-        ----------
-        plates : mapping
-            By name.
-
-        Yields
-        ------
-        tuple
-            Name and value.
-        """
+        """Sample the site; yield its name and its value."""
         name, event_dim = self.site.name, self.site.event_dim
         with inside_plates(self.site, plates):
             probability, loc, scale = (
@@ -149,21 +121,7 @@ class SpikeAndSlab(PyroModule):
 
 
 class Mixture(PyroModule):
-    """The reduced models of a correlated factor in a window.
-
-    Parameters
-    ----------
-    window : Window
-        The models and their weights.
-
-    Examples
-    --------
-    >>> from pyro_bmr.factors.joint import JointFactor
-    >>> factor = JointFactor((Site("w", torch.Size([1]), 1),), Dense(torch.ones(1), torch.eye(1)))
-    >>> window = Window(factor, torch.tensor([[False]]), torch.zeros(1), torch.ones(1), 1.0)
-    >>> list(Mixture(window)({}))
-    [('w', tensor([0.]))]
-    """
+    """The reduced models of a correlated factor in a window."""
 
     def __init__(self, window: Window) -> None:
         super().__init__()
@@ -184,18 +142,7 @@ class Mixture(PyroModule):
         return self.family(*(self.get_buffer(name) for name in self.names)).to(torch.float64)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        """Sample a model and then the sites.
-
-        Parameters
-        ----------
-        plates : mapping
-            By name.
-
-        Yields
-        ------
-        tuple
-            Name and value.
-        """
+        """Sample a model and then the sites; yield their names and values."""
         name = "+".join(site.name for site in self.sites)
         auxiliary = {"is_auxiliary": True}
         like = self.get_buffer("loc")

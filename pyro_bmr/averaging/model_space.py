@@ -22,26 +22,9 @@ FEWEST_SAMPLES = 50
 
 
 def read_spaces(scores: ElementScores, num_samples: int, seed: int) -> tuple[ModelSpace, ...]:
-    """Find what can be present or absent in each factor.
+    """Find what can be present or absent in each factor that has a reducible site.
 
-    Parameters
-    ----------
-    scores : ElementScores
-        The factors, and ΔF of dropping each element by itself.
-    num_samples : int
-        Steps of a walk over the subsets of more than 16 correlated elements.
-    seed : int
-        Of its random numbers.
-
-    Returns
-    -------
-    tuple of ModelSpace
-        One a factor that has a reducible site.
-
-    Examples
-    --------
-    >>> read_spaces(ElementScores((), {}), 1000, 0)
-    ()
+    ``num_samples`` are the steps of a walk over the subsets of more than 16 correlated elements.
     """
     spaces: list[ModelSpace] = []
     for factor in scores.factors:
@@ -61,21 +44,9 @@ def read_spaces(scores: ElementScores, num_samples: int, seed: int) -> tuple[Mod
 
 @dataclass(frozen=True)
 class Presences:
-    """How probable it is that the elements of a factor are present.
+    """How probable it is that the elements of a factor are present, by site.
 
-    Parameters
-    ----------
-    probability : mapping
-        By site; 0 where pruned before, 1 where an element cannot go.
-    standard_error : mapping
-        By site, of the Monte Carlo estimate; empty where the probability is exact.
-    method : str
-        How it was found.
-
-    Examples
-    --------
-    >>> Presences({}, {}, "exact").method
-    'exact'
+    0 where pruned before, 1 where an element cannot go; no Monte Carlo error where that is exact.
     """
 
     probability: Mapping[str, Tensor]
@@ -104,20 +75,7 @@ class ModelSpace(ABC):
 class IndependentSpace(ModelSpace):
     """Elements of a site that are present or absent independently of all others.
 
-    Parameters
-    ----------
-    name : str
-        The site.
-    delta_f : Tensor
-        ΔF in nats of dropping each element.
-    kept : Tensor
-        Boolean, False where an element was pruned before.
-
-    Examples
-    --------
-    >>> space = IndependentSpace("w", torch.zeros(2), torch.tensor([True, False]))
-    >>> space.presences({"w": 0.0}).probability
-    {'w': tensor([0.5000, 0.0000])}
+    ``delta_f`` of dropping each, in nats; ``kept`` is False where an element was pruned before.
     """
 
     name: str
@@ -149,22 +107,8 @@ class IndependentSpace(ModelSpace):
 class OpenElements:
     """The elements of a correlated factor that may be present or absent.
 
-    Parameters
-    ----------
-    factor : JointFactor
-        The factor.
-    mask : Tensor
-        Boolean, over the elements that are left; True for those that may go.
-    posterior : Dense or LowRank
-        Their marginal, in float64.
-    log_prior : Tensor
-        ln p(θ_i = 0) of each in nats.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(1), torch.ones(1, 1))
-    >>> OpenElements(None, torch.tensor([True, False]), q, torch.zeros(1)).complete(torch.ones(1))
-    tensor([1., 1.])
+    ``mask``: True for these among all that are left. ``posterior``: their marginal, in float64.
+    ``log_prior``: ln p(θ_i = 0) in nats.
     """
 
     factor: JointFactor
@@ -173,56 +117,19 @@ class OpenElements:
     log_prior: Tensor
 
     def complete(self, vector: Tensor, closed: float | bool = 1) -> Tensor:
-        """Put the elements that cannot go in their places.
-
-        Parameters
-        ----------
-        vector : Tensor
-            A value for each element that may go, in the last dimension.
-        closed : float or bool
-            The value of those that cannot.
-
-        Returns
-        -------
-        Tensor
-            Over all elements that are left, in the last dimension.
-        """
+        """Add the elements that cannot go, with the value ``closed``, along the last dimension."""
         full = vector.new_full(vector.shape[:-1] + self.mask.shape, closed)
         full[..., self.mask] = vector
         return full
 
     def by_site(self, vector: Tensor, closed: float) -> dict[str, Tensor]:
-        """Bring a value for each element that may go into the shapes of the reducible sites.
-
-        Parameters
-        ----------
-        vector : Tensor
-            One a element.
-        closed : float
-            The value of those that cannot go.
-
-        Returns
-        -------
-        dict of Tensor
-            By site; 0 where an element was pruned before.
-        """
+        """Bring a value per element that may go into shapes of sites; 0 where pruned before."""
         values = self.complete(vector.to(self.factor.posterior.loc.dtype), closed)
         spread = self.factor.spread(values, 0.0)
         return {name: spread[name] for name in self.factor.priors}
 
     def log_odds(self, by_site: Mapping[str, float]) -> Tensor:
-        """Give each element that may go the log odds of its site.
-
-        Parameters
-        ----------
-        by_site : mapping
-            Prior log odds.
-
-        Returns
-        -------
-        Tensor
-            One a element.
-        """
+        """Give each element that may go the log odds of its site."""
         device = self.mask.device
         values = {
             site.name: torch.tensor(by_site.get(site.name, 0.0), dtype=torch.float64, device=device)
@@ -233,25 +140,7 @@ class OpenElements:
 
 @dataclass(frozen=True)
 class EnumeratedSpace(ModelSpace):
-    """All subsets of up to 16 correlated elements.
-
-    Parameters
-    ----------
-    elements : OpenElements
-        Those that may be present or absent.
-
-    Examples
-    --------
-    >>> from pyro_bmr.factors.factor import Prior
-    >>> from pyro_bmr.programs.sites import Site
-    >>> priors = {"w": Prior(torch.tensor(-1.0))}
-    >>> site, q = Site("w", torch.Size([1])), Dense(torch.ones(1), torch.ones(1, 1))
-    >>> factor = JointFactor((site,), q).with_priors(priors)
-    >>> scores = ElementScores((factor,), factor.scores())
-    >>> (space,) = read_spaces(scores, num_samples=100, seed=0)
-    >>> space.delta_f
-    tensor([0.0000, 0.4189], dtype=torch.float64)
-    """
+    """All subsets of up to 16 correlated elements."""
 
     elements: OpenElements
 
@@ -262,7 +151,7 @@ class EnumeratedSpace(ModelSpace):
 
     @cached_property
     def delta_f(self) -> Tensor:
-        """Joint ΔF of every subset."""
+        """Joint ΔF in nats of every subset, of shape ``(2**n,)``."""
         return delta_f_of_all_subsets(self.elements.posterior, self.elements.log_prior)
 
     @cached_property
@@ -273,18 +162,7 @@ class EnumeratedSpace(ModelSpace):
         return ~subset_members(index, count)
 
     def log_weight(self, log_odds: Mapping[str, float]) -> Tensor:
-        """Return the log posterior probability of every subset.
-
-        Parameters
-        ----------
-        log_odds : mapping
-            Prior log odds by site.
-
-        Returns
-        -------
-        Tensor
-            In nats, of shape ``(2**n,)``.
-        """
+        """Return the log posterior probability of every subset, under prior log odds by site."""
         prior = self.kept.to(self.delta_f) @ self.elements.log_odds(log_odds)
         return torch.log_softmax(prior - self.delta_f, 0)
 
@@ -302,22 +180,7 @@ class EnumeratedSpace(ModelSpace):
 
 @dataclass(frozen=True)
 class SampledSpace(ModelSpace):
-    """Subsets of many correlated elements, visited by a random walk.
-
-    Parameters
-    ----------
-    elements : OpenElements
-        Those that may be present or absent.
-    num_samples : int
-        Steps of the walk, of which the first fifth does not count.
-    seed : int
-        Of its random numbers.
-
-    Examples
-    --------
-    >>> SampledSpace(None, num_samples=100, seed=0).exact
-    False
-    """
+    """Subsets of many correlated elements, visited by a walk of ``num_samples`` steps."""
 
     elements: OpenElements
     num_samples: int
@@ -329,20 +192,7 @@ class SampledSpace(ModelSpace):
         return False
 
     def visits(self, log_odds: Mapping[str, float], num_samples: int) -> Iterator[Visit]:
-        """Walk, and leave out the way there.
-
-        Parameters
-        ----------
-        log_odds : mapping
-            Prior log odds by site.
-        num_samples : int
-            Steps, of which the first fifth is left out.
-
-        Yields
-        ------
-        Visit
-            Where the chains are.
-        """
+        """Walk, and leave out the first fifth of the steps, the way there."""
         odds = self.elements.log_odds(log_odds)
         steps = walk(self.elements.posterior, self.elements.log_prior, odds, num_samples, self.seed)
         yield from (visit for i, visit in enumerate(steps) if i >= num_samples // 5)

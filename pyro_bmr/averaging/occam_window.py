@@ -16,44 +16,9 @@ from pyro_bmr.factors.joint import JointFactor
 def find_window(
     space: ModelSpace, log_odds: Mapping[str, float], ratio: float, most: int
 ) -> Window:
-    r"""Find the reduced models whose posterior probability is within a ratio of the best.
+    r"""Find the models :math:`S` with :math:`\max P / P(S)` up to ``ratio``, the best first.
 
-    .. math:: \Bigl\{S : \frac{\max_{S'} P(S')}{P(S)} \le c \Bigr\}
-
-    Of more than 16 elements it looks among the subsets that a random walk visits.
-
-    Parameters
-    ----------
-    space : EnumeratedSpace or SampledSpace
-        The reduced models of a correlated factor.
-    log_odds : mapping
-        Prior log odds by site.
-    ratio : float
-        :math:`c`.
-    most : int
-        Of more models than so many the most probable are taken.
-
-    Returns
-    -------
-    Window
-        The most probable first.
-
-    References
-    ----------
-    Madigan & Raftery (1994), "Model selection and accounting for model uncertainty in graphical
-    models using Occam's window", JASA 89, eq. 3. Their second rule, which leaves out models that
-    contain a better one, is not applied.
-
-    Examples
-    --------
-    >>> from pyro_bmr.programs.sites import Site
-    >>> from pyro_bmr.mathematics.gaussian import Dense
-    >>> factor = JointFactor((Site("w", torch.Size([1])),), Dense(torch.ones(1), torch.eye(1)))
-    >>> space = EnumeratedSpace(
-    ...     OpenElements(factor, torch.tensor([True]), factor.posterior, torch.tensor([-0.5]))
-    ... )
-    >>> find_window(space, {"w": 0.0}, ratio=20.0, most=10).weight
-    tensor([0.7148, 0.2852], dtype=torch.float64)
+    Source: Madigan & Raftery (1994), JASA 89, eq. 3; models that contain a better one stay.
     """
     return _FIND[type(space)](space, log_odds, math.log(ratio), most)
 
@@ -77,9 +42,12 @@ class Window:
 
     Examples
     --------
-    >>> w = Window(None, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1), torch.ones(1), 0.9)
-    >>> len(w)
-    1
+    Two models, of which the better has lost its second element, and how probable each element is:
+
+    >>> kept = torch.tensor([[True, False], [True, True]])
+    >>> window = Window(None, kept, torch.tensor([-2.0, 0.0]), torch.tensor([0.88, 0.12]), 1.0)
+    >>> window.weight @ window.kept.float()
+    tensor([1.0000, 0.1200])
     """
 
     factor: JointFactor
@@ -110,6 +78,7 @@ def _enumerated(
 def _sampled(
     space: SampledSpace, log_odds: Mapping[str, float], log_ratio: float, most: int
 ) -> Window:
+    """Look among the subsets that the walk visits."""
     odds = space.elements.log_odds(log_odds)
     total = 0.0
     # By subset, as bytes: log weight, ΔF, time there.

@@ -128,7 +128,7 @@ class LearnedPrior:
     ----------
     Marković, Friston & Kiebel (2023), "Bayesian sparsification for deep neural networks with
     Bayesian model reduction", arXiv:2309.12095: the spike-and-slab scheme, whose code has
-    :math:`\alpha_0 = \beta_0 = 1`, one :math:`\pi` a layer and four iterations.
+    :math:`\alpha_0 = \beta_0 = 1`, one :math:`\pi` per layer and four iterations.
 
     Examples
     --------
@@ -217,32 +217,7 @@ class Presence:
 
 
 def read_scores(guide: Any, **options: Any) -> tuple[ElementScores, Reduction]:
-    """Read posterior and prior of a guide, as a selection sees them, and drop nothing.
-
-    Parameters
-    ----------
-    guide : callable
-        A trained guide.
-    **options
-        Of `reduce`.
-
-    Returns
-    -------
-    scores : ElementScores
-        The factors, and ΔF of dropping each element by itself.
-    whole : Reduction
-        With the whole model, and a copy of the whole posterior as its guide.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> _ = guide()
-    >>> scores, whole = read_scores(guide)
-    >>> whole.sparsity, list(scores.delta_f)
-    (0.0, ['w'])
-    """
+    """Return what a selection of `reduce` sees of a guide, and the result that drops nothing."""
     seen: list[ElementScores] = []
 
     def keep_everything(scores: Any) -> dict[str, Tensor]:
@@ -254,24 +229,7 @@ def read_scores(guide: Any, **options: Any) -> tuple[ElementScores, Reduction]:
 
 
 def check_options(prior: float | LearnedPrior, num_samples: int) -> None:
-    """Check what `presence` and `average` have in common.
-
-    Parameters
-    ----------
-    prior : float or LearnedPrior
-        The inclusion probability.
-    num_samples : int
-        Steps of a walk.
-
-    Raises
-    ------
-    ValueError
-        If one of them is not possible.
-
-    Examples
-    --------
-    >>> check_options(0.5, 2000)
-    """
+    """Check what `presence` and `average` have in common."""
     known = isinstance(prior, LearnedPrior) or (
         isinstance(prior, int | float) and 0 < float(prior) < 1
     )
@@ -289,27 +247,7 @@ def check_options(prior: float | LearnedPrior, num_samples: int) -> None:
 def find_log_odds(
     spaces: tuple[ModelSpace, ...], scores: ElementScores, prior: float | LearnedPrior
 ) -> dict[str, float]:
-    """Return the prior log odds that an element is present, learned or not.
-
-    Parameters
-    ----------
-    spaces : tuple of ModelSpace
-        What can be present or absent.
-    scores : ElementScores
-        Of all of it.
-    prior : float or LearnedPrior
-        The inclusion probability.
-
-    Returns
-    -------
-    dict of float
-        By reducible site.
-
-    Examples
-    --------
-    >>> find_log_odds((), ElementScores((), {"w": torch.ones(1)}), 0.5)
-    {'w': 0.0}
-    """
+    """By reducible site, the prior log odds that an element is present, learned or not."""
     if not isinstance(prior, LearnedPrior):
         return dict.fromkeys(scores.delta_f, math.log(prior) - math.log1p(-prior))
     # Elements that cannot go say nothing about how many of those that can are present.

@@ -21,26 +21,11 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class Visit:
-    r"""Where the chains of a walk are, each at a subset.
+    """Where the chains of a walk are, each at a subset; of shape ``(chains, n)`` or ``(chains,)``.
 
-    Parameters
-    ----------
-    kept : Tensor
-        Boolean, of shape ``(chains, n)``; True for the elements that the subset keeps.
-    delta_f : Tensor
-        Joint :math:`\Delta F` of all that the subset drops, in nats, of shape ``(chains,)``.
-    weight : Tensor
-        Of shape ``(chains,)``: for how long, in any unit, a chain stays there.
-    presence : Tensor
-        Of shape ``(chains, n)``: the probability that each element is kept, given the other
-        elements of the subset or given the latent normals that drew it. Its weighted mean has a
-        smaller variance than that of ``kept`` (Rao-Blackwell).
-
-    Examples
-    --------
-    >>> kept = torch.ones(1, 2, dtype=torch.bool)
-    >>> Visit(kept, torch.zeros(1), torch.ones(1), torch.ones(1, 2)).weight
-    tensor([1.])
+    ``delta_f``: joint, of all that is dropped, in nats. ``weight``: how long a chain stays there.
+    ``presence``: probability that an element is kept, given the others or the latent normals; its
+    weighted mean has a smaller variance than that of ``kept`` (Rao-Blackwell).
     """
 
     kept: Tensor
@@ -54,46 +39,9 @@ def walk(
 ) -> Iterator[Visit]:
     r"""Walk over the subsets of elements that may be absent, as their evidence says.
 
-    The target is :math:`P(S) \propto e^{-\Delta F_S} \prod_{i \notin S} o_i`.
-
-    A `Dense` posterior flips one element at a time, without ever rejecting: of the flips that
-    random-scan Gibbs sampling would make it draws the next one, and weights the subset by the time
-    that Gibbs sampling would have stayed there. A tableau, swept on the dropped elements, holds
-    what each element costs given all others; a flip is a sweep, :math:`O(n^2)`.
-
-    For a `LowRank` posterior the elements are independent given its :math:`k` latent normals, so
-    that normals and elements are drawn in turn, all elements at once, in :math:`O(n k^2)`.
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Posterior of ``n`` elements, in float64.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``, finite.
-    log_odds : Tensor
-        :math:`\ln o_i`, prior log odds that an element is present, of shape ``(n,)``.
-    num_samples : int
-        Steps of each of 4 chains, which start around the result of the greedy elimination.
-    seed : int
-        Of a generator of its own.
-
-    Yields
-    ------
-    Visit
-        One a step.
-
-    References
-    ----------
-    Zanella & Roberts (2019), "Scalable importance tempering and Bayesian variable selection",
-    JRSS B 81(3); Bortz, Kalos & Lebowitz (1975), J. Comput. Phys. 17(1); Dempster (1969) for the
-    sweep operator.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(2).double(), torch.eye(2).double() / 2)
-    >>> steps = list(walk(q, torch.full((2,), -0.9189), torch.zeros(2), 3, seed=0))
-    >>> steps[0].presence[0]
-    tensor([0.3333, 0.3333], dtype=torch.float64)
+    The target is :math:`P(S) \propto e^{-\Delta F_S} \prod_{i \notin S} o_i`, with prior odds
+    :math:`o_i`; ``log_prior`` is :math:`\ln p(\theta_i = 0)` in nats, finite. The posterior is in
+    float64. Chains start around the result of the greedy elimination.
     """
     device = posterior.loc.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -119,6 +67,16 @@ def _flip(
     num_samples: int,
     generator: torch.Generator,
 ) -> Iterator[Visit]:
+    """Flip one element of a dense posterior at a time, without ever rejecting.
+
+    Of the flips that random-scan Gibbs sampling would make it draws the next one, and weights the
+    subset by the time that Gibbs sampling would have stayed there. A tableau, swept on the dropped
+    elements, holds what each element costs given all others; a flip is a sweep, O(n²).
+
+    Source: Zanella & Roberts (2019), "Scalable importance tempering and Bayesian variable
+    selection", JRSS B 81(3); Bortz, Kalos & Lebowitz (1975), J. Comput. Phys. 17(1); Dempster
+    (1969) for the sweep operator.
+    """
     chain = torch.arange(len(kept), device=kept.device)
     for step in range(num_samples):
         if step % _FLIPS_A_TABLEAU == 0:
@@ -155,6 +113,10 @@ def _redraw(
     num_samples: int,
     generator: torch.Generator,
 ) -> Iterator[Visit]:
+    """Draw the k latent normals of a low-rank posterior and its elements in turn, in O(n k²).
+
+    Given the normals the elements are independent, and are drawn all at once.
+    """
     factor, variance = posterior.cov_factor, posterior.cov_diag
     shift = shift + 0.5 * variance.log()
     alone = shift + 0.5 * posterior.loc.square() / variance

@@ -15,20 +15,7 @@ Place = tuple[int | str, int | None]
 
 @dataclass(frozen=True)
 class Change:
-    """How a call is made in the smaller program.
-
-    Parameters
-    ----------
-    function : callable
-        Torch's.
-    values : mapping
-        By place, what stands there instead.
-
-    Examples
-    --------
-    >>> Change(torch.zeros, {(0, 1): 2}).values[0, 1]
-    2
-    """
+    """How a call is made in the smaller program: of which function, with what at which places."""
 
     function: Any
     values: Mapping[Place, Any]
@@ -39,29 +26,9 @@ Stays = Callable[[Any], tuple[Tensor, ...]]
 
 
 def change_call(call: Any, stays: Stays) -> Change | None:
-    """Find how a call is made once some units are gone.
+    """Find how a call is made once some units are gone; None if as before.
 
-    Parameters
-    ----------
-    call : SizedCall
-        Of the program.
-    stays : callable
-        From a node of the graph to a boolean tensor an axis, True for the indices that stay.
-
-    Returns
-    -------
-    Change or None
-        None if it is made as before.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be made with other sizes.
-
-    Examples
-    --------
-    >>> from pyro_bmr.graphs.sized_calls import SizedCall
-    >>> change_call(SizedCall(print, (2, 3), {}, (), (), ""), lambda node: ())
+    A ValueError says that it cannot be made with other sizes.
     """
     masks = [stays(node) for node in (*call.nodes, *call.operands)]
     if all(bool(mask.all()) for axes in masks for mask in axes):
@@ -87,13 +54,7 @@ def _refuse(call: Any, results: list[tuple[Tensor, ...]]) -> None:
 
 
 def _says_shape(call: Any, results: Any, _operands: Any) -> Change:
-    """Rewrite the trailing axes of the result: view, expand, zeros.
-
-    Returns
-    -------
-    Change
-        With their sizes.
-    """
+    """Rewrite the trailing axes of the result: view, expand, zeros."""
     (axes,) = results or [()]
     places = _size_places(call)
     left = zip(reversed(places), reversed(axes), strict=False)
@@ -130,18 +91,7 @@ def _repeat(call: Any, results: Any, operands: Any) -> Change:
 
 
 def _split(call: Any, results: Any, _operands: Any) -> Change:
-    """Say the size of each part, and once for all where they are of one size.
-
-    Returns
-    -------
-    Change
-        A chunk becomes a split where parts differ.
-
-    Raises
-    ------
-    ValueError
-        If parts differ, and their number is given by name.
-    """
+    """Say the size of each part, or one for all; a chunk into unequal parts becomes a split."""
     dim = _argument(call, 2, "dim", 0)
     sizes = tuple(int(axes[dim].sum()) for axes in results)
     said = dict(find_sizes(call.args, call.kwargs))
@@ -171,18 +121,7 @@ def _narrow(call: Any, results: Any, operands: Any) -> Change:
 
 
 def _slice(call: Any, _results: Any, operands: Any) -> Change:
-    """Move the bounds of slices along axes of which units go.
-
-    Returns
-    -------
-    Change
-        With slices that take what is left of the same units.
-
-    Raises
-    ------
-    ValueError
-        If it takes every so many units, or slices and tensors stand together.
-    """
+    """Move the bounds of slices along axes of which units go."""
     before = operands[0]
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     # Tensors are left out of the arguments: what is assigned, and those of the index.
@@ -255,33 +194,15 @@ def _argument(call: Any, position: int, name: str, default: Any = None) -> Any:
 
 
 def _size_places(call: Any) -> list[tuple[Place, int]]:
-    """Find where a call says a shape: the items of a sequence, or all numbers.
-
-    Returns
-    -------
-    list
-        Of places and sizes.
-    """
+    """Find where a call says a shape: the items of a sequence, or all numbers."""
     found = list(find_sizes(call.args, call.kwargs))
     listed = [(place, size) for place, size in found if place[1] is not None]
     return listed or [(place, size) for place, size in found if isinstance(place[0], int)]
 
 
 def find_sizes(args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
-    """Find the integers and slices that a call says.
+    """Find the integers and slices that a call says, and at which places.
 
-    Parameters
-    ----------
-    args, kwargs
-        Of the call.
-
-    Yields
-    ------
-    place, size
-        Where each stands, and what it is.
-
-    Examples
-    --------
     >>> list(find_sizes((None, (2, 3)), {"dim": -1}))
     [((1, 0), 2), ((1, 1), 3), (('dim', None), -1)]
     """

@@ -33,30 +33,10 @@ def check_same(
     kept: Mapping[str, Indices],
     calls: tuple[Arguments, Arguments],
 ) -> None:
-    """Compare two programs at the posterior's median and at draws.
+    """Compare two programs at the posterior's median and at draws; RuntimeError if they differ.
 
-    Parameters
-    ----------
-    masked, compacted : callable
-        The models.
-    guide : callable
-        Of the masked one.
-    kept : mapping
-        By site that is cut, what is left of it.
-    calls : tuple
-        Arguments and keyword arguments of each.
-
-    Raises
-    ------
-    RuntimeError
-        If the compacted model does not run, or something that it returns, observes or has as a
-        prior differs.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> model = lambda: pyro.sample("y", dist.Normal(0.0, 1.0))
-    >>> check_same(model, model, lambda: None, {}, (((), {}), ((), {})))
+    That is in what they return, in what they observe, or in a prior: of sites that are cut, in what
+    is ``kept``. The guide is that of the masked program; ``calls`` are the arguments of each.
     """
     with dry_run(masked, compacted, guide), torch.no_grad():
         for what, values in _places(guide, calls[0]):

@@ -17,24 +17,6 @@ def find_original(model: Any, tensor: Tensor) -> Original:
     """Find where a program has a tensor from.
 
     Moving a module replaces its tensors, and copying it also the module itself.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    tensor : Tensor
-        That it uses.
-
-    Returns
-    -------
-    callable
-        Returns the tensor that is in this place later.
-
-    Examples
-    --------
-    >>> norm = nn.BatchNorm1d(2)
-    >>> find_original(norm, norm.running_mean)(nn.BatchNorm1d(3)).shape
-    torch.Size([3])
     """
     for module in find_modules(model):
         for path, part in module.named_modules():

@@ -17,24 +17,10 @@ from pyro_bmr.units.structure import Structure
 
 @dataclass(frozen=True)
 class LayerCut:
-    """What is cut of a layer.
+    """What is cut of a layer: how many units it had, and has.
 
-    Parameters
-    ----------
-    name : str
-        Of the layer.
-    kind : str
-        ``"unit"``, ``"channel"``, ``"head"`` or ``"input"``.
-    before, after : int
-        How many units it had, and has.
-    notes : mapping
-        How many of its units stay though all that produces them from the units before is pruned,
-        or though nothing needs them, by the reason; and how many went with live elements.
-
-    Examples
-    --------
-    >>> LayerCut("fc1.weight", "unit", 300, 20, {}).after
-    20
+    ``notes`` counts by reason the units that stay though all that produces them is pruned, or
+    though nothing needs them, and those that went with live elements.
     """
 
     name: str
@@ -60,37 +46,10 @@ def choose_units(
     *,
     inputs: bool,
 ) -> tuple[Tensor, tuple[LayerCut, ...]]:
-    """Choose the units that go.
+    """Choose the units that go: by label, whether each stays, and a `LayerCut` per layer.
 
-    Parameters
-    ----------
-    structure : Structure
-        The units of the model.
-    needed : Tensor
-        Boolean, by label, False for those that can go.
-    masks : mapping
-        By site, False where it is exactly zero in every draw.
-    sites : iterable of Site
-        The latent sites, with their plates.
-    inputs : bool
-        Whether unused inputs go.
-
-    Returns
-    -------
-    stays : Tensor
-        Boolean, by label.
-    layers : tuple of LayerCut
-        One a layer.
-
-    Examples
-    --------
-    >>> from pyro_bmr.units.structure import Axis, Layer
-    >>> units = torch.arange(3)
-    >>> axes = {"w": (Axis(units, False),)}
-    >>> layers = (Layer("w", "unit", units),)
-    >>> found = Structure(axes, {}, layers, {})
-    >>> choose_units(found, units > 0, {}, (), inputs=False)[0]
-    tensor([False,  True,  True])
+    ``needed`` is by label, and ``masks`` are False where a site is exactly zero in every draw.
+    Unused inputs go if ``inputs``.
     """
     stays = needed.clone()
     reasons: dict[int, str] = {}
@@ -121,76 +80,20 @@ def choose_units(
 def indices_left(
     axes: tuple[Tensor, ...], stays: Tensor, device: torch.device | str = "cpu"
 ) -> Indices:
-    """Return what is left of a tensor.
-
-    Parameters
-    ----------
-    axes : tuple of Tensor
-        By axis, the labels of its units, -1 where the index cannot go.
-    stays : Tensor
-        Boolean, by label.
-    device : torch.device or str
-        Where the indices are wanted.
-
-    Returns
-    -------
-    tuple
-        By axis, the indices that stay, or None for all.
-
-    Examples
-    --------
-    >>> indices_left((torch.tensor([0, 1, -1]),), torch.tensor([False, True]))
-    (tensor([1, 2]),)
-    """
+    """Return the indices that are left of a tensor: see `mask_left`."""
     masks = mask_left(axes, stays)
     return tuple(None if mask.all() else mask.nonzero()[:, 0].to(device) for mask in masks)
 
 
 def mask_left(axes: tuple[Tensor, ...], stays: Tensor) -> tuple[Tensor, ...]:
-    """Tell what is left of a tensor.
-
-    Parameters
-    ----------
-    axes : tuple of Tensor
-        By axis, the labels of its units, -1 where the index cannot go.
-    stays : Tensor
-        Boolean, by label.
-
-    Returns
-    -------
-    tuple of Tensor
-        By axis, True for the indices that stay.
-
-    Examples
-    --------
-    >>> mask_left((torch.tensor([0, 1, -1]),), torch.tensor([False, True]))
-    (tensor([False,  True,  True]),)
-    """
+    """Tell which indices of each axis are left, from the labels of its units, -1 where fixed."""
     # The label -1 is the last of all, and stays.
     with_fixed = torch.cat([stays, stays.new_ones(1)])
     return tuple(with_fixed[units] for units in axes)
 
 
 def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
-    """Leave out of arguments what a model does not read.
-
-    Parameters
-    ----------
-    call : tuple
-        Arguments and keyword arguments.
-    inputs : mapping
-        By place, as `Compaction.inputs`.
-
-    Returns
-    -------
-    tuple
-        Arguments and keyword arguments.
-
-    Examples
-    --------
-    >>> take_inputs(((torch.ones(2, 3),), {}), {"args[0]": (None, torch.tensor([1]))})[0][0].shape
-    torch.Size([2, 1])
-    """
+    """Leave out of the arguments and keywords of a call what a model does not read, by place."""
     if not inputs:
         return call
 
@@ -202,7 +105,11 @@ def take_inputs(call: Any, inputs: Mapping[str, Indices]) -> Any:
 
 
 class _Live:
-    """By label, whether a unit is made of others, and by live elements; shifted; not all pruned."""
+    """What makes a unit, by label.
+
+    ``mixed``: a site that reads other units; ``produced``: live elements of one; ``shifted``: live
+    elements of one that reads none, as a bias; ``anything``: live elements of any masked site.
+    """
 
     def __init__(self, structure: Structure, masks: Mapping[str, Tensor], count: int) -> None:
         self.mixed, self.produced, self.shifted, self.anything = (

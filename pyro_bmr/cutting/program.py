@@ -26,22 +26,7 @@ from pyro_bmr.programs.sites import Indices, take
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of the param store that the program uses.
-
-    Parameters
-    ----------
-    name : str
-        In the param store.
-    unconstrained : Tensor
-        What an optimiser moves.
-    constraint : Constraint
-        Leads to the value that the program gets.
-
-    Examples
-    --------
-    >>> Parameter("gain", torch.ones(3)).constraint
-    Real()
-    """
+    """A parameter of the param store that the program uses."""
 
     name: str
     unconstrained: Tensor
@@ -50,27 +35,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Cut:
-    """What of a program stays.
+    """What of a program stays: by latent site and by plate that is cut, the indices.
 
-    Parameters
-    ----------
-    shapes : mapping
-        By latent site that is cut, the shape that it has in the program.
-    sites : mapping
-        By the same sites, the indices that stay.
-    plates : mapping
-        By plate that is cut, the indices that stay.
-    tensors : tuple
-        Pairs of a tensor that the program uses beside its sites and the indices that stay.
-    parameters : tuple of Parameter
-        Of the param store, those whose unconstrained value is among these tensors.
-    rewrites : mapping
-        The sizes that the program writes out.
-
-    Examples
-    --------
-    >>> Cut().sites
-    {}
+    ``shapes`` are those of the sites before; ``tensors``, what the program uses beside its sites;
+    ``parameters``, those of the param store whose unconstrained value is among these tensors.
     """
 
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
@@ -87,21 +55,6 @@ class CompactedModel(nn.Module):
     Called like the model that it wraps, which runs as it is: its sites, plates, parameters,
     buffers and constants are smaller. The model itself is shared, not copied; what is cut of its
     parameters and buffers is held here.
-
-    Parameters
-    ----------
-    model : callable
-        Any Pyro model.
-    cut : Cut
-        What stays.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> model = lambda: pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-    >>> cut = Cut({"w": torch.Size([3])}, {"w": (torch.tensor([0, 2]),)})
-    >>> CompactedModel(model, cut)().shape
-    torch.Size([2])
     """
 
     def __init__(self, model: Callable[..., Any], cut: Cut) -> None:
@@ -140,13 +93,7 @@ class CompactedModel(nn.Module):
             self.originals[key] = find_original(model, tensor)
 
     def sites(self) -> dict[str, Indices]:
-        """Return which indices of the sites that are cut are left.
-
-        Returns
-        -------
-        dict of tuple
-            By site, for each axis the indices, or None for all.
-        """
+        """Return which indices of the sites that are cut are left."""
         kept = self.kept.by_site()
         return {
             name: tuple(kept[_axis(name, axis)] if cut else None for axis, cut in enumerate(axes))
@@ -154,18 +101,7 @@ class CompactedModel(nn.Module):
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            Those of the model.
-
-        Returns
-        -------
-        object
-            What the model returns.
-        """
+        """Run the model."""
         replacements = {id(original): smaller for original, smaller in self._pairs()}
         with ExitStack() as stack:
             stack.enter_context(self.own._pyro_context)

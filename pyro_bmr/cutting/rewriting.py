@@ -14,19 +14,8 @@ from pyro_bmr.cutting.changes import Change, Place, Stays, change_call, find_siz
 class Pattern:
     """Calls of a function that say the same sizes.
 
-    Parameters
-    ----------
-    sizes : mapping
-        By place, what the program says; None for any number, in a call without -1.
-    changes : tuple
-        For each such call, in the order of the run, its `Change`, or None.
-    where : str
-        Where in the program they stand; empty for calls at places that were not seen.
-
-    Examples
-    --------
-    >>> Pattern({(0, 1): 3}, (None,)).fits(((2, 3),), {})
-    True
+    A size is None for any number in a call without -1. ``changes`` has one item per such call, in
+    the order of the run; ``where`` is their place in the program, empty for those not seen.
     """
 
     sizes: Mapping[Place, Any]
@@ -34,18 +23,7 @@ class Pattern:
     where: str = ""
 
     def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Tell whether a call says these sizes.
-
-        Parameters
-        ----------
-        args, kwargs
-            Of the call.
-
-        Returns
-        -------
-        bool
-            True if so.
-        """
+        """Tell whether a call says these sizes."""
         said = dict(find_sizes(args, kwargs))
         if None in self.sizes.values() and -1 in said.values():
             return False
@@ -59,21 +37,7 @@ Rewrites = Mapping[Any, tuple[Pattern, ...]]
 
 
 class Rewriter:
-    """Makes the calls of one run with other sizes.
-
-    Parameters
-    ----------
-    rewrites : mapping
-        As `plan_rewrites` returned it.
-
-    Examples
-    --------
-    >>> import torch
-    >>> change = Change(torch.zeros, {(1, None): 2})
-    >>> rewriter = Rewriter({torch.zeros: (Pattern({(1, None): 3}, (change,)),)})
-    >>> rewriter(torch.zeros, (5, 3), {}, "model, line 3").shape
-    torch.Size([5, 2])
-    """
+    """Makes the calls of one run with other sizes."""
 
     def __init__(self, rewrites: Rewrites) -> None:
         self.rewrites = rewrites
@@ -83,22 +47,7 @@ class Rewriter:
     def __call__(
         self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
     ) -> Any:
-        """Call a function as the smaller program does.
-
-        Parameters
-        ----------
-        function : callable
-            Torch's.
-        args, kwargs
-            As the program gives them.
-        where : str
-            The place of the call in the program.
-
-        Returns
-        -------
-        object
-            What the function returns.
-        """
+        """Call a function as the smaller program does."""
         where = where if (function, where) in self.places else ""
         for pattern in self.rewrites.get(function, ()):
             if pattern.where == where and pattern.fits(args, kwargs):
@@ -127,30 +76,7 @@ class Rewriter:
 
 
 def plan_rewrites(calls: list[Any], stays: Stays) -> Rewrites:
-    """Find the sizes that a program has to say once some units are gone.
-
-    Parameters
-    ----------
-    calls : list of SizedCall
-        Those of the program.
-    stays : callable
-        From a node of the graph to a boolean tensor an axis, True for the indices that stay.
-
-    Returns
-    -------
-    mapping
-        By function, the patterns of calls that change.
-
-    Raises
-    ------
-    ValueError
-        If a call cannot be made with other sizes.
-
-    Examples
-    --------
-    >>> plan_rewrites([], lambda node: ())
-    {}
-    """
+    """Find the sizes that a program has to say once some units are gone; fails as `change_call`."""
     found = [(call, change_call(call, stays)) for call in calls]
     rewrites: dict[Any, tuple[Pattern, ...]] = {}
     for function in dict.fromkeys(call.function for call, change in found if change is not None):

@@ -19,34 +19,9 @@ from pyro_bmr.programs.switching import SwitchedDistribution
 def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:
     """Leave some elements of a distribution, inside whatever wraps it.
 
-    Parameters
-    ----------
-    fn : TorchDistribution
-        Of any number of batch dimensions to the left of the axes. An axis that has another size
-        than it had, because the parents of the site were cut, stays as it is.
-    full : torch.Size
-        The shape that the site had.
-    kept : tuple of Tensor
-        By axis, the indices that stay, or None for all.
-
-    Returns
-    -------
-    TorchDistribution
-        Of the shape that is left.
-
-    Raises
-    ------
-    ValueError
-        If the distribution has too few dimensions, or its elements along an axis that is cut are
-        not independent.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> fn = dist.Normal(torch.arange(6.0).reshape(2, 3), 1.0).to_event(2)
-    >>> cut_distribution(fn, torch.Size([2, 3]), (None, torch.tensor([0, 2]))).mean
-    tensor([[0., 2.],
-            [3., 5.]])
+    ``full`` is the shape that its site had; batch dimensions may stand to the left. An axis of
+    another size, because the parents of the site were cut, stays as it is. A ValueError says that
+    there are too few dimensions, or that elements along an axis that is cut are not independent.
     """
     shape = fn.shape()
     todo: dict[int, Tensor] = {}

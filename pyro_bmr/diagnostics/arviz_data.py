@@ -47,7 +47,7 @@ def to_arviz(
 
     A dimension has the name of its plate, else ``{variable}_dim_{i}``. A datum is what the plates,
     or the batch shape, of an observed site count: of a site that is one event, as
-    ``Normal(...).to_event(1)`` outside of plates, the log likelihood is one number a draw.
+    ``Normal(...).to_event(1)`` outside of plates, the log likelihood is one number per draw.
 
     The model, the guide, the param store and the random number generators are left as they were.
 
@@ -126,37 +126,10 @@ def convert(
     elements: Mapping[str, Mapping[str, Tensor]] | None = None,
     attributes: Mapping[str, float] | None = None,
 ) -> Any:
-    """Do what `to_arviz` does, and add a group of what is known of single elements.
+    """Do what `to_arviz` does, and add a group ``bmr`` of what is known of single elements.
 
-    Parameters
-    ----------
-    model, guide, args, kwargs, num_samples, seed, prior, coords, dims
-        As in `to_arviz`.
-    elements : mapping, optional
-        By latent site, tensors of its shape by what they are, for the group ``bmr``.
-    attributes : mapping, optional
-        Numbers that go with the group.
-
-    Returns
-    -------
-    InferenceData or DataTree
-        As `to_arviz`.
-
-    Raises
-    ------
-    ValueError
-        As `to_arviz`.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> guide = AutoNormal(model := lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> _ = guide()
-    >>> options = dict(num_samples=9, seed=0, prior=False, coords=None, dims=None)
-    >>> known = {"w": {"mask": torch.tensor(True)}}
-    >>> convert(model, guide, (), {}, elements=known, **options).bmr["w_mask"].item()
-    True
+    ``elements`` has by latent site tensors of its shape, by what they are; ``attributes`` are
+    numbers that go with the group.
     """
     draws = draw(model, guide, args, kwargs, num_samples, seed=seed)
     constants = _constants(model, args, kwargs, draws)
@@ -287,23 +260,7 @@ def _attributes() -> dict[str, str]:
 
 
 def join_groups(datasets: Mapping[str, xr.Dataset]) -> Any:
-    """Make what the ArviZ that is installed works on.
-
-    Parameters
-    ----------
-    datasets : mapping
-        By group.
-
-    Returns
-    -------
-    InferenceData or DataTree
-        By the version of ArviZ.
-
-    Examples
-    --------
-    >>> join_groups({"posterior": xr.Dataset({"w": ("draw", [1, 2])})}).posterior["w"].shape
-    (2,)
-    """
+    """Make an ``InferenceData`` or a ``DataTree``, whichever the installed ArviZ works on."""
     if ARVIZ >= 1:
         return xr.DataTree.from_dict(dict(datasets))
     with warnings.catch_warnings():

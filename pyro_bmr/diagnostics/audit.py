@@ -54,46 +54,8 @@ def run_audit(
     predicted parts add up as well, and each has the difference to the one before. Correlated sites
     are taken as they were conditioned on, and what produces a unit after what reads it.
 
-    Parameters
-    ----------
-    decision : Decision, optional
-        What was decided, and on which posterior; a result that was loaded has none.
-    pair : tuple
-        The reduced model and guide, which are measured as they are. If the guide has been trained
-        since, so is what the reduction had made of it.
-    predicted : mapping
-        By site, its part of ΔF in nats.
-    args, kwargs
-        Of model and guide: all of the data.
-    num_samples : int
-        Draws of each measurement.
-    refit : callable, optional
-        Trains the model and the guide that it is given; it is given copies.
-    seed : int
-        Of all random numbers.
-    progress : bool
-        Show a progress bar, if there is a terminal or a notebook.
-
-    Returns
-    -------
-    Audit
-        With a verdict a site.
-
-    Raises
-    ------
-    ValueError
-        If the result came from a file, if the guide that was reduced has been trained since, or if
-        a free energy is not finite.
-    TypeError
-        If the model cannot be called with these arguments.
-
-    Examples
-    --------
-    >>> from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
-    >>> nothing = Decision(Origin(lambda: None), (), {}, (), {}, ())
-    >>> pair = lambda: None, PrunedGuide((), Origin())
-    >>> run_audit(nothing, pair, {}, (), {}).total.verdict
-    'within error'
+    ``pair`` is the reduced model and guide; if it has been trained since, it is measured as well as
+    what the reduction had made of it. ``predicted`` is by site, in nats. ``refit`` gets copies.
     """
     if decision is None:
         msg = (
@@ -197,7 +159,7 @@ class Audit:
     Parameters
     ----------
     sites : tuple of Check
-        A row a site that was reduced, in the order in which they were; right after masking.
+        One row per site that was reduced, in the order in which they were; right after masking.
     total : Check
         Of all together, right after masking.
     later : tuple of Check
@@ -244,7 +206,7 @@ class Audit:
         )
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a site, one for all, and one for what happened later.
+        """Return a table with one row per site, one for all, and one for what happened later.
 
         Returns
         -------

@@ -36,16 +36,30 @@ class Auditable(ABC):
         ----------
         *args, **kwargs
             Of the model: all of the data.
-        num_samples, refit, seed, progress
-            As of `run_audit`; for instance ``refit=lambda model, guide: pyro_bmr.fit(model, guide,
-            x, y, num_epochs=50)``, which is given copies.
+        num_samples : int
+            Draws of each measurement.
+        refit : callable, optional
+            Trains the model and the guide that it is given, which are copies, as in
+            ``lambda model, guide: pyro_bmr.fit(model, guide, x, y, num_epochs=50)``.
+        seed : int
+            Of all random numbers.
+        progress : bool
+            Show a progress bar, if there is a terminal or a notebook.
 
         Returns
         -------
         Audit
-            Predicted and realised ΔF, with a verdict in words on the prediction, in total and a
+            Predicted and realised ΔF, with a verdict in words on the prediction, in total and per
             site. The reduction was a success if F fell, which is its ``conclusion``: a realised ΔF
             of -127 nats of -159 predicted is "optimistic by 32 nats", and a success.
+
+        Raises
+        ------
+        ValueError
+            If the result came from a file, if the guide that was reduced has been trained since, or
+            if a free energy is not finite.
+        TypeError
+            If the model cannot be called with these arguments.
         """
         predicted = {site.name: site.delta_f for site in self.sites}
         options: dict[str, Any] = {"num_samples": num_samples, "refit": refit, "seed": seed}

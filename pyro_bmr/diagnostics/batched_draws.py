@@ -24,36 +24,10 @@ def evaluate(
 ) -> Tensors:
     """Evaluate a function at many draws, by `torch.vmap` in chunks that bound the memory.
 
-    Where `torch.vmap` cannot follow it, the draws are taken one after the other.
-
-    Parameters
-    ----------
-    function : callable
-        From tensors by name to tensors by name; may draw random numbers.
-    inputs : mapping
-        By name, with a leading axis for the draws.
-    largest : int
-        How many elements the largest tensors of one draw have.
-    seed : int
-        Of its random numbers. Those of all other generators are changed: call it in a dry run.
-    what : str
-        What the function is, for the warning.
-
-    Returns
-    -------
-    dict of Tensor
-        By name, with a leading axis for the draws.
-
-    Warns
-    -----
-    UserWarning
-        If the draws have to be taken one after the other.
-
-    Examples
-    --------
-    >>> double = lambda values: {"x": 2 * values["x"]}
-    >>> evaluate(double, {"x": torch.arange(3)}, largest=1, seed=0, what="model")["x"]
-    tensor([0, 2, 4])
+    Inputs and results have a leading axis for the draws; ``largest`` counts the elements of the
+    largest tensors of one draw. Where `torch.vmap` cannot follow the function, which ``what``
+    names, the draws are taken one after the other, with a warning. All random number generators
+    are seeded anew: call it in a dry run.
     """
     total = len(next(iter(inputs.values())))
     size = min(total, max(1, _CHUNK // max(1, largest)))
@@ -82,15 +56,7 @@ def evaluate(
 
 
 class LargestTensor(TorchFunctionMode):
-    """Watches how many elements the largest tensor has that is computed.
-
-    Examples
-    --------
-    >>> with LargestTensor() as seen:
-    ...     _ = torch.zeros(2, 3).sum()
-    >>> seen.elements
-    6
-    """
+    """Watches how many elements the largest tensor has that is computed."""
 
     def __init__(self) -> None:
         super().__init__()

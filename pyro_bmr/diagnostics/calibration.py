@@ -10,33 +10,11 @@ BINS = 15
 
 
 def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = BINS) -> pd.DataFrame:
-    r"""Count how often the most probable class is right, by its probability.
+    """Count how often the most probable class is right, by its probability.
 
-    Parameters
-    ----------
-    probabilities : Tensor
-        Of each class, of shape ``(n, K)``.
-    classes : Tensor
-        Those that are right, of shape ``(n,)``.
-    num_bins : int
-        Of equal width, from 0 to 1.
-
-    Returns
-    -------
-    DataFrame
-        A row a bin; columns ``confidence`` (the mean of what is in the bin; its centre if nothing
-        is), ``accuracy`` (0 if nothing is in it) and ``count``.
-
-    References
-    ----------
-    Guo et al. (2017), "On calibration of modern neural networks", arXiv:1706.04599, eqs. 1-3.
-
-    Examples
-    --------
-    >>> chances = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
-    >>> bin_confidences(chances, torch.tensor([0, 1])).query("count > 0").round(2)
-        confidence  accuracy  count
-    13         0.9       0.5      2
+    ``probabilities`` are ``(n, K)``, ``classes`` ``(n,)``. One row per bin of equal width; an empty
+    one has its centre for ``confidence`` and the ``accuracy`` 0.
+    Source: Guo et al. (2017), "On calibration of modern neural networks", arXiv:1706.04599.
     """
     bins, confidence, right = _bin(probabilities, classes, num_bins)
     counts = torch.bincount(bins, minlength=num_bins)
@@ -57,29 +35,11 @@ def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = BINS
 def calibration_error(
     probabilities: Tensor, classes: Tensor, num_bins: int = BINS, resamples: int = 0
 ) -> Tensor:
-    r"""Return the expected calibration error.
+    r"""Return the expected calibration error, in float64: of the rows, then of each resample.
 
     .. math:: ECE = \sum_b \frac{n_b}{n} |\text{accuracy}_b - \text{confidence}_b|
 
-    It grows where bins hold few rows, which the bootstrap does not see.
-
-    Parameters
-    ----------
-    probabilities, classes, num_bins
-        As of `bin_confidences`.
-    resamples : int
-        Of the rows with replacement, always the same ones for a number of rows.
-
-    Returns
-    -------
-    Tensor
-        Of the rows, then of each resample: of shape ``(1 + resamples,)``, in float64.
-
-    Examples
-    --------
-    >>> chances = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
-    >>> round(calibration_error(chances, torch.tensor([0, 1])).item(), 3)
-    0.4
+    It grows where bins hold few rows, which the bootstrap does not see. Source: Guo et al., eq. 3.
     """
     bins, confidence, right = _bin(probabilities, classes, num_bins)
     gap, size = right - confidence, len(right)

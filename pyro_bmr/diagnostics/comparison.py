@@ -38,9 +38,9 @@ def compare(
     .. math:: F = KL(q \,\|\, p) - E_q[\ln p(y \mid \theta)]
 
     is split into complexity and accuracy, in nats. ``elpd_loo`` is that of ``arviz.loo``. What is
-    predicted is scored on test data: the log likelihood a row, the root mean squared error, and of
-    classes the fraction that is right, the negative log likelihood (NLL), the Brier score and the
-    expected calibration error (ECE, 15 bins); see `pyro_bmr.diagnostics.scores`.
+    predicted is scored on test data: the log likelihood per row, the root mean squared error, and
+    of classes the fraction that is right, the negative log likelihood (NLL), the Brier score and
+    the expected calibration error (ECE, 15 bins); see `pyro_bmr.diagnostics.scores`.
 
     Each number has its standard error: of F by Monte Carlo, of others over rows (of the root mean
     squared error by the delta method, of the ECE by bootstrap). Differences from the first model
@@ -60,7 +60,7 @@ def compare(
         Positional arguments with test data; otherwise predictions of the training data are scored,
         and so labelled.
     loo : bool
-        Whether to estimate ``elpd_loo``, for which ArviZ takes a millisecond a datum.
+        Whether to estimate ``elpd_loo``, for which ArviZ takes a millisecond per datum.
     seed : int
         Of all random numbers, the same for all models.
     progress : bool
@@ -140,7 +140,7 @@ class Comparison:
     ----------
     scores : mapping
         By model and score. Of training data: ``free_energy``, ``complexity``, ``accuracy`` and
-        ``elpd_loo``, in nats. Of the data of ``predicted``: ``log_likelihood`` (nats a row),
+        ``elpd_loo``, in nats. Of the data of ``predicted``: ``log_likelihood`` (nats per row),
         ``rmse``, ``correct``, ``nll``, ``brier`` and ``ece``, as far as there are such.
     predicted : str
         ``"test"`` or ``"training"``: of which data the predictions are.
@@ -148,7 +148,7 @@ class Comparison:
         By model, for how many data ``elpd_loo`` is not to be trusted, because their Pareto k is
         above min(0.7, 1 - 1 / log10 S) with S draws, which is 0.7 from 2,200 draws on.
     calibration : mapping
-        By model that predicts classes, a row a bin; columns ``confidence``, ``accuracy`` and
+        By model that predicts classes, one row per bin; columns ``confidence``, ``accuracy`` and
         ``count``.
     notes : tuple of str
         Which models ``elpd_loo`` is not to be trusted of, and whether more draws would mend it.
@@ -170,12 +170,12 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a model.
+        """Return a table with one row per model.
 
         Returns
         -------
         DataFrame
-            Indexed by model; a column a score, each followed by its standard error, as
+            Indexed by model; one column per score, each followed by its standard error, as
             ``rmse_error``; and ``bad_k``.
         """
         frame = _frame(self.scores)
@@ -291,7 +291,7 @@ def _frame(scores: Mapping[str, Mapping[str, Score]]) -> pd.DataFrame:
 
 
 def _write(scores: Mapping[str, Mapping[str, Score]], sign: str = "") -> pd.DataFrame:
-    """Write each score with its error, a column a model."""
+    """Write each score with its error, one column per model."""
     present = [key for key in _LABELS if any(key in mine for mine in scores.values())]
 
     def write(score: Score | None, digits: int) -> str:

@@ -19,21 +19,7 @@ from pyro_bmr.programs.distributions import find_core
 class SiteKinds:
     """The sites of a model, in its order, by what they are.
 
-    Parameters
-    ----------
-    latent : tuple of str
-        Those of which there is a posterior.
-    deterministic : tuple of str
-        Those of `pyro.deterministic`.
-    observed : tuple of str
-        Those with data.
-    predicted : tuple of str
-        Those without data of which there is no posterior.
-
-    Examples
-    --------
-    >>> SiteKinds(("w",), (), ("y",), ()).observed
-    ('y',)
+    Those without data are latent if there is a posterior of them, and predicted if not.
     """
 
     latent: tuple[str, ...]
@@ -43,29 +29,9 @@ class SiteKinds:
 
 
 def sort_sites(trace: Trace, latent: Collection[str]) -> SiteKinds:
-    """Tell the sites of a model apart.
+    """Tell the sites of a model apart, given those of its guide.
 
     Statements of `pyro.factor` have neither data nor values, and are left out.
-
-    Parameters
-    ----------
-    trace : Trace
-        Of the model.
-    latent : collection of str
-        The sites of its guide.
-
-    Returns
-    -------
-    SiteKinds
-        By name.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro import poutine
-    >>> model = lambda: pyro.deterministic("twice", 2 * pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> sort_sites(poutine.trace(model).get_trace(), ["w"])
-    SiteKinds(latent=('w',), deterministic=('twice',), observed=(), predicted=())
     """
     kinds: dict[str, list[str]] = {
         kind: [] for kind in ("latent", "deterministic", "observed", "predicted")
@@ -79,24 +45,7 @@ def sort_sites(trace: Trace, latent: Collection[str]) -> SiteKinds:
 
 
 def check_whole(trace: Trace, what: str) -> None:
-    """Look for plates that take a part of the data.
-
-    Parameters
-    ----------
-    trace : Trace
-        Of a model or a guide.
-    what : str
-        Which of them.
-
-    Raises
-    ------
-    ValueError
-        If there is one.
-
-    Examples
-    --------
-    >>> check_whole(Trace(), "model")
-    """
+    """Raise a ValueError if a plate of the model or guide takes a part of the data."""
     for name, node in trace.nodes.items():
         for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
             if frame.vectorized and frame.full_size not in {None, frame.size}:
@@ -110,27 +59,7 @@ def check_whole(trace: Trace, what: str) -> None:
 
 
 def read_axes(node: Mapping[str, Any]) -> tuple[str | None, ...]:
-    """Find the plate that each axis of a site runs over.
-
-    Parameters
-    ----------
-    node : mapping
-        Of a trace.
-
-    Returns
-    -------
-    tuple of str
-        The name of the plate; None for an axis without one, such as those of events.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro import poutine
-    >>> with poutine.trace() as capture, pyro.plate("data", 3):
-    ...     _ = pyro.sample("y", dist.Normal(torch.zeros(3, 2), 1.0).to_event(1))
-    >>> read_axes(capture.trace.nodes["y"])
-    ('data', None)
-    """
+    """Find the plate that each axis of a site runs over, None for one without, as of events."""
     event_dim, shape = node["fn"].event_dim, node["fn"].shape()
     axes: list[str | None] = [None] * len(shape)
     for frame in node["cond_indep_stack"]:
@@ -140,51 +69,15 @@ def read_axes(node: Mapping[str, Any]) -> tuple[str | None, ...]:
 
 
 def read_values(trace: Trace, sites: Collection[str]) -> dict[str, Tensor]:
-    """Take values from a trace.
-
-    Parameters
-    ----------
-    trace : Trace
-        Of a model or a guide.
-    sites : collection of str
-        Those wanted.
-
-    Returns
-    -------
-    dict of Tensor
-        By site.
-
-    Examples
-    --------
-    >>> read_values(Trace(), [])
-    {}
-    """
+    """Take values from a trace."""
     return {name: trace.nodes[name]["value"] for name in sites}
 
 
 def describe(fn: Any, value: Tensor, mask: Any) -> dict[str, Tensor]:
     """Say what a distribution tells of an observation.
 
-    Parameters
-    ----------
-    fn : Distribution
-        Of the observation.
-    value : Tensor
-        The data.
-    mask : Tensor or bool, optional
-        That of Pyro's handlers; where it is False, the log probability is 0.
-
-    Returns
-    -------
-    dict of Tensor
-        ``log_prob`` in nats, a draw as ``draws``, and, if there are such, ``mean`` and
-        ``probabilities``.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> describe(dist.Bernoulli(0.25), torch.tensor(1.0), None)["probabilities"]
-    tensor([0.7500, 0.2500])
+    ``log_prob`` in nats, 0 where masked; a draw as ``draws``; and ``mean`` and the
+    ``probabilities`` of classes, if there are such.
     """
     log_prob = fn.log_prob(value)
     if mask is not None:
@@ -207,24 +100,7 @@ def describe(fn: Any, value: Tensor, mask: Any) -> dict[str, Tensor]:
 def find_counted(fn: Any, mask: Any) -> Tensor | None:
     """Find which elements of an observation the masks of a distribution and of handlers leave.
 
-    Parameters
-    ----------
-    fn : Distribution
-        Of the observation.
-    mask : Tensor or bool, optional
-        That of Pyro's handlers.
-
-    Returns
-    -------
-    Tensor or None
-        Boolean, of the shape of the observation; None where nothing is masked.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> normal = dist.Normal(torch.zeros(2), 1.0)
-    >>> find_counted(normal.mask(torch.tensor([True, False])), None)
-    tensor([ True, False])
+    None where nothing is masked.
     """
     shape, masks = fn.shape(), [(mask, fn.event_dim)]
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):

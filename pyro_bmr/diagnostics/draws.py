@@ -47,57 +47,15 @@ def draw(
               \tilde y_s \sim p(y \mid \theta_s)
 
     All draws are taken at once, by `torch.vmap`, in chunks that bound the memory. The model, the
-    guide, the param store and the random number generators are left as they were.
+    guide, the param store and the random number generators are left as they were. The draws of the
+    guide do not depend on the model. A latent site that it does not hold is drawn from the model,
+    with a warning if there are data.
 
-    Parameters
-    ----------
-    model, guide : callable
-        A Pyro model and its trained guide.
-    args, kwargs
-        Of both.
-    num_samples : int
-        How many draws, S.
-    seed : int
-        Of the draws. Those of the guide do not depend on the model.
+    A guide that was never called, or has no site of the model or one of another shape, is a
+    ValueError, as is a plate that takes a part of the data.
 
-    Returns
-    -------
-    Draws
-        Of every site of the model.
-
-    Raises
-    ------
-    ValueError
-        If the guide was never called, has no site of the model or one of another shape, or if a
-        plate takes a part of the data.
-    TypeError
-        If the guide is none.
-
-    Warns
-    -----
-    UserWarning
-        If there are data, and a latent site that the guide does not hold, which is then drawn from
-        the model; or if the draws have to be taken one after the other.
-
-    Notes
-    -----
     The scale of `poutine.scale` is not in the log probabilities, nor are `pyro.factor` statements,
     which have no data. Where a mask is False, a log probability is 0.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> def model(x, y=None):
-    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    ...     with pyro.plate("data", len(x)):
-    ...         pyro.sample("y", dist.Normal(x * w, 1.0), obs=y)
-    >>> guide = AutoNormal(model)
-    >>> x = torch.randn(7)
-    >>> _ = guide(x, x)
-    >>> draws = draw(model, guide, (x, x), num_samples=50)
-    >>> draws.latent["w"].shape, draws.observed["y"].log_prob.shape, draws.axes["y"]
-    (torch.Size([50]), torch.Size([50, 7]), ('data',))
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         msg = f"got num_samples={num_samples!r}. Expected a whole number of draws, 1 or more"
@@ -148,26 +106,10 @@ def draw(
 class Observed:
     """An observed site at S draws.
 
-    Parameters
-    ----------
-    value : Tensor
-        The data, of batch and event shape.
-    log_prob : Tensor
-        Of each datum, in nats, of shape ``(S, *batch)``.
-    mean : Tensor or None
-        Of the distribution, of shape ``(S, *batch, *event)``; None if it has none.
-    probabilities : Tensor or None
-        Of each class, of shape ``(S, *batch, K)``, if it is Categorical or Bernoulli.
-    draws : Tensor
-        From the posterior predictive distribution, of shape ``(S, *batch, *event)``.
-    counted : Tensor, optional
-        Of the shape of the data, False what a mask leaves out; by default nothing is.
-
-    Examples
-    --------
-    >>> zero = torch.zeros(3)
-    >>> Observed(torch.tensor(0.0), zero, zero, None, zero).log_prob.shape
-    torch.Size([3])
+    The data ``value`` have the shape ``(*batch, *event)``, and so has ``counted``, False what a
+    mask leaves out; ``log_prob`` in nats ``(S, *batch)``; ``mean``, None if there is none, and
+    ``draws`` from the posterior predictive distribution ``(S, *batch, *event)``;
+    ``probabilities`` of K classes ``(S, *batch, K)``, if it is Categorical or Bernoulli.
     """
 
     value: Tensor
@@ -188,27 +130,10 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The sites of a model at S draws, by name and in its order.
+    """The sites of a model at S draws, by name and in its order, of shape ``(S, *site)``.
 
-    Parameters
-    ----------
-    latent : mapping
-        Of shape ``(S, *site)``, on the support of the site.
-    observed : mapping
-        Those with data.
-    deterministic : mapping
-        Of `pyro.deterministic`, of shape ``(S, *site)``.
-    predicted : mapping
-        Drawn from the model, for they have neither data nor a posterior.
-    axes : mapping
-        By site, the plate of each axis; None for an axis without one.
-    supports : mapping
-        By latent site.
-
-    Examples
-    --------
-    >>> Draws({"w": torch.zeros(3, 2)}, {}).latent["w"].shape
-    torch.Size([3, 2])
+    ``predicted`` ones, without data or posterior, are drawn from the model. ``axes`` has the
+    plate of each axis of a site, None for an axis without one.
     """
 
     latent: Mapping[str, Tensor]

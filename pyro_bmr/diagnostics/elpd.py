@@ -20,29 +20,8 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
 
     .. math:: \text{elpd}_i = \ln p(y_i \mid y_{-i})
 
-    Parameters
-    ----------
-    log_likelihood : Tensor
-        Of each datum at independent posterior draws, in nats, of shape ``(S, n)``.
-
-    Returns
-    -------
-    LeaveOneOut
-        A term a datum.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 25 draws.
-
-    References
-    ----------
-    Vehtari et al. (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
-
-    Examples
-    --------
-    >>> leave_one_out(torch.randn(200, 5)).terms.shape
-    torch.Size([5])
+    ``log_likelihood`` is in nats, at independent draws: ``(S, n)``, of 25 draws or more.
+    Source: Vehtari et al. (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
     """
     if len(log_likelihood) < _FEWEST:
         msg = (
@@ -65,22 +44,10 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
 
 @dataclass(frozen=True, eq=False)
 class LeaveOneOut:
-    """Leave-one-out predictive densities.
+    """Leave-one-out predictive densities: ``terms``, one per datum in nats, add up to elpd_loo.
 
-    Parameters
-    ----------
-    terms : Tensor
-        One a datum, in nats; their sum is elpd_loo.
-    bad : int
-        How many of them are not to be trusted: those whose Pareto k is above
-        min(0.7, 1 - 1 / log10 S).
-    high : int
-        How many of these are above 0.7; the others may be right with more draws.
-
-    Examples
-    --------
-    >>> LeaveOneOut(torch.zeros(3), 1, 1).note
-    'do not trust elpd_loo, Pareto k is above 0.7 for 1 of 3 data'
+    ``bad`` of them are not to be trusted, as their Pareto k is above min(0.7, 1 - 1 / log10 S);
+    ``high`` of these have one above 0.7, and the others may be right with more draws.
     """
 
     terms: Tensor

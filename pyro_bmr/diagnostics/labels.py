@@ -18,22 +18,9 @@ class Labels:
     """How the axes of variables are called, and what stands along them.
 
     An axis has the name that the caller gives, else that of its plate, else
-    ``{variable}_dim_{i}``.
-
-    Parameters
-    ----------
-    dims : mapping
-        By variable, names for its axes, the first ones first; None for one that stays as it is.
-    coords : mapping
-        By dimension, a value for each of its indices.
-    variables : collection of str
-        The names of all variables, which no dimension can have.
-
-    Examples
-    --------
-    >>> labels = Labels({"y": [None, "output"]}, {}, {"y"})
-    >>> labels.name_dims("y", ("data", None))
-    ('data', 'output')
+    ``{variable}_dim_{i}``. ``dims`` names the first axes of variables, None for one that stays as
+    it is; ``coords`` has by dimension a value per index. No dimension is called
+    like one of ``variables``.
     """
 
     dims: Mapping[str, Sequence[str | None]]
@@ -41,25 +28,7 @@ class Labels:
     variables: Collection[str]
 
     def name_dims(self, variable: str, plates: Sequence[str | None]) -> tuple[str, ...]:
-        """Name the axes of a variable.
-
-        Parameters
-        ----------
-        variable : str
-            Its name.
-        plates : sequence of str
-            By axis, its plate; None for an axis without one.
-
-        Returns
-        -------
-        tuple of str
-            One an axis.
-
-        Raises
-        ------
-        ValueError
-            If the caller names more axes than there are.
-        """
+        """Name the axes of a variable, given the plate of each, or None."""
         given = self.dims.get(variable, ())
         given = (given,) if isinstance(given, str) else tuple(given)
         if len(given) > len(plates):
@@ -79,22 +48,7 @@ class Labels:
     ) -> xr.Dataset:
         """Put tensors into a data set, without copies of those on the CPU.
 
-        Parameters
-        ----------
-        variables : mapping
-            By name, the names of the axes and the tensor, with an axis for the draws before them.
-        drawn : bool
-            Whether there is such an axis; it becomes one chain of draws.
-
-        Returns
-        -------
-        Dataset
-            With coordinates for every dimension.
-
-        Raises
-        ------
-        ValueError
-            If two axes of one name differ in size, or from the coordinates.
+        Where they are ``drawn``, an axis of draws, one chain, is before those that are named.
         """
         arrays, sizes = {}, dict[str, int]()
         for name, (dims, tensor) in variables.items():

@@ -9,30 +9,7 @@ import torch
 
 
 def read_pairs(pairs: Any) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
-    """Read models and guides that go by names.
-
-    Parameters
-    ----------
-    pairs : mapping
-        From names to tuples ``(model, guide)``, or to what has ``.model`` and ``.guide``.
-
-    Returns
-    -------
-    dict
-        From names to tuples ``(model, guide)``.
-
-    Raises
-    ------
-    TypeError
-        If it is no mapping, or something in it is no pair.
-    ValueError
-        If it is empty.
-
-    Examples
-    --------
-    >>> read_pairs({"full": (print, len)})
-    {'full': (<built-in function print>, <built-in function len>)}
-    """
+    """Read models and guides by name: tuples, or what has ``.model`` and ``.guide``."""
     if not isinstance(pairs, Mapping) or not pairs:
         got = "no models" if isinstance(pairs, Mapping) else f"a {type(pairs).__name__}"
         msg = f"got {got}. Expected a mapping such as {{'full': (model, guide), 'reduced': result}}"

@@ -25,39 +25,10 @@ def draw_prior(
     *,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Run a model as it is, many times at once.
+    """Run a model as it is, many times at once; the values wanted have the shape ``(S, *site)``.
 
-    The model, the param store and the random number generators are left as they were.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    args, kwargs
-        Of the model.
-    num_samples : int
-        How many draws, S.
-    sites : sequence of str
-        The sites whose values are wanted.
-    seed : int
-        Of the draws.
-
-    Returns
-    -------
-    dict of Tensor
-        By site, of shape ``(S, *site)``.
-
-    Raises
-    ------
-    ValueError
-        If a prior cannot be drawn from.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> model = lambda: pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    >>> draw_prior(model, (), {}, 7, ["w"])["w"].shape
-    torch.Size([7, 2])
+    The model, the param store and the random number generators are left as they were. A prior that
+    cannot be drawn from is a ValueError.
     """
 
     def run(_: Any = None) -> Trace:

@@ -23,28 +23,6 @@ def trained_copy(refit: Refit, model: Any, guide: Any, seed: int) -> Iterator[tu
 
     That is the param store, the random number generators, and whatever parameters a model function
     refers to, which a copy of it refers to as well.
-
-    Parameters
-    ----------
-    refit : callable
-        Trains the model and the guide that it is given, in place.
-    model, guide : callable
-        A pair.
-    seed : int
-        For `pyro.set_rng_seed`, before.
-
-    Yields
-    ------
-    model, guide
-        Trained, inside the context only.
-
-    Examples
-    --------
-    >>> net = torch.nn.Linear(1, 1)
-    >>> refit = lambda model, guide: model.weight.data.zero_()
-    >>> with trained_copy(refit, net, print, 0) as (new, _):
-    ...     print(bool(new.weight == 0), bool(net.weight == 0))
-    True False
     """
     store = pyro.get_param_store()
     modules = [module for program in (model, guide) for module in find_modules(program)]

@@ -21,40 +21,14 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
 
     What a mask leaves out is not scored.
 
-    ``log_likelihood`` is :math:`\frac1n \sum_i \ln \frac1S \sum_s p(y_i \mid \theta_s)` in nats a
+    ``log_likelihood`` is :math:`\frac1n \sum_i \ln \frac1S \sum_s p(y_i \mid \theta_s)` in nats per
     row. Where a distribution has a mean, ``rmse`` is the root mean squared error of the mean of all
     draws. Of classes, with the mean of their probabilities, ``correct`` is the fraction of rows of
     which the most probable one is right, ``nll`` the negative logarithm of the probability of the
     right one, ``brier`` the squared error of all (half of it where there are two, as in
-    scikit-learn), and ``ece`` the expected calibration error of 15 bins.
-
-    Parameters
-    ----------
-    draws : Draws
-        With data.
-
-    Returns
-    -------
-    scores : dict of Score
-        By name.
-    calibration : DataFrame or None
-        See `bin_confidences`; None without classes.
-
-    Raises
-    ------
-    ValueError
-        If there are no data, or a prediction is not finite.
-
-    References
-    ----------
-    Gneiting & Raftery (2007), "Strictly proper scoring rules, prediction, and estimation".
-
-    Examples
-    --------
-    >>> y, zero = torch.tensor([1.0, 3.0]), torch.zeros(2, 2)
-    >>> scores, _ = score_draws(Draws({}, {"y": Observed(y, zero, zero + 2, None, zero)}))
-    >>> scores["rmse"].value
-    1.0
+    scikit-learn), and ``ece`` the expected calibration error of 15 bins. Without classes there is
+    no table of `bin_confidences`.
+    Source: Gneiting & Raftery (2007), "Strictly proper scoring rules, prediction, and estimation".
     """
     check_predictions(draws)
     sites = [site for site in draws.observed.values() if site.rows.any()]
@@ -86,23 +60,7 @@ def score_draws(draws: Draws) -> tuple[dict[str, Score], pd.DataFrame | None]:
 
 
 def check_predictions(draws: Draws) -> None:
-    """Look for data, and for predictions that are not finite.
-
-    Parameters
-    ----------
-    draws : Draws
-        Of a model.
-
-    Raises
-    ------
-    ValueError
-        If there are no data, or the density of a datum is not finite.
-
-    Examples
-    --------
-    >>> y, zero = torch.zeros(2), torch.zeros(3, 2)
-    >>> check_predictions(Draws({}, {"y": Observed(y, zero, None, None, zero)}))
-    """
+    """Raise a ``ValueError`` if there are no data, or if they or their densities are not finite."""
     if not any(site.rows.any() for site in draws.observed.values()):
         masked = ", or masks all of it" if draws.observed else ""
         msg = (
@@ -125,20 +83,8 @@ def check_predictions(draws: Draws) -> None:
 class Score:
     """A number with its standard error, and with that of its difference from another.
 
-    Parameters
-    ----------
-    value : float
-        The number.
-    terms : Tensor
-        What it varies with: one a row, a draw or a resample, in the same order for all that are
-        compared.
-    scale : float
-        What the standard deviation of the terms is multiplied by: 1 / sqrt(n) for a mean.
-
-    Examples
-    --------
-    >>> print(Score.mean(torch.tensor([1.0, 3.0])))
-    2.000 ± 1.000
+    ``terms`` are what it varies with, one per row, draw or resample, in the same order for all that
+    are compared; ``scale`` times their standard deviation is the error: 1 / sqrt(n) for a mean.
     """
 
     value: float
@@ -147,34 +93,12 @@ class Score:
 
     @classmethod
     def mean(cls, rows: Tensor) -> Score:
-        """Average rows.
-
-        Parameters
-        ----------
-        rows : Tensor
-            Of shape ``(n,)``.
-
-        Returns
-        -------
-        Score
-            Their mean.
-        """
+        """Average rows."""
         return cls(float(rows.mean()), rows, len(rows) ** -0.5)
 
     @classmethod
     def sum(cls, rows: Tensor) -> Score:
-        """Add up rows.
-
-        Parameters
-        ----------
-        rows : Tensor
-            Of shape ``(n,)``.
-
-        Returns
-        -------
-        Score
-            Their sum.
-        """
+        """Add up rows."""
         return cls(float(rows.sum()), rows, len(rows) ** 0.5)
 
     @property

@@ -16,31 +16,9 @@ from pyro_bmr.selection.decision import Decision
 
 
 def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
-    """Look at a reduced model and guide, and at how they came about.
+    """Look at a reduced model and guide, whatever became of them, and at how they came about.
 
-    Parameters
-    ----------
-    decision : Decision
-        What was decided.
-    model, guide : callable
-        The reduced ones, whatever has become of them since.
-
-    Returns
-    -------
-    Steps
-        That led to them.
-
-    Raises
-    ------
-    ValueError
-        If the guide draws what the model holds at zero, where F is infinite.
-
-    Examples
-    --------
-    >>> from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
-    >>> nothing = Decision(Origin(lambda: None), (), {}, (), {}, ())
-    >>> take_steps(nothing, lambda: None, PrunedGuide((), Origin())).sites
-    ((),)
+    Where the guide draws what the model holds at zero, F is infinite: a ``ValueError``.
     """
     expected_model, expected_guide, _ = decision.assemble()
     right = {n: k for factor in decision.remaining() for n, k in factor.kept().items()}
@@ -71,22 +49,11 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Pairs of a model and a guide from the full ones to the reduced ones.
+    """Pairs of a model and a guide from the full ones to the reduced ones, which are ``last``.
 
-    Parameters
-    ----------
-    decision : Decision
-        What was decided, with the masks that are found in the guide.
-    last : tuple
-        The reduced model and guide as they are.
-    sites : tuple of tuple of str
-        Which sites are reduced, from none to all.
-    misfits : mapping
-        By site whose masks, in the model or the guide, are not as decided: in how many elements.
-    model_masks : mapping
-        By such a site, the mask that is found in the model.
-    trained : bool
-        Whether the guide has been trained since.
+    ``decision`` has the masks that are found in the guide; ``sites`` are those reduced in each
+    step, from none to all. For sites whose masks are not as decided, ``misfits`` counts the
+    elements, and ``model_masks`` has the masks of the model. ``trained``: since the reduction.
     """
 
     decision: Decision
@@ -97,18 +64,7 @@ class Steps:
     trained: bool
 
     def pair(self, sites: tuple[str, ...]) -> tuple[Any, Any]:
-        """Make the model and the guide of a step.
-
-        Parameters
-        ----------
-        sites : tuple of str
-            Those that are reduced.
-
-        Returns
-        -------
-        model, guide
-            Of the last step those that are there, unless they have been trained since.
-        """
+        """Make the model and the guide of a step; of the last, as it is unless trained since."""
         if sites and sites == self.sites[-1] and not self.trained:
             return self.last
         model, guide, _ = self.decision.restrict(sites).assemble()
@@ -119,28 +75,11 @@ class Steps:
         return model.to(device), guide.to(device)
 
     def couplings(self, sites: Collection[str]) -> dict[str, Coupling]:
-        """Tell how to draw from the guide of a step with the noise of the full one.
-
-        Parameters
-        ----------
-        sites : collection of str
-            Those that are reduced.
-
-        Returns
-        -------
-        dict of Coupling
-            See `Decision.couplings`.
-        """
+        """Tell how to draw from the guide of a step with the noise of the full one."""
         return self.decision.restrict(sites).couplings()
 
     def notes(self) -> tuple[str, ...]:
-        """Tell what is not as it was decided.
-
-        Returns
-        -------
-        tuple of str
-            A note a site.
-        """
+        """Tell what is not as it was decided, in one note per site."""
         return tuple(
             f"{name}: the masks of the model or the guide are not those of the reduction in "
             f"{count:,} of {self.model_masks[name].numel():,} elements"

@@ -39,30 +39,13 @@ class Estimator(ELBO, ABC):
 
     A loss like `pyro.infer.Trace_ELBO`, for reparameterised guides. At its first call it runs the
     model a few times more, which leaves no trace, to learn its structure; that must not change.
+    A latent site whose posterior it cannot use is a ValueError.
     """
 
     _plan: Plan | None = None
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimate the free energy, to differentiate it.
-
-        Parameters
-        ----------
-        model, guide : callable
-            A pair.
-        *args, **kwargs
-            Of both.
-
-        Returns
-        -------
-        Tensor
-            A number, in nats.
-
-        Raises
-        ------
-        ValueError
-            If a latent site has no posterior that this estimator can use.
-        """
+        """Estimate the free energy, a scalar in nats, to differentiate it."""
         plan = self._plan_for(model, guide, args, kwargs)
         particles = [
             self._terms(plan, *self._get_trace(model, guide, args, kwargs))
@@ -71,62 +54,21 @@ class Estimator(ELBO, ABC):
         return torch.stack([complexity - accuracy for complexity, accuracy in particles]).mean()
 
     def split_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[float, float]:
-        r"""Estimate both parts of the free energy by a draw.
-
-        .. math:: F = KL(q \,\|\, p) - E_q[\ln p(y \mid \theta)]
-
-        Parameters
-        ----------
-        model, guide : callable
-            A pair.
-        *args, **kwargs
-            Of both.
-
-        Returns
-        -------
-        complexity, accuracy : float
-            In nats; F is their difference.
-        """
+        """Estimate complexity and accuracy from one draw, in nats; F is their difference."""
         with torch.no_grad():
             plan = self._plan_for(model, guide, args, kwargs)
             terms = self._terms(plan, *self._get_trace(model, guide, args, kwargs))
         return float(terms[0]), float(terms[1])
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Estimate the free energy.
-
-        Parameters
-        ----------
-        model, guide : callable
-            A pair.
-        *args, **kwargs
-            Of both.
-
-        Returns
-        -------
-        float
-            In nats.
-        """
+        """Estimate the free energy."""
         with torch.no_grad():
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         warn_if_nan(loss, "loss")
         return loss.item()
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Estimate the free energy and add its gradients to the parameters.
-
-        Parameters
-        ----------
-        model, guide : callable
-            A pair.
-        *args, **kwargs
-            Of both.
-
-        Returns
-        -------
-        float
-            In nats.
-        """
+        """Estimate the free energy and add its gradients to the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -233,27 +175,9 @@ Run = Callable[[Mapping[str, Any]], Trace]
 class Plan:
     """What an estimator learned of a model and a guide before its first step.
 
-    Parameters
-    ----------
-    model, guide : callable
-        Whose plan it is.
-    supports : mapping
-        By latent site, its support.
-    noise : mapping
-        The noise levels among them.
-    closed : frozenset of str
-        Sites whose divergence from the prior is closed.
-    analytic : frozenset of str
-        Sites with independent normal elements, of which the expectation is taken.
-    rows : frozenset of int
-        What may be the number of observations.
-    repeated : frozenset of str
-        Analytic sites that a row takes more than once.
-
-    Examples
-    --------
-    >>> Plan(print, print, {}, {}, frozenset(), frozenset(), frozenset()).noise
-    {}
+    ``closed`` sites have a closed divergence from the prior. ``analytic`` ones have independent
+    normal elements, of which the expectation is taken; a row takes those of them in ``repeated``
+    more than once. ``rows`` are possible numbers of observations.
     """
 
     model: Any

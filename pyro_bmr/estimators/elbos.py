@@ -66,7 +66,7 @@ class LocalELBO(Estimator):
 
     The expectation is that of `GlobalELBO`, the gradients vary less. It takes independent normal
     posteriors, as those of ``AutoNormal``. In ``linear``, ``@``, ``einsum``, ``*``, ``+`` and
-    ``-`` the other operand must have one row an observation. In ``conv1d`` to ``conv3d`` positions
+    ``-`` the other operand must have one row per observation. In ``conv1d`` to ``conv3d`` positions
     that share weights are drawn by themselves, which changes the expectation a little.
 
     A site that a row takes more than once, as in a recurrent network or a layer that is applied to
@@ -166,20 +166,7 @@ def _rows_meet(
 
 
 class UnbiasedELBO(LocalELBO):
-    """`LocalELBO` where that has the expectation of `GlobalELBO`, which it is elsewhere.
-
-    For measuring the free energy.
-
-    Examples
-    --------
-    >>> import pyro, torch, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> def model():
-    ...     pyro.sample("y", dist.Normal(pyro.sample("w", dist.Normal(0.0, 1.0)), 1.0), obs=W)
-    >>> W = torch.tensor(1.0)
-    >>> UnbiasedELBO().loss(model, AutoNormal(model)) > 0
-    True
-    """
+    """`LocalELBO` where that leaves the expectation as it is, and `GlobalELBO` elsewhere."""
 
     _local_uses = frozenset({"rows"})
 

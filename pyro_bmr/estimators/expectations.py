@@ -26,32 +26,10 @@ def expected_log_prob(fn: td.Distribution, value: Tensor) -> Tensor:
     `Bernoulli` with Gaussian logits. A lower bound for a `Categorical` and a `OneHotCategorical`
     with Gaussian logits, so that the free energy stays an upper bound: see `logsumexp_bound`.
     Any of these in ``to_event``, ``mask`` and ``expand``. ``expected_log_prob.register(Family)``
-    adds a family.
+    adds a family; one without a rule is an `UnknownOperationError`.
 
-    Parameters
-    ----------
-    fn : Distribution
-        Constructed while validation is off, as in ``pyro.validation_enabled(False)``, because
-        validation compares the elements of parameters.
-    value : Tensor
-        The observation.
-
-    Returns
-    -------
-    Tensor
-        Of the shape of ``fn.log_prob(value)``; equal to it where no parameter is Gaussian.
-
-    Raises
-    ------
-    UnknownOperationError
-        If the family has no rule for Gaussian parameters.
-
-    Examples
-    --------
-    >>> from pyro_bmr.estimators.propagation import gaussian
-    >>> fn = td.Normal(gaussian(torch.tensor(0.0), torch.tensor(1.0)), 1.0, validate_args=False)
-    >>> expected_log_prob(fn, torch.tensor(0.0))
-    tensor(-1.4189)
+    In nats, of the shape of ``fn.log_prob(value)``. Construct ``fn`` while validation is off, as in
+    ``pyro.validation_enabled(False)``, because it compares the elements of parameters.
     """
     found = [*dict.fromkeys(_gaussian_parameters(fn))] + ["value"] * isinstance(
         value, GaussianTensor

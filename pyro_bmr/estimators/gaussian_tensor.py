@@ -13,31 +13,7 @@ from typing_extensions import override
 
 
 def gaussian(loc: Tensor, variance: Tensor) -> GaussianTensor:
-    """Make a tensor of independent Gaussian elements.
-
-    Parameters
-    ----------
-    loc, variance : Tensor
-        The means and the variances, of one shape and one floating dtype. A variance of zero is a
-        constant.
-
-    Returns
-    -------
-    GaussianTensor
-        Of the same shape and dtype.
-
-    Raises
-    ------
-    ValueError
-        If the two do not go together.
-
-    Examples
-    --------
-    >>> from pyro_bmr.estimators.propagation import gaussian
-    >>> w = gaussian(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.0]]))
-    >>> torch.nn.functional.linear(torch.ones(1, 2), w)
-    GaussianTensor(loc=tensor([[3.]]), variance=tensor([[0.5000]]))
-    """
+    """Make a tensor of independent Gaussian elements; a variance of zero is a constant."""
     got = [(tuple(t.shape), t.dtype) for t in (loc, variance)]
     if got[0] != got[1] or not loc.dtype.is_floating_point:
         msg = (
@@ -53,18 +29,6 @@ class GaussianTensor(Tensor):
 
     It goes where a tensor goes, such as into the weight of a layer. A torch function either has a
     rule for it or raises `UnknownOperationError`.
-
-    Attributes
-    ----------
-    loc, variance : Tensor
-        The means and the variances.
-
-    Examples
-    --------
-    >>> from pyro_bmr.estimators.propagation import gaussian
-    >>> x = gaussian(torch.zeros(3, 2), torch.ones(3, 2))
-    >>> x.shape, x.T.shape, (2 * x + 1).loc[0]
-    (torch.Size([3, 2]), torch.Size([2, 3]), tensor([1., 1.]))
     """
 
     loc: Tensor
@@ -103,39 +67,13 @@ class GaussianTensor(Tensor):
 
 
 class UnknownOperationError(NotImplementedError):
-    """A torch function or a distribution that has no rule for Gaussian tensors.
-
-    Examples
-    --------
-    >>> from pyro_bmr.estimators.propagation import gaussian
-    >>> gaussian(torch.zeros(2), torch.ones(2)).softmax(-1)
-    Traceback (most recent call last):
-    pyro_bmr.estimators.gaussian_tensor.UnknownOperationError: torch.Tensor.softmax has no rule for ...
-    """
+    """A torch function or a distribution that has no rule for Gaussian tensors."""
 
 
 def register(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Add a rule for torch functions, as a decorator.
+    """Add a rule for functions such as ``torch.abs`` and ``torch.Tensor.abs``, as a decorator.
 
-    Parameters
-    ----------
-    *functions : callable
-        Torch functions or methods, such as ``torch.abs`` and ``torch.Tensor.abs``.
-
-    Returns
-    -------
-    callable
-        A decorator of the rule, which takes the arguments of the function, any of which may be a
-        `GaussianTensor`, and returns its result.
-
-    Examples
-    --------
-    >>> from pyro_bmr.estimators.nonlinearities import smooth_moments
-    >>> @register(torch.sin, torch.Tensor.sin)
-    ... def sin(x):
-    ...     return gaussian(*smooth_moments(torch.sin, x.loc, x.variance))
-    >>> gaussian(torch.tensor(0.0), torch.tensor(1.0)).sin().variance
-    tensor(0.4323)
+    The rule takes their arguments, any of which may be a `GaussianTensor`.
     """
 
     def add(rule: Callable[..., Any]) -> Any:
@@ -146,26 +84,7 @@ def register(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], A
 
 
 def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOperationError:
-    """Return the error for a torch function that has no rule.
-
-    Parameters
-    ----------
-    func : callable
-        The torch function.
-    reason : str
-        What about this call has no rule, if others have one, such as ``"with dilation"``.
-
-    Returns
-    -------
-    UnknownOperationError
-        To be raised.
-
-    Examples
-    --------
-    >>> print(unknown_operation(torch.fft.fft))
-    torch.fft.fft has no rule for Gaussian tensors. Use estimator 'local' or 'global', or add a
-    rule with @pyro_bmr.estimators.propagation.register(torch.fft.fft)
-    """
+    """Return the error for a function without a rule, with a ``reason`` such as "with dilation"."""
     name = resolve_name(func) or getattr(func, "__name__", str(func))
     name = name.removesuffix(".__get__")
     last = name.rsplit(".", 1)[-1]
@@ -180,23 +99,7 @@ def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOper
 
 
 def named(*names: str) -> list[Any]:
-    """Return all functions and methods that go by these names.
-
-    Parameters
-    ----------
-    *names : str
-        Such as ``"relu"``.
-
-    Returns
-    -------
-    list of callable
-        What `torch`, `torch.Tensor` and `torch.nn.functional` have of them.
-
-    Examples
-    --------
-    >>> named("relu") == [torch.relu, Tensor.relu, F.relu]
-    True
-    """
+    """Return all functions and methods that go by these names."""
     return [getattr(home, n) for n in names for home in (torch, Tensor, F) if hasattr(home, n)]
 
 

@@ -32,26 +32,13 @@ from pyro_bmr.estimators.posteriors import SitePosterior
 class LocalWeight(Tensor):
     """A draw of a weight, in whose place linear functions draw their result.
 
-    Anything else sees the draw itself. What happened to it is noted in ``uses``.
+    Anything else sees the draw itself. To ``uses`` is added ``"rows"`` where each row was drawn by
+    itself, ``"positions"`` where each position of a convolution was, and else the name of the
+    function that took the draw. ``rows`` are possible numbers of observations: a result without
+    one row per observation is not drawn, but None takes these for granted. ``draw_rows``, for a
+    weight that a row takes more than once, maps the number of rows to a draw for each of them,
+    the same at every call.
 
-    Parameters
-    ----------
-    draw : Tensor
-        The value.
-    loc, variance : Tensor
-        Posterior mean and variance, of the same shape.
-    uses : list of str
-        Is appended ``"rows"`` where each row was drawn by itself, ``"positions"`` where each
-        position of a convolution was, and else the name of the function that took the draw.
-    rows : collection of int, optional
-        Numbers of observations; what is not one row an observation is not replaced. None takes
-        that for granted.
-    draw_rows : callable, optional
-        For a weight that a row takes more than once: from the number of rows to a draw for each of
-        them, the same at every call. Linear functions take these, row by row.
-
-    Examples
-    --------
     >>> uses = []
     >>> w = LocalWeight(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2), uses)
     >>> torch.nn.functional.linear(torch.ones(3, 2), w).tolist(), uses
@@ -99,13 +86,7 @@ class LocalWeight(Tensor):
             return func(*args, **kwargs) if drawn is None else drawn
 
     def shift_first_row(self, shift: float) -> None:
-        """Move the weights of the first row, to see where they end up.
-
-        Parameters
-        ----------
-        shift : float
-            Is added to each of them, if rows draw their own.
-        """
+        """Move the weights of the first row, if rows draw their own, to see where they end up."""
         draw_rows = self.draw_rows
         if draw_rows is not None:
 
@@ -125,27 +106,8 @@ def local_weights(
 ) -> dict[str, LocalWeight]:
     """Wrap the draws of all sites that have independent normal elements.
 
-    Parameters
-    ----------
-    posteriors : mapping
-        By site.
-    rows : collection of int, optional
-        See `LocalWeight`.
-    repeated : collection of str
-        The sites that a row takes more than once, of which it has a draw of its own.
-
-    Returns
-    -------
-    dict of LocalWeight
-        By site.
-
-    Examples
-    --------
-    >>> from pyro.distributions import Normal
-    >>> draw = torch.zeros(2)
-    >>> weights = local_weights({"w": SitePosterior(Normal(draw, 1.0), draw, ())})
-    >>> weights["w"].variance
-    tensor([1., 1.])
+    A row takes the sites in ``repeated`` more than once, and has a draw of its own of each;
+    ``rows`` are those of `LocalWeight`.
     """
     weights = {}
     for name, posterior in posteriors.items():
@@ -233,12 +195,7 @@ def _pick(by_row: Callable[[int], Any], index: int, rows: int) -> Tensor:
 def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> bool:
     """Tell whether every row of the result is of another observation, and takes a weight once.
 
-    Otherwise what two elements of the result share would be lost.
-
-    Returns
-    -------
-    bool
-        False if the weight has to be drawn as a whole.
+    Otherwise what two elements of the result share would be lost: draw the weight as a whole.
     """
     if weight.rows is None:
         return True

@@ -72,26 +72,7 @@ def free_energy_draws(
     num_samples: int,
     estimator: ELBO | None = None,
 ) -> Tensor:
-    """Return single estimates of the free energy.
-
-    Parameters
-    ----------
-    model, guide, args, kwargs, num_samples, estimator
-        See `free_energy`.
-
-    Returns
-    -------
-    Tensor
-        Of shape ``(num_samples,)``, in nats and float64.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> free_energy_draws(model, AutoNormal(model), (), {}, 3).shape
-    torch.Size([3])
-    """
+    """Return single estimates of the free energy in nats, of shape ``(num_samples,)``, float64."""
     elbo = UnbiasedELBO() if estimator is None else estimator
     losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
     return torch.tensor(losses, dtype=torch.float64)
@@ -108,42 +89,15 @@ def common_draws(
     couplings: Mapping[str, Coupling] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Return estimates of both parts of F that those of similar programs can be subtracted from.
+    """Return estimates of both parts of F that those of similar programs can be subtracted from.
 
     Draw :math:`i` has a seed of its own, so that programs that draw alike get the same random
     numbers, and the error of their difference is that of what they do differently. Nothing outside
-    is changed.
+    is changed. ``couplings`` are those of `CommonNoise`, for correlated posteriors; ``advance`` is
+    called after each draw. An estimate that is NaN or infinite is a ValueError.
 
-    Parameters
-    ----------
-    model, guide, args, kwargs, num_samples
-        See `free_energy`.
-    seed : int
-        The same for all programs that are compared.
-    couplings : mapping, optional
-        As of `CommonNoise`, for correlated posteriors.
-    advance : callable
-        Called after each draw.
-
-    Returns
-    -------
-    complexity, accuracy : Tensor
-        Of shape ``(num_samples,)``, in nats and float64; F is their difference.
-
-    Raises
-    ------
-    ValueError
-        If an estimate is NaN or infinite, or there are fewer than two.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> guide = AutoNormal(model)
-    >>> _ = guide()
-    >>> common_draws(model, guide, (), {}, 3)[1]
-    tensor([0., 0., 0.], dtype=torch.float64)
+    Complexity and accuracy have the shape ``(num_samples,)``, in nats and float64; F is their
+    difference.
     """
     if not isinstance(num_samples, int) or num_samples < 2:
         msg = f"got num_samples={num_samples}. Expected a whole number, 2 or more, for an error"
@@ -170,21 +124,5 @@ def common_draws(
 
 
 def mean_and_error(draws: Tensor) -> tuple[float, float]:
-    """Average independent draws.
-
-    Parameters
-    ----------
-    draws : Tensor
-        Of shape ``(n,)``.
-
-    Returns
-    -------
-    mean, error : float
-        With the standard error of the mean.
-
-    Examples
-    --------
-    >>> mean_and_error(torch.tensor([1.0, 3.0]))
-    (2.0, 1.0)
-    """
+    """Return the mean of independent draws, and its standard error."""
     return float(draws.mean()), float(draws.std() / len(draws) ** 0.5)

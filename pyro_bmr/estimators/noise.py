@@ -28,20 +28,7 @@ from pyro_bmr.programs.distributions import find_core
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """How a latent site sets the scale of observations.
-
-    Parameters
-    ----------
-    exponent : float
-        k in σ = c θ^k: -1/2 for a precision, 1/2 for a variance, 1 for a scale.
-    observed : tuple of str
-        The observed sites whose scale it sets.
-
-    Examples
-    --------
-    >>> NoiseLevel(-0.5, ("y",)).observed
-    ('y',)
-    """
+    """How a site θ sets the scale σ = c θ^k of ``observed`` sites: k = -1/2 for a precision."""
 
     exponent: float
     observed: tuple[str, ...]
@@ -52,31 +39,7 @@ def find_noise(
 ) -> dict[str, NoiseLevel]:
     """Find the sites that only set the scale of Normal observations, by varying each.
 
-    Parameters
-    ----------
-    run : callable
-        Runs the model with the draws of the guide, except for the values that it is given.
-    posteriors : mapping
-        By latent site, what the guide says of it.
-
-    Returns
-    -------
-    dict of NoiseLevel
-        By site; those whose expectations are not closed are left out.
-
-    Examples
-    --------
-    >>> import pyro
-    >>> from pyro import poutine
-    >>> from pyro_bmr.programs.handlers import ValueMessenger
-    >>> def model():
-    ...     tau = pyro.sample("tau", Gamma(1.0, 1.0))
-    ...     pyro.sample("y", Normal(0.0, tau.rsqrt()), obs=torch.tensor(0.5))
-    >>> def run(values):
-    ...     with ValueMessenger({"tau": torch.tensor(1.5)} | values):
-    ...         return poutine.trace(model).get_trace()
-    >>> find_noise(run, {"tau": SitePosterior(Gamma(2.0, 1.0), torch.tensor(1.5), ())})
-    {'tau': NoiseLevel(exponent=-0.5, observed=('y',))}
+    Those whose expectations are not closed are left out.
     """
 
     def statements(values: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -100,27 +63,9 @@ def find_noise(
 
 
 def plug_in(posterior: Any, exponent: float) -> tuple[Tensor, Tensor]:
-    r"""Return the value at which to run the model, and what its logarithm lacks.
+    r"""Return :math:`\theta_* = E[\theta^{-2k}]^{-1/2k}` and :math:`E[\ln\theta] - \ln\theta_*`.
 
-    Parameters
-    ----------
-    posterior : Gamma or LogNormal
-        Of a noise level, in any wrapping; Gamma only for a precision.
-    exponent : float
-        k.
-
-    Returns
-    -------
-    value : Tensor
-        :math:`\theta_* = E[\theta^{-2k}]^{-1/2k}`.
-    shortfall : Tensor
-        :math:`E[\ln\theta] - \ln\theta_*`, in nats.
-
-    Examples
-    --------
-    >>> value, shortfall = plug_in(Gamma(torch.tensor(2.0), torch.tensor(4.0)), -0.5)
-    >>> value, round(float(shortfall), 4)
-    (tensor(0.5000), -0.2704)
+    The posterior is LogNormal, or a Gamma of a precision, in any wrapping.
     """
     posterior = find_core(posterior)
     if isinstance(posterior, Gamma):

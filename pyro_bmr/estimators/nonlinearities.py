@@ -25,23 +25,7 @@ def quadrature_points(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
     .. math:: \mathbb{E}[f(x)] \approx \sum_k w_k f(m + \sqrt{v}\, t_k)
 
-    Parameters
-    ----------
-    loc, variance : Tensor
-        Of one shape.
-
-    Returns
-    -------
-    points : Tensor
-        With a new first dimension of 31, of which the middle one is ``loc``.
-    weights : Tensor
-        Of shape ``(31, 1, ..., 1)``; they add up to one.
-
-    Examples
-    --------
-    >>> points, weights = quadrature_points(torch.tensor(1.0), torch.tensor(4.0))
-    >>> (weights * points**2).sum()
-    tensor(5.0000)
+    Points have a new first dimension of 31, with ``loc`` in the middle; weights sum to one.
     """
     nodes, weights = (
         loc.new_tensor(values.tolist()).reshape(-1, *[1] * loc.dim())
@@ -56,29 +40,12 @@ def quadrature_points(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 def smooth_moments(
     function: Callable[[Tensor], Tensor], loc: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Push elements through a smooth function, by Gauss-Hermite quadrature.
+    """Push elements through a smooth function, by Gauss-Hermite quadrature.
 
     For sigmoid, softplus, silu, gelu and mish, the error in the mean is at most 1e-9 for a
     standard deviation of 1, 1e-5 for 2, 5e-4 for 3 and 2e-2 for 5; for tanh it is 4e-7, 6e-4, 6e-3
     and 3e-2; for elu, which has a kink in its slope, 6e-4, 3e-3, 6e-3 and 2e-2. The error in the
     variance is at most ten times that.
-
-    Parameters
-    ----------
-    function : callable
-        Elementwise.
-    loc, variance : Tensor
-        Of one shape.
-
-    Returns
-    -------
-    loc, variance : Tensor
-        Of the same shape.
-
-    Examples
-    --------
-    >>> smooth_moments(torch.sigmoid, torch.tensor(0.0), torch.tensor(1.0))
-    (tensor(0.5000), tensor(0.0434))
     """
     points, weights = quadrature_points(loc, variance)
     values = function(points)
@@ -89,50 +56,13 @@ def smooth_moments(
 
 
 def exp_moments(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Push elements through the exponential, exactly.
-
-    .. math:: \mathbb{E}[e^x] = e^{m + v/2}, \quad
-              \operatorname{Var}[e^x] = (e^v - 1)\, e^{2m + v}
-
-    Parameters
-    ----------
-    loc, variance : Tensor
-        Of one shape.
-
-    Returns
-    -------
-    loc, variance : Tensor
-        Of the same shape: the moments of a log-normal.
-
-    Examples
-    --------
-    >>> exp_moments(torch.tensor(0.0), torch.tensor(1.0))
-    (tensor(1.6487), tensor(4.6708))
-    """
+    r"""Take the exponential: exactly :math:`e^{m + v/2}` and :math:`(e^v - 1)\, e^{2m + v}`."""
     mean = (loc + 0.5 * variance).exp()
     return mean, variance.expm1() * mean.square()
 
 
 def square_moments(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Push elements through the square, exactly.
-
-    .. math:: \mathbb{E}[x^2] = m^2 + v, \quad \operatorname{Var}[x^2] = 2 v^2 + 4 m^2 v
-
-    Parameters
-    ----------
-    loc, variance : Tensor
-        Of one shape.
-
-    Returns
-    -------
-    loc, variance : Tensor
-        Of the same shape.
-
-    Examples
-    --------
-    >>> square_moments(torch.tensor(1.0), torch.tensor(1.0))
-    (tensor(2.), tensor(6.))
-    """
+    r"""Take the square: exactly :math:`m^2 + v` and :math:`2 v^2 + 4 m^2 v`."""
     return loc.square() + variance, 2 * variance * (variance + 2 * loc.square())
 
 
@@ -146,28 +76,7 @@ def relu_moments(
 
     and a leaky relu is :math:`c x + (1 - c) x_+`, with
     :math:`\operatorname{Cov}[x, x_+] = s^2 \Phi(m/s)` (Stein).
-
-    Parameters
-    ----------
-    loc, variance : Tensor
-        Of one shape.
-    negative_slope : float
-        The slope :math:`c` below zero, 0 to 1.
-
-    Returns
-    -------
-    loc, variance : Tensor
-        Of the same shape.
-
-    References
-    ----------
-    Frey & Hinton (1999), "Variational learning in nonlinear Gaussian belief networks", Neural
-    Computation 11(1).
-
-    Examples
-    --------
-    >>> relu_moments(torch.tensor([0.0, -1.0]), torch.tensor([1.0, 0.0]))
-    (tensor([0.3989, 0.0000]), tensor([0.3408, 0.0000]))
+    Source: Frey & Hinton (1999), Neural Computation 11(1).
     """
     mean, rectified, probability = _rectify(loc, variance)
     c = negative_slope
@@ -179,29 +88,11 @@ def relu_moments(
 
 
 def max_moments(loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Take the maximum over the last dimension, pair by pair (Clark).
+    """Take the maximum over the last dimension, pair by pair (Clark).
 
     The moments of the maximum of two Gaussians are exact. It is then taken for a Gaussian itself,
-    which is an approximation where there are more than two elements.
-
-    Parameters
-    ----------
-    loc, variance : Tensor
-        Of one shape.
-
-    Returns
-    -------
-    loc, variance : Tensor
-        Without the last dimension.
-
-    References
-    ----------
-    Clark (1961), "The greatest of a finite set of random variables", Operations Research 9(2).
-
-    Examples
-    --------
-    >>> max_moments(torch.zeros(2), torch.ones(2))
-    (tensor(0.5642), tensor(0.6817))
+    which is an approximation where there are more than two elements. Source: Clark (1961),
+    Operations Research 9(2).
     """
     while loc.shape[-1] > 1:
         half = loc.shape[-1] // 2
@@ -229,33 +120,8 @@ def logsumexp_bound(
 
     for any :math:`a`, equal for variances of zero. Ten steps lead towards the best :math:`a`, and
     each of them lowers the bound: to within 2e-3 of its minimum for variances up to 10. The
-    gradient takes :math:`a` for a constant, as it may at the minimum.
-
-    Parameters
-    ----------
-    loc, variance : Tensor
-        Of one shape.
-    dim : int or tuple of int
-        The dimensions to sum over.
-    keepdim : bool
-        Whether to keep them, with a size of one.
-
-    Returns
-    -------
-    Tensor
-        The bound.
-
-    References
-    ----------
-    Knowles & Minka (2011), "Non-conjugate variational message passing for multinomial and binary
-    regression", NeurIPS; the step by Böhning & Lindsay (1988), Ann. Inst. Stat. Math. 40(4).
-
-    Examples
-    --------
-    >>> logsumexp_bound(torch.zeros(2), torch.zeros(2), -1), logsumexp_bound(
-    ...     torch.zeros(2), torch.ones(2), -1
-    ... )
-    (tensor(0.6931), tensor(0.9431))
+    gradient takes :math:`a` for a constant, as it may at the minimum. Source: Knowles & Minka
+    (2011), NeurIPS; the step by Böhning & Lindsay (1988), Ann. Inst. Stat. Math. 40(4).
     """
     m, v = loc.detach(), variance.detach()
     a = _softmax(m, dim)

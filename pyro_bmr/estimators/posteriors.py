@@ -1,4 +1,8 @@
-"""The posterior of each latent site, read from a trace of the guide."""
+"""The posterior of each latent site, read from a trace of the guide.
+
+An autoguide draws a site in two statements: a Normal over the unconstrained value, and a point
+mass at its image. These are put together again.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,9 @@ from pyro_bmr.programs.distributions import PrunedDistribution, find_core
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """What a guide says of one latent site.
+    """What a guide says of one latent site, in the sample statements ``nodes``.
 
-    Parameters
-    ----------
-    fn : Distribution or None
-        The posterior of the site by itself; None if only draws of it are known.
-    draw : Tensor
-        The value that the guide drew.
-    nodes : tuple of dict
-        The sample statements of the guide that make it up.
-
-    Examples
-    --------
-    >>> import torch
-    >>> SitePosterior(Normal(torch.ones(2), 1.0), torch.zeros(2), ()).normal.mean
-    tensor([1., 1.])
+    ``fn`` is None if only draws are known.
     """
 
     fn: Any
@@ -49,33 +40,7 @@ class SitePosterior:
 def read_posteriors(
     guide_trace: Trace, supports: Mapping[str, constraints.Constraint]
 ) -> dict[str, SitePosterior]:
-    """Read the posterior of every latent site.
-
-    An autoguide draws a site in two statements: a Normal over the unconstrained value, and a point
-    mass at its image. These are put together again.
-
-    Parameters
-    ----------
-    guide_trace : Trace
-        A run of the guide.
-    supports : mapping
-        By latent site of the model, its support.
-
-    Returns
-    -------
-    dict of SitePosterior
-        By site.
-
-    Examples
-    --------
-    >>> import pyro, torch
-    >>> from pyro import poutine
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> guide = AutoNormal(lambda: pyro.sample("scale", LogNormal(0.0, 1.0)))
-    >>> trace = poutine.trace(guide).get_trace()
-    >>> read_posteriors(trace, {"scale": LogNormal.support})["scale"].fn
-    LogNormal()
-    """
+    """Read the posterior of every latent site, given its support in the model."""
     return {name: _read(guide_trace, name, support) for name, support in supports.items()}
 
 

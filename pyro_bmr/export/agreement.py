@@ -10,53 +10,21 @@ from torch.utils import _pytree as pytree
 
 
 def relative_error(expected: Any, found: Any) -> float:
-    """Return the largest difference between two outputs, by the largest size of the first.
-
-    Parameters
-    ----------
-    expected, found : Tensor or nested containers of Tensor
-        Of the same structure.
-
-    Returns
-    -------
-    float
-        At most over all tensors; infinite where shapes differ, or a value is not finite in one of
-        them only.
-
-    Examples
-    --------
-    >>> relative_error(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0]))
-    0.5
-    """
+    """Return the largest difference by the largest size in ``expected``; inf for other shapes."""
     pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True)
     errors = [_error(one, other) for one, other in pairs if isinstance(one, Tensor)]
     return max(errors, default=0.0)
 
 
 def tolerance(expected: Any) -> float:
-    """Return the relative error that the order of sums may make.
-
-    Parameters
-    ----------
-    expected : Tensor or nested containers of Tensor
-        An output.
-
-    Returns
-    -------
-    float
-        That of its least precise data type.
-
-    Examples
-    --------
-    >>> tolerance(torch.ones(1, dtype=torch.float64)) < 1e-9 < tolerance(torch.ones(1)) < 1e-4
-    True
-    """
+    """Return the relative error that the order of sums may make in the least precise dtype."""
     leaves = pytree.tree_leaves(expected)
     floats = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
     return max((torch.finfo(t.dtype).eps ** 0.6 for t in floats), default=0.0)
 
 
 def _error(one: Tensor, other: Tensor) -> float:
+    """Return the error of one tensor; inf also where a value is finite in one output only."""
     one, other = one.detach().cpu().double(), other.detach().cpu().double()
     if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
         return torch.inf

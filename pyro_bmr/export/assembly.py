@@ -25,38 +25,12 @@ def assemble_module(
     names: Sequence[str],
     model: Callable[..., Any],
 ) -> tuple[fx.GraphModule, list[bool]]:
-    """Make a module of a recorded graph.
+    """Make a module of a recorded graph, and tell for each input whether the module takes it.
 
-    Parameters
-    ----------
-    recorded : GraphModule
-        A function of the values, then of the inputs.
-    values : mapping
-        By latent site; they become parameters of that name.
-    names : sequence of str
-        Of the inputs.
-    model : callable
-        Whose own parameters and buffers keep their names. Values of ``pyro.param`` have theirs,
-        with ``_unconstrained`` after it where they are transformed.
-
-    Returns
-    -------
-    module : GraphModule
-        A function of the inputs that its output depends on. It shares no tensor with others.
-    used : list of bool
-        One an input, whether it is among these.
-
-    Raises
-    ------
-    RandomOutputError
-        If the output depends on random numbers.
-
-    Examples
-    --------
-    >>> scale = fx.symbolic_trace(lambda w, x, y: w * x)
-    >>> module, used = assemble_module(scale, {"w": torch.tensor(2.0)}, ["x", "y"], print)
-    >>> module(3.0), list(module.state_dict()), used
-    (tensor(6., grad_fn=...), ['w'], [True, False])
+    The graph is a function of ``values``, by latent site, which become parameters of these names,
+    and then of the inputs, ``names``. Parameters and buffers of ``model`` keep their names; values
+    of ``pyro.param`` have theirs, with ``_unconstrained`` after it where they are transformed. The
+    module shares no tensor with others. Output that is random raises a `RandomOutputError`.
     """
     random = [n for n in recorded.graph.nodes if _is_random(n)]
     if random:

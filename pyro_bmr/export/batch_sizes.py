@@ -25,26 +25,10 @@ def join(
     sizes: tuple[int, int],
     batched: Sequence[bool],
 ) -> fx.GraphModule:
-    """Make one graph of two.
+    """Make one graph of two, recorded at two numbers of data, ``sizes``; the first is changed.
 
-    Parameters
-    ----------
-    first, second : GraphModule
-        The same function, recorded at two numbers of data. The first is changed.
-    sizes : tuple of int
-        These numbers.
-    batched : sequence of bool
-        One a placeholder: True if its first axis runs over the data.
-
-    Returns
-    -------
-    GraphModule
-        The first, in which sizes are read from its inputs.
-
-    Raises
-    ------
-    BatchSizeError
-        If they differ in more than sizes.
+    Sizes are read from the placeholders that are ``batched``: whose first axis runs over the data.
+    Graphs that differ in more than sizes raise a `BatchSizeError`.
 
     Examples
     --------
@@ -78,7 +62,7 @@ def join(
 
 
 class _SizeReader:
-    """Writes into a graph what a size is of the number of data."""
+    """Writes into a graph how a size follows from the number of data."""
 
     def __init__(
         self,

@@ -19,31 +19,7 @@ from pyro_bmr.programs.switching import SwitchedModel
 def read_call(
     model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None
 ) -> Call:
-    """Find the tensors among the arguments of a model.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    args, kwargs
-        What it is called with.
-
-    Returns
-    -------
-    Call
-        With the names that the model gives to its arguments.
-
-    Raises
-    ------
-    TypeError
-        If the arguments are not in a tuple.
-
-    Examples
-    --------
-    >>> call = read_call(lambda x, y=None: None, (torch.zeros(7, 2),), None)
-    >>> call.names, [tuple(x.shape) for x in call.inputs(3)]
-    (('x',), [(3, 2)])
-    """
+    """Find the tensors among the arguments of a model, with the names that it gives to them."""
     if not isinstance(args, tuple | list):
         msg = (
             f"got args= of type {type(args).__name__}. Expected the arguments of the model in a "
@@ -62,14 +38,7 @@ def read_call(
 class Call:
     """The arguments of a model, of which the tensors are inputs.
 
-    Parameters
-    ----------
-    leaves : tuple
-        All arguments, without the containers that they are in.
-    spec : TreeSpec
-        The containers.
-    names : tuple of str
-        One a tensor.
+    ``leaves``: all of them, out of their containers, ``spec``; ``names``: one per tensor.
     """
 
     leaves: tuple[Any, ...]
@@ -88,63 +57,25 @@ class Call:
 
     @property
     def batched(self) -> list[bool]:
-        """One an input: True if its first axis runs over the data."""
+        """Per input, whether its first axis runs over the data."""
         return [t.dim() > 0 and len(t) == self.size for t in self.tensors]
 
     def inputs(self, size: int) -> list[Tensor]:
-        """Take or repeat data.
-
-        Parameters
-        ----------
-        size : int
-            How many there should be.
-
-        Returns
-        -------
-        list of Tensor
-            The inputs at this size.
-        """
+        """Return the inputs at this number of data, cut off or repeated."""
         return [
             t[torch.arange(size, device=t.device) % len(t)] if batched else t
             for t, batched in zip(self.tensors, self.batched, strict=True)
         ]
 
     def arguments(self, inputs: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Put inputs in the place of the tensors.
-
-        Parameters
-        ----------
-        inputs : sequence of Tensor
-            As many as there are tensors.
-
-        Returns
-        -------
-        tuple
-            ``args`` and ``kwargs``.
-        """
+        """Put inputs in the place of the tensors; return ``args`` and ``kwargs``."""
         ahead = iter(inputs)
         leaves = [next(ahead) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.spec)
 
 
 def read_signature(model: Callable[..., Any]) -> Signature:
-    """Read what the user's model takes, under whatever this package put around it.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-
-    Returns
-    -------
-    Signature
-        Of its call.
-
-    Examples
-    --------
-    >>> list(read_signature(PrunedModel(lambda x, y=None: None, {})).parameters)
-    ['x', 'y']
-    """
+    """Read what the user's model takes, under whatever this package put around it."""
     program: Any = model
     while isinstance(program, PrunedModel | SwitchedModel | CompactedModel):
         program = program.model
@@ -152,24 +83,7 @@ def read_signature(model: Callable[..., Any]) -> Signature:
 
 
 def check_call(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Look whether a model can be called.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    args, kwargs
-        What it shall be called with.
-
-    Raises
-    ------
-    TypeError
-        If it cannot.
-
-    Examples
-    --------
-    >>> check_call(lambda x, y=None: None, (1,), {})
-    """
+    """Raise a TypeError if a model cannot be called with these arguments."""
     try:
         read_signature(model).bind(*args, **kwargs)
     except TypeError as error:

@@ -50,7 +50,7 @@ def measure_costs(
     Returns
     -------
     Costs
-        A row a program.
+        One row per program.
 
     Raises
     ------
@@ -153,7 +153,7 @@ class Costs:
     batch: int | None = None
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a network.
+        """Return a table with one row per network.
 
         Returns
         -------

@@ -182,35 +182,7 @@ def export_program(
     output: str | None = None,
     seed: int = 0,
 ) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
-    """Make a plain torch module, and find what it takes.
-
-    Parameters
-    ----------
-    model, guide, args, kwargs, num_draws, output, seed
-        As in `to_module`.
-
-    Returns
-    -------
-    module : GraphModule
-        What `to_module` returns.
-    inputs : tuple of Tensor
-        Those of the arguments that it takes.
-
-    Raises
-    ------
-    ValueError
-        As `to_module`.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> guide = AutoNormal(model := lambda x, y: x * pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> x = torch.ones(2)
-    >>> _ = guide(x, None)
-    >>> export_program(model, guide, (x, 2 * x))[1]
-    (tensor([1., 1.]),)
-    """
+    """Do what `to_module` does; also return the tensors among the arguments that it takes."""
     if isinstance(guide, PrunedGuide):
         # Its draws are zero where the model would put a zero.
         while isinstance(model, PrunedModel | SwitchedModel):

@@ -20,39 +20,12 @@ class OutputError(ValueError):
 def find_output(
     returned: Any, nodes: Mapping[str, Any], latent: Collection[str], output: str | None
 ) -> Any:
-    """Choose the output of a model that was run.
+    """Choose the output of a model that was run, from what it returned and its trace's nodes.
 
-    Parameters
-    ----------
-    returned : object
-        What the model returned.
-    nodes : mapping
-        By site, its node in the trace of the run.
-    latent : collection of str
-        The sites of the guide.
-    output : str, optional
-        A site; a parameter of the observed site's distribution, such as ``"logits"``; or both,
-        as in ``"obs.logits"``. What the model returns if None, where observations or draws of
-        them stand for the mean of their distribution, and this mean if it returns nothing.
-
-    Returns
-    -------
-    Tensor or nested containers of Tensor
-        The output.
-
-    Raises
-    ------
-    OutputError
-        If there is no such output.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro import poutine
-    >>> model = lambda y: pyro.sample("y", dist.Normal(2.0, 1.0), obs=y)
-    >>> trace = poutine.trace(model).get_trace(torch.tensor(3.0))
-    >>> find_output(None, trace.nodes, (), None)
-    tensor(2.)
+    ``output`` is a site; a parameter of the observed site's distribution, such as ``"logits"``; or
+    both, as in ``"obs.logits"``. If None, it is what the model returns, where observations or draws
+    of them stand for the mean of their distribution, and this mean if the model returns nothing.
+    An output that is not there raises an `OutputError`.
     """
     sites = {name: node for name, node in nodes.items() if _is_site(node)}
     data = [n for n, node in sites.items() if n not in latent and not _is_deterministic(node)]

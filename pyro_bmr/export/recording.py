@@ -31,35 +31,7 @@ def run(
     inputs: Sequence[Tensor],
     output: str | None,
 ) -> Any:
-    """Run a model at values of its latent sites.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    values : mapping
-        By latent site.
-    call : Call
-        How it is called.
-    inputs : sequence of Tensor
-        The tensors among its arguments.
-    output : str, optional
-        As in `find_output`.
-
-    Returns
-    -------
-    Tensor or nested containers of Tensor
-        The output.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.export.calls import read_call
-    >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> call = read_call(model, (torch.ones(2),), None)
-    >>> run(model, {"w": torch.tensor(3.0)}, call, [torch.ones(2)], None)
-    tensor([3., 3.])
-    """
+    """Run a model at values of its latent sites and inputs; return what `find_output` finds."""
     with dry_run(model), torch.no_grad():
         return _run(model, values, call, inputs, output)
 
@@ -73,29 +45,9 @@ def record(
     *,
     decompose: bool = False,
 ) -> fx.GraphModule:
-    """Record what `run` does.
+    """Record what `run` does, as a function of the values, then of the inputs, all tensors.
 
-    Parameters
-    ----------
-    model, values, call, inputs, output
-        As in `run`.
-    decompose : bool
-        Whether to record simpler operations, which write nothing in place, for `record_many`.
-
-    Returns
-    -------
-    GraphModule
-        A function of the values, then of the inputs, all of them tensors.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.export.calls import read_call
-    >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> call = read_call(model, (torch.ones(2),), None)
-    >>> graph = record(model, {"w": torch.tensor(3.0)}, call, call.tensors, None)
-    >>> graph(torch.tensor(4.0), torch.ones(2))
-    tensor([4., 4.])
+    With ``decompose`` operations are simpler and write nothing in place, as `record_many` needs.
     """
     found: list[Any] = []
 
@@ -123,25 +75,7 @@ def record(
 def record_many(module: fx.GraphModule, values: Sequence[Tensor], inputs: Sequence[Tensor]) -> Any:
     """Record the batched operations that do what a graph does at many values in turn.
 
-    Parameters
-    ----------
-    module : GraphModule
-        A function of the values, then of the inputs, recorded with ``decompose``.
-    values : sequence of Tensor
-        With a leading axis for the draws.
-    inputs : sequence of Tensor
-        The inputs.
-
-    Returns
-    -------
-    GraphModule
-        The same function, of values with a leading axis, to outputs with a leading axis.
-
-    Examples
-    --------
-    >>> double = fx.symbolic_trace(lambda w, x: w * x)
-    >>> record_many(double, [torch.ones(3)], [torch.ones(2)])(torch.ones(3), torch.ones(2)).shape
-    torch.Size([3, 2])
+    The graph was recorded with ``decompose``. Values and outputs have a leading axis for the draws.
     """
     found: list[Any] = []
 
@@ -159,23 +93,7 @@ def record_many(module: fx.GraphModule, values: Sequence[Tensor], inputs: Sequen
 
 
 def simplify(module: fx.GraphModule) -> fx.GraphModule:
-    """Leave out of a recorded graph what its output does not need.
-
-    Parameters
-    ----------
-    module : GraphModule
-        Is changed.
-
-    Returns
-    -------
-    GraphModule
-        The same object, with all its placeholders.
-
-    Examples
-    --------
-    >>> simplify(fx.symbolic_trace(lambda x: (x + 1, x * 2)[0])).code.count("mul")
-    0
-    """
+    """Leave out of a recorded graph, in place, what its output does not need; not placeholders."""
     graph = module.graph
     for node in graph.nodes:
         # In training a batch norm takes the statistics of the batch, and updates its own.
@@ -193,24 +111,7 @@ def simplify(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def read_arguments(node: fx.Node) -> dict[str, Any]:
-    """Return the arguments of an operation by name, with those that have a default.
-
-    Parameters
-    ----------
-    node : Node
-        Of a recorded graph.
-
-    Returns
-    -------
-    dict
-        Empty for what has no schema.
-
-    Examples
-    --------
-    >>> graph = fx.symbolic_trace(lambda x: torch.ops.aten.dropout.default(x, 0.1, False)).graph
-    >>> read_arguments(list(graph.nodes)[1])["train"]
-    False
-    """
+    """Return the arguments of an operation by name, also defaults; none if it has no schema."""
     return {argument.name: value for argument, value in _arguments(node)}
 
 

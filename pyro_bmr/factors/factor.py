@@ -41,8 +41,9 @@ class Prior:
 
     Examples
     --------
-    >>> Prior(torch.tensor(-0.9189)).gaussian is None
-    True
+    >>> normal = torch.distributions.Normal(0.0, 1.0)
+    >>> Prior(normal.log_prob(torch.tensor(0.0).double())).log_density_at_zero
+    tensor(-0.9189, dtype=torch.float64)
     """
 
     log_density_at_zero: Tensor
@@ -54,20 +55,9 @@ class Prior:
 class Terms:
     """What ΔF of any set of elements of a factor follows from.
 
-    Parameters
-    ----------
-    element : Tensor
-        Which elements these are, as the caller counts them, int64; only those that can go.
-    cost : Tensor
-        In nats and float64: ΔF of dropping each, where they are independent; otherwise
-        ln p(θ_i = 0) + ½ ln 2π.
-    posterior : Dense or LowRank, optional
-        Of these elements, in float64, if they are correlated.
-
-    Examples
-    --------
-    >>> Terms(torch.tensor([0, 1]), torch.tensor([-1.0, 2.0])).posterior is None
-    True
+    ``element``: those that can go, as the caller numbers them. ``cost``: in nats and float64, ΔF of
+    dropping each where they are independent, otherwise ln p(θ_i = 0) + ½ ln 2π. ``posterior``: of
+    these elements, in float64, if they are correlated.
     """
 
     element: Tensor
@@ -119,7 +109,7 @@ class Factor(ABC):
         names : collection of str
             Sites that it holds.
         normals : callable
-            From a number of elements to their standard normals, a vector a draw. Where the
+            From a number of elements to their standard normals, one vector per draw. Where the
             posterior is Gaussian, a draw is the mean plus something linear in them.
         """
 
@@ -207,26 +197,7 @@ class Factor(ABC):
 
 
 def check_finite(name: str, what: str, values: Tensor) -> None:
-    """Look for values that are not numbers.
-
-    Parameters
-    ----------
-    name : str
-        A site.
-    what : str
-        What the values are to it.
-    values : Tensor
-        Any.
-
-    Raises
-    ------
-    ValueError
-        If a value is NaN or infinite.
-
-    Examples
-    --------
-    >>> check_finite("w", "location", torch.zeros(2))
-    """
+    """Raise ValueError if a value, ``what`` the guide has for a site, is NaN or infinite."""
     if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
         msg = (
             f"the guide's {what} of the site {name!r} is NaN or infinite in "
@@ -238,24 +209,7 @@ def check_finite(name: str, what: str, values: Tensor) -> None:
 
 
 def check_positive(name: str, scale: Tensor) -> None:
-    """Look for scales that are not positive.
-
-    Parameters
-    ----------
-    name : str
-        A site.
-    scale : Tensor
-        Its scales.
-
-    Raises
-    ------
-    ValueError
-        If a value is zero or negative.
-
-    Examples
-    --------
-    >>> check_positive("w", torch.ones(2))
-    """
+    """Raise ValueError if a scale is zero or negative."""
     bad = int((scale <= 0).sum())
     if bad:
         msg = (

@@ -26,21 +26,8 @@ from pyro_bmr.programs.sites import Indices, Site, take
 class GammaFactor(Factor):
     r"""Independent Gamma posteriors at one positive site, as in `AutoGamma`.
 
-    Nothing of it can be pruned, since it has no density at zero. Mean and standard deviation in
-    unconstrained coordinates are those of :math:`\ln\tau`.
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    concentration, mean : Tensor
-        :math:`\alpha` and :math:`\alpha / \beta`, of the site's shape.
-
-    Examples
-    --------
-    >>> factor = GammaFactor(Site("tau", torch.Size([])), torch.tensor(100.0), torch.tensor(1.0))
-    >>> factor.marginals()["tau"].scale
-    tensor(0.1003)
+    Nothing of it can be pruned, since it has no density at zero. ``mean`` is that of :math:`\tau`;
+    mean and standard deviation in unconstrained coordinates are those of :math:`\ln\tau`.
     """
 
     site: Site

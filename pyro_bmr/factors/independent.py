@@ -215,26 +215,7 @@ class IndependentFactor(Factor):
 def independent_terms(
     factor: Factor, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]
 ) -> Terms:
-    """Return the terms of a factor whose elements each add their own ΔF.
-
-    Parameters
-    ----------
-    factor : Factor
-        Of independent elements.
-    scores, index : mapping
-        As in `Factor.terms`.
-
-    Returns
-    -------
-    Terms
-        Of the elements that have not been pruned and can go.
-
-    Examples
-    --------
-    >>> factor = IndependentFactor(Site("w", torch.Size([1])), torch.zeros(1), torch.ones(1))
-    >>> independent_terms(factor, {}, {}).cost
-    tensor([], dtype=torch.float64)
-    """
+    """Return the terms of a factor of independent elements: of those left that can go."""
     kept = factor.kept()
     able = {name: kept[name] & scores[name].isfinite() for name in factor.priors}
     like = next(iter(kept.values()))

@@ -36,8 +36,9 @@ class JointFactor(Factor):
         The sites; their flattened values follow one another in the vector.
     posterior : Dense or LowRank
         Over the elements that have not been pruned before.
-    mask : Tensor
-        Boolean, over all elements of all sites; True for those that ``posterior`` holds.
+    mask : Tensor, optional
+        Boolean, over all elements of all sites; True for those that ``posterior`` holds. None if
+        nothing was pruned.
     site_priors : mapping
         By site, the prior of those that may be reduced.
 
@@ -221,7 +222,7 @@ class JointFactor(Factor):
         }
 
     def flatten(self, by_site: Mapping[str, Tensor]) -> Tensor:
-        """Return the elements that are left, of a tensor a site.
+        """Return the elements that are left, of one tensor per site.
 
         Parameters
         ----------

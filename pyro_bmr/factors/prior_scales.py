@@ -19,22 +19,7 @@ from pyro_bmr.mathematics.scale_search import Tuned, find_best_variance
 def choose_variances(factors: tuple[Factor, ...], labels: Mapping[str, Tensor]) -> Tuned:
     """Choose the prior variance of every group by the joint evidence.
 
-    Parameters
-    ----------
-    factors : tuple of Factor
-        The posterior, with the priors of the sites that may be reduced, all Gaussian.
-    labels : mapping
-        By such a site, the group of each element; -1 for those that keep their prior.
-
-    Returns
-    -------
-    Tuned
-        By group.
-
-    Examples
-    --------
-    >>> choose_variances((), {}).variance
-    tensor([nan], dtype=torch.float64)
+    The priors of the sites in ``labels`` are Gaussian; a label of -1 keeps an element's prior.
     """
     pools = [_POOL[type(factor)](factor, labels) for factor in factors if factor.priors]
     count = 1 + max((int(t.max()) for t in labels.values() if t.numel()), default=0)

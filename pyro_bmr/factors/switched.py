@@ -33,30 +33,7 @@ from pyro_bmr.programs.switching import NewPrior
 def with_reduced_priors(
     factors: tuple[Factor, ...], reduced: Mapping[str, ReducedPrior]
 ) -> tuple[Factor, ...]:
-    """Make factors score and take reduced priors.
-
-    Parameters
-    ----------
-    factors : tuple of Factor
-        With the priors of the sites that may be reduced.
-    reduced : mapping
-        By such a site, its reduced prior.
-
-    Returns
-    -------
-    tuple of Factor
-        Factors of spikes as they were.
-
-    Raises
-    ------
-    ValueError
-        If a correlated factor cannot take these reduced priors.
-
-    Examples
-    --------
-    >>> with_reduced_priors((), {})
-    ()
-    """
+    """Make factors score and take reduced priors; ValueError if a correlated one cannot."""
     return tuple(
         _switched(factor, {name: reduced[name] for name in factor.priors}) for factor in factors
     )
@@ -64,15 +41,7 @@ def with_reduced_priors(
 
 @dataclass(frozen=True)
 class SwitchedFactor(Factor):
-    """A factor, and the reduced priors that its elements may take.
-
-    Parameters
-    ----------
-    factor : Factor
-        With the priors of the sites that may be reduced, each with its Gaussian.
-    reduced : mapping
-        By such a site, its reduced prior.
-    """
+    """A factor with Gaussian priors and, by site, the reduced priors that elements may take."""
 
     factor: Any
     reduced: Mapping[str, Gaussian | Laplace]
@@ -121,18 +90,7 @@ class SwitchedFactor(Factor):
         """Why an element with a prior may be unable to take the reduced one."""
 
     def refused(self, scores: Mapping[str, Tensor]) -> dict[str, int]:
-        """Count the elements with a prior that cannot take the reduced one.
-
-        Parameters
-        ----------
-        scores : mapping
-            What `scores` returned.
-
-        Returns
-        -------
-        dict of int
-            By site.
-        """
+        """Count, by site, the elements with a prior that cannot take the reduced one."""
         return {
             name: int((scores[name].isposinf() & prior.log_density_at_zero.isfinite()).sum())
             for name, prior in self.priors.items()
@@ -140,30 +98,14 @@ class SwitchedFactor(Factor):
 
     @abstractmethod
     def switch(self, masks: Mapping[str, Tensor]) -> tuple[float, Factor]:
-        """Return ΔF in nats of all elements that take their reduced prior, and what remains.
+        """Return ΔF in nats of taking the reduced prior where masks are False, and what remains.
 
         Unlike `Factor.delta_f` it takes also priors that are wider, wherever the reduced
         posterior is proper.
-
-        Parameters
-        ----------
-        masks : mapping
-            By site, True for elements that keep their prior.
         """
 
     def new_priors(self, masks: Mapping[str, Tensor]) -> dict[str, NewPrior]:
-        """Return the priors that elements take.
-
-        Parameters
-        ----------
-        masks : mapping
-            By site, True for elements that keep their prior.
-
-        Returns
-        -------
-        dict of NewPrior
-            By site.
-        """
+        """Return, by site, the priors that elements take where masks are False."""
         locations = self.locations()
         return {
             name: NewPrior(masks[name], *_AS_PRIOR[type(one)](one, locations[name]))
@@ -173,18 +115,7 @@ class SwitchedFactor(Factor):
 
 @dataclass(frozen=True)
 class SwitchedIndependent(SwitchedFactor):
-    """Independent Gaussians at one site, and the reduced prior that they may take one by one.
-
-    Examples
-    --------
-    >>> from pyro_bmr.programs.sites import Site
-    >>> gaussian = Diagonal(torch.zeros(2).double(), torch.ones(2).double())
-    >>> prior = Prior(torch.tensor(-0.9189), gaussian)
-    >>> site = Site("w", torch.Size([2]))
-    >>> factor = IndependentFactor(site, torch.tensor([0.0, 3.0]), torch.ones(2) / 2, prior=prior)
-    >>> SwitchedIndependent(factor, {"w": Gaussian(0.0, 0.1)}).scores()["w"]
-    tensor([-0.6783, 16.6226])
-    """
+    """Independent Gaussians at one site, and the reduced prior that they may take one by one."""
 
     @property
     def refusal(self) -> str:
@@ -242,18 +173,7 @@ class SwitchedIndependent(SwitchedFactor):
 
 @dataclass(frozen=True)
 class SwitchedJoint(SwitchedFactor):
-    """A correlated Gaussian, and the Gaussian priors that its elements may take together.
-
-    Examples
-    --------
-    >>> from pyro_bmr.programs.sites import Site
-    >>> from pyro_bmr.mathematics.gaussian import Dense
-    >>> prior = Prior(torch.tensor(-0.9189), Diagonal(*torch.tensor([[0.0], [1.0]]).double()))
-    >>> q = Dense(torch.tensor([0.0, 3.0]), torch.eye(2) / 2)
-    >>> factor = JointFactor((Site("w", torch.Size([2])),), q, site_priors={"w": prior})
-    >>> SwitchedJoint(factor, {"w": Gaussian(0.0, 0.1)}).scores()["w"]
-    tensor([-0.6783, 16.6226])
-    """
+    """A correlated Gaussian, and the Gaussian priors that its elements may take together."""
 
     @property
     def refusal(self) -> str:

@@ -19,29 +19,7 @@ from pyro_bmr.programs.dry_run import find_modules
 
 
 def pack_compacted(model: CompactedModel) -> dict[str, Any]:
-    """Describe what is left of a model.
-
-    Parameters
-    ----------
-    model : CompactedModel
-        Of a compaction.
-
-    Returns
-    -------
-    dict
-        Without the program that it runs.
-
-    Raises
-    ------
-    ValueError
-        If it uses a smaller copy of a tensor that neither a module nor the param store holds.
-
-    Examples
-    --------
-    >>> cut = Cut({"w": torch.Size([3])}, {"w": (torch.tensor([0, 2]),)})
-    >>> pack_compacted(CompactedModel(print, cut))["sites"]
-    {'w': [tensor([0, 2])]}
-    """
+    """Describe what is left of a model, without the program that it runs."""
     places = _places(model.model)
     tensors = []
     for key, original in model.originals.items():
@@ -64,26 +42,7 @@ def pack_compacted(model: CompactedModel) -> dict[str, Any]:
 
 
 def unpack_compacted(packed: Mapping[str, Any], model: Callable[..., Any]) -> CompactedModel:
-    """Make the model that `pack_compacted` described.
-
-    Parameters
-    ----------
-    packed : mapping
-        What is left of it.
-    model : callable
-        The program that it runs, with the parameters and buffers that it had.
-
-    Returns
-    -------
-    CompactedModel
-        With the same smaller tensors, bit for bit.
-
-    Examples
-    --------
-    >>> cut = Cut({"w": torch.Size([3])}, {"w": (torch.tensor([0, 2]),)})
-    >>> unpack_compacted(pack_compacted(CompactedModel(print, cut)), print).sites()
-    {'w': (tensor([0, 2]),)}
-    """
+    """Make the model that `pack_compacted` described, around its program in the state it had."""
     originals = {tuple(place): tensor for place, tensor in _tensors(model)}
     own = [originals[tuple(one["place"])] for one in packed["tensors"]]
     parameters = tuple(

@@ -19,25 +19,7 @@ from pyro_bmr.programs.sites import Site
 
 
 def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
-    """Describe a guide.
-
-    Parameters
-    ----------
-    guide : PrunedGuide
-        Of a reduction.
-
-    Returns
-    -------
-    dict
-        Its factors, with their parameters as the optimiser sees them.
-
-    Examples
-    --------
-    >>> site = Site("w", torch.Size([2]))
-    >>> guide = PrunedGuide((IndependentFactor(site, torch.ones(2), torch.ones(2)),), Origin())
-    >>> pack_guide(guide)["factors"][0]["kind"]
-    'independent'
-    """
+    """Describe a guide: its factors, with their parameters as the optimiser sees them."""
     factors = []
     for part in guide.parts:
         factor = part.factor()
@@ -54,32 +36,7 @@ def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
 
 
 def unpack_guide(packed: Mapping[str, Any], origin: Origin) -> PrunedGuide:
-    """Make the guide that `pack_guide` described.
-
-    Parameters
-    ----------
-    packed : mapping
-        Its factors.
-    origin : Origin
-        The model that it is for.
-
-    Returns
-    -------
-    PrunedGuide
-        With the same parameters, bit for bit.
-
-    Raises
-    ------
-    ValueError
-        If the guide needs plates that the caller makes, and there are none.
-
-    Examples
-    --------
-    >>> site = Site("w", torch.Size([2]))
-    >>> guide = PrunedGuide((IndependentFactor(site, torch.ones(2), torch.ones(2)),), Origin())
-    >>> unpack_guide(pack_guide(guide), Origin()).median()
-    {'w': tensor([1., 1.])}
-    """
+    """Make the guide that `pack_guide` described, with the same parameters bit for bit."""
     if packed["create_plates"] and origin.create_plates is None:
         msg = (
             "the guide that was saved had a function that makes its plates, which is not saved. "

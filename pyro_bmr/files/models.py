@@ -22,26 +22,7 @@ from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 
 
 def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
-    """Describe what stands around the user's model.
-
-    Parameters
-    ----------
-    model : callable
-        Of a reduction.
-
-    Returns
-    -------
-    packed : list of dict
-        The masks, the new priors and what was cut, from the outside in.
-    model : callable
-        The user's.
-
-    Examples
-    --------
-    >>> packed, inner = pack_handlers(PrunedModel(print, {"w": torch.tensor([True, False])}))
-    >>> packed[0]["kind"], inner is print
-    ('pruned', True)
-    """
+    """Describe what stands around the user's model, from the outside in; also return that model."""
     packed: list[dict[str, Any]] = []
     while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
         if isinstance(model, PrunedModel):
@@ -63,25 +44,7 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
 
 
 def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> Any:
-    """Put around a model what `pack_handlers` described.
-
-    Parameters
-    ----------
-    packed : list of dict
-        From the outside in.
-    model : callable
-        The user's.
-
-    Returns
-    -------
-    callable
-        The model of the reduction.
-
-    Examples
-    --------
-    >>> unpack_handlers([{"kind": "pruned", "masks": {}}], print).model is print
-    True
-    """
+    """Put around the user's model what `pack_handlers` described."""
     for one in reversed(packed):
         if one["kind"] == "pruned":
             model = PrunedModel(model, one["masks"])
@@ -103,35 +66,11 @@ def pack_state(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Read the sites of a model, its parameters and its buffers.
+    """Read the sites of a model, its parameters and its buffers, from a run at ``values``.
 
-    Parameters
-    ----------
-    model : callable
-        That of the reduction, which is run.
-    inner : callable
-        The user's, inside it.
-    values : mapping
-        By latent site, a value to run it at.
-    args, kwargs
-        What to run it with.
-
-    Returns
-    -------
-    dict
-        Of its latent sites the shapes and families; of the modules that it is or refers to all
-        parameters and buffers; and its ``pyro.param`` values.
-
-    Raises
-    ------
-    RuntimeError
-        If it cannot be run.
-
-    Examples
-    --------
-    >>> model = lambda: pyro.param("scale", torch.ones(()))
-    >>> pack_state(model, model, {}, (), {})["params"]["scale"]["value"]
-    tensor(1., requires_grad=True)
+    ``model`` is that of the reduction, ``inner`` the user's inside it. Read are the shapes and
+    families of the latent sites, all tensors of the modules that ``inner`` is or refers to, and the
+    values of ``pyro.param``.
     """
     recorder, params = run_recorded(model, values, args, kwargs)
     modules = [_tensors(module) for module in find_modules(inner)]
@@ -153,30 +92,10 @@ def pack_state(
 
 @torch.no_grad()
 def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
-    """Give a model the parameters and buffers that `pack_state` read.
+    """Give the user's model the parameters and buffers that `pack_state` read.
 
-    Values of ``pyro.param`` go to the param store. Nothing is changed if anything does not fit.
-
-    Parameters
-    ----------
-    packed : mapping
-        What `pack_state` returned.
-    model : callable
-        The user's.
-
-    Raises
-    ------
-    ValueError
-        If the model has other parameters or buffers.
-
-    Examples
-    --------
-    >>> state = {"sites": {}, "modules": [{"weight": torch.ones(1, 1)}], "params": {}}
-    >>> layer = nn.Linear(1, 1, bias=False)
-    >>> load_state(state, layer)
-    >>> layer.weight
-    Parameter containing:
-    tensor([[1.]], requires_grad=True)
+    Values of ``pyro.param`` go to the param store. If anything does not fit, nothing is changed and
+    a ValueError is raised.
     """
     modules = [_tensors(module) for module in find_modules(model)]
     check_equal("modules", {"number": len(packed["modules"])}, {"number": len(modules)})
@@ -212,17 +131,8 @@ def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
 class SiteRecorder(Messenger):
     """Effect handler that writes down the latent sites of a model.
 
-    Parameters
-    ----------
-    names : collection of str
-        The sites of the guide, of which it also takes the shapes.
-
-    Examples
-    --------
-    >>> with SiteRecorder({"w"}) as recorder:
-    ...     _ = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-    >>> recorder.sites
-    {'w': [3]}
+    ``sites`` holds the shapes of those in ``names``, the sites of the guide, and for all others
+    whether they are observed; ``families`` holds the families of the priors of the former.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -243,18 +153,7 @@ class SiteRecorder(Messenger):
             self.sites[name] = "observed" if msg["is_observed"] else "not in the guide"
 
     def compare(self, saved: Mapping[str, Any]) -> None:
-        """Look whether the sites are those that were saved.
-
-        Parameters
-        ----------
-        saved : mapping
-            What another recorder wrote down.
-
-        Raises
-        ------
-        ValueError
-            If they are not.
-        """
+        """Raise a ValueError if the sites are not those that another recorder saved."""
         own = {
             name: found
             for name, found in self.sites.items()
@@ -279,30 +178,7 @@ def run_recorded(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> tuple[SiteRecorder, dict[str, tuple[Tensor, Any]]]:
-    """Run a model, and find its latent sites and its parameters.
-
-    Parameters
-    ----------
-    model, values, args, kwargs
-        As for `pack_state`.
-
-    Returns
-    -------
-    recorder : SiteRecorder
-        With the sites.
-    params : dict
-        By name in the param store, the unconstrained value and its constraint.
-
-    Raises
-    ------
-    RuntimeError
-        If it cannot be run.
-
-    Examples
-    --------
-    >>> run_recorded(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), {}, (), {})[0].sites
-    {'w': 'not in the guide'}
-    """
+    """Run a model; return its sites, and its parameters, unconstrained, with constraints."""
     at_values = poutine.condition(model, data=dict(values))
     try:
         with dry_run(model), torch.no_grad(), SiteRecorder(values) as recorder:
@@ -338,26 +214,7 @@ def _described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_equal(what: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Look whether a model is the one that was saved.
-
-    Parameters
-    ----------
-    what : str
-        What is compared.
-    saved, own : mapping
-        In the file, and of the model.
-
-    Raises
-    ------
-    ValueError
-        If they differ.
-
-    Examples
-    --------
-    >>> check_equal("priors", {"w": "Normal"}, {"w": "Laplace"})
-    Traceback (most recent call last):
-    ValueError: ... its priors differ (w: Normal in the file, Laplace here). Expected the model ...
-    """
+    """Raise a ValueError if a model differs in ``what`` from the one that was saved."""
     differences = [
         f"{name}: {saved.get(name, 'none')} in the file, {own.get(name, 'none')} here"
         for name in sorted({*saved, *own})

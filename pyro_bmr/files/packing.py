@@ -28,25 +28,9 @@ def pack_program(
     args: tuple[Any, ...] | None,
     kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Describe the model and the guide of a reduction.
+    """Describe the model and the guide of a reduction, for `pyro_bmr.files.plans.write_plan`.
 
-    Parameters
-    ----------
-    model, guide : callable
-        Of a reduction.
-    args, kwargs : optional
-        Arguments to run the model with; those of the guide's first call otherwise.
-
-    Returns
-    -------
-    dict
-        For `pyro_bmr.files.plans.write_plan`.
-
-    Examples
-    --------
-    >>> list(pack_program(print, PrunedGuide((), Origin(print)), None, None))
-    <BLANKLINE>
-    ['model', 'handlers', 'guide']
+    The model is run, with the arguments of the guide's first call if none are given.
     """
     handlers, inner = pack_handlers(model)
     if args is None and kwargs is None:
@@ -58,27 +42,8 @@ def pack_program(
 def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, PrunedGuide]:
     """Make the model and the guide that `pack_program` described.
 
-    Parameters
-    ----------
-    packed : mapping
-        What it returned.
-    origin : Origin
-        The user's model, which takes the parameters and buffers that were saved, and how to call
-        it. Without arguments, its sites are checked when it is called.
-
-    Returns
-    -------
-    model : callable
-        Of the reduction.
-    guide : PrunedGuide
-        Of the reduction.
-
-    Examples
-    --------
-    >>> packed = pack_program(print, PrunedGuide((), Origin(print)), None, None)
-    <BLANKLINE>
-    >>> unpack_program(packed, Origin(print))[0] is print
-    True
+    The user's model, in ``origin``, takes the parameters and buffers that were saved. Without
+    arguments in ``origin``, its sites are checked when it is first called.
     """
     inner: Any = origin.model
     handlers = packed["handlers"]

@@ -35,30 +35,7 @@ _BOUNDED = {
 
 
 def pack_support(support: Any, what: str) -> dict[str, Any]:
-    """Describe a support.
-
-    Parameters
-    ----------
-    support : Constraint
-        Of a site or of a parameter.
-    what : str
-        What it is the support of.
-
-    Returns
-    -------
-    dict
-        Its name and its bounds.
-
-    Raises
-    ------
-    ValueError
-        If it is none of those that are known.
-
-    Examples
-    --------
-    >>> pack_support(constraints.interval(0.0, 2.0), "w")
-    {'name': 'interval', 'lower_bound': 0.0, 'upper_bound': 2.0}
-    """
+    """Describe the support of ``what`` by name and bounds; an unknown one raises ValueError."""
     for name in _NAMED:
         known = getattr(constraints, name)
         if support is known or (type(support) is type(known) and _plain(support) == _plain(known)):
@@ -83,23 +60,7 @@ def pack_support(support: Any, what: str) -> dict[str, Any]:
 
 
 def unpack_support(packed: Mapping[str, Any]) -> Any:
-    """Make the support that `pack_support` described.
-
-    Parameters
-    ----------
-    packed : mapping
-        Its name and its bounds.
-
-    Returns
-    -------
-    Constraint
-        The same object where that has a name.
-
-    Examples
-    --------
-    >>> unpack_support({"name": "positive"}) is constraints.positive
-    True
-    """
+    """Make the support that `pack_support` described: the same object where that has a name."""
     name = packed["name"]
     if name == "independent":
         return constraints.independent(unpack_support(packed["inner"]), packed["ndims"])

@@ -10,27 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Write a file beside another, and put it in the place of that when it is whole.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file to replace. Folders on the way there are made.
-
-    Yields
-    ------
-    Path
-        Where to write.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "numbers.txt"
-    >>> with replace_file(path) as unfinished:
-    ...     _ = unfinished.write_text("1 2 3")
-    >>> path.read_text(), unfinished.exists()
-    ('1 2 3', False)
-    """
+    """Yield a path beside a file, and put what was written there in its place when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")

@@ -31,35 +31,9 @@ def capture(
 ) -> Capture:
     """Run a model at given values of its latent sites, and write down what it computes.
 
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    args, kwargs
-        What it is called with. Tensors among them, in any nesting, become inputs of the graph.
-    values : mapping
-        By latent site, its value on the support, at the full size of its plates.
-
-    Returns
-    -------
-    Capture
-        The graph, in ATen operations, at the shapes of this run.
-
-    Raises
-    ------
-    RuntimeError
-        If the model does not run with these arguments, or if which operations it runs depends on
-        the values of tensors.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> def model(x):
-    ...     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-    ...     return pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1))
-    >>> captured = capture(model, (torch.ones(2, 3),), {}, {"w": torch.ones(3)})
-    >>> list(captured.sites), list(captured.inputs), captured.outputs[:1]
-    (['w'], ['args[0]'], [('y', mv)])
+    Values are on the support, at the full size of the plates. Tensors among the arguments, in any
+    nesting, become inputs. Raises RuntimeError if the model does not run with these arguments, or
+    if which operations it runs depends on the values of tensors.
     """
     paths, structure = pytree.tree_flatten_with_path((args, dict(kwargs)))
     leaves = [leaf for _, leaf in paths]
@@ -119,44 +93,14 @@ def capture(
 
 @dataclass(frozen=True)
 class Capture:
-    """A model as a graph of tensor operations.
+    """A model as a graph of ATen operations, whose placeholders are the sites, then the inputs.
 
-    Operations in place are left as they are: the node stands for the tensor after it.
-
-    Parameters
-    ----------
-    graph : GraphModule
-        ATen operations. Its placeholders are the sites, then the inputs.
-    sites : mapping
-        By latent site, the placeholder of its value.
-    inputs : mapping
-        By place among the arguments (``args[0]``, ``y``), the placeholder of the tensor.
-    tensors : mapping
-        By name, the node (``get_attr``) of each tensor that the program finds elsewhere: a
-        parameter or a buffer (``norm.running_mean``), an entry of Pyro's param store, in
-        unconstrained coordinates, or a constant (``constant 3``).
-    originals : mapping
-        By the same name, the tensor object that the program uses.
-    outputs : list
-        Names and nodes of what the model is for: the tensors in the distributions of sites
-        that are observed or have no given value, log factors, deterministic sites, and what the
-        model returns. Only what is computed from sites, and is no view of one.
-    priors : mapping
-        By latent site, the tensors in its distribution that were computed in the run.
-    tied : mapping
-        By latent site, along how many of its last axes elements are not independent.
-    sized : list of SizedCall
-        The calls in which the program says sizes.
-    parameters : mapping
-        By name in Pyro's param store, the unconstrained value and the constraint of what the model
-        asks for with `pyro.param`.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> model = lambda x: x * pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> capture(model, (torch.ones(3),), {}, {"w": torch.ones(())}).outputs
-    [('return value', mul)]
+    Operations in place are left as they are: the node stands for the tensor after it. ``tensors``
+    and ``originals`` are what the program finds elsewhere: parameters, buffers, entries of Pyro's
+    param store (unconstrained, as in ``parameters``), constants (``constant 3``). ``outputs`` are
+    computed from sites and no views of one: the tensors in distributions of observed sites, log
+    factors, deterministic sites, what the model returns. ``priors`` are the tensors in a site's
+    distribution, ``tied`` how many of its last axes are not independent.
     """
 
     graph: fx.GraphModule
@@ -319,24 +263,7 @@ def _is_computed(node: fx.Node) -> bool:
 
 
 def input_name(path: Any) -> str:
-    """Write ``args[0]`` for a positional argument, ``y`` for a keyword.
-
-    Parameters
-    ----------
-    path : tuple
-        Of ``torch.utils._pytree``, in a tuple of positional and keyword arguments.
-
-    Returns
-    -------
-    str
-        The name.
-
-    Examples
-    --------
-    >>> paths, _ = pytree.tree_flatten_with_path(((1,), {"y": [2]}))
-    >>> [input_name(path) for path, _ in paths]
-    ['args[0]', 'y[0]']
-    """
+    """Write ``args[0]`` for a positional argument, ``y`` for a keyword."""
     (_, *rest) = path
     if path[0].idx == 0:
         return "args" + pytree.keystr(tuple(rest))

@@ -20,24 +20,7 @@ def capture_few_rows(
 ) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], Capture]:
     """Capture a model on a few rows of its arguments if it runs with them, or else on all.
 
-    Parameters
-    ----------
-    model, args, kwargs, values
-        As of `capture`.
-
-    Returns
-    -------
-    call : tuple
-        The arguments and keyword arguments that it ran with.
-    captured : Capture
-        The model.
-
-    Examples
-    --------
-    >>> import torch
-    >>> (args, _), _ = capture_few_rows(torch.relu, (torch.ones(60, 2),), {}, {})
-    >>> args[0].shape
-    torch.Size([8, 2])
+    Returns the arguments that it ran with beside the capture.
     """
     program: Any = model
     rows = {tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.dim()}
@@ -51,24 +34,7 @@ def capture_few_rows(
 
 
 def tensors_in(call: Any) -> list[Tensor]:
-    """Find the tensors among arguments.
-
-    Parameters
-    ----------
-    call : tuple
-        Arguments and keyword arguments, in any nesting.
-
-    Returns
-    -------
-    list of Tensor
-        In the order in which a `Capture` takes them.
-
-    Examples
-    --------
-    >>> import torch
-    >>> tensors_in(((torch.ones(()), 3), {}))
-    [tensor(1.)]
-    """
+    """Find the tensors among arguments, in the order in which a `Capture` takes them."""
     return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 

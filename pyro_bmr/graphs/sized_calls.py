@@ -21,23 +21,8 @@ class SizedCalls(TorchFunctionMode):
     """Sees the calls in which a program says sizes, in order.
 
     Those that Pyro makes itself, as when it expands a distribution to its plates, are passed over,
-    so that two runs of a program with distributions of other shapes see the same calls.
-
-    Parameters
-    ----------
-    call : callable
-        Gets each such function with its arguments and the place in the program that calls it, and
-        returns the result; it may call the function with other arguments.
-
-    Examples
-    --------
-    >>> import torch
-    >>> def show(function, args, kwargs, where):
-    ...     print(function.__name__, args)
-    ...     return function(*args, **kwargs)
-    >>> with SizedCalls(show):
-    ...     _ = torch.zeros(2, 3).exp()
-    zeros (2, 3)
+    so that two runs of a program with distributions of other shapes see the same calls. What
+    ``call`` returns is the result; it may call the function with other arguments.
     """
 
     def __init__(self, call: Call) -> None:
@@ -62,26 +47,10 @@ class SizedCalls(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call in which the program says sizes, in the order of the run.
+    """A call in which the program says sizes, at a place (``where``) in the program.
 
-    Parameters
-    ----------
-    function : callable
-        Torch's.
-    args, kwargs
-        As the program gave them; tensors are left out (None).
-    nodes : tuple of Node
-        What it returned, in the graph.
-    operands : tuple of Node
-        The tensors among its arguments, in the graph.
-    where : str
-        The place of the call in the program.
-
-    Examples
-    --------
-    >>> import torch
-    >>> SizedCall(torch.zeros, (2, 3), {}, (), (), "").args
-    (2, 3)
+    Tensors among its arguments are left out (None): ``operands`` are their nodes in the graph,
+    ``nodes`` those of the results.
     """
 
     function: Any

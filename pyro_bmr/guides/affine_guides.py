@@ -18,28 +18,7 @@ from pyro_bmr.mathematics.gaussian import Dense, Diagonal
 
 
 def read_structured(guide: AutoStructured) -> tuple[Factor, ...]:
-    r"""Read an ``AutoStructured`` with Gaussian conditionals and linear dependencies.
-
-    .. math:: \theta_i = \mu_i + \sum_j W_{ij} (\theta_j - \mu_j) + L_i \epsilon_i
-
-    Parameters
-    ----------
-    guide : AutoStructured
-        Trained.
-
-    Returns
-    -------
-    tuple of Factor
-        A factor for each set of sites that depend on one another.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> guide = AutoStructured(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> _ = guide()
-    >>> read_structured(guide)[0].posterior.covariance
-    tensor([[0.0100]])
-    """
+    """Read an ``AutoStructured`` that is linear and Gaussian: a `Conditional` per site."""
     check_called(guide)
     return join([_conditional(guide, name, node) for name, node in guide._sorted_sites])
 
@@ -49,24 +28,6 @@ def read_gaussian(guide: AutoGaussianDense) -> tuple[Factor, ...]:
     r"""Read an ``AutoGaussian``, whose precision is sparse.
 
     .. math:: \theta = \mu + D z, \qquad z \sim N(m, LL^\top)
-
-    Parameters
-    ----------
-    guide : AutoGaussianDense
-        Trained.
-
-    Returns
-    -------
-    tuple of Factor
-        A factor for each set of sites that depend on one another.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> guide = AutoGaussianDense(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> _ = guide()
-    >>> read_gaussian(guide)[0].posterior.covariance
-    tensor([[0.0100]])
     """
     check_called(guide)
     for path in dict(guide.named_parameters()):

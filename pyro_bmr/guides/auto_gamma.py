@@ -85,7 +85,7 @@ class AutoGamma(AutoGuide):
         Returns
         -------
         dict of Tensor
-            A value a site.
+            One value per site.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -113,7 +113,7 @@ class AutoGamma(AutoGuide):
         Returns
         -------
         dict of Tensor
-            A value a site.
+            One value per site.
         """
         names = [name for name, _ in self.prototype_trace.iter_stochastic_nodes()]
         return {name: attrgetter(name)(self.means).clone() for name in names}

@@ -18,20 +18,7 @@ from pyro_bmr.mathematics.gaussian import Dense, LowRank
 
 @dataclass(frozen=True)
 class Coupling:
-    """How a correlated factor, after a reduction, is drawn from the noise of the one before.
-
-    Parameters
-    ----------
-    size : int
-        How many standard normals the factor before needs.
-    condition : callable
-        From these to those of the factor after.
-
-    Examples
-    --------
-    >>> Coupling(3, lambda noise: noise[:2]).size
-    3
-    """
+    """Maps the ``size`` standard normals of a correlated factor to those of what remains of it."""
 
     size: int
     condition: Callable[[Tensor], Tensor]
@@ -40,28 +27,10 @@ class Coupling:
 def couple(
     factors: Iterable[Factor], masks: Mapping[str, Tensor] | None = None
 ) -> dict[str, Coupling]:
-    """Couple what remains of correlated factors with the factors themselves.
+    """Couple correlated factors with what remains of them under masks, where True stays.
 
-    Parameters
-    ----------
-    factors : iterable of Factor
-        Before a reduction.
-    masks : mapping, optional
-        By site, True for what stays, if something goes; the rest is zero.
-
-    Returns
-    -------
-    dict of Coupling
-        By statement of the `PrunedGuide` of what remains; none for independent factors, which draw
-        their pruned elements as well.
-
-    Examples
-    --------
-    >>> from pyro_bmr.programs.sites import Site
-    >>> factor = JointFactor((Site("w", torch.Size([2])),), Dense(torch.zeros(2), torch.eye(2)))
-    >>> coupling = couple([factor], {"w": torch.tensor([False, True])})["w_latent"]
-    >>> coupling.condition(torch.tensor([3.0, 4.0]).double())
-    tensor([4.], dtype=torch.float64)
+    By statement of the `PrunedGuide` of what remains. Independent factors need no coupling, since
+    they draw their pruned elements as well.
     """
     return {
         latent_name(factor.sites): Coupling(
@@ -75,26 +44,7 @@ def couple(
 class CommonNoise(Messenger):
     """Effect handler that draws correlated factors of a `PrunedGuide` from common noise.
 
-    Other statements draw as ever.
-
-    Parameters
-    ----------
-    couplings : mapping
-        By statement.
-    seed : int
-        Of the noise: the same seed gives the same noise, whatever remains of a factor.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> two = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
-    >>> one = dist.MultivariateNormal(torch.zeros(1), torch.eye(1))
-    >>> with CommonNoise({"w_latent": Coupling(2, lambda noise: noise)}, seed=0):
-    ...     before = pyro.sample("w_latent", two)
-    >>> with CommonNoise({"w_latent": Coupling(2, lambda noise: noise[1:])}, seed=0):
-    ...     after = pyro.sample("w_latent", one)
-    >>> bool(before[1] == after[0])
-    True
+    The same seed gives the same noise, whatever remains of a factor. Other statements draw as ever.
     """
 
     def __init__(self, couplings: Mapping[str, Coupling], seed: int) -> None:

@@ -16,32 +16,7 @@ from pyro_bmr.programs.sites import Site
 
 
 def join(conditionals: Sequence[Conditional]) -> tuple[Factor, ...]:
-    r"""Multiply Gaussian conditionals, and keep apart what is independent.
-
-    With :math:`\theta = \mu + A\epsilon`, the rows of :math:`A` that belong to a site are
-    :math:`A_i = \sum_j W_{ij} A_j + L_i` (:math:`L_i` in its own columns). In the order of
-    sampling, :math:`A` is lower triangular: the Cholesky factor of the joint covariance.
-
-    Parameters
-    ----------
-    conditionals : sequence of Conditional
-        Each after those that it depends on.
-
-    Returns
-    -------
-    tuple of Factor
-        A factor for each set of sites that depend on one another.
-
-    Examples
-    --------
-    >>> one = Diagonal(torch.zeros(1), torch.ones(1))
-    >>> a, b, c = (Site(name, torch.Size([1])) for name in "abc")
-    >>> given_a = Conditional(b, one, {"a": torch.tensor([[2.0]])})
-    >>> joint, alone = join([Conditional(a, one), given_a, Conditional(c, one)])
-    >>> joint.posterior.covariance
-    tensor([[1., 2.],
-            [2., 5.]])
-    """
+    """Multiply Gaussian conditionals, each after its parents, and keep independent ones apart."""
     by_name = {c.site.name: c for c in conditionals}
     groups = connected({name, *c.weights} for name, c in by_name.items())
     parts = [[c for name, c in by_name.items() if name in group] for group in groups]
@@ -50,24 +25,9 @@ def join(conditionals: Sequence[Conditional]) -> tuple[Factor, ...]:
 
 @dataclass(frozen=True)
 class Conditional:
-    r"""The Gaussian of a site, given sites that are sampled before it.
+    r"""A site :math:`\theta_i = \mu_i + \sum_j W_{ij} (\theta_j - \mu_j) + L_i \epsilon_i`.
 
-    .. math:: \theta_i = \mu_i + \sum_j W_{ij} (\theta_j - \mu_j) + L_i \epsilon_i
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    gaussian : Diagonal, Dense or LowRank
-        Mean :math:`\mu_i` and covariance :math:`L_i L_i^\top`; of the site's shape if diagonal,
-        otherwise over its flattened elements.
-    weights : mapping
-        By site that it depends on, :math:`W_{ij}` over flattened elements.
-
-    Examples
-    --------
-    >>> Conditional(Site("w", torch.Size([])), Diagonal(torch.zeros(()), torch.ones(()))).weights
-    {}
+    Over flattened elements, but a `Diagonal` has the shape of the site.
     """
 
     site: Site
@@ -76,23 +36,7 @@ class Conditional:
 
 
 def connected(groups: Iterable[Collection[str]]) -> list[set[str]]:
-    """Merge groups of names that have a name in common.
-
-    Parameters
-    ----------
-    groups : iterable of collection of str
-        Names that belong together.
-
-    Returns
-    -------
-    list of set of str
-        Disjoint, in the order of the first name of each.
-
-    Examples
-    --------
-    >>> [sorted(group) for group in connected([{"a"}, {"b"}, {"c", "a"}])]
-    [['a', 'c'], ['b']]
-    """
+    """Merge groups of names that have a name in common, in the order of the first of each."""
     merged: list[set[str]] = []
     for group in map(set, groups):
         apart = [other for other in merged if not other & group]
@@ -111,6 +55,12 @@ def _alone(conditional: Conditional) -> Factor:
 
 
 def _joint(conditionals: Sequence[Conditional]) -> Factor:
+    r"""Multiply conditionals in the order of sampling.
+
+    With :math:`\theta = \mu + A\epsilon`, the rows of :math:`A` that belong to a site are
+    :math:`A_i = \sum_j W_{ij} A_j + L_i` (:math:`L_i` in its own columns), so that :math:`A` is
+    lower triangular: the Cholesky factor of the joint covariance.
+    """
     loc = torch.cat([c.gaussian.loc.reshape(-1) for c in conditionals])
     tril = loc.new_zeros(len(loc), len(loc))
     rows: dict[str, slice] = {}

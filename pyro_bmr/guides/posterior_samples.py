@@ -29,41 +29,14 @@ def match_moments(
 ) -> tuple[Factor, ...]:
     r"""Return the Gaussian with the mean and covariance of posterior samples.
 
-    In unconstrained coordinates, and with a warning, for what the samples show beyond these
-    moments is lost. The covariance of all :math:`n` elements needs at least :math:`10 n` effective
-    draws: with :math:`S` draws, the quadratic form :math:`\mu^\top \Sigma^{-1} \mu` of a ΔF comes
-    out too large by a factor of about :math:`S / (S - n)`. With fewer, the elements are taken as
-    independent, and the warning says so.
+    The samples are in the model's own coordinates, of shape ``(draws, *site)``, or
+    ``(chains, draws, *site)`` with ``chains``; those of discrete or observed sites are left out.
 
-    Parameters
-    ----------
-    samples : mapping
-        By site, draws in the model's own coordinates, of shape ``(draws, *site)``, or
-        ``(chains, draws, *site)``. Sites that are discrete or observed are left out.
-    origin : Origin
-        The model and the arguments to run it with.
-    chains : bool
-        Whether the first dimension counts chains.
-
-    Returns
-    -------
-    tuple of Factor
-        One `JointFactor` over all sites, or an `IndependentFactor` a site.
-
-    Raises
-    ------
-    ValueError
-        If the model is not known, or the samples do not fit its sites.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("ignore")
-    ...     (factor,) = match_moments({"w": torch.randn(500)}, Origin(model), chains=False)
-    >>> factor.posterior.covariance.shape
-    torch.Size([1, 1])
+    The Gaussian is in unconstrained coordinates, and comes with a warning, for what the samples
+    show beyond these moments is lost. The covariance of all :math:`n` elements needs at least
+    :math:`10 n` effective draws: with :math:`S` draws, the quadratic form
+    :math:`\mu^\top \Sigma^{-1} \mu` of a ΔF comes out too large by a factor of about
+    :math:`S / (S - n)`. With fewer, the elements are taken as independent, and the warning says so.
     """
     lead = 2 if chains else 1
     nodes = _latent_nodes(samples, origin)

@@ -30,19 +30,7 @@ from pyro_bmr.programs.sites import Site
 class Origin:
     """The model that a guide was made for, and how it was first called.
 
-    Parameters
-    ----------
-    model : callable, optional
-        The user's model, without the handlers that an autoguide puts around it; None if lost.
-    args, kwargs
-        Arguments of the guide's first call.
-    create_plates : callable, optional
-        As given to the autoguide.
-
-    Examples
-    --------
-    >>> Origin(print).args
-    ()
+    The model is without the handlers that an autoguide puts around it, and None if it is lost.
     """
 
     model: Callable[..., Any] | None = None
@@ -51,20 +39,7 @@ class Origin:
     create_plates: Callable[..., Any] | None = None
 
     def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Build the plates of a guide for the model.
-
-        Parameters
-        ----------
-        parts : iterable
-            Each with ``sites``.
-        *args, **kwargs
-            Those of the model.
-
-        Returns
-        -------
-        dict
-            By name.
-        """
+        """Build the plates of a guide for the model, by name, for parts with ``sites``."""
         created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
         return make_plates(parts, created)
 
@@ -113,7 +88,7 @@ class PrunedGuide(OwnNames):
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """One module a factor; ``part.factor()`` reads it."""
+        """One module per factor; ``part.factor()`` reads it."""
         return tuple(self.factors.children())
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -127,7 +102,7 @@ class PrunedGuide(OwnNames):
         Returns
         -------
         dict of Tensor
-            A value a site.
+            One value per site.
         """
         plates = self.origin.make_plates(self.parts, *args, **kwargs)
         return {name: value for part in self.parts for name, value in part(plates)}
@@ -144,7 +119,7 @@ class PrunedGuide(OwnNames):
         Returns
         -------
         dict of Tensor
-            A value a site, 0 where pruned.
+            One value per site, 0 where pruned.
         """
         return {
             site.name: site.constrain(marginal.loc).clone() for site, marginal in self._marginals()
@@ -188,23 +163,7 @@ class PrunedGuide(OwnNames):
 
 
 def latent_name(sites: tuple[Site, ...]) -> str:
-    """Name the statement that draws what remains of correlated sites.
-
-    Parameters
-    ----------
-    sites : tuple of Site
-        In the order of the factor.
-
-    Returns
-    -------
-    str
-        The name.
-
-    Examples
-    --------
-    >>> latent_name((Site("a", torch.Size([])), Site("b", torch.Size([]))))
-    'a+b_latent'
-    """
+    """Name the statement that draws what remains of correlated sites."""
     return "+".join(site.name for site in sites) + "_latent"
 
 

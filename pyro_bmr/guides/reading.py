@@ -1,5 +1,9 @@
 """Guide families, read as factors.
 
+A guide whose family is registered with `read_factors` is read from its parameters; any other is run
+a few times (`pyro_bmr.guides.traced_guides`). Posterior samples are matched in their moments
+(`pyro_bmr.guides.posterior_samples`). A list of guides is read part by part.
+
 With `autoguides` and `affine_guides` the only file that knows the inside of Pyro's autoguides.
 """
 
@@ -55,41 +59,10 @@ from pyro_bmr.programs.sites import Site
 
 
 def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
-    """Read the posterior that a guide holds, without touching the guide.
+    """Read the posterior that a guide, MCMC or samples hold, sharing tensors where possible.
 
-    A guide whose family is registered with `read_factors` is read from its parameters; any other
-    is run a few times (`pyro_bmr.guides.traced_guides`). Posterior samples are matched in their
-    moments (`pyro_bmr.guides.posterior_samples`). A list of guides is read part by part.
-
-    Parameters
-    ----------
-    guide : callable, MCMC or mapping
-        A trained guide, a finished run of MCMC, or posterior samples by site.
-    origin : Origin, optional
-        The model and its arguments; what `read_origin` finds otherwise.
-
-    Returns
-    -------
-    tuple of Factor
-        Its independent factors. Tensors are shared with the guide where that is possible.
-
-    Raises
-    ------
-    UnregisteredGuideError
-        If it is nothing of this kind.
-    NotGaussianError
-        If the posterior is not Gaussian in unconstrained coordinates.
-    ValueError
-        If the guide was never called, or holds values that are not finite, or is no longer the
-        owner of its parameters.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
-    >>> _ = guide()
-    >>> read_guide(guide)[0].site.shape
-    torch.Size([3])
+    What cannot be read is an `UnregisteredGuideError` or a `NotGaussianError`; a guide that was
+    never called, holds values that are not finite or lost its parameters is a ValueError.
     """
     with torch.no_grad():
         factors = _read(guide, read_origin(guide) if origin is None else origin)
@@ -238,13 +211,7 @@ for _family, _remedy in _REMEDIES.items():
 
 @singledispatch
 def _read(guide: Any, origin: Origin) -> tuple[Factor, ...]:
-    """Read a guide of a registered family, and any other by running it.
-
-    Returns
-    -------
-    tuple of Factor
-        Its independent factors.
-    """
+    """Read a guide of a registered family, and any other by running it."""
     registered: list[Any] = []
     others: list[Any] = []
     for part in _parts(guide):
@@ -291,13 +258,7 @@ def _is_registered(guide: Any) -> bool:
 
 
 def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | None]:
-    """Find mean-field parameters by name: messengers hold all rows of a plate and draw some.
-
-    Returns
-    -------
-    callable
-        From the name of a site to location and scale, if there are such parameters.
-    """
+    """Find location and scale by site: messengers hold all rows of a plate and draw some."""
     stock = AutoNormalMessenger.get_posterior
     messengers = [g for g in guides if getattr(type(g), "get_posterior", None) is stock]
 
@@ -313,23 +274,7 @@ def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | Non
 
 @singledispatch
 def read_origin(guide: Any) -> Origin:
-    """Return the model that a guide was made for, and how it was first called.
-
-    Parameters
-    ----------
-    guide : callable
-        A guide of any family.
-
-    Returns
-    -------
-    Origin
-        With ``model=None`` where the guide does not know it.
-
-    Examples
-    --------
-    >>> read_origin(print).model is None
-    True
-    """
+    """Return the model that a guide was made for, if it knows it, and how it was first called."""
     return Origin(_without_guide_handlers(getattr(guide, "model", None)))
 
 
@@ -355,13 +300,7 @@ def _(guide: AutoGuide) -> Origin:
 
 
 def _without_guide_handlers(model: Any) -> Any:
-    """Peel off what only concerns the guide: initial values, and sites hidden from it.
-
-    Returns
-    -------
-    callable
-        The model as the user wrote it.
-    """
+    """Peel off what only concerns the guide: initial values, and sites hidden from it."""
     while True:
         wrapper = getattr(model, "func", None)
         if not (isinstance(wrapper, partial) and len(wrapper.args) == 2):

@@ -40,23 +40,10 @@ class NotGaussianError(TypeError):
 class Statement:
     """A sample statement of a guide: what it draws from, given what was drawn before.
 
-    Parameters
-    ----------
-    site : Site
-        The site, at the full size of its plates.
-    loc : Tensor
-        Mean in unconstrained coordinates, of the rows that were drawn; for a Gamma site the
-        logarithm of its mean. It carries the gradients to what was drawn before.
-    spread : tuple of Tensor
-        The other parameters of its distribution, which have to be constant.
-    posterior : Diagonal, Dense, LowRank or None
-        The same at full size without gradients; None for a Gamma site.
-
-    Examples
-    --------
-    >>> msg = {"name": "w", "fn": dist.Normal(1.0, 2.0), "cond_indep_stack": ()}
-    >>> read_statement(msg, constraints.real).posterior
-    Diagonal(loc=tensor(1.), scale=tensor(2.))
+    ``loc`` is the mean in unconstrained coordinates of the rows that were drawn, with gradients to
+    what was drawn before; for a Gamma site, the logarithm of its mean. ``spread`` are its other
+    parameters, which have to be constant. ``posterior`` is the same at the full size of plates,
+    without gradients; None for a Gamma site.
     """
 
     site: Site
@@ -79,32 +66,10 @@ def read_statement(
     support: constraints.Constraint,
     full_rows: Callable[[str], tuple[Tensor, Tensor] | None] = lambda _: None,
 ) -> Statement:
-    """Read a sample statement, inside the plates that it is in.
+    """Read a sample statement, inside the plates that it is in; ``support`` is the model's.
 
-    Parameters
-    ----------
-    msg : dict
-        Pyro's message.
-    support : Constraint
-        Of the site in the model; says what unconstrained coordinates are.
-    full_rows : callable
-        From a site in a sub-sampling plate to its mean and standard deviation at full size.
-
-    Returns
-    -------
-    Statement
-        What it draws from.
-
-    Raises
-    ------
-    NotGaussianError
-        If that is not a Gaussian in unconstrained coordinates, nor a Gamma distribution.
-
-    Examples
-    --------
-    >>> msg = {"name": "w", "fn": dist.LogNormal(1.0, 2.0), "cond_indep_stack": ()}
-    >>> read_statement(msg, constraints.positive).loc
-    tensor(1.)
+    ``full_rows`` maps a site in a sub-sampling plate to its mean and standard deviation at full
+    size. What is neither Gaussian in unconstrained coordinates nor Gamma is a `NotGaussianError`.
     """
     name, fn = msg["name"], msg["fn"]
     core, transforms = _unwrap(fn)
@@ -176,13 +141,7 @@ def _parts(transform: Transform) -> list[Transform]:
 
 
 def _simplify(chain: list[Transform]) -> list[Transform]:
-    """Cancel what undoes the transform before it.
-
-    Returns
-    -------
-    list of Transform
-        What is left.
-    """
+    """Cancel what undoes the transform before it."""
     left: list[Transform] = []
     for transform in chain:
         if left and _same(left[-1].inv, transform):
@@ -247,13 +206,7 @@ _FAMILIES: dict[type, Callable[[Any], tuple[Tensor, tuple[Tensor, ...], Any]]] =
 
 
 def _blocks(loc: Tensor, tril: Tensor) -> Dense:
-    """Put a batch of Gaussian vectors into one, independent of each other.
-
-    Returns
-    -------
-    Dense
-        Over all elements.
-    """
+    """Put a batch of Gaussian vectors into one, independent of each other."""
     size = tril.shape[-1]
     return Dense(loc.detach().reshape(-1), torch.block_diag(*tril.reshape(-1, size, size)))
 

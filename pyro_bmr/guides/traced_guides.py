@@ -45,36 +45,13 @@ def trace_factors(
 
     in unconstrained coordinates. The weights :math:`W_{ij}` are gradients at the mean; that mean
     and covariance are such is checked at three other points, 1, 3 and 10 standard deviations away.
-    A site may also be Gamma, independent of all others.
+    A site may also be Gamma, independent of all others. Anything else is a `NotGaussianError` that
+    says why; a guide that was never trained is a ValueError, one that does not run with these
+    arguments a RuntimeError.
 
-    Parameters
-    ----------
-    guide : callable
-        A guide: a function, a module, or a messenger.
-    origin : Origin
-        The arguments to run it with, and the model if it is known: its supports say what
-        unconstrained coordinates are.
-    held : collection of str
-        Sites to leave out, because they are known otherwise.
-    full_rows : callable
-        From a site in a sub-sampling plate to its mean and standard deviation at full size.
+    Sites in ``held`` are left out; ``full_rows`` maps a site in a sub-sampling plate to its mean
+    and standard deviation at full size.
 
-    Returns
-    -------
-    tuple of Factor
-        Its independent factors.
-
-    Raises
-    ------
-    NotGaussianError
-        If a site is not Gaussian as above; the message says why.
-    RuntimeError
-        If the guide cannot be run with these arguments.
-    ValueError
-        If the guide has parameters that were never trained.
-
-    Examples
-    --------
     >>> import pyro.distributions as dist
     >>> def guide():
     ...     a = pyro.sample("a", dist.Normal(torch.ones(()), 1.0))
@@ -112,27 +89,7 @@ def trace_factors(
 def left_alone(guide: Any, model: Any) -> Iterator[None]:
     """Check that a guide has all its parameters, and put back what it changes of itself.
 
-    Parameters
-    ----------
-    guide : callable
-        It runs inside, in a `pyro_bmr.programs.dry_run.dry_run`.
-    model : callable, optional
-        The model, with which it may share parameters.
-
-    Yields
-    ------
-    None
-        Nothing.
-
-    Raises
-    ------
-    ValueError
-        If parameters were made inside, so that the guide is not a trained one.
-
-    Examples
-    --------
-    >>> with left_alone(lambda: None, None):
-    ...     pass
+    It runs inside, in a `dry_run`; parameters that are made there are a ValueError.
     """
     roots = [*find_modules(guide), *find_modules(model)]
     modules = [module for root in find_modules(guide) for module in root.modules()]

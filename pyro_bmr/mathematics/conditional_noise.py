@@ -1,10 +1,11 @@
 r"""The standard normals of a draw, and those of the same draw given that some elements are zero.
 
-Matheron's rule: if :math:`\theta` is drawn from a Gaussian, :math:`\theta_R - \Sigma_{RS}
-\Sigma_{SS}^{-1} \theta_S` is a draw of the rest given that :math:`\theta_S = 0`, and as close to
-:math:`\theta_R` as such a draw can be. In terms of the noise that both are made from it is a
-rotation, of which some coordinates are left out; so it can be applied to the noise of any other
-Gaussian of the same elements, too.
+Matheron's rule (Wilson et al. 2021, "Pathwise conditioning of Gaussian processes",
+arXiv:2011.04026, eq. 10): if :math:`\theta` is drawn from a Gaussian, :math:`\theta_R -
+\Sigma_{RS} \Sigma_{SS}^{-1} \theta_S` is a draw of the rest given that :math:`\theta_S = 0`, and
+as close to :math:`\theta_R` as such a draw can be. In terms of the noise that both are made from it
+is a rotation, of which some coordinates are left out; so it can be applied to the noise of any
+other Gaussian of the same elements, too.
 """
 
 from __future__ import annotations
@@ -18,31 +19,7 @@ from pyro_bmr.mathematics.gaussian import Dense, LowRank
 
 
 def condition_noise(posterior: Dense | LowRank, drop: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the map from the noise of a draw to that of the draw given zeros.
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        The joint, in float64.
-    drop : Tensor
-        Boolean, of shape ``(n,)``; True for the elements that are zero.
-
-    Returns
-    -------
-    callable
-        From noise as ``posterior.transform`` takes it to noise for
-        ``posterior.split(drop)[1].transform``.
-
-    References
-    ----------
-    Wilson et al. (2021), "Pathwise conditioning of Gaussian processes", arXiv:2011.04026, eq. 10.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
-    >>> condition_noise(q, torch.tensor([False, True]))(torch.tensor([1.0, 0.0]))
-    tensor([0.8000])
-    """
+    """Return the map from noise of ``posterior`` to that of ``posterior.split(drop)[1]``."""
     if not drop.any():
         return lambda noise: noise
     return _CONDITION[type(posterior)](posterior, drop)

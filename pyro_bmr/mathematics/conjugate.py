@@ -18,21 +18,9 @@ from torch.distributions import Beta, Dirichlet, Distribution, Gamma
 
 @dataclass(frozen=True)
 class ConjugateFamily:
-    """A family of distributions, by its parameters and its log-partition.
+    """A family of distributions, by the names of its parameters, all positive.
 
-    Parameters
-    ----------
-    build : callable
-        Makes a distribution from the parameters, by name.
-    parameters : tuple of str
-        Their names; each must be positive.
-    log_partition : callable
-        From the parameters, stacked along a new last dimension, to nats.
-
-    Examples
-    --------
-    >>> CONJUGATE[Gamma].log_partition(torch.tensor([2.0, 1.0]))
-    tensor(0.)
+    ``log_partition`` takes them stacked along the last dimension, and returns nats.
     """
 
     build: Callable[..., Distribution]
@@ -40,18 +28,7 @@ class ConjugateFamily:
     log_partition: Callable[[Tensor], Tensor]
 
     def stack(self, fn: Distribution) -> Tensor:
-        """Return the parameters of a distribution.
-
-        Parameters
-        ----------
-        fn : Distribution
-            Of this family.
-
-        Returns
-        -------
-        Tensor
-            In float64, of the distribution's batch shape and one more dimension.
-        """
+        """Return a distribution's parameters in float64, stacked along the last dimension."""
         values = [getattr(fn, name).double() for name in self.parameters]
         return values[0] if fn.event_shape else torch.stack(values, -1)
 
@@ -59,27 +36,7 @@ class ConjugateFamily:
 def reduced_parameters(
     family: ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
 ) -> Tensor:
-    """Return the parameters of the reduced posterior q·r/p.
-
-    Parameters
-    ----------
-    family : ConjugateFamily
-        Of the three.
-    posterior, prior, reduced : Distribution
-        Of shapes that broadcast.
-
-    Returns
-    -------
-    Tensor
-        In float64, stacked along the last dimension; NaN where one of them is not positive, so
-        that there is no such posterior.
-
-    Examples
-    --------
-    >>> q, p, r = dist.Gamma(5.0, 3.0), dist.Gamma(1.0, 1.0), dist.Gamma(2.0, 4.0)
-    >>> reduced_parameters(CONJUGATE[Gamma], q, p, r)
-    tensor([6., 6.], dtype=torch.float64)
-    """
+    """Return the parameters of the reduced posterior q·r/p, stacked; NaN where there is none."""
     # In this order, so that r = p changes nothing to the last digit.
     sums = family.stack(posterior) + (family.stack(reduced) - family.stack(prior))
     proper = (sums > 0).all(-1, keepdim=True)
@@ -89,31 +46,9 @@ def reduced_parameters(
 def delta_f_conjugate(
     family: ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
 ) -> Tensor:
-    r"""Score a reduced prior of a conjugate family.
+    """Score a reduced prior of a conjugate family, in nats; NaN where q·r/p is improper.
 
-    .. math:: -\Delta F = A(q + r - p) - A(q) - A(r) + A(p)
-
-    Parameters
-    ----------
-    family : ConjugateFamily
-        Of the three.
-    posterior, prior, reduced : Distribution
-        Of shapes that broadcast.
-
-    Returns
-    -------
-    Tensor
-        In nats and float64, of the batch shape; NaN where there is no reduced posterior.
-
-    References
-    ----------
-    Friston, Parr & Zeidman (2018), "Bayesian model reduction", arXiv:1805.07092.
-
-    Examples
-    --------
-    >>> q, p, r = dist.Beta(3.0, 1.0), dist.Beta(1.0, 1.0), dist.Beta(1.0, 2.0)
-    >>> delta_f_conjugate(CONJUGATE[Beta], q, p, r)  # -ln E[2 (1 - x)] = -ln 1/2
-    tensor(0.6931, dtype=torch.float64)
+    -ΔF = A(q + r - p) - A(q) - A(r) + A(p): Friston, Parr & Zeidman (2018), arXiv:1805.07092.
     """
     after = reduced_parameters(family, posterior, prior, reduced)
     a = family.log_partition
@@ -122,27 +57,7 @@ def delta_f_conjugate(
 
 
 def build(family: ConjugateFamily, parameters: Tensor, dtype: torch.dtype) -> Distribution:
-    """Make a distribution from stacked parameters.
-
-    Parameters
-    ----------
-    family : ConjugateFamily
-        Of the distribution.
-    parameters : Tensor
-        Stacked along the last dimension.
-    dtype : torch.dtype
-        Of the distribution's parameters.
-
-    Returns
-    -------
-    Distribution
-        One of Pyro's.
-
-    Examples
-    --------
-    >>> build(CONJUGATE[Gamma], torch.tensor([2.0, 1.0]), torch.float32)
-    Gamma(concentration: 2.0, rate: 1.0)
-    """
+    """Make a distribution from stacked parameters."""
     values = parameters.to(dtype)
     split = [values] if len(family.parameters) == 1 else values.unbind(-1)
     return family.build(**dict(zip(family.parameters, split, strict=True)))

@@ -22,27 +22,7 @@ from pyro_bmr.mathematics.tableau import make_tableau
 
 
 def start_walk(posterior: Dense | LowRank, dropped: Tensor) -> Walk:
-    """Start a walk at a subset.
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Of ``n`` elements, in float64.
-    dropped : Tensor
-        Boolean, of shape ``(n,)``; True for the elements of the subset.
-
-    Returns
-    -------
-    Walk
-        That stands there.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(2).double(), torch.eye(2).double() / 2)
-    >>> walk = start_walk(q, torch.tensor([False, False]))
-    >>> walk.changes([torch.tensor([0]), torch.tensor([0, 1])], drop=True)
-    tensor([-0.6931, -1.3863], dtype=torch.float64)
-    """
+    """Start a walk at the subset where ``dropped`` is True, of a posterior in float64."""
     return _WALK[type(posterior)](posterior, dropped.clone())
 
 
@@ -51,33 +31,15 @@ class Walk(ABC):
 
     @abstractmethod
     def changes(self, sets: Sequence[Tensor], drop: bool) -> Tensor:
-        """Tell how h would change by some steps, each from where the walk stands.
+        """Tell by how many nats each step, from where the walk stands, would change h.
 
-        Parameters
-        ----------
-        sets : sequence of Tensor
-            Positions: of elements outside of the subset that would join it, or of elements of it
-            that would leave.
-        drop : bool
-            True to join.
-
-        Returns
-        -------
-        Tensor
-            In nats; ``inf`` where rounding has left nothing to go by.
+        The elements (positions) of a set join the subset where ``drop``, or else leave it; ``inf``
+        where rounding has left nothing to go by.
         """
 
     @abstractmethod
     def step(self, elements: Tensor, drop: bool) -> None:
-        """Make a step.
-
-        Parameters
-        ----------
-        elements : Tensor
-            As one of the sets of `changes`.
-        drop : bool
-            True to join.
-        """
+        """Let elements join the subset where ``drop``, or else leave it."""
 
 
 # After so many steps a tableau is made anew.

@@ -1,4 +1,10 @@
-"""The order in which the elements of a correlated posterior should go."""
+"""The order in which the elements of a correlated posterior should go.
+
+Of two redundant weights each may be worth dropping while both together are a disaster, so the rest
+is conditioned on each removal and scored again. An element that becomes cheap only after a dear one
+went costs what the dear one cost: the result is the running maximum of ΔF along the path, raised
+by rounding errors so that it tells which element went first.
+"""
 
 from __future__ import annotations
 
@@ -12,65 +18,15 @@ from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
 
 
 def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Tensor:
-    r"""Remove one element at a time, the cheapest first, given all that went before.
+    """Remove one element at a time, the cheapest first, as long as none costs over ``stop`` nats.
 
-    Of two redundant weights each may be worth dropping while both together are a disaster, so
-    after each removal the rest is conditioned on it,
-    :math:`\Sigma \leftarrow \Sigma - \Sigma_{\cdot i} \Sigma_{i \cdot} / \Sigma_{ii}`, and scored
-    again. An element that becomes cheap only after a dear one went costs what the dear one cost:
-    the result is the running maximum of :math:`\Delta F` along the path, raised by rounding errors
-    so that it tells which element went first.
-
-    A step costs :math:`O(n^2)` at most for `Dense`. For `LowRank` the cheaper half of the
-    elements goes as a block, which is scored jointly, in its order, and ends before the first
-    element that costs more, given all before it, than any of the block by itself; then the rest is
-    scored again.
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Posterior of ``n`` elements.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``; ``inf`` for an element that stays.
-    stop : float
-        The search ends before the first removal that would cost more, in nats.
-
-    Returns
-    -------
-    Tensor
-        In nats, of shape ``(n,)``; ``inf`` for elements that the search did not remove.
-
-    Examples
-    --------
-    >>> twins = torch.tensor([[1.0, 0.0], [-0.99, 0.1411]])
-    >>> eliminate(Dense(torch.tensor([1.0, 1.0]), twins), torch.tensor([-1.0, -1.0]), 0.6)
-    tensor([0.4189,    inf])
+    What stays has ``inf``, always so where ``log_prior`` is ``inf``.
     """
     return _ELIMINATE[type(posterior)](posterior, log_prior, stop)
 
 
 def mark_path(like: Tensor, order: list[Tensor], costs: list[Tensor]) -> Tensor:
-    """Give each element the dearest price up to it; each price is above the one before.
-
-    Parameters
-    ----------
-    like : Tensor
-        Any, one an element.
-    order : list of Tensor
-        Positions of the elements that went, in this order.
-    costs : list of Tensor
-        Their prices.
-
-    Returns
-    -------
-    Tensor
-        Like ``like``; ``inf`` for elements that stay.
-
-    Examples
-    --------
-    >>> mark_path(torch.zeros(3), [torch.tensor([2, 0])], [torch.tensor([1.0, 0.5])])
-    tensor([1.0000,    inf, 1.0000])
-    """
+    """Give each element the dearest price up to it, above the one before; ``inf`` if it stays."""
     path = torch.full_like(like, torch.inf)
     if order:
         dearest = torch.cat([cost.reshape(-1) for cost in costs]).cummax(0).values
@@ -108,6 +64,11 @@ def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor
 
 
 def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> Tensor:
+    """Remove the cheaper half of the elements as a block, then score the rest again.
+
+    A block is scored jointly, in its order, and ends before the first element that costs more,
+    given all before it, than any of the block by itself.
+    """
     shift = log_prior + 0.5 * LOG_2PI
     candidate = shift.isfinite()
     order, costs = [], []

@@ -46,7 +46,7 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     Returns
     -------
     Tensor
-        :math:`\Delta F` in nats, in the posterior's dtype: one an element for `Diagonal`, a
+        :math:`\Delta F` in nats, in the posterior's dtype: one per element for `Diagonal`, a
         scalar for `Dense`, of the batch shape for a distribution.
 
     Raises
@@ -76,57 +76,17 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
 
 
 def delta_f_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -> Tensor:
-    r"""Score a Gaussian reduced prior for every element by itself, whether proper or not.
-
-    Parameters
-    ----------
-    posterior, prior, reduced : Diagonal
-        Of shapes that broadcast.
-
-    Returns
-    -------
-    Tensor
-        What `delta_f` is, in nats and float64; ``inf`` where the reduced posterior is improper.
-
-    Examples
-    --------
-    >>> one = torch.tensor(1.0)
-    >>> p, wide = Diagonal(0 * one, one), Diagonal(0 * one, 10 * one)
-    >>> delta_f_gaussian(Diagonal(0 * one, 1.5 * one), p, wide)
-    tensor(inf, dtype=torch.float64)
-    """
+    """Score a Gaussian reduced prior element by element; ``inf`` where q·r/p is improper."""
     value = _delta_f_diagonal(posterior, prior, reduced)
     return torch.where(value.isnan(), torch.inf, value)
 
 
 def delta_f_released(posterior: Diagonal, prior: Diagonal, log_prior: Tensor) -> Tensor:
-    r"""Score every element of which nothing depends any more.
+    r"""Score every element that nothing depends on any more, in nats and float64.
 
-    The likelihood is then the same whatever their values are, so that their posterior is their
-    prior, and what they cost is gone:
-
-    .. math:: \Delta F_i = -KL(q(\theta_i) \,\|\, p(\theta_i))
-
-    Parameters
-    ----------
-    posterior : Diagonal
-        Independent elements.
-    prior : Diagonal
-        Broadcasts; under a hierarchical prior, of the expected natural parameters.
-    log_prior : Tensor
-        ln p(θ = 0) in nats, or its expectation; broadcasts.
-
-    Returns
-    -------
-    Tensor
-        In nats and float64; at most 0, but for rounding.
-
-    Examples
-    --------
-    >>> one = torch.tensor(1.0)
-    >>> p = Diagonal(0 * one, one)
-    >>> delta_f_released(Diagonal(2 * one, one), p, -0.5 * torch.tensor(LOG_2PI))
-    tensor(-2.0000, dtype=torch.float64)
+    :math:`\Delta F_i = -KL(q_i \,\|\, p_i)`: the likelihood is then the same whatever its value is,
+    so that its posterior is its prior. A hierarchical prior enters by its expected natural
+    parameters and its expected ln p(θ = 0).
     """
     loc, variance = posterior.loc.double(), posterior.scale.double().square()
     precision = prior.scale.double().square().reciprocal()
@@ -139,36 +99,13 @@ def delta_f_released(posterior: Diagonal, prior: Diagonal, log_prior: Tensor) ->
 def delta_f_spike(
     posterior: Diagonal, log_prior: Tensor, scale_transform: Callable[[Tensor], Tensor] = _identity
 ) -> Tensor:
-    r"""Score the removal of every element by itself (Savage-Dickey).
+    r"""Score the removal of every element by itself, in nats and the posterior's dtype.
 
-    .. math:: \Delta F_i = \ln p(\theta_i = 0) - \ln q(\theta_i = 0)
-
-    Parameters
-    ----------
-    posterior : Diagonal
-        The marginal posterior of each element.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats; broadcasts to the posterior's shape. ``inf`` where an
-        element has no prior, which keeps it.
-    scale_transform : callable
-        Leads from ``posterior.scale`` to the standard deviation, for a guide that holds a parameter
-        in its place: only a part is transformed at a time.
-
-    Returns
-    -------
-    Tensor
-        :math:`\Delta F` in nats, of the posterior's shape and dtype. Computed in float64, so that
-        nearly equal densities do not cancel.
-
-    References
-    ----------
-    Dickey (1971), Ann. Math. Statist. 42(1); the limit of eq. 10 in Friston, Parr & Zeidman
-    (2018), arXiv:1805.07092, as the reduced variance goes to zero.
-
-    Examples
-    --------
-    >>> delta_f_spike(Diagonal(torch.tensor([0.0, 3.0]), torch.ones(2)), torch.tensor(-1.0))
-    tensor([-0.0811,  4.4189])
+    :math:`\Delta F_i = \ln p(\theta_i = 0) - \ln q(\theta_i = 0)`, in float64, since nearly equal
+    densities cancel; ``inf`` where ``log_prior`` is. ``scale_transform`` leads from
+    ``posterior.scale``, a part at a time, to standard deviations. Source: Dickey (1971), Ann. Math.
+    Statist. 42(1); the limit of eq. 10 in Friston, Parr & Zeidman (2018), arXiv:1805.07092, as the
+    reduced variance goes to zero.
     """
     scores = torch.empty_like(posterior.loc, memory_format=torch.contiguous_format)
     constant = log_prior.to(posterior.loc.device, torch.float64) + 0.5 * LOG_2PI
@@ -180,50 +117,14 @@ def delta_f_spike(
 def delta_f_spike_chain(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     r"""Split the joint removal of correlated elements into one term each, in their order.
 
-    .. math:: \Delta F = \sum_i \ln p(\theta_i = 0)
-              - \ln q(\theta_i = 0 \mid \theta_1 = \dots = \theta_{i-1} = 0)
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        The **marginal** posterior of the ``n`` elements that go together.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``.
-
-    Returns
-    -------
-    Tensor
-        Of shape ``(n,)``, in nats; the sum is the joint :math:`\Delta F`.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(2), torch.eye(2) / 2)
-    >>> delta_f_spike_chain(q, torch.full((2,), -0.9189)).sum()
-    tensor(-1.3862)
+    :math:`\ln p(\theta_i = 0) - \ln q(\theta_i = 0 \mid \theta_1 = \dots = \theta_{i-1} = 0)`, in
+    nats, which add up to the joint ΔF. ``posterior`` is the **marginal** of what goes.
     """
     return _CHAIN[type(posterior)](posterior, log_prior)
 
 
 def total_dropped(scores: Tensor, mask: Tensor) -> float:
-    """Add up the scores of what a mask drops, in float64 whatever their dtype.
-
-    Parameters
-    ----------
-    scores : Tensor
-        Of any shape.
-    mask : Tensor
-        Boolean, broadcasts to the shape of ``scores``; True keeps.
-
-    Returns
-    -------
-    float
-        The sum.
-
-    Examples
-    --------
-    >>> total_dropped(torch.tensor([1.0, float("inf")]), torch.tensor([False, True]))
-    1.0
-    """
+    """Add up the scores of what a mask drops, in float64 whatever their dtype."""
     # As bytes, a mask is many times faster to compute with than as booleans.
     parts = sweep(_sum_dropped, scores, mask.view(torch.uint8))
     return float(torch.stack(parts).sum())

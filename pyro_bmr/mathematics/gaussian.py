@@ -13,7 +13,7 @@ LOG_2PI = math.log(2.0 * math.pi)
 
 @dataclass(frozen=True)
 class Diagonal:
-    r"""Independent Gaussians, one an element: :math:`N(\mu_i, \sigma_i^2)`.
+    r"""Independent Gaussians, one per element: :math:`N(\mu_i, \sigma_i^2)`.
 
     Parameters
     ----------
@@ -37,31 +37,16 @@ class Diagonal:
         Returns
         -------
         Natural
-            One pair of natural parameters an element.
+            One pair of natural parameters per element.
         """
         precision = self.scale.double().pow(-2)
         return Natural(precision * self.loc.double(), precision)
 
 
 def triangular(root: Tensor) -> Tensor:
-    """Return the lower Cholesky factor of ``root @ root.mT`` without forming it.
+    """Return the lower Cholesky factor of ``root @ root.mT``, of no more rows than columns.
 
     Orthogonalising the rows never squares the root, which matters when they are nearly collinear.
-
-    Parameters
-    ----------
-    root : Tensor
-        Of shape ``(n, m)`` with ``m >= n``.
-
-    Returns
-    -------
-    Tensor
-        Of shape ``(n, n)``.
-
-    Examples
-    --------
-    >>> triangular(torch.tensor([[3.0, 4.0]]))
-    tensor([[5.]])
     """
     upper = torch.linalg.qr(root.mT, mode="r").R
     return torch.where(upper.diagonal()[:, None] < 0, -upper, upper).mT
@@ -364,20 +349,8 @@ class LowRank:
 class Natural:
     r"""Gaussians :math:`\exp(h^\top\theta - \tfrac12 \theta^\top\Lambda\theta)`, not normalised.
 
-    A product of densities adds their natural parameters, a quotient subtracts them.
-
-    Parameters
-    ----------
-    linear : Tensor
-        :math:`h`, precision times mean.
-    precision : Tensor
-        :math:`\Lambda`: of the shape of ``linear`` for independent elements, or a matrix.
-
-    Examples
-    --------
-    >>> q = Diagonal(torch.tensor(1.0), torch.tensor(1.0)).natural()
-    >>> (q + q - q).precision
-    tensor(1., dtype=torch.float64)
+    A product of densities adds their natural parameters, a quotient subtracts them. ``precision``
+    has the shape of ``linear`` (:math:`h`) for independent elements, or is a matrix.
     """
 
     linear: Tensor
@@ -390,15 +363,9 @@ class Natural:
         return Natural(self.linear - other.linear, self.precision - other.precision)
 
     def log_partition(self) -> Tensor:
-        r"""Return the logarithm of the normaliser.
+        r"""Return the log of the normaliser in nats; NaN where the precision is not positive.
 
         .. math:: A = \tfrac12 h^\top \Lambda^{-1} h - \tfrac12 \ln|\Lambda| + \tfrac n2 \ln 2\pi
-
-        Returns
-        -------
-        Tensor
-            In nats: one an element for independent elements, a scalar for a matrix; NaN where the
-            density cannot be normalised because the precision is not positive.
         """
         if self.precision.dim() == self.linear.dim():
             precision = torch.where(self.precision > 0, self.precision, torch.nan)

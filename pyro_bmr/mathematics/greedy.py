@@ -19,32 +19,10 @@ def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
 
     Three starts: backward elimination, everything gone, and all gone that is worth it by itself.
     From each the best change of mind about one element or about two is made as long as that lowers
-    :math:`\Delta F`; the best of the three ends counts. Where there are more than 512 elements, the
-    search starts with the elimination only, and minds change about the 512 whose own change would
-    cost least; a `LowRank` posterior of so many is eliminated and no more.
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Posterior of ``n`` elements.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``.
-
-    Returns
-    -------
-    Tensor
-        Boolean, of shape ``(n,)``; True for the elements that go.
-
-    References
-    ----------
-    Goodnight (1979), "A tutorial on the SWEEP operator", The American Statistician 33(3), which
-    scores and makes the exchanges.
-
-    Examples
-    --------
-    >>> twins = Dense(torch.ones(2), torch.tensor([[1.0, 0.0], [-0.99, 0.1411]]))
-    >>> search_greedily(twins, torch.tensor([-2.0, -2.1]))
-    tensor([False,  True])
+    :math:`\Delta F`; the best of the three ends counts, True for what goes. Where there are more
+    than 512 elements, the search starts with the elimination only, and minds change about the 512
+    whose own change would cost least; a `LowRank` posterior of so many is eliminated and no more.
+    Exchanges are sweeps: Goodnight (1979), The American Statistician 33(3).
     """
     backward = eliminate(posterior, log_prior, 0.0).isfinite()
     if len(log_prior) <= MOST_IN_PAIRS:

@@ -17,65 +17,24 @@ from pyro_bmr.mathematics.membership import Membership
 
 @dataclass(frozen=True)
 class Coupling:
-    """Elements whose posterior is correlated.
-
-    Parameters
-    ----------
-    element : Tensor
-        Which they are, int64, of shape ``(n,)``.
-    posterior : Dense or LowRank
-        Over these, in float64.
-
-    Examples
-    --------
-    >>> q = Dense(torch.zeros(1), torch.eye(1))
-    >>> Coupling(torch.tensor([3]), q).delta_f(torch.ones(4, dtype=torch.bool))
-    0.0
-    """
+    """Elements, by their positions, whose posterior (in float64) is correlated."""
 
     element: Tensor
     posterior: Dense | LowRank
 
     def delta_f(self, dropped: Tensor) -> float:
-        """Return what a set costs beyond the costs of its elements.
-
-        Parameters
-        ----------
-        dropped : Tensor
-            Boolean, one of all elements.
-
-        Returns
-        -------
-        float
-            In nats.
-        """
+        """Return what a set costs beyond the costs of its elements, in nats."""
         gone, _ = self.posterior.split(dropped[self.element])
         return float(delta_f_spike_chain(gone, torch.full_like(gone.loc, -0.5 * LOG_2PI)).sum())
 
 
 @dataclass(frozen=True)
 class GroupEvidence:
-    """What ΔF of any set of groups follows from.
+    """What ΔF of any set of groups, which may overlap, follows from; an element counts once.
 
-    Parameters
-    ----------
-    members : Membership
-        Groups may overlap; an element counts once.
-    cost : Tensor
-        What each element adds to ΔF, in nats and float64: all of it where elements are
-        independent, and in a coupling ln p(θ_i = 0) + ½ ln 2π.
-    couplings : tuple of Coupling
-        Their elements are disjoint.
-    able : Tensor
-        Boolean, one a group; False for those that cannot go.
-
-    Examples
-    --------
-    >>> members = Membership(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2)
-    >>> cost, able = torch.tensor([-1.0, 0.5]).double(), torch.tensor([True, True])
-    >>> evidence = GroupEvidence(members, cost, (), able)
-    >>> evidence.alone(), evidence.delta_f(able)
-    (tensor([-0.5000,  0.5000], dtype=torch.float64), -0.5)
+    ``cost`` is what each element adds to ΔF, in nats and float64: all of it where elements are
+    independent, and ln p(θ_i = 0) + ½ ln 2π in a coupling. Couplings share no elements. ``able`` is
+    False for groups that cannot go.
     """
 
     members: Membership
@@ -84,30 +43,13 @@ class GroupEvidence:
     able: Tensor
 
     def alone(self) -> Tensor:
-        """Return ΔF of each group by itself.
-
-        Returns
-        -------
-        Tensor
-            In nats; ``inf`` for groups that cannot go.
-        """
+        """Return ΔF of each group by itself; ``inf`` for those that cannot go."""
         walk = GroupWalk(self, torch.zeros_like(self.able))
         walk.look(self.able.nonzero()[:, 0])
         return torch.where(self.able, walk.changes(), torch.inf)
 
     def delta_f(self, dropped: Tensor) -> float:
-        """Return the joint ΔF of a set of groups.
-
-        Parameters
-        ----------
-        dropped : Tensor
-            Boolean, one a group.
-
-        Returns
-        -------
-        float
-            In nats.
-        """
+        """Return the joint ΔF of a set of groups."""
         gone = self.members.element_sums(dropped.long()) > 0
         return float(self.cost[gone].sum()) + sum(c.delta_f(gone) for c in self.couplings)
 
@@ -121,24 +63,7 @@ class GroupEvidence:
 
 
 class GroupWalk:
-    """Stands at a set of groups that are dropped.
-
-    Parameters
-    ----------
-    evidence : GroupEvidence
-        Of all groups.
-    dropped : Tensor
-        Boolean, one a group: where to start.
-
-    Examples
-    --------
-    >>> members = Membership(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2)
-    >>> cost, able = torch.tensor([-1.0, 0.5]).double(), torch.tensor([True, True])
-    >>> walk = GroupWalk(GroupEvidence(members, cost, (), able), torch.tensor([False, False]))
-    >>> walk.flip(0)
-    >>> walk.changes()
-    tensor([0.5000, 0.0000], dtype=torch.float64)
-    """
+    """Stands at a set of groups that are dropped."""
 
     def __init__(self, evidence: GroupEvidence, dropped: Tensor) -> None:
         self.dropped = dropped.clone()
@@ -156,23 +81,11 @@ class GroupWalk:
         return self._has_looked and bool(self._couplings)
 
     def changes(self) -> Tensor:
-        """Tell how ΔF would change if each group were dropped or, if it is, taken back.
-
-        Returns
-        -------
-        Tensor
-            In nats; what couplings have to do with it as it was when `look` looked.
-        """
+        """Tell how ΔF would change by a flip of each group; couplings as ``look`` saw them last."""
         return torch.where(self.dropped, -self._coming, self._going) + self._coupled
 
     def look(self, groups: Tensor) -> None:
-        """Look at what couplings say of some groups.
-
-        Parameters
-        ----------
-        groups : Tensor
-            Positions.
-        """
+        """Look at what couplings say of some groups."""
         self._has_looked = True
         for drop in (True, False) if self._couplings else ():
             mine = groups[self.dropped[groups] != drop]
@@ -180,13 +93,7 @@ class GroupWalk:
             self._coupled[mine] = sum(c.changes(flips, drop) for c in self._couplings)
 
     def flip(self, group: int) -> None:
-        """Drop a group, or take it back.
-
-        Parameters
-        ----------
-        group : int
-            Which.
-        """
+        """Drop a group, or take it back."""
         members, flipped = self._members.of(group), self._flipped(group)
         drop = not self.dropped[group]
         # Members of one more group that is dropped: they no longer come back with that one alone.

@@ -21,31 +21,12 @@ _MOST_STARTS = 512
 
 
 def search_groups(evidence: GroupEvidence) -> Tensor:
-    r"""Drop one group at a time, the cheapest first, then flip in both directions.
+    r"""Drop one group at a time, the cheapest first, then flip in both directions; True goes.
 
     From three starts, of which the best end counts: what is left by backward elimination, which
     goes on while :math:`\Delta F` falls; all gone; and all gone that is worth it by itself. Where
     more than 512 groups are correlated, only from the first. Groups that share no element and no
     coupling with others decide by themselves. Where no more than 64 do not, pairs are flipped too.
-
-    Parameters
-    ----------
-    evidence : GroupEvidence
-        Of all groups.
-
-    Returns
-    -------
-    Tensor
-        Boolean, True for the groups that go. No single group changes that to a lower
-        :math:`\Delta F`.
-
-    Examples
-    --------
-    >>> from pyro_bmr.mathematics.membership import Membership
-    >>> members = Membership(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
-    >>> cost, able = torch.tensor([-2.0, 3.0, -2.0]).double(), torch.tensor([True, True])
-    >>> search_groups(GroupEvidence(members, cost, (), able))
-    tensor([True, True])
     """
     alone = evidence.alone()
     worth = alone <= 0
@@ -71,16 +52,8 @@ def search_groups(evidence: GroupEvidence) -> Tensor:
 def eliminate_groups(evidence: GroupEvidence) -> Tensor:
     """Remove one group at a time, the cheapest first, given all that went before.
 
-    Parameters
-    ----------
-    evidence : GroupEvidence
-        Of all groups.
-
-    Returns
-    -------
-    Tensor
-        In nats, one a group: what `pyro_bmr.mathematics.elimination.eliminate` returns of elements.
-        Groups that share nothing with others have their own ΔF; ``inf`` for those that cannot go.
+    The prices are as those of `pyro_bmr.mathematics.elimination.eliminate`; groups that share nothing
+    with others have their own ΔF.
     """
     alone = evidence.alone()
     open_ = evidence.able & ~evidence.alone_standing
@@ -90,24 +63,7 @@ def eliminate_groups(evidence: GroupEvidence) -> Tensor:
 
 
 def take_back(evidence: GroupEvidence, dropped: Tensor, some: Tensor, count: int) -> Tensor:
-    """Take back the groups that are dearest to have dropped.
-
-    Parameters
-    ----------
-    evidence : GroupEvidence
-        Of all groups.
-    dropped : Tensor
-        Boolean, True for the groups that would go.
-    some : Tensor
-        Positions of those that may be taken back.
-    count : int
-        How many of them to take back; all that are dropped if there are fewer.
-
-    Returns
-    -------
-    Tensor
-        What is dropped now.
-    """
+    """Take back up to ``count`` of the groups at ``some``, those dearest to have dropped."""
     walk = GroupWalk(evidence, dropped)
     for _ in range(min(count, int(dropped[some].sum()))):
         gone = some[walk.dropped[some]]

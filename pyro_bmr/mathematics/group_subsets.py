@@ -15,30 +15,8 @@ from pyro_bmr.mathematics.subsets import MOST_ELEMENTS, subset_members
 def search_all_groups(evidence: GroupEvidence) -> Tensor:
     r"""Find the set of groups with the lowest joint :math:`\Delta F` among all :math:`2^n`.
 
-    Groups that share no element and no coupling with others decide by themselves.
-
-    Parameters
-    ----------
-    evidence : GroupEvidence
-        With at most 16 groups beside those.
-
-    Returns
-    -------
-    Tensor
-        Boolean, True for the groups that go.
-
-    Raises
-    ------
-    ValueError
-        If there are more than 16 groups.
-
-    Examples
-    --------
-    >>> from pyro_bmr.mathematics.membership import Membership
-    >>> members = Membership(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), 2, 3)
-    >>> cost, able = torch.tensor([-2.0, 3.0, -2.0]).double(), torch.tensor([True, True])
-    >>> search_all_groups(GroupEvidence(members, cost, (), able))
-    tensor([True, True])
+    Groups that share no element and no coupling with others decide by themselves; more than 16
+    others are a ValueError.
     """
     dropped = evidence.alone_standing & (evidence.alone() <= 0)
     groups = (evidence.able & ~evidence.alone_standing).nonzero()[:, 0]

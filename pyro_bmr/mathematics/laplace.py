@@ -21,32 +21,12 @@ from pyro_bmr.mathematics.gaussian import Diagonal
 def reduce_to_laplace(
     posterior: Diagonal, prior: Diagonal, scale: Tensor
 ) -> tuple[Tensor, Diagonal]:
-    r"""Score a Laplace reduced prior for every element by itself.
+    r"""Return ΔF of a Laplace reduced prior for every element, and the moments that it leads to.
 
     .. math:: -\Delta F = \ln \int N(\theta; \mu, s) \,
               \frac{\exp(-|\theta| / b)}{2 b \, N(\theta; \mu_0, s_0)} \, d\theta
 
-    Parameters
-    ----------
-    posterior, prior : Diagonal
-        Of shapes that broadcast.
-    scale : Tensor
-        :math:`b`; broadcasts.
-
-    Returns
-    -------
-    delta_f : Tensor
-        In nats and float64; ``inf`` where the posterior is not narrower than the prior, so that
-        there is no reduced posterior.
-    matched : Diagonal
-        Mean and standard deviation of the reduced posterior; NaN where there is none.
-
-    Examples
-    --------
-    >>> one = torch.tensor(1.0)
-    >>> q, p = Diagonal(0.3 * one, 0.5 * one), Diagonal(0 * one, one)
-    >>> reduce_to_laplace(q, p, 0.1 * one)[1].loc
-    tensor(0.0212, dtype=torch.float64)
+    Where the posterior is not narrower than the prior, ``inf``, and moments that are NaN.
     """
     s, s0 = (g.scale.double().square() for g in (posterior, prior))
     mean, mean0, b = posterior.loc.double(), prior.loc.double(), scale.double()

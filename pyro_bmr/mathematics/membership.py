@@ -11,23 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Membership:
-    """Pairs of a group and one of its elements.
-
-    Parameters
-    ----------
-    group : Tensor
-        Of each pair, int64; ascending.
-    element : Tensor
-        Of each pair, int64; no pair twice.
-    num_groups, num_elements : int
-        How many there are.
-
-    Examples
-    --------
-    >>> pairs = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
-    >>> Membership(*pairs, 2, 3).sums(torch.tensor([1.0, 10.0, 100.0]))
-    tensor([11., 10.])
-    """
+    """Pairs of a group (ascending) and one of its elements, as positions; no pair twice."""
 
     group: Tensor
     element: Tensor
@@ -35,96 +19,30 @@ class Membership:
     num_elements: int
 
     def of(self, group: int) -> Tensor:
-        """Return the elements of a group.
-
-        Parameters
-        ----------
-        group : int
-            Which.
-
-        Returns
-        -------
-        Tensor
-            Positions, int64.
-        """
+        """Return the elements of a group."""
         return self.element[self._starts[group] : self._starts[group + 1]]
 
     def sums(self, values: Tensor) -> Tensor:
-        """Add up values over the elements of each group.
-
-        Parameters
-        ----------
-        values : Tensor
-            One an element.
-
-        Returns
-        -------
-        Tensor
-            One a group.
-        """
+        """Add up values over the elements of each group."""
         total = values.new_zeros(self.num_groups)
         return total.index_add_(0, self.group, values[self.element])
 
     def element_sums(self, values: Tensor) -> Tensor:
-        """Add up values over the groups of each element.
-
-        Parameters
-        ----------
-        values : Tensor
-            One a group.
-
-        Returns
-        -------
-        Tensor
-            One an element.
-        """
+        """Add up values over the groups of each element."""
         total = values.new_zeros(self.num_elements)
         return total.index_add_(0, self.element, values[self.group])
 
     def to(self, device: torch.device) -> Membership:
-        """Move to a device.
-
-        Parameters
-        ----------
-        device : torch.device
-            Where to.
-
-        Returns
-        -------
-        Membership
-            The same.
-        """
+        """Move to a device."""
         return replace(self, group=self.group.to(device), element=self.element.to(device))
 
     def only(self, elements: Tensor) -> Membership:
-        """Leave elements out.
-
-        Parameters
-        ----------
-        elements : Tensor
-            Boolean, True for those that stay.
-
-        Returns
-        -------
-        Membership
-            Of the same groups.
-        """
+        """Leave out the elements where ``elements`` is False; the numbers of both stay."""
         stay = elements[self.element]
         return replace(self, group=self.group[stay], element=self.element[stay])
 
     def beside(self, other: Membership) -> Membership:
-        """Put the elements of other pairs after these.
-
-        Parameters
-        ----------
-        other : Membership
-            Of the same groups.
-
-        Returns
-        -------
-        Membership
-            Of all elements of both.
-        """
+        """Put the elements of other pairs after these."""
         group = torch.cat([self.group, other.group])
         element = torch.cat([self.element, other.element + self.num_elements])
         order = group.argsort(stable=True)
@@ -132,20 +50,7 @@ class Membership:
         return Membership(group[order], element[order], self.num_groups, total)
 
     def groups_of(self, elements: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all groups that some elements are in.
-
-        Parameters
-        ----------
-        elements : Tensor
-            Positions.
-
-        Returns
-        -------
-        groups : Tensor
-            A group for each membership.
-        which : Tensor
-            Of which of ``elements`` that is, as positions in it.
-        """
+        """Return all groups of some elements, and for each its element's place in ``elements``."""
         starts, groups = self._transposed
         first = starts[elements]
         counts = starts[elements + 1] - first

@@ -49,27 +49,10 @@ def reduced_posterior(posterior: Family, prior: Family, reduced: Family) -> Fami
 
 
 def reduced_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -> Diagonal:
-    r"""Return q·r/p of every element by itself.
+    r"""Return q·r/p of every element by itself, in float64; NaN where it is improper.
 
     .. math:: \sigma^2 = s_r / M, \quad \mu = (m_r + s_r h) / M, \quad
               M = 1 + s_r (1/s - 1/s_0), \quad h = \mu / s - \mu_0 / s_0
-
-    Parameters
-    ----------
-    posterior, prior, reduced : Diagonal
-        Of shapes that broadcast.
-
-    Returns
-    -------
-    Diagonal
-        In float64; NaN where it is improper.
-
-    Examples
-    --------
-    >>> one = torch.tensor(1.0)
-    >>> q, p, r = (Diagonal(m * one, s * one) for m, s in ((0.5, 0.5), (0.0, 1.0), (0.0, 0.5)))
-    >>> reduced_gaussian(q, p, r).loc
-    tensor(0.2857, dtype=torch.float64)
     """
     s, s0, s_r = (g.scale.double().square() for g in (posterior, prior, reduced))
     m = 1 + s_r * (s0 - s) / (s * s0)

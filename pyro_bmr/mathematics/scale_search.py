@@ -19,22 +19,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best prior variance of every group.
+    """The best prior variance of every group; NaN where no element of it tells.
 
-    Parameters
-    ----------
-    variance : Tensor
-        Of shape ``(groups,)``; NaN where a group has no element that tells.
-    spiked : Tensor
-        Boolean: the evidence rises down to the lower end of the search, so that the spike wins.
-    capped : Tensor
-        Boolean: the evidence rises up to the upper end of the search.
-
-    Examples
-    --------
-    >>> yes, no = torch.tensor([True]), torch.tensor([False])
-    >>> Tuned(torch.tensor([0.1]), yes, no).spiked
-    tensor([True])
+    ``spiked``: the evidence rises down to the lower end of the search, so that the spike wins;
+    ``capped``: it rises up to the upper end.
     """
 
     variance: Tensor
@@ -42,20 +30,7 @@ class Tuned:
     capped: Tensor
 
     def with_group(self, group: Tensor, other: Tuned) -> Tuned:
-        """Take one group from elsewhere.
-
-        Parameters
-        ----------
-        group : Tensor
-            Its label.
-        other : Tuned
-            Where it is taken from.
-
-        Returns
-        -------
-        Tuned
-            All other groups as here.
-        """
+        """Take one group from ``other``."""
         here = torch.arange(len(self.variance)) == group
         return Tuned(
             torch.where(here, other.variance, self.variance),
@@ -73,33 +48,13 @@ _CHUNK = 1 << 22
 
 
 def find_best_variance(curvature: Tensor, slope: Tensor, group: Tensor, highest: Tensor) -> Tuned:
-    r"""Maximise the evidence over one prior variance a group.
+    r"""Maximise the evidence over one prior variance per group, up to its ``highest``.
 
     The global maximum lies between the best variances of the single elements,
-    :math:`t_k = (h_k^2 - \alpha_k) / \alpha_k^2`. It is bracketed on a grid in :math:`\ln t`, and
-    refined by bisection of the derivative.
-
-    Parameters
-    ----------
-    curvature, slope : Tensor
-        :math:`\alpha_k` and :math:`h_k`, of shape ``(n,)`` and in float64; elements with
-        :math:`\alpha_k \le 0` tell nothing, but end the search at half the variance from which on
-        the posterior would be improper.
-    group : Tensor
-        Integer, of shape ``(n,)``.
-    highest : Tensor
-        The upper end of the search for each group.
-
-    Returns
-    -------
-    Tuned
-        The best variances.
-
-    Examples
-    --------
-    >>> one = torch.ones(1, dtype=torch.float64)
-    >>> find_best_variance(one, 2 * one, torch.tensor([0]), 100 * one).variance
-    tensor([3.0000], dtype=torch.float64)
+    :math:`t_k = (h_k^2 - \alpha_k) / \alpha_k^2` with curvature :math:`\alpha_k` and slope
+    :math:`h_k`, in float64. It is bracketed on a grid in :math:`\ln t`, and refined by bisection of
+    the derivative. Elements with :math:`\alpha_k \le 0` tell nothing, but end the search at half
+    the variance from which on the posterior would be improper.
     """
     tells = curvature > 0
     silent = curvature[~tells]

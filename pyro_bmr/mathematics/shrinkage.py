@@ -28,25 +28,10 @@ from pyro_bmr.mathematics.triples import check_proper
 def noisy_copy(
     posterior: Dense | LowRank, prior: Diagonal, reduced: Diagonal
 ) -> tuple[Dense | LowRank, Tensor]:
-    r"""Return what has the evidence of a spike where :math:`\theta` has that of a narrower prior.
+    """Return the posterior of z and ln p(z = 0): a spike on z scores as ``reduced`` does on θ.
 
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Over ``n`` elements, in float64.
-    prior, reduced : Diagonal
-        Of shape ``(n,)``, in float64.
+    ``inf`` where the reduced prior is not narrower than the prior, unless the two are equal.
 
-    Returns
-    -------
-    copy : Dense or LowRank
-        The posterior of :math:`z`.
-    log_prior : Tensor
-        :math:`\ln p(z_i = 0)` in nats; ``inf`` where the reduced prior is not narrower than the
-        prior, unless the two are equal.
-
-    Examples
-    --------
     >>> one = torch.ones(1)
     >>> q, p, r = Dense(one, 0.5 * one[None]), Diagonal(0 * one, one), Diagonal(0 * one, 0.1 * one)
     >>> copy, log_prior = noisy_copy(q, p, r)
@@ -73,38 +58,9 @@ def noisy_copy(
 def shrink(
     posterior: Dense | LowRank, prior: Diagonal, reduced: Diagonal
 ) -> tuple[float, Dense | LowRank]:
-    r"""Put a Gaussian prior in the place of another, jointly for correlated elements.
+    """Put a Gaussian prior in the place of another, narrower or wider, jointly and in float64.
 
-    .. math:: -\Delta F = \ln \int q(\theta) \prod_i \frac{r_i(\theta_i)}{p_i(\theta_i)} \, d\theta
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Over ``n`` elements, in float64.
-    prior : Diagonal
-        Of shape ``(n,)``, in float64.
-    reduced : Diagonal
-        Of shape ``(n,)``, in float64; narrower than the prior or wider, and equal to it for
-        elements that keep theirs.
-
-    Returns
-    -------
-    delta_f : float
-        In nats.
-    remaining : Dense or LowRank
-        The posterior under the reduced prior.
-
-    Raises
-    ------
-    ValueError
-        If that posterior cannot be normalised.
-
-    Examples
-    --------
-    >>> one = torch.ones(1)
-    >>> q, p = Dense(one, 0.5 * one[None]), Diagonal(0 * one, one)
-    >>> shrink(q, p, Diagonal(0 * one, 0.5 * one))[1].loc
-    tensor([0.5714])
+    -ΔF = ln ∫ q(θ) Π r_i(θ_i) / p_i(θ_i) dθ; ValueError where that posterior is improper.
     """
     return _SHRINK[type(posterior)](posterior, prior, reduced)
 
@@ -192,10 +148,7 @@ def _reweigh(
 ) -> tuple[float, Tensor, Tensor]:
     """Weigh standard normals x by exp(Σ slope (rows x) − ½ curvature (rows x)²).
 
-    Returns
-    -------
-    tuple
-        The logarithm of the mean weight, and ``out x`` as a mean and a factor of its covariance.
+    Return the log of the mean weight, and ``out x`` as a mean and a factor of its covariance.
     """
     identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     tril, failed = torch.linalg.cholesky_ex(identity + rows.mT @ (curvature[:, None] * rows))

@@ -11,26 +11,7 @@ from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
 
 
 def search_all(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
-    r"""Find the set with the lowest joint :math:`\Delta F` among all :math:`2^n`.
-
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Posterior of ``n <= 16`` elements.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``.
-
-    Returns
-    -------
-    Tensor
-        Boolean, of shape ``(n,)``; True for the elements of the set.
-
-    Examples
-    --------
-    >>> twins = Dense(torch.ones(2), torch.tensor([[1.0, 0.0], [-0.99, 0.1411]]))
-    >>> search_all(twins, torch.tensor([-2.0, -2.0]))
-    tensor([ True, False])
-    """
+    r"""Return the set of the :math:`2^n`, ``n <= 16``, with the lowest joint :math:`\Delta F`."""
     best = delta_f_of_all_subsets(posterior, log_prior).argmin()
     return subset_members(best, len(log_prior))
 
@@ -40,32 +21,9 @@ def search_blocks(posterior: Dense | LowRank, log_prior: Tensor, size: int = 8) 
 
     As long as something goes: rank the elements by their own :math:`\Delta F`, given what went
     before. If all with :math:`\Delta F \le 0` together lower the free energy, they go; otherwise
-    the best of all subsets of the ``size`` most redundant elements goes.
+    the best of all subsets of the ``size`` (at most 16) most redundant elements goes.
 
-    Parameters
-    ----------
-    posterior : Dense or LowRank
-        Posterior of ``n`` elements.
-    log_prior : Tensor
-        :math:`\ln p(\theta_i = 0)` in nats, of shape ``(n,)``.
-    size : int
-        At most 16.
-
-    Returns
-    -------
-    Tensor
-        Boolean, of shape ``(n,)``; True for the elements that go.
-
-    References
-    ----------
-    Friston & Penny (2011), "Post hoc Bayesian model selection", NeuroImage 56(4); the routine
-    ``spm_dcm_bmr_all`` of SPM12.
-
-    Examples
-    --------
-    >>> twins = Dense(torch.ones(2), torch.tensor([[1.0, 0.0], [-0.99, 0.1411]]))
-    >>> search_blocks(twins, torch.tensor([-2.0, -2.0]))
-    tensor([ True, False])
+    Source: Friston & Penny (2011), NeuroImage 56(4); ``spm_dcm_bmr_all`` of SPM12.
     """
     dropped = torch.zeros_like(log_prior, dtype=torch.bool)
     while not dropped.all():

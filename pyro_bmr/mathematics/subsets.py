@@ -80,25 +80,6 @@ def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Ten
 
 
 def subset_members(index: Tensor, count: int) -> Tensor:
-    """Tell which elements belong to a subset.
-
-    Parameters
-    ----------
-    index : Tensor
-        Positions in the result of `delta_f_of_all_subsets`, of any shape.
-    count : int
-        How many elements there are.
-
-    Returns
-    -------
-    Tensor
-        Boolean, of shape ``(*index, count)``; True for the elements that the subset drops.
-
-    Examples
-    --------
-    >>> subset_members(torch.tensor([0, 2]), 2)
-    tensor([[False, False],
-            [False,  True]])
-    """
+    """Tell which of ``count`` elements the subsets at ``index`` drop, ``(*index.shape, count)``."""
     bits = torch.arange(count, device=index.device)
     return (index[..., None] >> bits) & 1 == 1

@@ -17,30 +17,11 @@ _EAGER_CHUNK = 1 << 16
 
 
 def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> list[Any]:
-    """Apply a kernel to broadcast tensors, a chunk at a time.
+    """Apply a kernel to broadcast tensors, a chunk at a time; return what it returns for each.
 
-    Intermediate results are as small as a chunk. Tensors of a million elements and more go through
-    `torch.compile`; without a C++ compiler they do not, and a warning says so once.
-
-    Parameters
-    ----------
-    kernel : callable
-        A module-level function of ``context`` and a chunk of each tensor, which it may write to.
-        Chunks have one dimension where that needs no copy.
-    *tensors : Tensor
-        They broadcast to one shape.
-    context : object
-        Handed to the kernel as it is.
-
-    Returns
-    -------
-    list
-        What the kernel returned for each chunk.
-
-    Examples
-    --------
-    >>> sweep(lambda _, a, b: (a * b).sum(), torch.ones(2, 3), torch.tensor(2.0))
-    [tensor(12.)]
+    The kernel, a module-level function of ``context`` and a chunk of each tensor, may write to the
+    chunks. Intermediate results are as small as a chunk. Tensors of a million elements and more go
+    through `torch.compile`; without a C++ compiler they do not, and a warning says so once.
     """
     size = _EAGER_CHUNK
     many = max(tensor.numel() for tensor in tensors) >= COMPILE_FROM

@@ -15,31 +15,9 @@ from pyro_bmr.mathematics.gaussian import Dense
 
 
 def make_tableau(posterior: Dense, dropped: Tensor) -> Tensor:
-    r"""Make the tableau of a subset, without squaring the root of the covariance.
+    """Make the tableau of a subset, ``(n + 1, n + 1)``, without squaring the covariance's root.
 
-    Parameters
-    ----------
-    posterior : Dense
-        Of ``n`` elements.
-    dropped : Tensor
-        Boolean, of shape ``(n,)``.
-
-    Returns
-    -------
-    Tensor
-        Of shape ``(n + 1, n + 1)``.
-
-    References
-    ----------
-    Goodnight (1979), "A tutorial on the SWEEP operator", The American Statistician 33(3).
-
-    Examples
-    --------
-    >>> q = Dense(torch.tensor([1.0, 3.0]), torch.eye(2) * 2)
-    >>> make_tableau(q, torch.tensor([True, False]))
-    tensor([[-0.2500,  0.0000,  0.2500],
-            [ 0.0000,  4.0000,  3.0000],
-            [ 0.2500,  3.0000,  0.0000]])
+    Source: Goodnight (1979), "A tutorial on the SWEEP operator", The American Statistician 33(3).
     """
     count, out, left = len(dropped), dropped.nonzero()[:, 0], (~dropped).nonzero()[:, 0]
     size = len(out)
@@ -61,23 +39,7 @@ def make_tableau(posterior: Dense, dropped: Tensor) -> Tensor:
 
 
 def sweep_tableau(tableau: Tensor, index: Tensor) -> None:
-    """Drop an element of each tableau if it is kept, or take it back if it is dropped, in place.
-
-    Parameters
-    ----------
-    tableau : Tensor
-        Of shape ``(batch, n + 1, n + 1)``.
-    index : Tensor
-        Which element of each, of shape ``(batch,)``.
-
-    Examples
-    --------
-    >>> tableau = torch.tensor([[[4.0, 2.0], [2.0, 0.0]]])
-    >>> sweep_tableau(tableau, torch.tensor([0]))
-    >>> tableau
-    tensor([[[-0.2500,  0.5000],
-             [ 0.5000, -1.0000]]])
-    """
+    """Drop, or take back, the element ``index`` of each tableau of a batch, in place."""
     batch = torch.arange(len(index), device=index.device)
     column = tableau[batch, index].clone()
     pivot = column[batch, index].clone()

@@ -15,32 +15,10 @@ Family = TypeVar("Family", Diagonal, Dense, Distribution)
 
 
 def common_kind(known: Iterable[type], posterior: Any, prior: Any, reduced: Any) -> type:
-    """Return the family that three densities have in common.
+    """Return the family, of those ``known``, that three densities have in common.
 
-    Parameters
-    ----------
-    known : iterable of type
-        The families.
-    posterior, prior, reduced : Diagonal, Dense or Distribution
-        The three.
-
-    Returns
-    -------
-    type
-        One of ``known``.
-
-    Raises
-    ------
-    TypeError
-        If the family of one is not known.
-    ValueError
-        If the families or the shapes differ; those of distributions may broadcast.
-
-    Examples
-    --------
-    >>> q = Diagonal(torch.zeros(2), torch.ones(2))
-    >>> common_kind([Diagonal], q, q, q)
-    <class 'pyro_bmr.mathematics.gaussian.Diagonal'>
+    An unknown one is a TypeError; different families or shapes are a ValueError, but shapes of
+    distributions may broadcast.
     """
     three = (posterior, prior, reduced)
     kinds = [_kind(tuple(known), one) for one in three]
@@ -56,22 +34,7 @@ def common_kind(known: Iterable[type], posterior: Any, prior: Any, reduced: Any)
 
 
 def check_proper(improper: Tensor) -> None:
-    """Raise if a reduced posterior cannot be normalised.
-
-    Parameters
-    ----------
-    improper : Tensor
-        Boolean, one for each posterior.
-
-    Raises
-    ------
-    ValueError
-        If any is.
-
-    Examples
-    --------
-    >>> check_proper(torch.tensor([False]))
-    """
+    """Raise ValueError if a reduced posterior cannot be normalised."""
     count = int(improper.sum())
     if count:
         msg = (
@@ -84,23 +47,7 @@ def check_proper(improper: Tensor) -> None:
 
 
 def dtype_of(family: Any) -> torch.dtype:
-    """Return the floating-point type of a density's parameters.
-
-    Parameters
-    ----------
-    family : Diagonal, Dense or Distribution
-        Any of those that `common_kind` knows.
-
-    Returns
-    -------
-    dtype
-        The type.
-
-    Examples
-    --------
-    >>> dtype_of(Diagonal(torch.zeros(2), torch.ones(2)))
-    torch.float32
-    """
+    """Return the floating-point type of a density's parameters."""
     if isinstance(family, Independent):
         return dtype_of(family.base_dist)
     return (family.mean if isinstance(family, Distribution) else family.loc).dtype

@@ -28,7 +28,7 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
     Returns
     -------
     Axes
-        With a horizontal bar a site or a layer.
+        With one horizontal bar per site or layer.
 
     Raises
     ------

@@ -18,57 +18,14 @@ SMALL = 8.5
 
 
 def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """Return the axes to draw on.
-
-    Parameters
-    ----------
-    ax : Axes, optional
-        The user's; of a new figure otherwise.
-    width, height : float
-        Of the new figure, in inches.
-
-    Returns
-    -------
-    Axes
-        One.
-
-    Examples
-    --------
-    >>> one_axes(None, 6.0, 4.0).figure.get_size_inches()
-    array([6., 4.])
-    """
+    """Return the user's axes, or those of a new figure of this size in inches."""
     if ax is not None:
         return ax
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarray:
-    """Return the pair of axes to draw on.
-
-    Parameters
-    ----------
-    axes : sequence of Axes, optional
-        The user's; of a new figure otherwise.
-    width, height : float
-        Of the new figure, in inches.
-    **options
-        Of `matplotlib.pyplot.subplots`, where the new figure is made.
-
-    Returns
-    -------
-    ndarray
-        Of two.
-
-    Raises
-    ------
-    ValueError
-        If there are not two.
-
-    Examples
-    --------
-    >>> two_axes(None, 6.0, 4.0, nrows=2).shape
-    (2,)
-    """
+    """Return the user's pair of axes, or that of a new figure by ``plt.subplots``."""
     if axes is None:
         return plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
     pair = np.asarray(axes, dtype=object).reshape(-1)
@@ -79,56 +36,18 @@ def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarr
 
 
 def signed(value: float) -> str:
-    """Write ΔF with its sign.
-
-    Parameters
-    ----------
-    value : float
-        In nats.
-
-    Returns
-    -------
-    str
-        With a minus of the width of a plus.
-
-    Examples
-    --------
-    >>> signed(-1234.5)
-    '−1,234.50'
-    """
+    """Write ΔF, in nats, with its sign, a minus as wide as a plus."""
     digits = 2 if abs(value) < 1e5 else 0
     return f"{value:+,.{digits}f}".replace("-", "−")
 
 
 def text_color() -> Any:
-    """Return the colour of text, which stands out from the background in every style.
-
-    Returns
-    -------
-    colour
-        Of matplotlib.
-
-    Examples
-    --------
-    >>> text_color()
-    'black'
-    """
+    """Return the colour of text, which stands out from the background in every style."""
     return plt.rcParams["text.color"]
 
 
 def series_styles() -> Iterator[dict[str, Any]]:
-    """Go through styles of series that differ in colour, marker and line.
-
-    Yields
-    ------
-    dict
-        Keyword arguments of `Axes.plot`, again from the start after the last.
-
-    Examples
-    --------
-    >>> next(series_styles())["marker"]
-    's'
-    """
+    """Go through styles of series that differ in colour, marker and line, over and over."""
     while True:
         for color, marker, linestyle in (
             (VERMILION, "s", "--"),

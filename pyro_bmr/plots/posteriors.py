@@ -14,32 +14,7 @@ from pyro_bmr.selection.decision import Decision
 
 
 def find_decision(result: Reduction) -> Decision:
-    """Return what a result remembers of the posterior before.
-
-    Parameters
-    ----------
-    result : Reduction
-        What `reduce` returned.
-
-    Returns
-    -------
-    Decision
-        Of a guide that has not been trained since.
-
-    Raises
-    ------
-    TypeError
-        If it is not a reduction.
-    ValueError
-        If it came from a file, or the guide was trained since.
-
-    Examples
-    --------
-    >>> find_decision(Reduction(None, None, {}, {}, ()))
-    Traceback (most recent call last):
-        ...
-    ValueError: this result does not know the posterior before the reduction, as one from a file...
-    """
+    """Return what a result remembers of the posterior before; a ``ValueError`` if it cannot."""
     check_reduction(result)
     if result.decision is None:
         msg = (
@@ -52,22 +27,7 @@ def find_decision(result: Reduction) -> Decision:
 
 
 def check_reduction(result: Any) -> None:
-    """Look whether something is what `reduce` returns.
-
-    Parameters
-    ----------
-    result : object
-        What a user passed.
-
-    Raises
-    ------
-    TypeError
-        If not.
-
-    Examples
-    --------
-    >>> check_reduction(Reduction(None, None, {}, {}, ()))
-    """
+    """Raise a ``TypeError`` if something is not what `reduce` returns."""
     if not isinstance(result, Reduction):
         inside = isinstance(getattr(result, "reduction", None), Reduction)
         remedy = "Pass its .reduction" if inside else "Pass what pyro_bmr.reduce(guide) returned"
@@ -79,21 +39,8 @@ def check_reduction(result: Any) -> None:
 class SitePosterior:
     """A site before a reduction and after, in unconstrained coordinates and on the CPU.
 
-    Parameters
-    ----------
-    name : str
-        The site.
-    loc, scale : Tensor
-        Posterior means and standard deviations before, in float64 and of the site's shape; 0 where
-        it was pruned before.
-    after : Tensor
-        Posterior means now; 0 where pruned.
-    alive, kept : Tensor
-        Boolean: what was not pruned before, and what of it the reduction keeps.
-    factor : Factor
-        The posterior that it is of, with its priors.
-    prior : Prior, optional
-        None where the site was left whole.
+    ``loc`` and ``scale`` are of the posterior before, in float64, 0 where pruned before; ``after``
+    is its mean now. ``alive``: not pruned before; ``kept``: nor now. Left whole, it has no prior.
     """
 
     name: str
@@ -115,35 +62,7 @@ class SitePosterior:
 
 @torch.no_grad()
 def read_sites(result: Reduction) -> dict[str, SitePosterior]:
-    """Read all sites of a reduction.
-
-    Parameters
-    ----------
-    result : Reduction
-        What `reduce` returned.
-
-    Returns
-    -------
-    dict of SitePosterior
-        By name, in the order of the guide.
-
-    Raises
-    ------
-    TypeError
-        As `find_decision`.
-    ValueError
-        As `find_decision`.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> from pyro_bmr.reduction import reduce
-    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> _ = guide()
-    >>> read_sites(reduce(guide))["w"].scale
-    tensor(0.1000, dtype=torch.float64)
-    """
+    """Read all sites of a reduction, in the order of the guide."""
     decision = find_decision(result)
     after = {
         name: loc for part in result.guide.parts for name, loc in part.factor().locations().items()
@@ -168,32 +87,7 @@ def read_sites(result: Reduction) -> dict[str, SitePosterior]:
 
 
 def choose_site(sites: dict[str, SitePosterior], name: str) -> SitePosterior:
-    """Return a site by its name.
-
-    Parameters
-    ----------
-    sites : dict of SitePosterior
-        Of a reduction.
-    name : str
-        What a user passed.
-
-    Returns
-    -------
-    SitePosterior
-        Of that name.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-
-    Examples
-    --------
-    >>> choose_site({}, "w")
-    Traceback (most recent call last):
-        ...
-    ValueError: got site='w'. Expected one of []
-    """
+    """Return a site by its name."""
     if name not in sites:
         msg = f"got site={name!r}. Expected one of {sorted(sites)}"
         raise ValueError(msg)

@@ -43,8 +43,8 @@ def plot_predictions(
     site : str, optional
         Which observation; needed where a model makes several.
     along : Tensor or ndarray, optional
-        The input, a number a row. By default ``args[0]`` if it has one column; otherwise rows are
-        sorted by what the first model predicts.
+        The input, one number per row. By default ``args[0]`` if it has one column; otherwise rows
+        are sorted by what the first model predicts.
     data : tuple of Tensor, optional
         Inputs and targets to draw as points, where there is an input.
     num_samples : int
@@ -68,7 +68,7 @@ def plot_predictions(
         If something is no pair.
     ValueError
         If there is no model, the site is unknown, its observations have no mean, or more than one
-        number a row, or ``along`` does not fit.
+        number per row, or ``along`` does not fit.
 
     Examples
     --------

@@ -49,43 +49,13 @@ def expect_priors(
     ``AutoNormal`` makes it whatever their prior. Other functions, such as the scale of a
     regularised horseshoe, are averaged over the draws.
 
-    Parameters
-    ----------
-    runs : ModelRuns
-        The model.
-    factors : sequence of Factor
-        The posterior.
-    parents : mapping
-        By site whose prior is wanted, the sites that it depends on.
+    ``parents`` are, by site whose prior is wanted, the sites that it depends on. Returned are, by
+    site, the expected prior with the standard error of its log density (nats; 0 where exact), and
+    why the priors of other sites cannot be read at every draw. The expected log density is not
+    that of the effective Gaussian, whose natural parameters are the expected ones.
 
-    Returns
-    -------
-    expected : dict
-        By site, its expected prior and the standard error of the log density in nats, 0 where it is
-        exact. The expected log density is not that of the effective Gaussian, whose natural
-        parameters are the expected ones.
-    failures : dict of str
-        By site whose prior cannot be read at every draw, why.
-
-    References
-    ----------
-    Winn & Bishop (2005), "Variational message passing", JMLR 6, sec. 2; for draws in such pairs,
-    Owen (2013), "Monte Carlo theory, methods and examples", sec. 8.2.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.programs.sites import Site
-    >>> from pyro_bmr.factors.independent import IndependentFactor
-    >>> def model():
-    ...     s = pyro.sample("s", dist.HalfCauchy(torch.tensor(1.0)))
-    ...     pyro.sample("w", dist.Normal(0.0, s))
-    >>> site = Site("s", torch.Size([]), support=dist.HalfCauchy.support)
-    >>> factor = IndependentFactor(site, torch.tensor(0.5), torch.tensor(0.3))
-    >>> runs = ModelRuns(model, locations={"s": (site, factor.loc)})
-    >>> prior, error = expect_priors(runs, [factor], {"w": ["s"]})[0]["w"]
-    >>> prior.log_density_at_zero + 0.5 * LOG_2PI  # -E[ln s]
-    tensor(-0.5000, dtype=torch.float64)
+    Source: Winn & Bishop (2005), "Variational message passing", JMLR 6, sec. 2; for draws in such
+    pairs, Owen (2013), "Monte Carlo theory, methods and examples", sec. 8.2.
     """
     if not parents:
         return {}, {}
@@ -129,7 +99,7 @@ class _Design:
         self.used = 0
 
     def normals(self, size: int) -> Iterator[Tensor]:
-        """Yield a vector a draw; elements of one call share directions if there are too few."""
+        """Yield a vector per draw; elements of one call share directions if there are too few."""
         left = max(_PAIRS - self.used, self.calls_left)
         mine = max(1, min(size, left - self.calls_left + 1))
         columns = (self.used + torch.arange(mine)) % _PAIRS

@@ -135,22 +135,9 @@ class UnreadablePriorError(ValueError):
 
 @dataclass(frozen=True)
 class Reading:
-    """The prior of a site in one run of the model.
+    """The prior of a site in one run, in float64; one row for all of a sub-sampling plate.
 
-    Parameters
-    ----------
-    log_density : Tensor
-        ln p(θ = 0) in nats and float64, with one row for all rows of a sub-sampling plate;
-        ``inf`` where there is no prior, or where the density is infinite.
-    masked : Tensor
-        Boolean: where there is no prior.
-    gaussian : Diagonal, optional
-        The prior itself where it is Gaussian, in float64.
-
-    Examples
-    --------
-    >>> Reading(torch.tensor(-0.9189), torch.tensor(False)).gaussian is None
-    True
+    ``log_density`` is ln p(θ = 0) in nats, ``inf`` also where there is no prior (``masked``).
     """
 
     log_density: Tensor
@@ -159,31 +146,7 @@ class Reading:
 
 
 def read_prior(node: Any) -> Reading:
-    """Read the prior of a sample site.
-
-    Parameters
-    ----------
-    node : dict
-        The site in a trace of the model.
-
-    Returns
-    -------
-    Reading
-        Its density at zero.
-
-    Raises
-    ------
-    UnreadablePriorError
-        If that is no number, or if the rows of a plate of which only some were seen differ.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro import poutine
-    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> read_prior(poutine.trace(model).get_trace().nodes["w"]).log_density
-    tensor(-0.9189, dtype=torch.float64)
-    """
+    """Read the prior of a site of a trace, or raise an `UnreadablePriorError` that says why not."""
     fn = node["fn"]
     core = find_core(fn)
     if is_transformed_by_support(core):
@@ -214,24 +177,7 @@ def _unregistered(prior: Any) -> str:
 
 
 def is_transformed_by_support(fn: Any) -> bool:
-    """Tell whether the bijection to its support makes a prior of one over the real line.
-
-    Parameters
-    ----------
-    fn : Distribution
-        Without wrapping.
-
-    Returns
-    -------
-    bool
-        True for LogNormal, and for elements that are made like it.
-
-    Examples
-    --------
-    >>> from torch.distributions import LogNormal
-    >>> is_transformed_by_support(LogNormal(0.0, 1.0))
-    True
-    """
+    """Tell whether an unwrapped prior is one over the real line on its support, as LogNormal is."""
     if not isinstance(fn, TransformedDistribution) or fn.event_shape:
         return False
     bijection = biject_to(find_element_support(fn.support))

@@ -43,44 +43,11 @@ def read_priors(
     hides it.
 
     A site that the prior of a reduced site depends on stays whole, because ΔF would not add up;
-    naming it instead reduces it and leaves those whole.
+    naming it instead reduces it and leaves those whole. By default ``sites`` are all over the real
+    line; one with another support is reduced, in unconstrained coordinates, only if it is named.
 
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    args, kwargs
-        What it is called with.
-    factors : sequence of Factor
-        The posterior.
-    sites : iterable of str, optional
-        Names of the sites to be reduced; by default all over the real line. Only a site that is
-        named here is reduced in unconstrained coordinates, where its support is constrained.
-
-    Returns
-    -------
-    priors : dict of Prior
-        By site that may be reduced.
-    reasons : dict of str
-        Why each remaining latent site stays whole.
-
-    Raises
-    ------
-    RuntimeError
-        If the model cannot be run with these arguments.
-    ValueError
-        If a site of the guide is no longer in the model, or has another shape, or if a site that
-        is named cannot be reduced.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.factors.independent import IndependentFactor
-    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
-    >>> factor = IndependentFactor(Site("w", torch.Size([3])), torch.zeros(3), torch.ones(3))
-    >>> priors, _ = read_priors(model, (), {}, [factor])
-    >>> priors["w"].log_density_at_zero
-    tensor([-0.9189], dtype=torch.float64)
+    Returns the priors of the sites that may be reduced, and why each other latent site stays whole.
+    A ValueError says that guide and model do not fit, or that a named site cannot be reduced.
     """
     locations = {
         site.name: (site, loc)
@@ -125,28 +92,7 @@ def check_named(
     reasons: Mapping[str, str],
     option: str = "sites",
 ) -> None:
-    """Check the sites that a caller names.
-
-    Parameters
-    ----------
-    named : collection of str
-        What he named.
-    readable : collection of str
-        Sites that may be reduced.
-    reasons : mapping
-        By other site, why it may not.
-    option : str
-        What the caller calls them.
-
-    Raises
-    ------
-    ValueError
-        If none is named, or one is unknown or may not be reduced.
-
-    Examples
-    --------
-    >>> check_named({"w"}, {"w"}, {"z": "it is discrete"})
-    """
+    """Raise a ValueError if a caller names, as ``option``, no site or one that is not readable."""
     if not named:
         msg = f"got an empty {option}=. Expected names of sample sites, or None for all"
         raise ValueError(msg)

@@ -28,7 +28,7 @@ POSITIVE = (constraints.positive, constraints.nonnegative)
 
 
 class PrunedDistribution(TorchDistribution):
-    r"""Independent elements, of which some are a point mass at zero.
+    r"""Independent univariate elements; those with a False mask are a point mass at zero.
 
     .. math:: \ln p(\theta) = \sum_{i \in \text{kept}} \ln p_0(\theta_i)
               + \sum_{i \notin \text{kept}} \ln \delta(\theta_i)
@@ -37,22 +37,6 @@ class PrunedDistribution(TorchDistribution):
     the log density ``-inf``, and is an error where arguments are validated. Where the support is
     not the real line, a pruned element is where 0 in unconstrained coordinates leads to: at 1 if
     it is positive.
-
-    Parameters
-    ----------
-    base_dist : TorchDistribution
-        A univariate distribution with a batch shape.
-    mask : Tensor
-        Boolean, broadcasts to the batch shape; True keeps.
-    validate_args : bool, optional
-        As in any distribution.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> mask = torch.tensor([True, False])
-    >>> PrunedDistribution(dist.Normal(torch.ones(2), 1.0), mask).mean
-    tensor([1., 0.])
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -85,35 +69,13 @@ class PrunedDistribution(TorchDistribution):
         return torch.where(self.mask, self.base_dist.variance, 0)
 
     def origin(self, like: Tensor) -> Tensor | float:
-        """Return where pruned elements are: what 0 in unconstrained coordinates leads to.
-
-        Parameters
-        ----------
-        like : Tensor
-            Whose dtype and device it takes.
-
-        Returns
-        -------
-        Tensor or float
-            Broadcasts to the batch shape.
-        """
+        """Return where pruned elements are: what 0 in unconstrained coordinates leads to."""
         if find_element_support(self.support) is constraints.real:
             return 0.0
         return biject_to(find_element_support(self.support))(like.new_zeros(()))
 
     def put_at_origin(self, value: Tensor) -> Tensor:
-        """Put the pruned elements of a value where they are.
-
-        Parameters
-        ----------
-        value : Tensor
-            Broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The same at all other elements.
-        """
+        """Put the pruned elements of a value at the origin."""
         # Draws in parallel have one dimension less than the distribution that Pyro expanded.
         mask = self.mask[(0,) * max(0, self.mask.dim() - value.dim())]
         return torch.where(mask, value, self.origin(value))
@@ -154,31 +116,10 @@ class PrunedDistribution(TorchDistribution):
 
 
 def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution:
-    """Put some elements of a distribution at zero, inside whatever wraps it.
+    """Put elements of a distribution at zero, inside any ``to_event`` and ``mask``; True keeps.
 
-    Parameters
-    ----------
-    fn : TorchDistribution
-        Independent univariate elements, in any nesting of ``to_event`` and ``mask``.
-    mask : Tensor
-        Boolean, broadcasts to ``fn.shape()``; True keeps.
-
-    Returns
-    -------
-    TorchDistribution
-        Of the same batch and event shape.
-
-    Raises
-    ------
-    ValueError
-        If the mask does not fit, or the elements of ``fn`` are not independent.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> fn = dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2)
-    >>> prune_distribution(fn, torch.zeros(2, 3, dtype=torch.bool)).sample().abs().sum()
-    tensor(0.)
+    A ValueError says that the mask does not broadcast to ``fn.shape()``, or that the elements are
+    not independent.
     """
     shape = fn.shape()
     try:
@@ -206,71 +147,21 @@ def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution
 
 
 def find_element_support(support: constraints.Constraint) -> constraints.Constraint:
-    """Return the support of one element of a site whose elements have their own.
-
-    Parameters
-    ----------
-    support : Constraint
-        Of a site.
-
-    Returns
-    -------
-    Constraint
-        Without what ``to_event`` or a mixture put around it.
-
-    Examples
-    --------
-    >>> find_element_support(constraints.independent(constraints.real, 2))
-    Real()
-    """
+    """Return the support of one element, without what ``to_event`` or a mixture put around it."""
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
 
 
 def find_core(fn: Any) -> Any:
-    """Unwrap a distribution.
-
-    Parameters
-    ----------
-    fn : TorchDistribution
-        In any nesting of ``to_event``, ``mask`` and ``expand``.
-
-    Returns
-    -------
-    TorchDistribution
-        What is inside.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> find_core(dist.Gamma(1.0, 1.0).expand([2]).to_event(1).mask(True)).batch_shape
-    torch.Size([2])
-    """
+    """Unwrap a distribution from ``to_event``, ``mask`` and ``expand``."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
 
 
 def is_pruned(fn: TorchDistribution) -> bool:
-    """Tell whether `prune_distribution` made a distribution.
-
-    Parameters
-    ----------
-    fn : TorchDistribution
-        Any.
-
-    Returns
-    -------
-    bool
-        True if a `PrunedDistribution` is at its core.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> is_pruned(dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    False
-    """
+    """Tell whether `prune_distribution` made a distribution."""
     return isinstance(find_core(fn), PrunedDistribution)
 
 

@@ -19,23 +19,6 @@ def dry_run(*programs: Any) -> Iterator[None]:
     """Put back what models or guides change while they run.
 
     That is: the param store, the random number generators, and the buffers of modules.
-
-    Parameters
-    ----------
-    *programs : callable
-        Models and guides that run inside.
-
-    Yields
-    ------
-    None
-        Nothing; run the programs inside the context.
-
-    Examples
-    --------
-    >>> with dry_run(model := lambda: pyro.param("w", torch.ones(()))):
-    ...     _ = model()
-    >>> "w" in pyro.get_param_store()
-    False
     """
     before: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -66,48 +49,12 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:
-    """Return what an optimiser moves, from a trace of a program's parameters.
-
-    Parameters
-    ----------
-    trace : Trace
-        Of ``poutine.trace(param_only=True)``.
-
-    Returns
-    -------
-    dict of Tensor
-        By the name in the param store.
-
-    Examples
-    --------
-    >>> from pyro import poutine
-    >>> from torch.distributions import constraints
-    >>> model = lambda: pyro.param("s", torch.ones(()), constraint=constraints.positive)
-    >>> unconstrained_parameters(poutine.trace(model, param_only=True).get_trace())
-    {'s': tensor(0., requires_grad=True)}
-    """
+    """Return what an optimiser moves, by parameter, from a trace with ``param_only=True``."""
     return {name: node["value"].unconstrained() for name, node in trace.nodes.items()}
 
 
 def find_modules(program: Any) -> list[torch.nn.Module]:
-    """Find the modules that a program is, is a method of, wraps, or refers to.
-
-    Parameters
-    ----------
-    program : callable
-        A model or a guide.
-
-    Returns
-    -------
-    list of Module
-        The outermost ones.
-
-    Examples
-    --------
-    >>> net = torch.nn.Linear(1, 1)
-    >>> find_modules(lambda x: net(x))
-    [Linear(in_features=1, out_features=1, bias=True)]
-    """
+    """Find the outermost modules that a program is, is a method of, wraps, or refers to."""
     found, seen, ahead = [], set(), [program]
     while ahead:
         this = ahead.pop()
@@ -132,24 +79,7 @@ def find_modules(program: Any) -> list[torch.nn.Module]:
 
 
 def check_owned(name: str, own: Tensor) -> None:
-    """Look for a parameter that the param store knows otherwise.
-
-    Parameters
-    ----------
-    name : str
-        Its name in the param store; as an attribute of a module, that of its unconstrained value.
-    own : Tensor
-        The unconstrained value that its module holds.
-
-    Raises
-    ------
-    ValueError
-        If the param store holds another tensor under this name.
-
-    Examples
-    --------
-    >>> check_owned("AutoNormal.locs.w", torch.zeros(3))
-    """
+    """Raise a ValueError if the param store differs from a module's own unconstrained parameter."""
     name = name.removesuffix("_unconstrained")
     entries: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
     stored = entries.get(name, own)

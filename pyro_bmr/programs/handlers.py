@@ -15,24 +15,12 @@ from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribu
 class PruneMessenger(Messenger):
     """Effect handler that puts the pruned elements of latent sites at zero.
 
-    At zero in unconstrained coordinates: a pruned element of a positive site is 1.
+    At zero in unconstrained coordinates: a pruned element of a positive site is 1. Masks have the
+    shape of their site at the full size of its plates; True keeps.
 
     The distribution of a site is changed before it is sampled, so that draws, replayed values and
     log densities agree wherever a trace is taken; a value that comes from elsewhere (a guide that
     knows nothing of the masks) is zeroed before the model uses it.
-
-    Parameters
-    ----------
-    masks : mapping
-        By site, a boolean tensor of the site's shape at the full size of its plates; True keeps.
-
-    Examples
-    --------
-    >>> import torch, pyro.distributions as dist
-    >>> with PruneMessenger({"w": torch.tensor([True, False])}):
-    ...     w = pyro.sample("w", dist.Normal(torch.ones(2), 1.0).to_event(1))
-    >>> bool(w[1] == 0)
-    True
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
@@ -53,20 +41,7 @@ class PruneMessenger(Messenger):
 
 
 class ValueMessenger(Messenger):
-    """Effect handler that gives latent sites their values.
-
-    Parameters
-    ----------
-    values : mapping
-        By site.
-
-    Examples
-    --------
-    >>> import torch, pyro.distributions as dist
-    >>> with ValueMessenger({"w": torch.ones(())}):
-    ...     pyro.sample("w", dist.Normal(0.0, 1.0))
-    tensor(1.)
-    """
+    """Effect handler that gives latent sites values on their support, as they are."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -79,20 +54,7 @@ class ValueMessenger(Messenger):
 
 
 class SiteBuffers(nn.Module):
-    """Tensors by site name, which move and are saved with the module that holds them.
-
-    Parameters
-    ----------
-    tensors : mapping
-        By site.
-
-    Examples
-    --------
-    >>> import torch
-    >>> masks = SiteBuffers({"fc1.weight": torch.tensor([True, False])})
-    >>> masks.by_site(), list(masks.state_dict())
-    ({'fc1.weight': tensor([ True, False])}, ['/fc1/weight'])
-    """
+    """Tensors by site name, which move and are saved with the module that holds them."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -101,13 +63,7 @@ class SiteBuffers(nn.Module):
             self.register_buffer(module_key(name), tensor)
 
     def by_site(self) -> dict[str, Tensor]:
-        """Return the tensors where they are now.
-
-        Returns
-        -------
-        dict of Tensor
-            By site.
-        """
+        """Return the tensors by site, on the device where they are now."""
         return {name: self.get_buffer(module_key(name)) for name in self.names}
 
 
@@ -159,22 +115,6 @@ class PrunedModel(nn.Module):
 
 
 def module_key(site: str) -> str:
-    """Return a name for a site that `torch.nn.Module` accepts and does not use itself.
-
-    Parameters
-    ----------
-    site : str
-        The name of a sample site.
-
-    Returns
-    -------
-    str
-        The key.
-
-    Examples
-    --------
-    >>> module_key("fc1.weight")
-    '/fc1/weight'
-    """
+    """Return a site's key, as ``/fc1/weight``, that `torch.nn.Module` accepts and does not use."""
     escaped = site.replace("~", "~0").replace("/", "~1").replace("+", "~2")
     return "/" + escaped.replace(".", "/")

@@ -22,27 +22,10 @@ from pyro_bmr.programs.sites import Site
 
 @dataclass(frozen=True)
 class ModelRuns:
-    """A model, with what it is called with and where its latent sites are.
+    """A model, its arguments, and the unconstrained locations of the sites of its guide.
 
     Runs leave no trace: parameters that they would add to the param store, buffers that they would
     update and random numbers that they would draw are all put back.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    args, kwargs
-        What it is called with.
-    locations : mapping
-        By name, the sites of the guide and their location in unconstrained coordinates.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> model = lambda: pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> nodes, _ = ModelRuns(model).here()
-    >>> nodes["w"]["fn"]
-    Normal(loc: 0.0, scale: 1.0)
     """
 
     model: Callable[..., Any]
@@ -51,19 +34,9 @@ class ModelRuns:
     locations: Mapping[str, tuple[Site, Tensor]] = field(default_factory=dict)
 
     def here(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Run once at the locations, with gradients and provenance.
+        """Run once at the locations, with gradients and provenance; RuntimeError if that fails.
 
-        Returns
-        -------
-        nodes : dict
-            The trace.
-        leaves : dict of Tensor
-            By site, the tensor that gradients lead to.
-
-        Raises
-        ------
-        RuntimeError
-            If the model cannot be run with these arguments.
+        Returns the nodes of the trace and, by site, the leaf that gradients lead to.
         """
         leaves = {name: loc.detach().requires_grad_() for name, (_, loc) in self.locations.items()}
         try:
@@ -85,10 +58,7 @@ class ModelRuns:
     def elsewhere(self) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Any]]]:
         """Run with some sites elsewhere, and the same random numbers every time.
 
-        Yields
-        ------
-        callable
-            From a value in unconstrained coordinates a site, for some of the sites, to the trace.
+        Yields a function from their unconstrained values to the nodes of the trace.
         """
 
         def run(values: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -112,28 +82,10 @@ class ModelRuns:
 
 
 def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
-    """Find what a value in a run with gradients and provenance was computed from.
+    """Name the sites and parameters that a value in a run of `ModelRuns.here` was computed from.
 
     Gradients lead also through values that were written in place, provenance also through discrete
     ones.
-
-    Parameters
-    ----------
-    value : object
-        A tensor, a distribution, or any other part of a sample site.
-    leaves : mapping
-        By site, the tensor that gradients lead to.
-
-    Returns
-    -------
-    set of str
-        Names of sites and parameters.
-
-    Examples
-    --------
-    >>> leaf = torch.ones((), requires_grad=True)
-    >>> find_sources(torch.distributions.Normal(0.0, leaf.exp()), {"tau": leaf})
-    {'tau'}
     """
     found: set[str] = set()
     for tensor in find_tensors(value):
@@ -150,20 +102,7 @@ def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
 
 
 class Substitute(Messenger):
-    """Effect handler that gives latent sites a value; a sub-sampling plate takes its rows of it.
-
-    Parameters
-    ----------
-    values : mapping
-        By site, on the support.
-
-    Examples
-    --------
-    >>> import pyro.distributions as dist
-    >>> with Substitute({"w": torch.tensor(3.0)}):
-    ...     pyro.sample("w", dist.Normal(0.0, 1.0))
-    tensor(3.)
-    """
+    """Effect handler that gives latent sites values on their support; plates take their rows."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -178,23 +117,7 @@ class Substitute(Messenger):
 
 
 def find_tensors(value: Any) -> Iterator[Tensor]:
-    """Find the tensors that a distribution was made of, in whatever it wraps.
-
-    Parameters
-    ----------
-    value : object
-        A tensor, a distribution, or a list of such.
-
-    Yields
-    ------
-    Tensor
-        Each of them.
-
-    Examples
-    --------
-    >>> [t.item() for t in find_tensors(torch.distributions.Normal(0.0, 1.0))]
-    [1.0, 0.0]
-    """
+    """Find the tensors that a distribution was made of, in whatever it wraps."""
     seen, ahead = set(), [value]
     while ahead:
         this = ahead.pop()

@@ -10,20 +10,7 @@ from pyro.nn import PyroModule
 
 
 class OwnNames(PyroModule):
-    """A module whose copies have names of their own in the param store.
-
-    Parameters
-    ----------
-    name : str
-        As `unused_name` returns it.
-
-    Examples
-    --------
-    >>> from copy import deepcopy
-    >>> module = OwnNames(unused_name("Own"))
-    >>> deepcopy(module)._pyro_name == module._pyro_name
-    False
-    """
+    """A module whose copies have names of their own in the param store."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a copy its own names in the param store, so that it does not share parameters."""
@@ -41,23 +28,7 @@ _serial = count()
 
 
 def unused_name(kind: str) -> str:
-    """Name a module so that nothing in the param store is taken for its parameters.
-
-    Parameters
-    ----------
-    kind : str
-        What the name begins with.
-
-    Returns
-    -------
-    str
-        The name.
-
-    Examples
-    --------
-    >>> unused_name("Other")[:5]
-    'Other'
-    """
+    """Name a module so that nothing in the param store is taken for its parameters."""
     taken = tuple(pyro.get_param_store().keys())
     names = (f"{kind}{i}" for i in _serial)
     return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))

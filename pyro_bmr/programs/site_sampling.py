@@ -20,22 +20,7 @@ from pyro_bmr.programs.sites import Site
 def make_plates(parts: Iterable[Any], created: Any) -> dict[str, Any]:
     """Build the plates that sites lie in, as `pyro.infer.autoguide.AutoGuide` does.
 
-    Parameters
-    ----------
-    parts : iterable
-        Each with ``sites``.
-    created : plate or iterable of plate
-        Those that the caller made.
-
-    Returns
-    -------
-    dict
-        By name.
-
-    Examples
-    --------
-    >>> make_plates((), pyro.plate("data", 3))["data"].size
-    3
+    Each part has ``sites``; ``created`` are the plate or plates that the caller made.
     """
     plates = {p.name: p for p in ([created] if isinstance(created, pyro.plate) else created)}
     for frame in (frame for part in parts for site in part.sites for frame in site.plates):
@@ -50,25 +35,7 @@ def make_plates(parts: Iterable[Any], created: Any) -> dict[str, Any]:
 
 
 def inside_plates(site: Site, plates: Mapping[str, Any]) -> ExitStack:
-    """Enter the plates of a site.
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    plates : mapping
-        By name.
-
-    Returns
-    -------
-    ExitStack
-        A context.
-
-    Examples
-    --------
-    >>> with inside_plates(Site("w", torch.Size([])), {}):
-    ...     pass
-    """
+    """Enter the plates of a site."""
     stack = ExitStack()
     for frame in site.plates:
         stack.enter_context(plates[frame.name])
@@ -78,29 +45,10 @@ def inside_plates(site: Site, plates: Mapping[str, Any]) -> ExitStack:
 def sample_sites(
     sites: tuple[Site, ...], latent: Tensor, mask: Tensor | None, plates: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Sample sites at the parts of a vector.
+    """Sample sites at the parts of a vector, and yield names and values.
 
-    Parameters
-    ----------
-    sites : tuple of Site
-        Their flattened unconstrained values follow one another in the vector.
-    latent : Tensor
-        The vector, in the last dimension, without the elements that were pruned.
-    mask : Tensor, optional
-        Boolean, over all elements; True for those in the vector.
-    plates : mapping
-        By name.
-
-    Yields
-    ------
-    tuple
-        Name and value.
-
-    Examples
-    --------
-    >>> mask = torch.tensor([True, False])
-    >>> list(sample_sites((Site("w", torch.Size([2]), 1),), torch.ones(1), mask, {}))
-    [('w', tensor([1., 0.]))]
+    Its last dimension holds their flattened unconstrained values, one site after another, without
+    the elements that are False in ``mask``, which are at 0.
     """
     if mask is not None:
         full = latent.new_zeros(latent.shape[:-1] + mask.shape)
@@ -117,29 +65,7 @@ def sample_sites(
 def sample_site(
     site: Site, unconstrained: Tensor, plates: Mapping[str, Any], kept: Tensor | None = None
 ) -> Tensor:
-    """Sample a site at a value.
-
-    Parameters
-    ----------
-    site : Site
-        The site.
-    unconstrained : Tensor
-        The value on the real line.
-    plates : mapping
-        By name.
-    kept : Tensor, optional
-        Boolean, of the shape of the value; False where it is a point mass.
-
-    Returns
-    -------
-    Tensor
-        The value on the support.
-
-    Examples
-    --------
-    >>> sample_site(Site("w", torch.Size([])), torch.tensor(1.0), {})
-    tensor(1.)
-    """
+    """Sample a site at an unconstrained value; elements that are not kept have log density 0."""
     transform = biject_to(find_element_support(site.support))
     value = transform(unconstrained)
     # A site's event may have other dimensions than its unconstrained value (a simplex has).

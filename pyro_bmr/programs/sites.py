@@ -32,8 +32,8 @@ class Site:
 
     Examples
     --------
-    >>> Site("w", torch.Size([3])).support
-    Real()
+    >>> Site("s", torch.Size([]), support=constraints.positive).constrain(torch.tensor(0.0))
+    tensor(1.)
     """
 
     name: str
@@ -106,26 +106,7 @@ Indices = tuple[Tensor | None, ...]
 
 
 def take(tensor: Tensor, kept: Indices) -> Tensor:
-    """Take some indices of the last axes of a tensor.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        Has at least as many dimensions as there are axes.
-    kept : tuple of Tensor
-        By axis, the indices that stay, or None for all.
-
-    Returns
-    -------
-    Tensor
-        A part of it.
-
-    Examples
-    --------
-    >>> take(torch.arange(6).reshape(2, 3), (None, torch.tensor([0, 2])))
-    tensor([[0, 2],
-            [3, 5]])
-    """
+    """Take some indices of the last axes of a tensor."""
     for axis, index in enumerate(reversed(kept), 1):
         if index is not None:
             tensor = tensor.index_select(-axis, index.to(tensor.device))

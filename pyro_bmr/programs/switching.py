@@ -21,24 +21,7 @@ from pyro_bmr.programs.handlers import SiteBuffers
 
 @dataclass(frozen=True)
 class NewPrior:
-    """The prior that some elements of a site take.
-
-    Parameters
-    ----------
-    mask : Tensor
-        Boolean, of the site's shape at the full size of its plates; True keeps the prior.
-    family : type
-        Of the new prior: a univariate distribution of Pyro.
-    parameters : mapping
-        Its parameters, by name; each broadcasts to the site's shape.
-
-    Examples
-    --------
-    >>> zero, scale = torch.tensor(0.0), torch.tensor(0.1)
-    >>> new = NewPrior(torch.tensor([True, False]), dist.Normal, {"loc": zero, "scale": scale})
-    >>> switch_prior(dist.Normal(torch.ones(2), 1.0), new).loc
-    tensor([1., 0.])
-    """
+    """The prior that elements of a site take where ``mask``, of the site's full shape, is False."""
 
     mask: Tensor
     family: type[TorchDistribution]
@@ -50,20 +33,6 @@ class SwitchMessenger(Messenger):
 
     The distribution of a site is changed before it is sampled, inside ``to_event``, ``mask`` and
     pruning, so that it nests with `PruneMessenger` and with itself.
-
-    Parameters
-    ----------
-    priors : mapping
-        By site, its `NewPrior`.
-
-    Examples
-    --------
-    >>> one = torch.tensor(1.0)
-    >>> new = NewPrior(torch.tensor(False), dist.Normal, {"loc": 9 * one, "scale": 0.01 * one})
-    >>> with SwitchMessenger({"w": new}):
-    ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    >>> bool(w > 8)
-    True
     """
 
     def __init__(self, priors: Mapping[str, NewPrior]) -> None:
@@ -87,20 +56,6 @@ class SwitchedModel(nn.Module):
     """A Pyro model in which some elements have another prior.
 
     Called like the model that it wraps. The model itself is shared, not copied.
-
-    Parameters
-    ----------
-    model : callable
-        Any Pyro model.
-    priors : mapping
-        By site, its `NewPrior`.
-
-    Examples
-    --------
-    >>> one = torch.tensor(1.0)
-    >>> new = NewPrior(torch.tensor(False), dist.Normal, {"loc": 9 * one, "scale": 0.01 * one})
-    >>> bool(SwitchedModel(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), {"w": new})() > 8)
-    True
     """
 
     def __init__(self, model: Callable[..., Any], priors: Mapping[str, NewPrior]) -> None:
@@ -115,13 +70,7 @@ class SwitchedModel(nn.Module):
             setattr(self, key, SiteBuffers(values))
 
     def new_priors(self) -> dict[str, NewPrior]:
-        """Return the priors that the model gives to its elements, where they are now.
-
-        Returns
-        -------
-        dict of NewPrior
-            By site.
-        """
+        """Return the priors that the model gives to its elements, where they are now."""
         values = {key: getattr(self, key).by_site() for key in _PARAMETERS}
         masks = self.masks.by_site()
         return {
@@ -132,18 +81,7 @@ class SwitchedModel(nn.Module):
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            Those of the model.
-
-        Returns
-        -------
-        object
-            What the model returns.
-        """
+        """Run the model."""
         with SwitchMessenger(self.new_priors()):
             return self.model(*args, **kwargs)
 
@@ -154,23 +92,7 @@ class SwitchedDistribution(TorchDistribution):
     .. math:: \ln p(\theta) = \sum_{i \in \text{kept}} \ln p_0(\theta_i)
               + \sum_{i \notin \text{kept}} \ln r(\theta_i)
 
-    Parameters
-    ----------
-    base_dist : TorchDistribution
-        A univariate distribution with a batch shape.
-    other : TorchDistribution
-        Another one, with the same support; expands to the batch shape.
-    mask : Tensor
-        Boolean, broadcasts to the batch shape; True for elements of ``base_dist``.
-    validate_args : bool, optional
-        As in any distribution.
-
-    Examples
-    --------
-    >>> mask = torch.tensor([True, False])
-    >>> fn = SwitchedDistribution(dist.Normal(torch.ones(2), 1.0), dist.Laplace(0.0, 1.0), mask)
-    >>> fn.mean
-    tensor([1., 0.])
+    Both are univariate and have the same support; ``mask`` is True for elements of ``base_dist``.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -241,31 +163,8 @@ def switch_prior(fn: Any, new: NewPrior) -> Any:
     """Give some elements of a distribution another one, inside whatever wraps it.
 
     Elements that keep their family have their parameters changed, so that a Normal stays a Normal;
-    others become a `SwitchedDistribution`.
-
-    Parameters
-    ----------
-    fn : TorchDistribution
-        Independent univariate elements, in any nesting of ``to_event``, ``mask`` and pruning.
-    new : NewPrior
-        Its tensors broadcast to ``fn.shape()``.
-
-    Returns
-    -------
-    TorchDistribution
-        Of the same batch and event shape.
-
-    Raises
-    ------
-    ValueError
-        If the elements of ``fn`` are not independent, or the mask does not fit.
-
-    Examples
-    --------
-    >>> b = {"loc": torch.tensor(0.0), "scale": torch.tensor(0.5)}
-    >>> new = NewPrior(torch.tensor([True, False]), dist.Laplace, b)
-    >>> switch_prior(dist.Normal(torch.ones(2), 1.0).to_event(1), new).mean
-    tensor([1., 0.])
+    others become a `SwitchedDistribution`. A ValueError says that the elements are not independent,
+    or that the mask does not fit.
     """
     if isinstance(fn, Independent):
         return Independent(switch_prior(fn.base_dist, new), fn.reinterpreted_batch_ndims)

@@ -27,25 +27,7 @@ def decide(
     spiked: Collection[str],
     structure: Structure | None = None,
 ) -> Decision:
-    """Write down what goes of a posterior, and how to tell whether that has been trained since.
-
-    Parameters
-    ----------
-    origin, factors, masks, spiked
-        See `Decision`.
-    structure : Structure, optional
-        The units of the model, if units went.
-
-    Returns
-    -------
-    Decision
-        Its tensors are those of the factors, not copies.
-
-    Examples
-    --------
-    >>> decide(Origin(print), (), {}, ()).assemble()[2]
-    {}
-    """
+    """Write down what goes of a posterior, and how to tell whether that has been trained since."""
     sampled = {name: value.clone() for name, value in _sample(factors).items()}
     return Decision(origin, factors, masks, spiked, sampled, _order(factors, structure))
 
@@ -54,21 +36,10 @@ def decide(
 class Decision:
     """A posterior with its priors, and what of it goes.
 
-    Parameters
-    ----------
-    origin : Origin
-        The full model, and what to call it with.
-    factors : tuple of Factor
-        The posterior before the reduction. Its tensors are those of the guide that came in.
-    masks : mapping
-        By reducible site, True where an element keeps its place or, if shrunk, its prior.
-    spiked : collection of str
-        Sites whose reduced prior is the spike.
-    sampled : mapping
-        By site, some of its locations at the time.
-    order : tuple of str
-        All sites; reduced one after the other in this order, each adds its part of ΔF to that of
-        those before.
+    ``masks``, by reducible site, is True where an element keeps its place or, if it can be shrunk,
+    its prior; ``spiked`` are the sites whose reduced prior is the spike. ``sampled`` holds some of
+    each site's locations at the time. Reduced one after the other in ``order``, sites add their
+    parts of ΔF. The factors hold the tensors of the guide that came in, not copies.
     """
 
     origin: Origin
@@ -79,84 +50,38 @@ class Decision:
     order: tuple[str, ...]
 
     def restrict(self, sites: Collection[str]) -> Decision:
-        """Leave all other sites as they are.
-
-        Parameters
-        ----------
-        sites : collection of str
-            Those to reduce; none of them gives the full model and guide.
-
-        Returns
-        -------
-        Decision
-            Of these alone.
-        """
+        """Leave all other sites as they are; with no sites, nothing is reduced."""
         kept = {name: kept for factor in self.factors for name, kept in factor.kept().items()}
         masks = {n: m if n in sites else kept[n].contiguous() for n, m in self.masks.items()}
         return replace(self, masks=masks)
 
     def remaining(self) -> tuple[Factor, ...]:
-        """Return the posterior given that all that goes is at zero.
-
-        Returns
-        -------
-        tuple of Factor
-            As many as there were.
-        """
+        """Return the posterior given that all that goes is at zero."""
         return tuple(factor.prune(self.masks) for factor in self.factors)
 
     def assemble(
         self, remaining: tuple[Factor, ...] | None = None
     ) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
-        """Make the reduced model and guide.
-
-        Parameters
-        ----------
-        remaining : tuple of Factor, optional
-            What `remaining` returned, if it is at hand.
-
-        Returns
-        -------
-        model, guide, masks
-            The masks as in `pyro_bmr.Reduction`; the tensors of the guide are copies.
-        """
+        """Make the reduced model, guide (of its own tensors) and masks of `pyro_bmr.Reduction`."""
         remaining = self.remaining() if remaining is None else remaining
         new_priors = self._new_priors()
         model, guide, masks = assemble(self.origin, remaining, new_priors, self.spiked)
         return model, guide, masks | {name: new.mask for name, new in new_priors.items()}
 
     def changed(self) -> tuple[str, ...]:
-        """Return the sites of which something goes, or takes another prior.
-
-        Returns
-        -------
-        tuple of str
-            In `order`.
-        """
+        """Return the sites of which something goes or takes another prior, in ``order``."""
         kept = {name: kept for factor in self.factors for name, kept in factor.kept().items()}
         changed = {n for n, mask in self.masks.items() if bool((kept[n] & ~mask).any())}
         return tuple(name for name in self.order if name in changed)
 
     def couplings(self) -> dict[str, Coupling]:
-        """Tell how to draw what remains from the noise of the posterior before.
-
-        Returns
-        -------
-        dict of Coupling
-            By statement of the reduced guide, for `CommonNoise`.
-        """
+        """By statement of the reduced guide, how to draw it from the noise of the one before."""
         # Shrinkage leaves correlated elements their number, and the order of their noise.
         shrunk = [f.factor for f in self.factors if isinstance(f, SwitchedFactor)]
         return couple(shrunk) | couple(self.factors, self.masks)
 
     def check_unchanged(self) -> None:
-        """Look whether the guide that was reduced has been trained since.
-
-        Raises
-        ------
-        ValueError
-            If its locations are other ones now.
-        """
+        """Raise a ``ValueError`` if the guide that was reduced has been trained since."""
         now = _sample(self.factors)
         if not all(torch.equal(now[name], then) for name, then in self.sampled.items()):
             msg = (

@@ -32,54 +32,12 @@ NOISE = 0.05
 
 
 def count_undecided(delta_f: Tensor, pruned_before: int) -> int:
-    r"""Count the elements of a site with :math:`|\Delta F| < 0.05` nats.
-
-    Parameters
-    ----------
-    delta_f : Tensor
-        Of dropping each element by itself, in nats.
-    pruned_before : int
-        How many elements were, which have the score 0 and do not count.
-
-    Returns
-    -------
-    int
-        How many.
-
-    Examples
-    --------
-    >>> import torch
-    >>> count_undecided(torch.tensor([0.0, 0.01, -1.0]), pruned_before=1)
-    1
-    """
+    r"""Count the elements with :math:`|\Delta F| < 0.05` nats, but none pruned before."""
     return int((delta_f.abs() < NOISE).count_nonzero()) - pruned_before
 
 
 def count_wide(factor: Factor) -> dict[str, int]:
-    """Count the elements whose posterior is more than 5 % wider than their Gaussian prior.
-
-    Parameters
-    ----------
-    factor : Factor
-        Posterior and prior.
-
-    Returns
-    -------
-    dict of int
-        By reducible site; elements that were pruned before do not count.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from pyro_bmr.factors.factor import Prior
-    >>> from pyro_bmr.programs.sites import Site
-    >>> from pyro_bmr.mathematics.gaussian import Diagonal
-    >>> unit = Diagonal(torch.zeros(1).double(), torch.ones(1).double())
-    >>> prior = Prior(torch.tensor([-0.9189]).double(), unit)
-    >>> site, scale = Site("w", torch.Size([3])), torch.tensor([0.5, 1.0, 2.0])
-    >>> count_wide(IndependentFactor(site, torch.zeros(3), scale).with_priors({"w": prior}))
-    {'w': 1}
-    """
+    """Count by site the elements whose posterior is over 5 % wider than their Gaussian prior."""
     widest = {
         name: prior.gaussian.scale * math.exp(NOISE)
         for name, prior in factor.priors.items()
@@ -90,24 +48,7 @@ def count_wide(factor: Factor) -> dict[str, int]:
 
 
 def count_pruned(kept: Tensor) -> int:
-    """Count the elements that a mask drops.
-
-    Parameters
-    ----------
-    kept : Tensor
-        Boolean; may be one element, expanded.
-
-    Returns
-    -------
-    int
-        How many.
-
-    Examples
-    --------
-    >>> import torch
-    >>> count_pruned(torch.ones((), dtype=torch.bool).expand(3, 4))
-    0
-    """
+    """Count the elements that a mask drops; it may be one element, expanded."""
     if not any(kept.stride()) and kept.numel():
         return 0 if kept.flatten()[0] else kept.numel()
     return kept.numel() - int(kept.count_nonzero())
@@ -118,25 +59,7 @@ def naive_delta_f(
 ) -> float | None:
     """Score what dropping correlated elements one by one, by their own ΔF, would have led to.
 
-    Parameters
-    ----------
-    scores : ElementScores
-        Posterior, prior, and ΔF of dropping each element by itself.
-    masks : mapping
-        What was kept, by reducible site.
-    delta_f : mapping
-        By site, its part of the joint ΔF in nats of what was dropped.
-
-    Returns
-    -------
-    float or None
-        Joint ΔF in nats with every correlated element gone whose own ΔF is at most 0, and
-        independent ones as they are; None if nothing is correlated.
-
-    Examples
-    --------
-    >>> naive_delta_f(ElementScores((), {}), {}, {}) is None
-    True
+    Joint ΔF in nats, with independent elements as they are; None if nothing is correlated.
     """
     correlated = [f for f in scores.factors if isinstance(f, JointFactor) and f.priors]
     parts = dict(delta_f)

@@ -16,36 +16,7 @@ from pyro_bmr.units.structure import Axis, Layer, Structure
 def form_groups(
     grouping: Grouping, shapes: Mapping[str, torch.Size], find_structure: Callable[[], Structure]
 ) -> Groups | None:
-    """Form the groups of a grouping.
-
-    Parameters
-    ----------
-    grouping : callable
-        One of a list.
-    shapes : mapping
-        By reducible site, its shape.
-    find_structure : callable
-        Finds the units of the model; called where the grouping needs them.
-
-    Returns
-    -------
-    Groups or None
-        None if every element stands for itself.
-
-    Raises
-    ------
-    ValueError
-        If labels do not fit, or a name to be ignored is not known.
-
-    Examples
-    --------
-    >>> shapes = {"w": torch.Size([2, 2])}
-    >>> rows = form_groups(lambda name, shape: torch.arange(2)[:, None], shapes, lambda: None)
-    >>> rows.layers
-    (GroupLayer(name='w', kind='group', start=0, count=2, at_least=0, round_to=1),)
-    >>> rows.members.of(1)
-    tensor([2, 3])
-    """
+    """Form the groups of a grouping; None if every element stands for itself."""
     if isinstance(grouping, UnitGrouping):
         return _group_units(grouping, shapes, find_structure())
     return _group_by_labels(grouping, shapes)
@@ -53,24 +24,10 @@ def form_groups(
 
 @dataclass(frozen=True)
 class GroupLayer:
-    """Groups beside each other.
+    """Groups beside each other: ``count`` of all groups, from ``start`` on.
 
-    Parameters
-    ----------
-    name : str
-        What selections know it by.
-    kind : str
-        That of the layer of a model; ``"group"`` for labels of a user, ``"element"`` for the
-        elements of a site of which each stands for itself.
-    start, count : int
-        Which of all groups these are.
-    at_least, round_to : int
-        As in `UnitGrouping`.
-
-    Examples
-    --------
-    >>> GroupLayer("fc1.weight", "unit", 0, 20, round_to=8).must_keep(9)
-    16
+    Selections know it by ``name``. ``kind`` is that of a layer of the model, ``"group"`` for labels
+    of a user, or ``"element"`` for elements of a site of which each stands for itself.
     """
 
     name: str
@@ -86,42 +43,16 @@ class GroupLayer:
         return slice(self.start, self.start + self.count)
 
     def must_keep(self, kept: int) -> int:
-        """Tell how many groups stay if a selection keeps so many.
-
-        Parameters
-        ----------
-        kept : int
-            How many.
-
-        Returns
-        -------
-        int
-            No fewer.
-        """
+        """Return how many groups have to stay, no fewer, if a selection keeps so many."""
         wanted = max(kept, self.at_least)
         return min(self.count, -(-wanted // self.round_to) * self.round_to)
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of elements, in layers.
+    """Groups of elements, in layers; elements count through all reducible sites.
 
-    Parameters
-    ----------
-    layers : tuple of GroupLayer
-        One after the other.
-    members : Membership
-        Elements count through all reducible sites, one after the other.
-    producers : Membership
-        Of the members those that produce a unit which nothing needs once its other members are
-        zero.
-
-    Examples
-    --------
-    >>> nothing = torch.zeros(0, dtype=torch.long)
-    >>> nobody = Membership(nothing, nothing, 0, 3)
-    >>> Groups((), nobody, nobody).layers
-    ()
+    ``producers`` are the members that produce a unit which nothing needs once its others are zero.
     """
 
     layers: tuple[GroupLayer, ...]

@@ -1,4 +1,4 @@
-"""Scores of groups: the same questions as of elements, with one value a group."""
+"""Scores of groups: the same questions as of elements, with one value per group."""
 
 from __future__ import annotations
 
@@ -31,20 +31,7 @@ class GroupScores(Scores):
     are independent, with Gaussian priors, then have their prior for a posterior: each adds
     :math:`-KL(q \,\|\, p)` to :math:`\Delta F`. All other elements are spikes.
 
-    Parameters
-    ----------
-    elements : ElementScores
-        Of all elements.
-    groups : Groups
-        Of the same elements, in the order of the sites in ``elements.delta_f``.
-
-    Examples
-    --------
-    >>> nothing = torch.zeros(0, dtype=torch.long)
-    >>> nobody = Membership(nothing, nothing, 0, 0)
-    >>> groups = Groups((), nobody, nobody)
-    >>> GroupScores(ElementScores((), {}), groups).layers
-    ()
+    ``groups`` count elements in the order of the sites in ``elements.delta_f``.
     """
 
     elements: ElementScores

@@ -26,7 +26,8 @@ def elements(name: str, shape: torch.Size) -> None:  # noqa: ARG001
 
     Examples
     --------
-    >>> elements("fc1.weight", torch.Size([50, 13]))
+    >>> print(elements("fc1.weight", torch.Size([50, 13])))
+    None
     """
 
 
@@ -40,18 +41,14 @@ class UnitGrouping:
     Parameters
     ----------
     kinds : tuple of str
-        Of layers, as in ``pyro_bmr.units.structure.Layer``.
-    at_least : int
-        How many units of each layer stay, whatever the evidence says.
-    round_to : int
-        The number of units that stay is rounded up to a multiple of this, to the full size at most.
-    ignore : tuple of str
-        Layers that stay whole: names of layers, or of sites that produce them.
+        Of layers of the model: ``"unit"``, ``"channel"``, ``"head"`` or ``"input"``.
+    at_least, round_to, ignore
+        As when it is called.
 
     Examples
     --------
-    >>> units(round_to=8).round_to
-    8
+    >>> units(round_to=8, ignore="fc1").ignore
+    ('fc1',)
     """
 
     kinds: tuple[str, ...]
@@ -104,30 +101,7 @@ Grouping = Labelling | UnitGrouping
 
 
 def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...]:
-    """Check what a user passed as ``groups=``.
-
-    Parameters
-    ----------
-    groups : callable or sequence of callable
-        One grouping, or several, coarse to fine.
-
-    Returns
-    -------
-    tuple
-        Of groupings.
-
-    Raises
-    ------
-    TypeError
-        If something is not callable.
-    ValueError
-        If the list is empty.
-
-    Examples
-    --------
-    >>> len(list_groupings([units, elements]))
-    2
-    """
+    """Check what a user passed as ``groups=``: one grouping, or several, coarse to fine."""
     listed: tuple[Any, ...] = tuple(groups) if isinstance(groups, list | tuple) else (groups,)
     if not listed:
         msg = "got groups=[]. Expected one grouping or more, as in groups=[units, elements]"
@@ -144,33 +118,7 @@ def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...
 
 
 def read_labels(grouping: Labelling, name: str, shape: torch.Size) -> Tensor | None:
-    """Label the elements of a site.
-
-    Parameters
-    ----------
-    grouping : callable
-        A user's function.
-    name : str
-        The site.
-    shape : torch.Size
-        Its shape.
-
-    Returns
-    -------
-    Tensor or None
-        Labels, int64, of that shape; None if every element stands for itself.
-
-    Raises
-    ------
-    ValueError
-        If the labels do not fit.
-
-    Examples
-    --------
-    >>> read_labels(lambda name, shape: torch.arange(2)[:, None], "w", torch.Size([2, 3]))
-    tensor([[0, 0, 0],
-            [1, 1, 1]])
-    """
+    """Label the elements of a site: int64, of its shape; None if each stands for itself."""
     labels: Any = grouping(name, shape)
     if labels is None:
         return None

@@ -28,24 +28,7 @@ from pyro_bmr.units.structure import Structure
 
 @dataclass(frozen=True)
 class Problem:
-    """A posterior, the priors of the sites that may be reduced, and why others may not.
-
-    Parameters
-    ----------
-    factors : tuple of Factor
-        The posterior.
-    origin : Origin
-        The model, and what to call it with.
-    priors : mapping
-        By site that may be reduced.
-    reasons : mapping
-        By any other latent site, why it stays whole.
-
-    Examples
-    --------
-    >>> Problem((), Origin(), {}, {"z": "it is discrete"}).without({}).reasons
-    {'z': 'it is discrete'}
-    """
+    """A posterior, the priors of the sites that may be reduced, and why others may not."""
 
     factors: tuple[Factor, ...]
     origin: Origin
@@ -53,41 +36,12 @@ class Problem:
     reasons: Mapping[str, str]
 
     def without(self, reasons: Mapping[str, str]) -> Problem:
-        """Leave sites whole.
-
-        Parameters
-        ----------
-        reasons : mapping
-            By site, why.
-
-        Returns
-        -------
-        Problem
-            Without their priors.
-        """
+        """Leave sites whole, each for a reason."""
         priors = {name: prior for name, prior in self.priors.items() if name not in reasons}
         return replace(self, priors=priors, reasons={**self.reasons, **reasons})
 
     def choose(self, sites: Iterable[str] | None, option: str = "sites") -> Problem:
-        """Leave all sites whole but those that the caller names.
-
-        Parameters
-        ----------
-        sites : iterable of str, optional
-            All that can be reduced if None.
-        option : str
-            What the caller calls them.
-
-        Returns
-        -------
-        Problem
-            With the priors of these.
-
-        Raises
-        ------
-        ValueError
-            If a name is unknown, or of a site that cannot be reduced.
-        """
+        """Leave all sites whole but those that the user named in ``option``; None names all."""
         if sites is None:
             return self
         chosen = {sites} if isinstance(sites, str) else set(sites)
@@ -97,13 +51,7 @@ class Problem:
         )
 
     def warn_if_empty(self, stacklevel: int = 3) -> None:
-        """Warn if no site is left.
-
-        Parameters
-        ----------
-        stacklevel : int
-            As in `warnings.warn`, from the caller's point of view.
-        """
+        """Warn if no site is left; ``stacklevel`` counts from the caller."""
         if not self.priors:
             listed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
             warnings.warn(
@@ -120,37 +68,7 @@ def read_problem(
 ) -> Problem:
     """Read a guide, and the priors of the model that it was trained for.
 
-    Parameters
-    ----------
-    guide : callable
-        A trained guide.
-    model : callable, optional
-        Its model, if the guide does not know it.
-    args, kwargs
-        Arguments to run the model with; those of the guide's first call otherwise.
-    sites : iterable of str, optional
-        Sample sites to reduce; all that can be otherwise.
-
-    Returns
-    -------
-    Problem
-        With the sites that may be reduced.
-
-    Raises
-    ------
-    ValueError
-        If neither the caller nor the guide knows the model.
-    TypeError
-        If the arguments are not in a tuple, or what comes is no guide but has one.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-    >>> _ = guide()
-    >>> list(read_problem(guide, None, (), None, None).priors)
-    ['w']
+    ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
     """
     _check_call(guide, args)
     origin = read_origin(guide)
@@ -179,17 +97,7 @@ def read_problem(
 def read_structure(problem: Problem, spiked: Collection[str]) -> Structure:
     """Find the units of the model, which runs at the posterior's location.
 
-    Parameters
-    ----------
-    problem : Problem
-        Of the model.
-    spiked : collection of str
-        Sites whose reduced prior is the spike.
-
-    Returns
-    -------
-    Structure
-        With its layers.
+    ``released`` are those that nothing needs once what reads them, at ``spiked`` sites, is zero.
     """
     values = {
         site.name: site.constrain(factor.locations()[site.name])
@@ -218,31 +126,8 @@ def assign(
 ) -> tuple[Problem, dict[str, ReducedPrior]]:
     """Give every site that may be reduced its reduced prior.
 
-    Parameters
-    ----------
-    problem : Problem
-        What to reduce.
-    reduced_prior : Spike, Gaussian, Laplace or mapping
-        One for all sites, or by site; a site that is not in the mapping stays whole.
-    sites : iterable of str, optional
-        Those that the caller named.
-
-    Returns
-    -------
-    problem : Problem
-        Without the sites that cannot take theirs.
-    reduced_priors : dict
-        By remaining site.
-
-    Raises
-    ------
-    ValueError
-        If the caller names a site that cannot take its reduced prior, or one does not fit.
-
-    Examples
-    --------
-    >>> assign(Problem((), Origin(), {}, {}), Spike())[1]
-    {}
+    A site that cannot take its own stays whole; that is a ``ValueError`` if the user named it, in
+    ``sites`` or in a mapping. A site that is not in a mapping stays whole, too.
     """
     if isinstance(reduced_prior, Mapping):
         by_site = dict(reduced_prior)
@@ -262,33 +147,7 @@ def assemble(
     new_priors: Mapping[str, NewPrior],
     spiked: Collection[str] = (),
 ) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
-    """Make the model and the guide of a reduced posterior.
-
-    Parameters
-    ----------
-    origin : Origin
-        The full model, and what to call it with.
-    remaining : tuple of Factor
-        The reduced posterior.
-    new_priors : mapping
-        By site whose prior changes.
-    spiked : collection of str
-        Sites that were reduced to spikes.
-
-    Returns
-    -------
-    model : PrunedModel
-        With the new priors, and pruned elements at zero.
-    guide : PrunedGuide
-        Of the posterior.
-    masks : dict of Tensor
-        What is not zero, of every site that is or was reduced to spikes.
-
-    Examples
-    --------
-    >>> assemble(Origin(print), (), {})[2]
-    {}
-    """
+    """Make the model and the guide of a reduced posterior, and the masks of what is not zero."""
     full_model: Any = origin.model
     if new_priors:
         full_model = SwitchedModel(full_model, new_priors)

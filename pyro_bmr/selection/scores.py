@@ -18,7 +18,7 @@ from pyro_bmr.selection.group_members import GroupLayer
 class Scores(ABC):
     """What there is to drop, and the evidence of dropping it: elements, or groups of them.
 
-    Every mapping goes from a name to a tensor of one value an item: of elements, from the name of
+    Every mapping goes from a name to a tensor of one value per item: of elements, from the name of
     a reducible site to a tensor of its shape; of groups, from the name of a layer to a vector.
 
     Parameters
@@ -167,26 +167,7 @@ class Scores(ABC):
 
 @dataclass(frozen=True)
 class ElementScores(Scores):
-    """The reducible sites of a posterior and the evidence of dropping each element.
-
-    Parameters
-    ----------
-    factors : tuple of Factor
-        Posterior and prior.
-    delta_f : mapping
-        See `Scores`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from pyro_bmr.factors.factor import Prior
-    >>> from pyro_bmr.programs.sites import Site
-    >>> from pyro_bmr.factors.independent import IndependentFactor
-    >>> site = Site("w", torch.Size([2]))
-    >>> factor = IndependentFactor(site, torch.tensor([0.0, 3.0]), torch.ones(2))
-    >>> score((factor.with_priors({"w": Prior(torch.tensor(-0.9189))}),)).loc
-    {'w': tensor([0., 3.])}
-    """
+    """The reducible sites of a posterior and the evidence of dropping each element."""
 
     factors: tuple[Factor, ...]
     delta_f: Mapping[str, Tensor]
@@ -267,23 +248,7 @@ class ElementScores(Scores):
 
 
 def score(factors: tuple[Factor, ...]) -> ElementScores:
-    """Score the removal of every element that may be reduced.
-
-    Parameters
-    ----------
-    factors : tuple of Factor
-        Posterior and prior.
-
-    Returns
-    -------
-    ElementScores
-        With one tensor a reducible site.
-
-    Examples
-    --------
-    >>> score(()).delta_f
-    {}
-    """
+    """Score the removal of every element that may be reduced."""
     delta_f: dict[str, Tensor] = {}
     for factor in factors:
         delta_f |= factor.scores()

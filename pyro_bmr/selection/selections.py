@@ -1,9 +1,9 @@
 """What to drop: functions that look at scores and return masks, True for what is kept.
 
-Each of these returns a selection, a function from `pyro_bmr.Scores` to a mask a site; any function
-of that kind will do in their place. A site without a mask is kept whole. The masks go into the
-reduction as they are, so a selection does not write to them afterwards. Where scores are those of
-groups, a group takes the place of an element, and a layer of groups that of a site.
+Each of these returns a selection, a function from `pyro_bmr.Scores` to a mask per site; any
+function of that kind will do in their place. A site without a mask is kept whole. The masks go into
+the reduction as they are, so a selection does not write to them afterwards. Where scores are those
+of groups, a group takes the place of an element, and a layer of groups that of a site.
 """
 
 from __future__ import annotations
@@ -48,9 +48,15 @@ def by_evidence(margin: float = 0.0) -> Selection:
 
     Examples
     --------
+    >>> from pyro_bmr import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> by_evidence(margin=1.0)(score(()))
-    {}
+    >>> site, prior = Site("w", torch.Size([3])), Prior(torch.tensor(-0.92))
+    >>> loc, scale = torch.tensor([0.0, 0.5, 2.0]), torch.tensor([0.1, 0.5, 0.5])
+    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
+    >>> scores.delta_f["w"]
+    tensor([-2.3036, -0.1942,  7.3058])
+    >>> by_evidence()(scores)["w"], by_evidence(margin=1.0)(scores)["w"]
+    (tensor([False, False,  True]), tensor([False,  True,  True]))
     """
 
     def select(scores: Scores) -> dict[str, Tensor]:
@@ -80,9 +86,15 @@ def exhaustive(margin: float = 0.0) -> Selection:
 
     Examples
     --------
+    Of two weights that can stand in for each other, one stays:
+
+    >>> from pyro_bmr import Dense, JointFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> exhaustive()(score(()))
-    {}
+    >>> q = Dense(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [-0.45, 0.1]]))
+    >>> sites, priors = (Site("w", torch.Size([2])),), {"w": Prior(torch.tensor(-0.92))}
+    >>> scores = score((JointFactor(sites, q, site_priors=priors),))
+    >>> scores.delta_f["w"], exhaustive()(scores)["w"]
+    (tensor([-0.1942, -0.1872]), tensor([False,  True]))
     """
 
     def select(scores: Scores) -> dict[str, Tensor]:
@@ -121,9 +133,13 @@ def by_blocks(size: int = 8) -> Selection:
 
     Examples
     --------
+    >>> from pyro_bmr import Dense, JointFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> by_blocks()(score(()))
-    {}
+    >>> q = Dense(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [-0.45, 0.1]]))
+    >>> sites, priors = (Site("w", torch.Size([2])),), {"w": Prior(torch.tensor(-0.92))}
+    >>> scores = score((JointFactor(sites, q, site_priors=priors),))
+    >>> by_blocks()(scores)["w"]
+    tensor([False,  True])
     """
     if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
         msg = (
@@ -158,9 +174,13 @@ def top_k(n: int) -> Selection:
 
     Examples
     --------
+    >>> from pyro_bmr import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> top_k(10)(score(()))
-    {}
+    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
+    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
+    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
+    >>> scores.delta_f["w"], top_k(1)(scores)["w"]
+    (tensor([2.1964, 0.4989]), tensor([ True, False]))
     """
     if not isinstance(n, int) or n < 0:
         msg = (
@@ -194,9 +214,13 @@ def snr(fraction: float) -> Selection:
 
     Examples
     --------
+    >>> from pyro_bmr import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> snr(0.5)(score(()))
-    {}
+    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
+    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
+    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
+    >>> snr(0.5)(scores)["w"]
+    tensor([ True, False])
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() / scale)
 
@@ -220,9 +244,13 @@ def spr(fraction: float) -> Selection:
 
     Examples
     --------
+    >>> from pyro_bmr import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> spr(0.5)(score(()))
-    {}
+    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
+    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
+    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
+    >>> spr(0.5)(scores)["w"]
+    tensor([False,  True])
     """
     return _lowest(fraction, lambda loc, scale: loc.abs() + scale)
 
@@ -242,9 +270,13 @@ def magnitude(fraction: float) -> Selection:
 
     Examples
     --------
+    >>> from pyro_bmr import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> magnitude(0.5)(score(()))
-    {}
+    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
+    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
+    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
+    >>> magnitude(0.5)(scores)["w"]
+    tensor([False,  True])
     """
     return _lowest(fraction, lambda loc, _scale: loc.abs())
 
@@ -266,9 +298,13 @@ def random(fraction: float, seed: int = 0) -> Selection:
 
     Examples
     --------
+    >>> from pyro_bmr import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
-    >>> random(0.5, seed=1)(score(()))
-    {}
+    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
+    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
+    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
+    >>> random(0.5, seed=1)(scores)["w"]
+    tensor([ True, False])
     """
 
     def select(scores: Scores) -> dict[str, Tensor]:

@@ -25,37 +25,8 @@ def run_stages(
 ) -> tuple[dict[str, Tensor], tuple[Stage, ...]]:
     """Select in one grouping after the other, each among what those before have left.
 
-    Parameters
-    ----------
-    scores : ElementScores
-        Of all elements.
-    groupings : tuple of callable
-        Coarse to fine.
-    select : callable
-        From scores to masks.
-    find_structure : callable
-        Finds the units of the model; called if a grouping needs them.
-
-    Returns
-    -------
-    masks : dict of Tensor
-        By reducible site, True for elements that every stage keeps.
-    stages : tuple of Stage
-        In the same order.
-
-    Raises
-    ------
-    TypeError
-        If ``select`` returns no mapping.
-    ValueError
-        If groups or masks do not fit.
-
-    Examples
-    --------
-    >>> from pyro_bmr.selection.groups import elements
-    >>> from pyro_bmr.selection.selections import by_evidence
-    >>> run_stages(ElementScores((), {}), (elements,), by_evidence(), lambda: None)[0]
-    {}
+    The masks, of elements, are True for those that every stage keeps. ``find_structure`` is called
+    only if a grouping needs the units of the model.
     """
     shapes = {name: one.shape for name, one in scores.delta_f.items()}
     masks: dict[str, Tensor] = {}
@@ -76,52 +47,14 @@ def run_stages(
 
 @dataclass(frozen=True)
 class Stage:
-    """What one grouping led to.
-
-    Parameters
-    ----------
-    scores : Scores
-        Of elements or groups.
-    masks : mapping
-        By site or layer, True for what stays.
-
-    Examples
-    --------
-    >>> Stage(ElementScores((), {}), {}).masks
-    {}
-    """
+    """What one grouping led to; ``masks`` are by site or by layer, True for what stays."""
 
     scores: Scores
     masks: Mapping[str, Tensor]
 
 
 def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
-    """Select, check the masks that come back, and complete them.
-
-    Parameters
-    ----------
-    select : callable
-        A user's function.
-    scores : Scores
-        What it selects from.
-
-    Returns
-    -------
-    dict of Tensor
-        A mask a name in ``scores.delta_f``.
-
-    Raises
-    ------
-    TypeError
-        If it returns no mapping.
-    ValueError
-        If a mask does not fit, or drops what cannot go.
-
-    Examples
-    --------
-    >>> checked_masks(lambda scores: {}, ElementScores((), {}))
-    {}
-    """
+    """Select, check the masks that come back, and add those of names that have none."""
     masks = select(scores)
     if not isinstance(masks, Mapping):
         msg = (

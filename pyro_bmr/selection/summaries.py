@@ -25,28 +25,9 @@ def summarize(
 ) -> tuple[SiteSummary, ...]:
     """Tell site by site what a reduction did.
 
-    Parameters
-    ----------
-    scores : ElementScores
-        Before it.
-    chosen : mapping
-        By reducible site, True for what the selection kept.
-    remaining : tuple of Factor
-        After it, in the same order.
-    reasons : mapping
-        By site that stayed whole, why.
-    released : mapping
-        By site, what ΔF is less than that of spikes, in nats.
-
-    Returns
-    -------
-    tuple of SiteSummary
-        A row a site.
-
-    Examples
-    --------
-    >>> summarize(ElementScores((), {}), {}, (), {"z": "it is discrete"}, {})[0].note
-    'not reduced: it is discrete'
+    ``chosen``: what the selection kept. ``remaining``: the factors after it, in the same order.
+    ``reasons``: of sites that stayed whole. ``released``: what ΔF is less than that of spikes, in
+    nats.
     """
     rows = []
     for before, after in zip(scores.factors, remaining, strict=True):
@@ -77,23 +58,7 @@ def summarize(
 
 
 def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
-    """Tell layer by layer what became of groups.
-
-    Parameters
-    ----------
-    stages : tuple of Stage
-        What the groupings led to.
-
-    Returns
-    -------
-    tuple of LayerSummary
-        A row a layer; none where elements stand for themselves.
-
-    Examples
-    --------
-    >>> summarize_layers((Stage(ElementScores((), {}), {}),))
-    ()
-    """
+    """Tell layer by layer what became of groups; nothing where elements stand for themselves."""
     rows = []
     for stage in stages:
         parts = stage.scores.layer_delta_f(stage.masks)
@@ -112,23 +77,7 @@ def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
 
 
 def sum_released(stages: tuple[Stage, ...]) -> dict[str, float]:
-    """Add up what stages gain because nothing depends on some elements any more.
-
-    Parameters
-    ----------
-    stages : tuple of Stage
-        What the groupings led to.
-
-    Returns
-    -------
-    dict of float
-        By site, in nats.
-
-    Examples
-    --------
-    >>> sum_released(())
-    {}
-    """
+    """Add up by site, in nats, what stages gain as nothing depends on some elements any more."""
     total: Counter[str] = Counter()
     for stage in stages:
         total.update(stage.scores.released_delta_f(stage.masks))

@@ -13,27 +13,7 @@ from pyro_bmr.selection.summaries import LayerSummary, SiteSummary
 def draw_sites(
     sites: tuple[SiteSummary, ...], notes: Mapping[str, str], title: str, caption: str = ""
 ) -> Table:
-    """Draw a table with a row a site.
-
-    Parameters
-    ----------
-    sites : tuple of SiteSummary
-        The rows.
-    notes : mapping
-        By site, the last column.
-    title, caption : str
-        Above and below.
-
-    Returns
-    -------
-    Table
-        For rich to print.
-
-    Examples
-    --------
-    >>> draw_sites((SiteSummary("w", (4,), 1, -2.5),), {"w": ""}, "75.0% pruned").row_count
-    1
-    """
+    """Draw a table with one row per site; ``notes`` are its last column."""
     table = Table(title=title, title_justify="left")
     table.add_column("site")
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
@@ -57,23 +37,7 @@ def draw_sites(
 
 
 def draw_layers(layers: tuple[LayerSummary, ...]) -> Table:
-    """Draw a table with a row a layer of groups.
-
-    Parameters
-    ----------
-    layers : tuple of LayerSummary
-        The rows.
-
-    Returns
-    -------
-    Table
-        For rich to print.
-
-    Examples
-    --------
-    >>> draw_layers((LayerSummary("fc1.weight", "unit", 300, 41, -250.0),)).row_count
-    1
-    """
+    """Draw a table with one row per layer of groups."""
     table = Table("layer", "kind")
     for column in ("groups", "kept", "pruned", "ΔF (nats)"):
         table.add_column(column, justify="right")
@@ -90,23 +54,7 @@ def draw_layers(layers: tuple[LayerSummary, ...]) -> Table:
 
 
 def frame_layers(layers: tuple[LayerSummary, ...]) -> pd.DataFrame:
-    """Make a data frame with a row a layer of groups.
-
-    Parameters
-    ----------
-    layers : tuple of LayerSummary
-        The rows.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by layer; columns ``kind``, ``groups``, ``kept``, ``pruned %`` and ``delta_f``.
-
-    Examples
-    --------
-    >>> frame_layers(()).empty
-    True
-    """
+    """Make a data frame with one row per layer of groups."""
     columns = ["layer", "kind", "groups", "kept", "pruned %", "delta_f"]
     rows = [
         (x.name, x.kind, x.groups, x.kept, 100 * (1 - x.kept / x.groups), x.delta_f) for x in layers

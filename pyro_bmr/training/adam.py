@@ -9,22 +9,7 @@ from torch import Tensor
 
 
 class AdamState(NamedTuple):
-    """All parameters in one vector, with running means of their gradients.
-
-    Parameters
-    ----------
-    values : Tensor
-        The parameters.
-    mean, square : Tensor
-        Of the gradient and of its square.
-    steps : Tensor
-        How many were taken.
-
-    Examples
-    --------
-    >>> AdamState.start(torch.ones(2)).steps
-    tensor(0.)
-    """
+    """All parameters in one vector, with running means of the gradient and of its square."""
 
     values: Tensor
     mean: Tensor
@@ -33,53 +18,19 @@ class AdamState(NamedTuple):
 
     @classmethod
     def start(cls, values: Tensor) -> AdamState:
-        """Begin.
-
-        Parameters
-        ----------
-        values : Tensor
-            The parameters.
-
-        Returns
-        -------
-        AdamState
-            Before the first step.
-        """
+        """Return the state before the first step."""
         return cls(values, torch.zeros_like(values), torch.zeros_like(values), values.new_zeros(()))
 
 
 def update(
     state: AdamState, gradient: Tensor, lr: Tensor | float, clip_norm: float | None = None
 ) -> AdamState:
-    r"""Take one step.
+    r"""Take one step; a gradient longer than ``clip_norm`` is shortened to that first.
 
     .. math:: \theta \leftarrow \theta - \eta \frac{m / (1 - 0.9^t)}
               {\sqrt{v / (1 - 0.999^t)} + 10^{-8}}
 
-    Parameters
-    ----------
-    state : AdamState
-        Before.
-    gradient : Tensor
-        Of the same length.
-    lr : Tensor or float
-        The learning rate.
-    clip_norm : float, optional
-        A longer gradient is shortened to this length.
-
-    Returns
-    -------
-    AdamState
-        After.
-
-    References
-    ----------
-    Kingma & Ba (2015), "Adam: a method for stochastic optimization", arXiv:1412.6980, algorithm 1.
-
-    Examples
-    --------
-    >>> update(AdamState.start(torch.ones(1)), torch.tensor([5.0]), lr=0.1).values
-    tensor([0.9000])
+    Source: Kingma & Ba (2015), arXiv:1412.6980, algorithm 1.
     """
     if clip_norm is not None:
         gradient = gradient * (clip_norm / gradient.norm().clamp(min=clip_norm))

@@ -20,18 +20,7 @@ from pyro_bmr.programs.dry_run import dry_run
 class Batches:
     """The arguments of a model, of which some are tensors with a row for each observation.
 
-    Parameters
-    ----------
-    args, kwargs
-        Of the model and the guide, whole.
-    batch_size : int or None
-        Rows of a batch; None if every step takes all.
-
-    Examples
-    --------
-    >>> batches = Batches((torch.arange(3), "linear"), {}, 2)
-    >>> batches.size, batches.arguments(batches.take(torch.tensor([2, 0])))
-    (3, ((tensor([2, 0]), 'linear'), {}))
+    With ``batch_size`` None every step takes the arguments as they are, and rows are not counted.
     """
 
     args: tuple[Any, ...]
@@ -50,65 +39,21 @@ class Batches:
         return 1 if self.batch_size is None else len(next(iter(self.tensors.values())))
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
-        """Return a batch.
-
-        Parameters
-        ----------
-        rows : Tensor or slice
-            Which rows; all if rows are not counted.
-
-        Returns
-        -------
-        tuple of Tensor
-            In the order of `tensors`.
-        """
+        """Return a batch, in the order of ``tensors``; all rows if they are not counted."""
         return self.pick(self.tensors.values(), rows)
 
     def pick(self, tensors: Iterable[Tensor], rows: Tensor | slice) -> tuple[Tensor, ...]:
-        """Return a batch of given tensors.
-
-        Parameters
-        ----------
-        tensors : iterable of Tensor
-            In the order of `tensors`.
-        rows : Tensor or slice
-            Which rows; all if rows are not counted.
-
-        Returns
-        -------
-        tuple of Tensor
-            In the same order.
-        """
+        """Return a batch of given tensors, which are in the order of ``tensors``."""
         return tuple(tensors) if self.batch_size is None else tuple(t[rows] for t in tensors)
 
     def arguments(self, batch: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with the tensors of a batch in their places.
-
-        Parameters
-        ----------
-        batch : tuple of Tensor
-            What `take` returned.
-
-        Returns
-        -------
-        tuple
-            The positional and the keyword arguments.
-        """
+        """Return the arguments with the tensors of a batch in their places."""
         parts = dict(zip(self.tensors, batch, strict=True))
         args = tuple(parts.get(i, value) for i, value in enumerate(self.args))
         return args, {name: parts.get(name, value) for name, value in self.kwargs.items()}
 
     def check(self) -> None:
-        """Look for what cannot be trained on.
-
-        Raises
-        ------
-        ValueError
-            If there are NaN or infinite numbers in the data, if tensors differ in length, or if a
-            batch has no size.
-        TypeError
-            If an argument is a numpy array.
-        """
+        """Raise a ValueError, or for numpy arrays a TypeError, if the data cannot be trained on."""
         for key, value in (*enumerate(self.args), *self.kwargs.items()):
             if isinstance(value, np.ndarray):
                 msg = f"argument {key!r} is a numpy array. Expected a tensor: torch.as_tensor(...)"
@@ -139,29 +84,8 @@ class BatchModel:
 
     Observed sites are scaled by rows / batch, except where the model does so (in a sub-sampling
     plate, or by a scale that follows the size of the batch), and except terms that are the same for
-    every batch. The model is run on two batches to learn this.
-
-    Parameters
-    ----------
-    model : callable
-        A Pyro model.
-    batches : Batches
-        Its arguments.
-
-    Raises
-    ------
-    ValueError
-        If the model observes nothing, or has latent sites with a row for each observation.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> def model(y):
-    ...     with pyro.plate("data", len(y)):
-    ...         pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
-    >>> batch_model = BatchModel(model, Batches((torch.zeros(6),), {}, 2))
-    >>> poutine.trace(batch_model).get_trace(torch.zeros(2)).nodes["y"]["scale"]
-    3.0
+    every batch. The model is run on two batches to learn this. One that observes nothing, or has
+    latent sites with a row per observation, raises a ValueError.
     """
 
     def __init__(self, model: Callable[..., Any], batches: Batches) -> None:
@@ -170,18 +94,7 @@ class BatchModel:
         self.scaled = self._find_scaled()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            Those of the model, with a batch in place of the data.
-
-        Returns
-        -------
-        object
-            What the model returns.
-        """
+        """Run the model, with a batch in place of the data."""
         if not self.scaled:
             return self.model(*args, **kwargs)
         (key, _), *_ = self.batches.tensors.items()

@@ -14,26 +14,7 @@ _FORMAT = 1
 
 
 def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that the file is whole at every moment.
-
-    Parameters
-    ----------
-    path : Path
-        The file, which is replaced.
-    run : mapping
-        What makes the run the one that it is, by name.
-    state : mapping
-        Tensors and plain values in any nesting. The state of torch's random number generators is
-        added.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "run.pt"
-    >>> save_checkpoint(path, {"num_epochs": 10}, {"round": 2})
-    >>> load_checkpoint(path, {"num_epochs": 10})
-    {'round': 2}
-    """
+    """Write what identifies a run and its state, to which torch's random generators are added."""
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
@@ -43,33 +24,9 @@ def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint, and set torch's random number generators to where they were.
+    """Read the state of a checkpoint, and set torch's random number generators as they were.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    run : mapping
-        As given to `save_checkpoint`; must be the same.
-
-    Returns
-    -------
-    dict
-        The state.
-
-    Raises
-    ------
-    ValueError
-        If the file is not a checkpoint, or one of another run.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "run.pt"
-    >>> save_checkpoint(path, {"num_epochs": 10}, {"round": 2})
-    >>> load_checkpoint(path, {"num_epochs": 20})
-    Traceback (most recent call last):
-    ValueError: ... is of another run: num_epochs was 10 and is 20. Expected ...
+    A file that is not a checkpoint, or is one of another ``run``, raises a ValueError.
     """
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")

@@ -38,18 +38,8 @@ class NotStaticError(Exception):
 class Gradient:
     """The loss of a batch and its gradient, as a traced graph.
 
-    Parameters
-    ----------
-    graph : GraphModule
-        From the parameters, the noise, the constants and the batch, one after the other, to the
-        loss and the gradients.
-    constants : tuple of Tensor
-        What the program reads besides its parameters and its arguments.
-    noise : tuple
-        For each draw of standard normal numbers, in the order of the program: its place in the
-        noise vector, or None if nothing depends on it.
-    noise_size : int
-        Length of that vector.
+    It takes the parameters, the noise vector, ``constants`` (what else the program reads) and the
+    batch. ``noise``: the place in that vector of each draw, None if nothing depends on it.
     """
 
     graph: fx.GraphModule
@@ -61,26 +51,10 @@ class Gradient:
 def trace_gradient(
     loss: Callable[..., Tensor], parameters: Sequence[Tensor], batch: Sequence[Tensor]
 ) -> Gradient:
-    """Trace the loss of a batch and its gradient.
+    """Trace the loss of a batch and its gradient, for batches of the same shapes.
 
-    Parameters
-    ----------
-    loss : callable
-        From the tensors of a batch to a number.
-    parameters : sequence of Tensor
-        Leaves that the loss reads.
-    batch : sequence of Tensor
-        An example.
-
-    Returns
-    -------
-    Gradient
-        For batches of the same shapes.
-
-    Raises
-    ------
-    NotStaticError
-        If the program looks at the values of tensors, or writes to tensors that outlive it.
+    A program that looks at the values of tensors, or writes to tensors that outlive it, raises a
+    `NotStaticError`.
 
     Examples
     --------
@@ -111,23 +85,7 @@ def trace_gradient(
 
 
 class FixedNoise(TorchDispatchMode):
-    """Let a program draw given standard normal numbers, instead of random ones.
-
-    Parameters
-    ----------
-    gradient : Gradient
-        Of the same program.
-    values : Tensor
-        The noise vector.
-
-    Examples
-    --------
-    >>> w = torch.ones((), requires_grad=True)
-    >>> gradient = trace_gradient(lambda x: (torch.randn(2) * w).sum() + x, [w], [w])
-    >>> with FixedNoise(gradient, torch.ones(2)):
-    ...     torch.randn(2)
-    tensor([1., 1.])
-    """
+    """Let the program of a gradient draw given standard normal numbers, not random ones."""
 
     def __init__(self, gradient: Gradient, values: Tensor) -> None:
         super().__init__()
@@ -153,29 +111,8 @@ def make_step(
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Join a gradient and the update of the parameters to one function of tensors.
 
-    Parameters
-    ----------
-    gradient : Gradient
-        Of the loss.
-    shapes : sequence of Size
-        Of the parameters.
-    clip_norm : float, optional
-        See `pyro_bmr.training.adam.update`.
-
-    Returns
-    -------
-    callable
-        From the four parts of an `AdamState`, the learning rate, the noise, the constants and the
-        batch to the four parts of the next state and the loss.
-
-    Examples
-    --------
-    >>> w = torch.tensor([2.0], requires_grad=True)
-    >>> gradient = trace_gradient(lambda x: (w * x).sum() ** 2, [w], [torch.ones(1)])
-    >>> step = make_step(gradient, [w.shape], None)
-    >>> state = AdamState.start(w.detach())
-    >>> step(*state, 0.1, torch.empty(0), torch.ones(1))[0]
-    tensor([1.9000])
+    It takes the parts of an `AdamState`, the learning rate, the noise, the constants and the batch,
+    and returns the parts of the next state and the loss.
     """
     sizes = [shape.numel() for shape in shapes]
 
@@ -194,31 +131,9 @@ def compile_step(
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Compile a function of tensors, without the guards that `torch.compile` would run each time.
 
-    The same operations on tensors of the same shapes are compiled once a process, so that the
-    rounds of `pyro_bmr.prune` and the seeds of an experiment share what they compile.
-
-    Parameters
-    ----------
-    step : callable
-        From tensors to a tuple of tensors.
-    example : sequence of Tensor
-        Its arguments; later ones must have the same shapes.
-
-    Returns
-    -------
-    callable
-        The same function.
-
-    Raises
-    ------
-    NotStaticError
-        If the compiler fails, or is not there.
-
-    Examples
-    --------
-    >>> double = compile_step(lambda x: (2 * x,), [torch.ones(2)])
-    >>> double(torch.ones(2))[0]
-    tensor([2., 2.])
+    It is for the shapes of the example. The same operations on them are compiled once per process,
+    so that the rounds of `pyro_bmr.prune` and the seeds of an experiment share what they compile.
+    A compiler that fails, or is not there, raises a `NotStaticError`.
     """
     # Compiling runs the function once, or not at all if it is known.
     with torch.no_grad(), torch.random.fork_rng():

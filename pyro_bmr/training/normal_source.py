@@ -17,18 +17,6 @@ class NormalSource:
 
     They depend on the state of torch's generator when the source is made, which is not used after
     that, and not on the number of threads.
-
-    Parameters
-    ----------
-    rows, columns : int
-        The largest matrix that will be drawn.
-    like : Tensor
-        Gives dtype and device.
-
-    Examples
-    --------
-    >>> NormalSource(10, 3, torch.empty(0)).draw(2).shape
-    torch.Size([2, 3])
     """
 
     def __init__(self, rows: int, columns: int, like: Tensor) -> None:
@@ -39,18 +27,7 @@ class NormalSource:
         self._threads = ThreadPoolExecutor(count)
 
     def draw(self, rows: int) -> Tensor:
-        """Draw a matrix, in place of the one before.
-
-        Parameters
-        ----------
-        rows : int
-            How many rows.
-
-        Returns
-        -------
-        Tensor
-            Independent standard normal numbers; the next call overwrites them.
-        """
+        """Draw a matrix of at most the source's rows, which overwrites the one before."""
         numbers = self._numbers[:rows]
         parts = numbers.view(-1).tensor_split(len(self._generators))
 

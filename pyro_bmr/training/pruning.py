@@ -266,7 +266,7 @@ class Pruning:
         return self.rounds[self.kept_round].free_energy
 
     def summary(self) -> pd.DataFrame:
-        """Return a table with a row a round.
+        """Return a table with one row per round.
 
         Returns
         -------

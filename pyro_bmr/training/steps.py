@@ -35,31 +35,7 @@ _STEPS, _NUMBERS = 64, 1 << 23
 
 @dataclass(frozen=True)
 class Loss:
-    """The free energy as a function of a batch.
-
-    Parameters
-    ----------
-    elbo : ELBO
-        An estimator.
-    model : BatchModel
-        The model, with the likelihood scaled.
-    guide : callable
-        Its guide.
-    batches : Batches
-        Their arguments.
-
-    Examples
-    --------
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> from pyro_bmr.estimators.elbos import GlobalELBO
-    >>> import pyro, pyro.distributions as dist
-    >>> def model(y):
-    ...     pyro.sample("y", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)), 1.0), obs=y)
-    >>> batches = Batches((torch.tensor(1.0),), {}, None)
-    >>> loss = Loss(GlobalELBO(), BatchModel(model, batches), AutoNormal(model), batches)
-    >>> loss(torch.tensor(1.0)).shape
-    torch.Size([])
-    """
+    """The free energy as a function of a batch, in nats."""
 
     elbo: ELBO
     model: BatchModel
@@ -67,18 +43,7 @@ class Loss:
     batches: Batches
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """Estimate F.
-
-        Parameters
-        ----------
-        *batch : Tensor
-            What `Batches.take` returned.
-
-        Returns
-        -------
-        Tensor
-            In nats, to be differentiated.
-        """
+        """Estimate F, to be differentiated, on what `Batches.take` returned."""
         args, kwargs = self.batches.arguments(batch)
         return self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
@@ -327,23 +292,7 @@ class CompiledSteps(Steps):
 
 
 def all_rows(batches: Batches) -> Tensor:
-    """Return the numbers of all rows.
-
-    Parameters
-    ----------
-    batches : Batches
-        The data.
-
-    Returns
-    -------
-    Tensor
-        0, 1, ... on the device of the data.
-
-    Examples
-    --------
-    >>> all_rows(Batches((torch.zeros(3),), {}, 2))
-    tensor([0, 1, 2])
-    """
+    """Return the numbers of all rows, from 0, on the device of the data."""
     device = next((t.device for t in batches.tensors.values()), None)
     return torch.arange(batches.size, device=device)
 

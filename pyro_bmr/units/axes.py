@@ -1,4 +1,27 @@
-"""Which indices of which tensors are the same unit: the rules, applied to a whole graph."""
+"""Which indices of which tensors are the same unit: the rules, applied to a whole graph.
+
+Every index of every axis of every tensor gets a label. An operation joins labels: a sum of two
+tensors those of its operands, a product of matrices those that it sums over. What is connected is
+one unit. Outputs are protected, and what a mean, a softmax, a look-up or an operation that has no
+rule needs whole.
+
+A view that splits an axis leaves whole blocks (heads) as units. Where a tensor is used in two
+roles, an axis that is produced in one and read in the other counts as produced.
+
+Compare Fang et al. (2023), arXiv:2301.12900, sec. 3, whose graph joins layers, not indices.
+
+>>> import pyro
+>>> import pyro.distributions as dist
+>>> from pyro_bmr.graphs.capture import capture
+>>> def model(x):
+...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+...     w2 = pyro.sample("w2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+...     return (x @ w1).tanh() @ w2
+>>> values = {"w1": torch.ones(3, 2), "w2": torch.ones(2)}
+>>> structure = find_structure(capture(model, (torch.ones(4, 3),), {}, values))
+>>> structure.sites["w1"][1].units, structure.sites["w2"][0].units
+(tensor([3, 4]), tensor([3, 4]))
+"""
 
 from __future__ import annotations
 
@@ -35,48 +58,8 @@ from pyro_bmr.units.views import VIEWS
 def find_structure(captured: Capture) -> Structure:
     """Find the units of a model, and all indices of its sites that produce or read each.
 
-    Every index of every axis of every tensor gets a label. An operation joins labels: a sum of two
-    tensors those of its operands, a product of matrices those that it sums over. What is connected
-    is one unit. Outputs are protected, and what a mean, a softmax, a look-up or an operation that
-    has no rule needs whole.
-
-    A view that splits an axis leaves whole blocks (heads) as units. Where a tensor is used in two
-    roles, an axis that is produced in one and read in the other counts as produced.
-
-    Parameters
-    ----------
-    captured : Capture
-        The model.
-
-    Returns
-    -------
-    Structure
-        Its units.
-
-    Warns
-    -----
-    UserWarning
-        If an operation has no rule, so that axes of sites are protected for it.
-
-    References
-    ----------
-    Fang et al. (2023), arXiv:2301.12900, sec. 3, whose graph joins layers, not indices.
-
-    Examples
-    --------
-    >>> import pyro
-    >>> import pyro.distributions as dist
-    >>> from pyro_bmr.graphs.capture import capture
-    >>> def model(x):
-    ...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
-    ...     w2 = pyro.sample("w2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    ...     return (x @ w1).tanh() @ w2
-    >>> values = {"w1": torch.ones(3, 2), "w2": torch.ones(2)}
-    >>> structure = find_structure(capture(model, (torch.ones(4, 3),), {}, values))
-    >>> structure.sites["w1"][1].units, structure.sites["w2"][0].units
-    (tensor([3, 4]), tensor([3, 4]))
-    >>> [(layer.name, layer.kind) for layer in structure.layers]
-    [('w1', 'unit'), ('w1', 'input')]
+    Passes again, with other parts of split axes as units, while blocks are used by position.
+    Warns of operations that have no rule where axes of sites are protected for them.
     """
     decisions: dict[Hashable, int] = {}
     while True:

@@ -25,23 +25,10 @@ CONSTANT_ALONG = "a constant of the program lies along its axis"
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of a graph.
+    """One operation of a graph, by its name (``aten.mm``) and that of its node.
 
-    Parameters
-    ----------
-    name : str
-        Of its node.
-    operation : str
-        What is called, ``aten.mm``.
-    arguments : mapping
-        By the name in the schema of the operation; tensors are `Labelled`.
-    shapes : tuple
-        Of the tensors that it returns.
-
-    Examples
-    --------
-    >>> Call("mm", "aten.mm", {"self": Labelled((), ())}, ()).tensors
-    [Labelled(axes=(), sources=(), depth=0.0)]
+    Arguments go by their names in the schema, and tensors among them are `Labelled`; shapes are
+    those of the tensors that it returns.
     """
 
     name: str
@@ -59,29 +46,7 @@ class Call:
 
 
 def broadcast(labels: Labels, operands: Iterable[Labelled], shape: tuple[int, ...]) -> Labelled:
-    """Combine tensors element by element.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    operands : iterable of Labelled
-        Tensors whose shapes broadcast.
-    shape : tuple of int
-        To what.
-
-    Returns
-    -------
-    Labelled
-        Of that shape; operands are joined where they have its size.
-
-    Examples
-    --------
-    >>> labels = Labels()
-    >>> x = labels.create((2, 3), Origin.INPUT)
-    >>> broadcast(labels, [x, labels.create((3,), Origin.SITE)], (2, 3)).axes
-    (array([1, 2]), array([6, 7, 8]))
-    """
+    """Combine tensors element by element: axes that have the size of the result are joined."""
     operands = list(operands)
     axes, sources = [], []
     for position, size in enumerate(shape, -len(shape)):
@@ -102,58 +67,19 @@ def broadcast(labels: Labels, operands: Iterable[Labelled], shape: tuple[int, ..
 
 
 def combine(labels: Labels, call: Call) -> Result:
-    """Combine all tensors among the arguments element by element.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled or tuple
-        Where it returns several tensors, all are alike.
-    """
+    """Combine all tensors among the arguments element by element."""
     results = tuple(broadcast(labels, call.tensors, shape) for shape in call.shapes)
     return results[0] if len(results) == 1 else results
 
 
 def create(labels: Labels, call: Call) -> Result:
-    """Make tensors from nothing.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled or tuple
-        With fresh labels.
-    """
+    """Make tensors from nothing, with fresh labels."""
     results = tuple(labels.create(shape) for shape in call.shapes)
     return results[0] if len(results) == 1 else results
 
 
 def create_sequence(labels: Labels, call: Call) -> Result:
-    """Make tensors whose elements depend on where they are: `arange`, `eye`.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled or tuple
-        With fresh labels, which are protected.
-    """
+    """Make tensors whose elements depend on where they are: `arange`, `eye`."""
     made = create(labels, call)
     for x in made if isinstance(made, tuple) else (made,):
         for axis in x.axes:
@@ -162,20 +88,7 @@ def create_sequence(labels: Labels, call: Call) -> Result:
 
 
 def protect_all(labels: Labels, call: Call) -> Result:
-    """Protect all that an operation touches, because it has no rule.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled or tuple
-        Nothing of which is ever cut.
-    """
+    """Protect all that an operation touches, because it has no rule."""
     reason = f"no rule for {call.operation}"
     for axis in (axis for tensor in call.tensors for axis in tensor.axes):
         labels.protect(axis, reason, call.operation)
@@ -187,38 +100,12 @@ def protect_all(labels: Labels, call: Call) -> Result:
 
 
 def keep(_labels: Labels, call: Call) -> Labelled:
-    """Return the first tensor as it is.
-
-    Parameters
-    ----------
-    _labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        The tensor.
-    """
+    """Return the first tensor as it is."""
     return call.tensors[0]
 
 
 def combine_halves(labels: Labels, call: Call) -> Labelled:
-    """Combine the two halves of an axis: `torch.nn.functional.glu`.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Of half the size.
-    """
+    """Combine the two halves of an axis: `torch.nn.functional.glu`."""
     x: Labelled = call["self"]
     first, second = np.split(x.axes[call["dim"]], 2)
     return x.put(call["dim"], labels.join(first, second))

@@ -14,28 +14,7 @@ from pyro_bmr.units.labels import Labels
 
 
 def find_components(labels: Labels) -> Components:
-    """Find what labels are connected, and which of them cannot be cut.
-
-    Parameters
-    ----------
-    labels : Labels
-        All that is known of them.
-
-    Returns
-    -------
-    Components
-        The units.
-
-    Examples
-    --------
-    >>> labels = Labels()
-    >>> a, b = labels.fresh(2, Origin.SITE), labels.fresh(2, Origin.SITE)
-    >>> _ = labels.join(a, b)
-    >>> labels.protect(a[:1], "a mean")
-    >>> found = find_components(labels)
-    >>> found.of[b] == found.of[a], found.protected[found.of[b]]
-    (array([ True,  True]), array([ True, False]))
-    """
+    """Find what labels are connected, and which of them cannot be cut."""
     pairs, waiting, beside = list(labels.pairs), list(labels.products), []
     of, count, along = _connect(pairs, labels.count)
     while waiting:
@@ -64,24 +43,7 @@ def find_components(labels: Labels) -> Components:
 
 @dataclass
 class Components:
-    """The units of a graph.
-
-    Parameters
-    ----------
-    of : array
-        By label, the component that it is in.
-    protected : array
-        By component, whether it cannot be cut.
-    sizes : array
-        By component, how many labels it has.
-
-    Examples
-    --------
-    >>> found = Components(np.array([0, 1]), np.zeros(2, bool), np.ones(2, np.int64))
-    >>> found.protect(np.array([1]), "a mean")
-    >>> found.protected, found.find_reason(np.array([0, 1]))
-    (array([False,  True]), 'a mean')
-    """
+    """The units of a graph: by label its component, and by component if it stays and its size."""
 
     of: Ints
     protected: NDArray[np.bool_]
@@ -92,15 +54,7 @@ class Components:
         self._reason = np.zeros(len(self.protected), np.int64)
 
     def protect(self, axis: Ints, reason: str = "") -> None:
-        """Have the units of some labels stay.
-
-        Parameters
-        ----------
-        axis : array
-            The labels.
-        reason : str
-            Why, unless it is plain; the first is kept.
-        """
+        """Have the units of some labels stay; the first reason is kept, empty where plain."""
         units = self.of[axis[axis != FIXED]]
         if reason not in self._reasons:
             self._reasons.append(reason)
@@ -108,18 +62,7 @@ class Components:
         self.protected[units] = True
 
     def find_reason(self, axis: Ints) -> str:
-        """Say why units of an axis cannot be cut.
-
-        Parameters
-        ----------
-        axis : array
-            Its labels.
-
-        Returns
-        -------
-        str
-            The first reason; empty where there is none, or it is plain.
-        """
+        """Say why units of an axis cannot be cut; empty where they can, or the reason is plain."""
         reasons = self._reason[self.of[axis[axis != FIXED]]]
         return self._reasons[reasons[np.argmax(reasons > 0)]] if len(reasons) else ""
 

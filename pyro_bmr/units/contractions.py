@@ -11,27 +11,7 @@ from pyro_bmr.units.labels import Labels
 
 
 def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:
-    """Multiply matrices, or batches of them, or vectors.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    first, second : Labelled
-        The factors.
-
-    Returns
-    -------
-    Labelled
-        Their product.
-
-    Examples
-    --------
-    >>> labels = Labels()
-    >>> x, w = labels.create((2, 3), Origin.INPUT), labels.create((3, 4), Origin.SITE)
-    >>> multiply(labels, x, w).axes
-    (array([1, 2]), array([ 9, 10, 11, 12]))
-    """
+    """Multiply matrices, or batches of them, or vectors."""
     over = -2 if len(second.axes) > 1 else -1
     labels.contract(first, -1, second, over)
     axes, sources = [*first.axes[:-1]], [*first.sources[:-1]]
@@ -47,19 +27,7 @@ def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:
 def convolve(labels: Labels, call: Call) -> Labelled:
     """Convolve, also transposed, or in groups.
 
-    A group is one unit: all channels that it reads and all that it produces.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        The image; its positions are fixed.
+    A group is one unit: all channels that it reads and all that it produces. Positions are fixed.
     """
     x, weight, bias = call["input"], call["weight"], call["bias"]
     groups = call["groups"]

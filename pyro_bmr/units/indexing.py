@@ -13,20 +13,7 @@ from pyro_bmr.units.labels import Labels
 
 
 def select(labels: Labels, call: Call) -> Labelled:
-    """Take one index of an axis.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Without the axis.
-    """
+    """Take one index of an axis."""
     x: Labelled = call["self"]
     at = call["dim"] % len(x.axes)
     labels.look_up(x.axes[at], "the program takes one index of its axis")
@@ -34,38 +21,12 @@ def select(labels: Labels, call: Call) -> Labelled:
 
 
 def unbind(labels: Labels, call: Call) -> tuple[Labelled, ...]:
-    """Take all indices of an axis.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    tuple of Labelled
-        Without the axis.
-    """
+    """Take all indices of an axis."""
     return (select(labels, call),) * len(call.shapes)
 
 
 def slice_axis(labels: Labels, call: Call) -> Labelled:
-    """Take a range of an axis.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        With the labels of the range.
-    """
+    """Take a range of an axis."""
     x: Labelled = call["self"]
     axis = x.axes[call["dim"]]
     part = axis[slice(call["start"], call["end"], call["step"])]
@@ -77,20 +38,7 @@ def slice_axis(labels: Labels, call: Call) -> Labelled:
 
 
 def split(labels: Labels, call: Call) -> tuple[Labelled, ...]:
-    """Cut an axis into ranges that follow one another.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    tuple of Labelled
-        The parts.
-    """
+    """Cut an axis into ranges that follow one another."""
     x: Labelled = call["self"]
     at = call["dim"]
     axis = x.axes[at]
@@ -101,20 +49,7 @@ def split(labels: Labels, call: Call) -> tuple[Labelled, ...]:
 
 
 def concatenate(labels: Labels, call: Call) -> Labelled:
-    """Lay tensors one after the other.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        With the labels of all.
-    """
+    """Lay tensors one after the other."""
     (shape,) = call.shapes
     parts = [x for x in call.tensors if len(x.axes) == len(shape)]
     at = call["dim"] % len(shape)
@@ -126,20 +61,7 @@ def concatenate(labels: Labels, call: Call) -> Labelled:
 
 
 def stack(labels: Labels, call: Call) -> Labelled:
-    """Lay tensors beside each other along a new axis.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        With the axis.
-    """
+    """Lay tensors beside each other along a new axis, which is fixed."""
     (shape,) = call.shapes
     at = call["dim"] % len(shape)
     rest = broadcast(labels, call.tensors, (*shape[:at], *shape[at + 1 :]))
@@ -148,20 +70,7 @@ def stack(labels: Labels, call: Call) -> Labelled:
 
 
 def embed(labels: Labels, call: Call) -> Labelled:
-    """Look up rows of a table.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        With the axes of the indices, then the columns.
-    """
+    """Look up rows of a table."""
     table, indices = call["weight"], call["indices"]
     labels.protect(table.axes[0], "its rows are looked up by data")
     labels.produced |= table.sources[1]
@@ -173,20 +82,7 @@ def embed(labels: Labels, call: Call) -> Labelled:
 
 
 def index(labels: Labels, call: Call) -> Result:
-    """Look up by one tensor of indices.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        With the axes of the indices where the axis was.
-    """
+    """Look up by one tensor of indices, whose axes replace the axis; protect all if by several."""
     x: Labelled = call["self"]
     indices = call.arguments.get("indices")
     if indices is None:
@@ -207,20 +103,7 @@ def index(labels: Labels, call: Call) -> Result:
 
 
 def gather(labels: Labels, call: Call) -> Labelled:
-    """Look up elements along an axis.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Of the shape of the indices.
-    """
+    """Look up elements along an axis; the result has the shape of the indices."""
     x, indices = call["self"], call["index"]
     at = call["dim"] % len(x.axes)
     labels.look_up(x.axes[at], "its axis is looked up by index")
@@ -233,20 +116,7 @@ def gather(labels: Labels, call: Call) -> Labelled:
 
 
 def pad(labels: Labels, call: Call) -> Labelled:
-    """Add constant elements around a tensor.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Axes that grew are fixed.
-    """
+    """Add constant elements around a tensor; axes that grow are fixed."""
     x, (shape,) = call["self"], call.shapes
     for i, size in enumerate(shape):
         if size != len(x.axes[i]):

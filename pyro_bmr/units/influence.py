@@ -22,44 +22,7 @@ def find_needed(
     structure: Structure,
     masks: Mapping[str, Tensor],
 ) -> Tensor:
-    """Tell which units cannot go without changing what the model computes.
-
-    A unit is needed where it is summed over, in a product of matrices or a convolution. There it
-    is multiplied by a number; the derivative of outputs with respect to that is zero if its term
-    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.units.pairs`.
-
-    Parameters
-    ----------
-    capture : Capture
-        The model as a graph.
-    inputs : sequence of Tensor
-        What it was captured with: the values of its sites, then the tensors of its arguments.
-    structure : Structure
-        Its units.
-    masks : mapping
-        By latent site, False where it is exactly zero in every draw; True everywhere for others.
-
-    Returns
-    -------
-    Tensor
-        Boolean, by label, True if needed.
-
-    Examples
-    --------
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro_bmr.units.axes import find_structure
-    >>> from pyro_bmr.graphs.capture import capture
-    >>> def model(x):
-    ...     w1 = pyro.sample("w1", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
-    ...     w2 = pyro.sample("w2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    ...     return (x @ w1).tanh() @ w2
-    >>> x, values = torch.ones(4, 3), {"w1": torch.ones(3, 2), "w2": torch.ones(2)}
-    >>> captured = capture(model, (x,), {}, values)
-    >>> structure = find_structure(captured)
-    >>> masks = {"w2": torch.tensor([True, False])}
-    >>> find_needed(captured, [*values.values(), x], structure, masks)[structure.layers[0].units]
-    tensor([ True, False])
-    """
+    """Tell, by label, which units cannot go without changing what the model computes."""
     return _find_influence(capture, _read_values(capture, inputs), structure, masks)
 
 
@@ -69,6 +32,12 @@ def _find_influence(
     structure: Structure,
     masks: Mapping[str, Tensor],
 ) -> Tensor:
+    """Tell which units have an influence where sites are exactly zero wherever their mask is False.
+
+    A unit is needed where it is summed over, in a product of matrices or a convolution. There it
+    is multiplied by a number; the derivative of outputs with respect to that is zero if its term
+    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.units.pairs`.
+    """
     num_units = sum(len(layer.units) for layer in structure.layers)
     run = _Run(real, structure, num_units)
     run.start(capture, masks)
@@ -86,27 +55,10 @@ def _find_influence(
 def find_released(
     capture: Capture, inputs: Sequence[Tensor], structure: Structure, sites: Collection[str]
 ) -> Tensor:
-    """Tell which units nothing needs once what reads them is zero.
+    """Tell, by label, which units nothing needs once what reads them, in ``sites``, is zero.
 
-    Half of a layer is looked at while the other half is read, so that a unit that other units of
-    its layer depend on is needed.
-
-    Parameters
-    ----------
-    capture, inputs, structure
-        As of `find_needed`.
-    sites : collection of str
-        Those that may be zero.
-
-    Returns
-    -------
-    Tensor
-        Boolean, by label. False for inputs, which nothing produces.
-
-    Examples
-    --------
-    >>> find_released.__name__
-    'find_released'
+    Never inputs, which nothing produces. Half of a layer is looked at while the other half is read,
+    so that a unit that other units of its layer depend on is needed.
     """
     real = _read_values(capture, inputs)
     released = torch.zeros(sum(len(layer.units) for layer in structure.layers), dtype=torch.bool)
@@ -197,6 +149,7 @@ class _Values(fx.Interpreter):
 
 
 def _read_values(capture: Capture, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    """Run the graph at the values of its sites, followed by the tensors of its arguments."""
     run = _Values(capture)
     with torch.no_grad(), torch.random.fork_rng():
         run.run(*inputs)

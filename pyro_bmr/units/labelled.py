@@ -26,13 +26,7 @@ MERGED = "a view merges its axis with another"
 
 
 class Origin(IntEnum):
-    """Where a label comes from; where two meet, the greater stands for both.
-
-    Examples
-    --------
-    >>> max(Origin.INPUT, Origin.SITE).name
-    'SITE'
-    """
+    """Where a label comes from; where two meet, the greater stands for both."""
 
     FIXED = 0
     INPUT = 1
@@ -43,21 +37,10 @@ class Origin(IntEnum):
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labels of a tensor.
+    """The labels of a tensor: for each axis one per index, and its sources.
 
-    Parameters
-    ----------
-    axes : tuple of array
-        For each axis, one label an index.
-    sources : tuple of frozenset
-        For each axis, the axes of sites and of other tensors whose indices its own are.
-    depth : float
-        How many contractions have gone in, and `DATA` more if arguments of the model have.
-
-    Examples
-    --------
-    >>> Labelled((np.array([3, 4]),), (frozenset(),)).shape
-    (2,)
+    Sources are the axes of sites and of other tensors whose indices those of the axis are. The
+    depth counts the contractions that have gone in, and `DATA` more if arguments of the model have.
     """
 
     axes: tuple[Ints, ...]
@@ -70,18 +53,7 @@ class Labelled:
         return tuple(len(axis) for axis in self.axes)
 
     def pick(self, axes: Iterable[int]) -> Labelled:
-        """Take some of the axes, in this order.
-
-        Parameters
-        ----------
-        axes : iterable of int
-            Their positions.
-
-        Returns
-        -------
-        Labelled
-            With these.
-        """
+        """Take some of the axes, in this order."""
         order = list(axes)
         return replace(
             self,
@@ -90,22 +62,7 @@ class Labelled:
         )
 
     def put(self, position: int, axis: Ints, sources: frozenset[int] | None = None) -> Labelled:
-        """Replace an axis.
-
-        Parameters
-        ----------
-        position : int
-            Which.
-        axis : array
-            The labels that it gets.
-        sources : frozenset, optional
-            What it gets; without it, those that it has.
-
-        Returns
-        -------
-        Labelled
-            With this axis.
-        """
+        """Replace the labels of an axis, and its sources where they are given."""
         position %= len(self.axes)
         axes, all_sources = list(self.axes), list(self.sources)
         axes[position] = axis
@@ -118,19 +75,7 @@ class Labelled:
 class Product:
     """An axis that merges several with units of their own, of which one can keep them.
 
-    Parameters
-    ----------
-    axes : list of array
-        The labels of all axes that it merges.
-    units : list of int
-        Which of them have units.
-    merged : array
-        The labels of the merged axis, one for each combination.
-
-    Examples
-    --------
-    >>> Product([np.array([1, 2]), np.array([3])], [0, 1], np.array([4, 5])).units
-    [0, 1]
+    ``units`` are the positions of those that have any.
     """
 
     axes: list[Ints]
@@ -140,22 +85,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Protection:
-    """Labels that cannot be cut, and why.
-
-    Parameters
-    ----------
-    labels : array
-        Which.
-    reason : str
-        Empty where it is plain.
-    operation : str
-        Its name, where it is one that has no rule.
-
-    Examples
-    --------
-    >>> Protection(np.array([3]), "a mean over the axis").operation
-    ''
-    """
+    """Labels that cannot be cut, why (if not plain), and the operation if it has no rule."""
 
     labels: Ints
     reason: str = ""
@@ -163,24 +93,6 @@ class Protection:
 
 
 def spread(axes: list[Ints], carrier: int) -> Ints:
-    """Lay the labels of one axis over all elements of several.
-
-    Parameters
-    ----------
-    axes : list of array
-        The labels of all.
-    carrier : int
-        Which one.
-
-    Returns
-    -------
-    array
-        As many as the merged axis has indices.
-
-    Examples
-    --------
-    >>> spread([np.array([1, 2]), np.array([3, 4, 5])], 0)
-    array([1, 1, 1, 2, 2, 2])
-    """
+    """Lay the labels of one axis over all elements of several."""
     along = axes[carrier].reshape([-1 if i == carrier else 1 for i in range(len(axes))])
     return np.broadcast_to(along, [len(axis) for axis in axes]).reshape(-1)

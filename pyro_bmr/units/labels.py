@@ -23,16 +23,10 @@ from pyro_bmr.units.labelled import (
 class Labels:
     """What is known of the labels so far.
 
-    Parameters
-    ----------
-    decisions : dict
-        By view that splits an axis, which of its parts carries the units: 0 is the outermost.
-
-    Examples
-    --------
-    >>> labels = Labels()
-    >>> labels.join(labels.fresh(2, Origin.SITE), labels.fresh(2, Origin.INPUT))
-    array([1, 2])
+    ``decisions``: by view that splits an axis, which of its parts carries the units (0 is the
+    outermost); ``moved``: views of which another part must. ``produced`` and ``read`` are sources;
+    ``heads``, ``channels`` and ``data`` (constants, along the axis that is summed over) mark kinds
+    of layers. What ``products`` and ``merges`` of axes share is left to the search for components.
     """
 
     decisions: dict[Hashable, int] = field(default_factory=dict)
@@ -53,22 +47,7 @@ class Labels:
     _split_names: list[Hashable] = field(default_factory=list)
 
     def fresh(self, size: int, origin: Origin, split: Hashable = None) -> Ints:
-        """Make labels that nothing has.
-
-        Parameters
-        ----------
-        size : int
-            How many.
-        origin : Origin
-            Where they come from.
-        split : hashable, optional
-            The view that splits an axis into blocks that they stand for.
-
-        Returns
-        -------
-        array
-            The labels.
-        """
+        """Make labels that nothing has; of blocks, with the view that splits their axis."""
         start, self.count = self.count, self.count + size
         while self.count > len(self._origins):
             self._origins = np.concatenate([self._origins, np.zeros_like(self._origins)])
@@ -80,82 +59,25 @@ class Labels:
         return np.arange(start, self.count)
 
     def fixed(self, size: int) -> Ints:
-        """Label indices that are never cut.
-
-        Parameters
-        ----------
-        size : int
-            How many.
-
-        Returns
-        -------
-        array
-            `FIXED`.
-        """
+        """Label indices that are never cut."""
         return np.zeros(size, np.int64)
 
     def create(self, shape: Iterable[int], origin: Origin = Origin.CREATED) -> Labelled:
-        """Label a tensor that comes from nothing else in the graph.
-
-        Parameters
-        ----------
-        shape : iterable of int
-            Its shape.
-        origin : Origin
-            What it is.
-
-        Returns
-        -------
-        Labelled
-            Without sources.
-        """
+        """Label a tensor that comes from nothing else in the graph."""
         axes = tuple(self.fresh(size, origin) for size in shape)
         depth = {Origin.INPUT: DATA, Origin.TENSOR: CONSTANT, Origin.CREATED: 0.75}.get(origin, 0.0)
         return Labelled(axes, (frozenset(),) * len(axes), depth if axes else 0.0)
 
     def origin(self, axis: Ints) -> Origin:
-        """Find the greatest origin among labels.
-
-        Parameters
-        ----------
-        axis : array
-            The labels.
-
-        Returns
-        -------
-        Origin
-            The greatest.
-        """
+        """Find the greatest origin among labels."""
         return Origin(int(self._origins[axis].max(initial=0)))
 
     def find(self, origin: Origin) -> Ints:
-        """Find all labels of an origin.
-
-        Parameters
-        ----------
-        origin : Origin
-            Where they come from.
-
-        Returns
-        -------
-        array
-            The labels.
-        """
+        """Find all labels of an origin."""
         return np.flatnonzero(self._origins[: self.count] == origin)
 
     def join(self, first: Ints, second: Ints) -> Ints:
-        """Have two axes be the same, index by index.
-
-        Parameters
-        ----------
-        first, second : array
-            Labels, as many.
-
-        Returns
-        -------
-        array
-            The labels to go on with.
-        """
+        """Have two axes be the same, index by index, and return the labels to go on with."""
         if first is second:
             return first
         if len(first) == 1:
@@ -170,46 +92,18 @@ class Labels:
         return np.where(self._origins[first] >= self._origins[second], first, second)
 
     def protect(self, axis: Ints, reason: str = "", operation: str = "") -> None:
-        """Have indices stay.
-
-        Parameters
-        ----------
-        axis : array
-            Their labels.
-        reason : str
-            Why, unless it is plain.
-        operation : str
-            The name of an operation that has no rule.
-        """
+        """Have indices stay; name an operation only if it has no rule."""
         if axis.any():
             self.protections.append(Protection(axis, reason, operation))
 
     def are_blocks(self, axis: Ints) -> bool:
-        """Tell whether labels stand for blocks of an axis that a view splits.
-
-        Parameters
-        ----------
-        axis : array
-            The labels.
-
-        Returns
-        -------
-        bool
-            True if any does.
-        """
+        """Tell whether labels stand for blocks of an axis that a view splits."""
         return bool((self._splits[axis] >= 0).any())
 
     def look_up(self, axis: Ints, reason: str) -> None:
         """Have an axis be used by position.
 
         Blocks of an axis that a view splits are then no units: the parts inside them are.
-
-        Parameters
-        ----------
-        axis : array
-            Its labels.
-        reason : str
-            Why it is protected otherwise.
         """
         if self.are_blocks(axis):
             splits = np.unique(self._splits[axis])
@@ -218,14 +112,9 @@ class Labels:
             self.protect(axis, reason)
 
     def contract(self, first: Labelled, i: int, second: Labelled, j: int) -> None:
-        """Sum over the product of two axes.
+        """Sum over the product of two axes; the second reads the first where depths are equal.
 
-        Parameters
-        ----------
-        first, second : Labelled
-            The factors; where neither nor both come from the data, the second reads the first.
-        i, j : int
-            The axis of each.
+        Where they are not, the deeper is the data. Where both come from arguments, none is read.
         """
         self.join(first.axes[i], second.axes[j])
         if first.depth >= DATA and second.depth >= DATA:
@@ -246,15 +135,7 @@ class Labels:
                     self.produced |= sources
 
     def sum_over(self, x: Labelled, i: int) -> None:
-        """Sum over an axis.
-
-        Parameters
-        ----------
-        x : Labelled
-            The tensor.
-        i : int
-            The axis.
-        """
+        """Sum over an axis, which is read unless it has been produced."""
         sources = x.sources[i]
         if sources & self.produced:
             self.produced |= sources

@@ -19,23 +19,8 @@ from pyro_bmr.units.structure import Axis, Layer, Structure
 class Labelling:
     """The labels of a whole graph.
 
-    Parameters
-    ----------
-    labels : Labels
-        What is known of them.
-    sites, tensors, inputs : mapping
-        Those of the tensors that the graph starts from, by name.
-    owners : list
-        By source, the name of its site or tensor and the axis.
-    inherited : mapping
-        By source, those whose prior it is in.
-    nodes : mapping
-        Those of every tensor of the graph, by the name of its node.
-
-    Examples
-    --------
-    >>> Labelling(Labels(), {}, {}, {}, [], {}).owners
-    []
+    ``owners``: by source, the name of its site or tensor and the axis. ``inherited``: by source,
+    those in whose prior it is. ``nodes``: by node, every tensor of the graph.
     """
 
     labels: Labels
@@ -48,32 +33,7 @@ class Labelling:
 
 
 def write_structure(labelling: Labelling, components: Components) -> Structure:
-    """Give the units numbers, and say what produces and what reads them.
-
-    Parameters
-    ----------
-    labelling : Labelling
-        The labels.
-    components : Components
-        What they are connected to.
-
-    Returns
-    -------
-    Structure
-        With labels from 0 on, in the order of the sites.
-
-    Warns
-    -----
-    UserWarning
-        If an operation has no rule, so that axes of sites are protected for it.
-
-    Examples
-    --------
-    >>> labels = Labels()
-    >>> from pyro_bmr.units.components import find_components
-    >>> write_structure(Labelling(labels, {}, {}, {}, [], {}), find_components(labels)).layers
-    ()
-    """
+    """Give units numbers, from 0 in the order of sites; say what produces and what reads them."""
     _warn(labelling, components)
     sites = labelling.sites
     unit_of = np.full(len(components.protected), -1)

@@ -21,21 +21,9 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Pairs:
-    """The pairs of the nodes of a graph, beside their values.
+    """The pairs of the nodes of a graph, beside their values in a run.
 
-    Parameters
-    ----------
-    real : mapping
-        By node, its value in a run.
-    labels : mapping
-        By name of a node, the labels of the units of each axis.
-    num_units : int
-        Labels are below this number.
-
-    Examples
-    --------
-    >>> Pairs({}, {}, 2).terms.shape
-    torch.Size([2])
+    ``labels`` are, by name of a node, those of the units of each axis: below ``num_units``, or -1.
     """
 
     def __init__(
@@ -52,33 +40,12 @@ class Pairs:
         self.terms.requires_grad_()
 
     def put(self, node: fx.Node, nonzero: Tensor) -> None:
-        """Start from where a tensor may be other than zero.
-
-        Parameters
-        ----------
-        node : Node
-            Of the tensor.
-        nonzero : Tensor
-            True there.
-        """
+        """Start from where a tensor may be other than zero."""
         value = nonzero.to(self.device, torch.float64)
         self.pairs[node] = value, torch.ones_like(value)
 
     def mixed(self, like: Tensor, operands: list[fx.Node]) -> Pair:
-        """Depend on all of the operands, in a way that is not known.
-
-        Parameters
-        ----------
-        like : Tensor
-            The result.
-        operands : list of Node
-            What it depends on.
-
-        Returns
-        -------
-        tuple of Tensor
-            Its pair.
-        """
+        """Depend on all of the operands, in a way that is not known."""
         everything = torch.ones((), dtype=torch.float64, device=self.device)
         for operand in operands:
             for _, positive in _all_pairs(self.pairs[operand]):
@@ -88,22 +55,7 @@ class Pairs:
         return value, value
 
     def apply(self, node: fx.Node, which: int, function: Any = None) -> Any:
-        """Run an operation on one of the two tensors of each operand, and on integers as they are.
-
-        Parameters
-        ----------
-        node : Node
-            The operation.
-        which : int
-            Which of the two.
-        function : callable, optional
-            To run in its place.
-
-        Returns
-        -------
-        object
-            The result.
-        """
+        """Run an operation, or a function, on one tensor of each operand's pair; integers stay."""
 
         def read(argument: Any) -> Any:
             if not isinstance(argument, fx.Node):
@@ -119,20 +71,7 @@ class Pairs:
         return (function or target)(*args, **kwargs)
 
     def weighted(self, node: fx.Node, dims: list[int]) -> Tensor:
-        """Multiply units by a number each, along axes that are summed over.
-
-        Parameters
-        ----------
-        node : Node
-            A tensor.
-        dims : list of int
-            Its axes.
-
-        Returns
-        -------
-        Tensor
-            Where it may be other than zero, times these numbers.
-        """
+        """Multiply the first of a pair by the terms of units, along axes that are summed over."""
         value = self.pairs[node][0]
         for dim in dims:
             units = self.labels[node.name][dim].to(self.device)
@@ -145,23 +84,7 @@ class Pairs:
 
 
 def name_operation(node: fx.Node) -> str:
-    """Name an operation, the same whether in place or not.
-
-    Parameters
-    ----------
-    node : Node
-        A call.
-
-    Returns
-    -------
-    str
-        As in ``torch.ops.aten``, without an underscore at the end.
-
-    Examples
-    --------
-    >>> name_operation(fx.Graph().call_function(torch.ops.aten.relu_.default))
-    'relu'
-    """
+    """Name an operation as in ``torch.ops.aten``, the same whether in place or not."""
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
     name = getattr(target if packet is None else packet, "__name__", str(target))
@@ -169,23 +92,7 @@ def name_operation(node: fx.Node) -> str:
 
 
 def is_in_place(target: Any) -> bool:
-    """Tell whether an operation writes to its first argument.
-
-    Parameters
-    ----------
-    target : callable
-        Of a node.
-
-    Returns
-    -------
-    bool
-        True if so.
-
-    Examples
-    --------
-    >>> is_in_place(torch.ops.aten.relu_.default)
-    True
-    """
+    """Tell whether an operation writes to its first argument."""
     schema = getattr(target, "_schema", None)
     return schema is not None and any(
         argument.alias_info is not None and argument.alias_info.is_write
@@ -194,30 +101,7 @@ def is_in_place(target: Any) -> bool:
 
 
 def unknown(run: Pairs, node: fx.Node) -> Any:
-    """Take any element of the result to depend on all operands.
-
-    Parameters
-    ----------
-    run : Pairs
-        Those of the operands.
-    node : Node
-        The operation.
-
-    Returns
-    -------
-    tuple or list
-        A pair, or one for each result.
-
-    Examples
-    --------
-    >>> graph = fx.Graph()
-    >>> x = graph.placeholder("x")
-    >>> node = graph.call_function(torch.cumsum, (x, 0))
-    >>> run = Pairs({x: torch.ones(2), node: torch.ones(2)}, {}, 1)
-    >>> run.put(x, torch.zeros(2))
-    >>> unknown(run, node)[0]
-    tensor([1., 1.], dtype=torch.float64)
-    """
+    """Take any element of the result to depend on all operands."""
     operands = [n for n in node.all_input_nodes if n in run.pairs]
     value = run.real[node]
     if isinstance(value, tuple | list):
@@ -226,23 +110,7 @@ def unknown(run: Pairs, node: fx.Node) -> Any:
 
 
 def scaled(value: Tensor) -> Tensor:
-    """Bring positive numbers to one, with derivatives that are positive where they were.
-
-    Parameters
-    ----------
-    value : Tensor
-        Not negative.
-
-    Returns
-    -------
-    Tensor
-        Zeros and ones.
-
-    Examples
-    --------
-    >>> scaled(torch.tensor([0.0, 3.0]))
-    tensor([0., 1.])
-    """
+    """Bring positive numbers to one, with derivatives that are positive where they were."""
     return value / torch.where(value > 0, value, 1).detach()
 
 

@@ -12,20 +12,7 @@ from pyro_bmr.units.labels import Labels
 
 
 def add_up(labels: Labels, call: Call) -> Labelled:
-    """Sum over axes: what is cut must have been zero.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Without these axes, or with size 1.
-    """
+    """Sum over axes: what is cut must have been zero."""
     x: Labelled = call["self"]
     dims = _dims(call, len(x.axes))
     for i in dims:
@@ -34,20 +21,7 @@ def add_up(labels: Labels, call: Call) -> Labelled:
 
 
 def mix(labels: Labels, call: Call) -> Result:
-    """Compute what depends on how many indices an axis has: a mean, a softmax, a maximum.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled or tuple
-        The axis, if it is still there, stays as it is.
-    """
+    """Compute what depends on how many indices an axis has: a mean, a softmax, a maximum."""
     x = call.tensors[0]
     dims = _dims(call, len(x.axes))
     for i in dims:
@@ -59,20 +33,7 @@ def mix(labels: Labels, call: Call) -> Result:
 
 
 def normalize_batch(labels: Labels, call: Call) -> Result:
-    """Normalise each channel by itself: batch norm.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    tuple of Labelled
-        The normalised tensor, and statistics by channel.
-    """
+    """Normalise each channel by itself: batch norm, and its statistics per channel."""
     x, *others = call.tensors
     channels, sources = x.axes[1], x.sources[1]
     for other in others:
@@ -89,20 +50,7 @@ def normalize_batch(labels: Labels, call: Call) -> Result:
 
 
 def normalize_layer(labels: Labels, call: Call) -> Result:
-    """Normalise over the last axes: layer norm.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    tuple of Labelled
-        The normalised tensor, and its statistics.
-    """
+    """Normalise over the last axes: layer norm."""
     x, *affine = call.tensors
     for i in range(-len(call["normalized_shape"]), 0):
         for tensor in (x, *affine):
@@ -115,20 +63,7 @@ def normalize_layer(labels: Labels, call: Call) -> Result:
 
 
 def normalize_groups(labels: Labels, call: Call) -> Result:
-    """Normalise over groups of channels: group norm.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    tuple of Labelled
-        The normalised tensor, and its statistics.
-    """
+    """Normalise over groups of channels: group norm."""
     x, *affine = call.tensors
     for tensor, i in ((x, 1), *((tensor, 0) for tensor in affine)):
         labels.protect(tensor.axes[i], f"{call.operation} over its axis")
@@ -137,20 +72,7 @@ def normalize_groups(labels: Labels, call: Call) -> Result:
 
 
 def pool(labels: Labels, call: Call) -> Result:
-    """Compute for each channel by itself an image of another size.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled or tuple
-        With fixed positions.
-    """
+    """Compute for each channel by itself an image of another size; positions are fixed."""
     x = call.tensors[0]
     spatial = next(n for n in (1, 2, 3) if f"{n}d" in call.operation)
     for axis in x.axes[-spatial:]:
@@ -170,17 +92,7 @@ def pool(labels: Labels, call: Call) -> Result:
 def take_patches(labels: Labels, call: Call) -> Labelled:
     """Lay the patches of an image side by side: `torch.nn.functional.unfold`.
 
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Channels, each as many times as a patch has positions, and fixed patches.
+    A channel comes as many times as a patch has positions; patches are fixed.
     """
     x: Labelled = call["self"]
     for axis in x.axes[-2:]:

@@ -11,22 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tensor: the unit that each of its indices belongs to.
+    """One axis of a tensor: the unit (int64) that each of its indices belongs to, -1 where none.
 
-    Parameters
-    ----------
-    units : Tensor
-        Labels, int64, one an index; -1 where the index cannot go. A label stands for the same unit
-        wherever it occurs.
-    reads : bool
-        True if the network sums over this axis, so that an index is what reads the unit (a
-        column of a weight); False if an index produces it (a row, a bias).
-
-    Examples
-    --------
-    >>> import torch
-    >>> Axis(torch.tensor([0, 1, -1]), reads=False).reads
-    False
+    It reads units if the network sums over it (columns of a weight), else produces (rows, a bias).
     """
 
     units: Tensor
@@ -35,22 +22,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Layer:
-    """Units beside each other, of which any number may go.
+    """Units beside each other, in the order of the axis, of which any number may go.
 
-    Parameters
-    ----------
-    name : str
-        The first sample site that produces them; of inputs, the site that reads them.
-    kind : str
-        ``"unit"``, ``"channel"`` (of a convolution), ``"head"`` (of attention) or ``"input"``.
-    units : Tensor
-        Their labels, int64, in the order of the axis.
-
-    Examples
-    --------
-    >>> import torch
-    >>> Layer("fc1.weight", "unit", torch.arange(3)).kind
-    'unit'
+    Named by the first site that produces them, or reads inputs; a unit, channel, head or input.
     """
 
     name: str
@@ -60,30 +34,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Structure:
-    """The units of a model.
+    """The units of a model: a label stands for the same unit wherever it occurs.
 
-    Parameters
-    ----------
-    sites : mapping
-        By latent sample site, the axes of its value.
-    tensors : mapping
-        The same for what the model uses beside its sites: parameters, buffers, constants. By their
-        name in the capture.
-    layers : tuple of Layer
-        Disjoint; every label that is not -1 is in one.
-    protected : mapping
-        By site or tensor, why some of its axes cannot be cut, for those where that is not plain:
-        an operation that is not known, a mean or a softmax over the axis.
-    released : Tensor, optional
-        Boolean, by label: True for units that nothing needs once what reads them is zero; None if
-        that is not known.
-    nodes : mapping
-        By name of a node of the captured graph, the labels of the units of each axis.
-
-    Examples
-    --------
-    >>> Structure({}, {}, (), {}).layers
-    ()
+    ``tensors`` are parameters, buffers and constants, by their name in the capture. Layers are
+    disjoint and hold every label. ``protected`` says, where that is not plain, why axes of a site
+    or tensor cannot be cut. ``released`` is boolean, by label: units that nothing needs once what
+    reads them is zero; None if not known. ``nodes`` are the labels per axis of each graph node.
     """
 
     sites: Mapping[str, tuple[Axis, ...]]
@@ -94,18 +50,7 @@ class Structure:
     nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def find_readers(self, name: str) -> set[str]:
-        """Return the sites that read what a site produces and nothing else needs.
-
-        Parameters
-        ----------
-        name : str
-            A latent site.
-
-        Returns
-        -------
-        set of str
-            The site itself may be among them.
-        """
+        """Return the sites, maybe itself, that read what a site produces and nothing else needs."""
         if self.released is None:
             return set()
         labels = [axis.units for axis in self.sites.get(name, ()) if not axis.reads]

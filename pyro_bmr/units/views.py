@@ -19,26 +19,9 @@ def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable)
     """Show a tensor in another shape.
 
     An axis that is split into several keeps its units on one of them: whole blocks. Where several
-    are merged into one, it has the units of the one among them that has any.
+    are merged into one, it has the units of the one among them that has any. The name stands for
+    the operation, whatever the run.
 
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    x : Labelled
-        The tensor.
-    shape : tuple of int
-        The new shape, with as many elements.
-    name : hashable
-        Stands for the operation, whatever the run.
-
-    Returns
-    -------
-    Labelled
-        The same elements.
-
-    Examples
-    --------
     >>> labels = Labels()
     >>> heads = reshape(labels, labels.create((6,), Origin.SITE), (3, 2), "view")
     >>> heads.axes
@@ -67,20 +50,7 @@ def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable)
 
 
 def reorder(_labels: Labels, call: Call) -> Labelled:
-    """Permute axes: `t`, `transpose`, `permute`.
-
-    Parameters
-    ----------
-    _labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        The permuted tensor.
-    """
+    """Permute axes: `t`, `transpose`, `permute`."""
     x: Labelled = call["self"]
     order = list(range(len(x.axes)))
     if "dims" in call.arguments:
@@ -92,20 +62,7 @@ def reorder(_labels: Labels, call: Call) -> Labelled:
 
 
 def expand(labels: Labels, call: Call) -> Labelled:
-    """Repeat axes of size 1.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Where an axis is new, so are its labels.
-    """
+    """Repeat axes of size 1, which are protected; repeated and new ones get fresh labels."""
     x, (shape,) = call.tensors[0], call.shapes
     result = labels.create(shape)
     for i in range(-len(x.axes), 0):
@@ -117,20 +74,7 @@ def expand(labels: Labels, call: Call) -> Labelled:
 
 
 def repeat(labels: Labels, call: Call) -> Labelled:
-    """Repeat a tensor along axes.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Where an axis is repeated, so are its labels.
-    """
+    """Repeat a tensor along axes; where an axis is repeated, so are its labels."""
     x, (shape,) = call.tensors[0], call.shapes
     result = labels.create(shape)
     for i in range(-len(x.axes), 0):
@@ -143,20 +87,7 @@ def repeat(labels: Labels, call: Call) -> Labelled:
 
 
 def insert(labels: Labels, call: Call) -> Labelled:
-    """Add an axis of size 1.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        With the axis.
-    """
+    """Add an axis of size 1."""
     x: Labelled = call["self"]
     at = call["dim"] % (len(x.axes) + 1)
     axes = (*x.axes[:at], labels.fixed(1), *x.axes[at:])
@@ -164,20 +95,7 @@ def insert(labels: Labels, call: Call) -> Labelled:
 
 
 def squeeze(labels: Labels, call: Call) -> Labelled:
-    """Drop axes of size 1.
-
-    Parameters
-    ----------
-    labels : Labels
-        What is known.
-    call : Call
-        The operation.
-
-    Returns
-    -------
-    Labelled
-        Without them.
-    """
+    """Drop axes of size 1, which are protected."""
     x: Labelled = call["self"]
     dims = call.arguments.get("dim", range(len(x.axes)))
     dropped = {i % len(x.axes) for i in ([dims] if isinstance(dims, int) else dims)}
