@@ -179,7 +179,7 @@ class MomentsELBO(Estimator):
 
     Exact where the likelihood is Gaussian and its mean a sum in which each weight occurs once,
     otherwise an approximation that takes the elements of every tensor as independent Gaussians; see
-    ``pyro_bmr.moments``. Start the posterior means at small random values, since with
+    ``pyro_bmr.estimators.propagation``. Start the posterior means at small random values, since with
     exact zeros the units of a layer would stay equal for ever.
 
     References

@@ -15,10 +15,10 @@ import xarray as xr
 from exact_regression import ExactRegression
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
-from pyro_bmr.predictive import batches
 from scipy import stats
 
 import pyro_bmr as bmr
+from pyro_bmr.diagnostics import batched_draws
 from pyro_bmr.diagnostics.draws import draw
 
 with warnings.catch_warnings():
@@ -325,7 +325,7 @@ def test_all_at_once_or_one_by_one(family, monkeypatch):
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     guide = made(model, X, Y, family=family)
-    monkeypatch.setattr(batches, "_CHUNK", 200)
+    monkeypatch.setattr(batched_draws, "_CHUNK", 200)
     with pytest.warns(UserWarning, match=r"the model runs once for each draw.*control flow"):
         slow = draw(model, guide, (X, Y, True), num_samples=100)
     fast = draw(model, guide, (X, Y), num_samples=100)

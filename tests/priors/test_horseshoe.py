@@ -8,7 +8,7 @@ import pytest
 
 import pyro_bmr as bmr
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "horseshoe.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "horseshoe.py"
 spec = importlib.util.spec_from_file_location("horseshoe", SCRIPT)
 horseshoe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(horseshoe)

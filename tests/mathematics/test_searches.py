@@ -21,7 +21,7 @@ from pyro_bmr.mathematics.tableau import make_tableau, sweep_tableau
 from pyro_bmr.programs.sites import Site
 from pyro_bmr.selection.scores import score
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNIT_NORMAL_AT_ZERO = -0.5 * math.log(2 * math.pi)
 
 

@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_run(data, tmp_path):
 
 def test_killed_and_resumed():
     """Twice by SIGKILL; `benchmarks/kill_and_resume.py` does it as often as one likes."""
-    script = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
     command = [sys.executable, str(script), "--kills", "2", "--epochs", "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

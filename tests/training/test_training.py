@@ -9,13 +9,13 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
-from pyro_bmr.compiled import compilation
 from torch import nn
 
 import pyro_bmr as bmr
 from conftest import DEVICES, Network
 from pyro_bmr import training
 from pyro_bmr.demo import Regression
+from pyro_bmr.training import compilation
 from pyro_bmr.training.batches import Batches, BatchModel
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()
