@@ -16,9 +16,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from pyro_bmr.graphs.operations import is_random
 from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.model_runs import Substitute, find_tensors
+from pyro_bmr.programs.model_runs import find_tensors
 from pyro_bmr.programs.sites import Indices, take
+from pyro_bmr.programs.values import ValueMessenger, take_rows
+from pyro_bmr.programs.wrappers import ModelWrapper
 
 NUM_DRAWS = 3
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
@@ -86,7 +89,7 @@ def _read(
     """Run a model and read what it is for; of the priors of sites that are cut, what is left."""
     args, kwargs = call
     pyro.set_rng_seed(0)
-    with _SteadyNoise(), Substitute(values):
+    with _SteadyNoise(), ValueMessenger(values, take_rows):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
@@ -116,7 +119,7 @@ class _SteadyNoise(TorchDispatchMode):
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if not is_random(func):
             return result
         name = func.overloadpacket.__name__
         if name == "native_dropout":
@@ -157,14 +160,11 @@ def _find_place(error: BaseException) -> str:
     place = "the model"
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get("self")
-        if isinstance(module, torch.nn.Module) and type(module).__name__ not in _WRAPPERS:
+        if isinstance(module, torch.nn.Module) and not isinstance(module, ModelWrapper):
             place = f"a {type(module).__name__}"
         elif not frame.f_globals.get("__name__", "").startswith(("torch", "pyro")):
             place = f"{frame.f_code.co_filename}, line {line}"
     return place
-
-
-_WRAPPERS = {"PrunedModel", "CompactedModel"}
 
 
 def _fail(name: str, what: str, difference: str) -> None:

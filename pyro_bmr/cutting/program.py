@@ -22,6 +22,7 @@ from pyro_bmr.graphs.sized_calls import SizedCalls
 from pyro_bmr.programs.handlers import SiteBuffers, module_key
 from pyro_bmr.programs.own_names import OwnNames, unused_name
 from pyro_bmr.programs.sites import Indices, take
+from pyro_bmr.programs.wrappers import ModelWrapper
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Cut:
     rewrites: Rewrites = field(default_factory=dict)
 
 
-class CompactedModel(nn.Module):
+class CompactedModel(ModelWrapper):
     """A Pyro model without the units that it can do without.
 
     Called like the model that it wraps, which runs as it is: its sites, plates, parameters,
@@ -58,8 +59,7 @@ class CompactedModel(nn.Module):
     """
 
     def __init__(self, model: Callable[..., Any], cut: Cut) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.shapes = dict(cut.shapes)
         self.cut_axes = {
             name: tuple(index is not None for index in kept) for name, kept in cut.sites.items()

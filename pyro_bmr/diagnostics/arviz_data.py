@@ -16,7 +16,7 @@ from torch.distributions import biject_to, constraints
 from pyro_bmr.diagnostics.draws import Draws, draw
 from pyro_bmr.diagnostics.labels import Labels
 from pyro_bmr.diagnostics.prior_draws import draw_prior
-from pyro_bmr.export.calls import read_call
+from pyro_bmr.programs.calls import read_call
 from pyro_bmr.programs.distributions import find_element_support
 
 ARVIZ = int(version("arviz").partition(".")[0])

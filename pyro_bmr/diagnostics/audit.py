@@ -25,7 +25,7 @@ from pyro_bmr.diagnostics.refits import Refit, trained_copy
 from pyro_bmr.diagnostics.steps import take_steps
 from pyro_bmr.display import progress_bar, render
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
-from pyro_bmr.export.calls import check_call
+from pyro_bmr.programs.calls import check_call
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.flags import NOISE
 

@@ -19,7 +19,7 @@ from pyro_bmr.diagnostics.pairs import read_pairs
 from pyro_bmr.diagnostics.scores import Score, check_predictions, score_draws
 from pyro_bmr.display import progress_bar, render
 from pyro_bmr.estimators.measurement import common_draws
-from pyro_bmr.export.calls import check_call
+from pyro_bmr.programs.calls import check_call
 
 
 @torch.inference_mode(False)

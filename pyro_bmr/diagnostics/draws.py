@@ -13,7 +13,6 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
-from typing_extensions import override
 
 from pyro_bmr.diagnostics.batched_draws import LargestTensor, evaluate
 from pyro_bmr.diagnostics.drawn_sites import (
@@ -27,7 +26,7 @@ from pyro_bmr.diagnostics.drawn_sites import (
 )
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.handlers import ValueMessenger
+from pyro_bmr.programs.values import ValueMessenger, refuse
 
 
 @torch.inference_mode(False)
@@ -72,7 +71,7 @@ def draw(
         return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(values: Mapping[str, Tensor]) -> Trace:
-        with _FittingValues(values):
+        with ValueMessenger(values, refuse):
             return poutine.trace(model).get_trace(*args, **kwargs)
 
     with dry_run(model, guide), torch.no_grad():
@@ -142,25 +141,6 @@ class Draws:
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
     axes: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
     supports: Mapping[str, constraints.Constraint] = field(default_factory=dict)
-
-
-class _FittingValues(ValueMessenger):
-    """Gives latent sites their values, if these have their shapes."""
-
-    @override
-    def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        name = msg["name"]
-        if name not in self.values or msg["is_observed"]:
-            return
-        expected, found = msg["fn"].shape(), msg["value"].shape
-        if found != expected:
-            what = (
-                f"the site {name!r} has the shape {tuple(expected)} in the model and "
-                f"{tuple(found)} in the guide. Expected the same: the posterior of "
-                "what belongs to single data says nothing of others, so pass those of the training"
-            )
-            raise ValueError(what)
 
 
 def _values(trace: Trace) -> dict[str, Tensor]:

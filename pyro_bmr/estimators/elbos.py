@@ -178,9 +178,9 @@ class MomentsELBO(Estimator):
     r"""Means and variances are propagated through the model; nothing is drawn.
 
     Exact where the likelihood is Gaussian and its mean a sum in which each weight occurs once,
-    otherwise an approximation that takes the elements of every tensor as independent Gaussians; see
-    ``pyro_bmr.estimators.propagation``. Start the posterior means at small random values, since with
-    exact zeros the units of a layer would stay equal for ever.
+    otherwise an approximation that takes the elements of every tensor as independent Gaussians.
+    Start the posterior means at small random values, since with exact zeros the units of a layer
+    would stay equal for ever.
 
     References
     ----------

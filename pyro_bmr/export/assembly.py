@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor, fx, nn
 
-from pyro_bmr.export.recording import read_arguments
+from pyro_bmr.graphs.operations import is_random, read_arguments
 from pyro_bmr.programs.dry_run import find_modules
 from pyro_bmr.programs.handlers import module_key
 
@@ -106,7 +106,7 @@ def _hold(root: nn.Module, name: str, tensor: Tensor) -> str:
 
 
 def _is_random(node: fx.Node) -> bool:
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+    if not is_random(node.target):
         return False
     named = read_arguments(node)
     # Dropout, also inside attention and recurrent networks, that is off.

@@ -18,13 +18,15 @@ from torch.utils import _pytree as pytree
 from pyro_bmr.export.agreement import relative_error, tolerance
 from pyro_bmr.export.assembly import assemble_module
 from pyro_bmr.export.batch_sizes import join
-from pyro_bmr.export.calls import Call, read_call
 from pyro_bmr.export.outputs import OutputError
-from pyro_bmr.export.recording import LocalSiteError, record, record_many, run
+from pyro_bmr.export.recording import record, record_many, run
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.programs.calls import Call, read_call
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import SwitchedModel
+from pyro_bmr.programs.values import LocalSiteError
+from pyro_bmr.programs.wrappers import unwrap
 
 
 def to_module(
@@ -185,8 +187,7 @@ def export_program(
     """Do what `to_module` does; also return the tensors among the arguments that it takes."""
     if isinstance(guide, PrunedGuide):
         # Its draws are zero where the model would put a zero.
-        while isinstance(model, PrunedModel | SwitchedModel):
-            model = model.model
+        model = unwrap(model, (PrunedModel, SwitchedModel))
     call = read_call(model, args, kwargs)
     values = _location(guide, call)
     _check_numbers(run(model, values, call, call.tensors, output))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.export.agreement import relative_error
-from pyro_bmr.export.calls import Call, read_call
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.files.whole_files import replace_file
+from pyro_bmr.programs.calls import Call, read_call
 
 
 def export_onnx(

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from pyro_bmr.export.calls import read_signature
 from pyro_bmr.export.modules import to_module
 from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.files.packing import pack_program
 from pyro_bmr.files.plans import write_plan
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.programs.calls import read_signature
 from pyro_bmr.programs.handlers import PrunedModel
 
 

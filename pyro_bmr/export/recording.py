@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from pyro_bmr.export.calls import Call
 from pyro_bmr.export.outputs import find_output
+from pyro_bmr.graphs.operations import find_aliases, find_written
+from pyro_bmr.programs.calls import Call
 from pyro_bmr.programs.dry_run import dry_run
-
-
-class LocalSiteError(ValueError):
-    """The posterior of a site belongs to the data that the guide was trained on."""
+from pyro_bmr.programs.values import ValueMessenger, refuse
 
 
 def run(
@@ -110,11 +107,6 @@ def simplify(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def read_arguments(node: fx.Node) -> dict[str, Any]:
-    """Return the arguments of an operation by name, also defaults; none if it has no schema."""
-    return {argument.name: value for argument, value in _arguments(node)}
-
-
 def _run(
     model: Callable[..., Any],
     values: Mapping[str, Tensor],
@@ -123,7 +115,7 @@ def _run(
     output: str | None,
 ) -> Any:
     args, kwargs = call.arguments(inputs)
-    with _AtValues(values):
+    with ValueMessenger(values, refuse):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         return find_output(trace.nodes["_RETURN"]["value"], trace.nodes, values, output)
 
@@ -132,29 +124,6 @@ _aten = torch.ops.aten
 _DETACH = {_aten.detach.default, _aten.detach_.default}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default}
 _BATCH_NORMS = {_aten.batch_norm.default, _aten.native_batch_norm.default}
-
-
-class _AtValues(Messenger):
-    """Gives latent sites their values."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if name not in self.values or msg["is_observed"]:
-            return
-        value, shape = self.values[name], msg["fn"].shape()
-        if value.shape != shape:
-            msg_ = (
-                f"the site {name!r} has the shape {tuple(shape)} in the model and "
-                f"{tuple(value.shape)} in the guide. Expected sites that do not depend on the "
-                "number of data: the posterior of what belongs to single data says nothing of "
-                "others"
-            )
-            raise LocalSiteError(msg_)
-        msg["value"] = value
 
 
 def _nest_output(module: fx.GraphModule, leaves: list[Any], spec: Any) -> None:
@@ -193,13 +162,9 @@ def _find_needed(graph: fx.Graph) -> set[fx.Node]:
             ahead += node.all_input_nodes
         if not ahead:
             held = {_home(n) for n in needed}
-            writers = [n for n in nodes if n not in needed and _written(n)]
-            ahead += [n for n in writers if not held.isdisjoint(map(_home, _written(n)))]
+            writers = [n for n in nodes if n not in needed and find_written(n)]
+            ahead += [n for n in writers if not held.isdisjoint(map(_home, find_written(n)))]
     return needed
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    return [arg for arg, alias in _aliases(node) if alias.is_write]
 
 
 def _home(node: fx.Node) -> Any:
@@ -208,25 +173,8 @@ def _home(node: fx.Node) -> Any:
         if node.target is operator.getitem:
             sources = node.all_input_nodes[:1]
         else:
-            sources = [arg for arg, _ in _aliases(node)]
+            sources = find_aliases(node)
         if not sources:
             break
         node = sources[0]
     return node.target if node.op == "get_attr" else node
-
-
-def _aliases(node: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
-    for argument, arg in _arguments(node):
-        if argument.alias_info is not None and isinstance(arg, fx.Node):
-            yield arg, argument.alias_info
-
-
-def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """Each argument of an operation: what its schema says of it, and what it is."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
-    for argument in schema.arguments:
-        if argument.name in given or argument.has_default_value():
-            yield argument, given.get(argument.name, argument.default_value)

@@ -19,28 +19,28 @@ from pyro_bmr.programs.distributions import find_core, is_pruned
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
+from pyro_bmr.programs.wrappers import find_wrappers, unwrap
 
 
 def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
     """Describe what stands around the user's model, from the outside in; also return that model."""
     packed: list[dict[str, Any]] = []
-    while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
-        if isinstance(model, PrunedModel):
-            packed.append({"kind": "pruned", "masks": model.masks.by_site()})
-        elif isinstance(model, CompactedModel):
-            packed.append({"kind": "compacted", "cut": pack_compacted(model)})
-        else:
+    for wrapper in find_wrappers(model):
+        if isinstance(wrapper, PrunedModel):
+            packed.append({"kind": "pruned", "masks": wrapper.masks.by_site()})
+        elif isinstance(wrapper, CompactedModel):
+            packed.append({"kind": "compacted", "cut": pack_compacted(wrapper)})
+        elif isinstance(wrapper, SwitchedModel):
             priors = {
                 name: {
                     "mask": new.mask,
                     "family": new.family.__name__,
                     "parameters": dict(new.parameters),
                 }
-                for name, new in model.new_priors().items()
+                for name, new in wrapper.new_priors().items()
             }
             packed.append({"kind": "switched", "priors": priors})
-        model = model.model
-    return packed, model
+    return packed, unwrap(model)
 
 
 def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> Any:
@@ -198,9 +198,8 @@ def _cut_params(model: Any) -> dict[str, tuple[Tensor, Any]]:
     """Return the entries of the param store that only a smaller copy of is used."""
     store = pyro.get_param_store().get_state()
     names: list[str] = []
-    while isinstance(model, PrunedModel | SwitchedModel | CompactedModel):
-        names += model.parameter_names if isinstance(model, CompactedModel) else ()
-        model = model.model
+    for wrapper in find_wrappers(model):
+        names += wrapper.parameter_names if isinstance(wrapper, CompactedModel) else ()
     return {n: (store["params"][n], store["constraints"][n]) for n in names if n in store["params"]}
 
 

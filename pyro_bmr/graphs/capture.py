@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, fx
 from torch.distributions.constraints import real
@@ -19,8 +18,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.graphs.sized_calls import SizedCall, SizedCalls
+from pyro_bmr.programs.distributions import find_core
 from pyro_bmr.programs.dry_run import dry_run, find_modules
-from pyro_bmr.programs.model_runs import Substitute, find_tensors
+from pyro_bmr.programs.model_runs import find_tensors
+from pyro_bmr.programs.values import ValueMessenger, take_rows
 
 
 def capture(
@@ -142,9 +143,7 @@ class _Run:
 
     def record_prior(self, name: str, fn: Any) -> None:
         self.priors[name] = self._keep(list(find_tensors(fn)))
-        while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-            fn = fn.base_dist
-        self.tied[name] = fn.event_dim
+        self.tied[name] = find_core(fn).event_dim
 
     def returned(self, value: Any) -> None:
         self.record_output("return value", value)
@@ -159,11 +158,11 @@ class _Run:
         return list(dict.fromkeys(node for node in nodes if node is not None))
 
 
-class _Sites(Substitute):
+class _Sites(ValueMessenger):
     """Gives latent sites their values, and reads the distributions of all."""
 
     def __init__(self, values: Mapping[str, Tensor], run: _Run) -> None:
-        super().__init__(values)
+        super().__init__(values, take_rows)
         self.run = run
 
     def _pyro_post_param(self, msg: Any) -> None:

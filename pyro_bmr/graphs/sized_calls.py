@@ -120,28 +120,21 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 # Torch's own Python between a call in the program and the mode.
-_PASSED_THROUGH = {
-    __name__,
-    "pyro_bmr.cutting.program",
-    "pyro_bmr.cutting.rewriting",
-    "torch._tensor",
-    "torch.functional",
-    "torch.overrides",
-    "torch.utils._device",
-}
+_PASSED_THROUGH = {"torch._tensor", "torch.functional", "torch.overrides", "torch.utils._device"}
 
+_PASSED_OVER = ("pyro.", "torch.distributions.")
 
-_PASSED_OVER = (
-    "pyro.",
-    "torch.distributions.",
-    "pyro_bmr.programs.",
-    "pyro_bmr.shrunk.",
-    "pyro_bmr.smaller.",
-)
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 def _find_caller() -> Any:
     frame: Any = sys._getframe(1)
-    while frame.f_globals.get("__name__") in _PASSED_THROUGH:
+    while _is_between(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
     return frame
+
+
+def _is_between(module: str) -> bool:
+    # What this package runs a program in stands in its packages; its modules may hold programs.
+    own = module.startswith(_PACKAGE) and module.count(".") > 1
+    return own or module in _PASSED_THROUGH

@@ -1,1 +1,1 @@
-"""The mathematics: the sign of ΔF, Gaussians, conjugate families, searches among correlated elements."""
+"""The mathematics: the sign of ΔF, Gaussians, conjugate families, searches for sets."""

@@ -52,8 +52,8 @@ def search_groups(evidence: GroupEvidence) -> Tensor:
 def eliminate_groups(evidence: GroupEvidence) -> Tensor:
     """Remove one group at a time, the cheapest first, given all that went before.
 
-    The prices are as those of `pyro_bmr.mathematics.elimination.eliminate`; groups that share nothing
-    with others have their own ΔF.
+    The prices are as those of `pyro_bmr.mathematics.elimination.eliminate`; groups that share
+    nothing with others have their own ΔF.
     """
     alone = evidence.alone()
     open_ = evidence.able & ~evidence.alone_standing

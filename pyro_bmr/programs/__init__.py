@@ -1,1 +1,1 @@
-"""Pyro programs under masks and under other priors: handlers, distributions, dry runs, model runs."""
+"""Pyro programs under masks and other priors, at given values, and in dry runs."""

@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribution
+from pyro_bmr.programs.wrappers import ModelWrapper
 
 
 class PruneMessenger(Messenger):
@@ -40,19 +41,6 @@ class PruneMessenger(Messenger):
         return pyro.subsample(self.masks[msg["name"]], event_dim=msg["fn"].event_dim)
 
 
-class ValueMessenger(Messenger):
-    """Effect handler that gives latent sites values on their support, as they are."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
-
-
 class SiteBuffers(nn.Module):
     """Tensors by site name, which move and are saved with the module that holds them."""
 
@@ -67,7 +55,7 @@ class SiteBuffers(nn.Module):
         return {name: self.get_buffer(module_key(name)) for name in self.names}
 
 
-class PrunedModel(nn.Module):
+class PrunedModel(ModelWrapper):
     """A Pyro model whose pruned elements are exactly zero.
 
     Called like the model that it wraps. The model itself is shared, not copied.
@@ -93,8 +81,7 @@ class PrunedModel(nn.Module):
     """
 
     def __init__(self, model: Callable[..., Any], masks: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.masks = SiteBuffers(masks)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -12,12 +12,12 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import detach_provenance, get_provenance
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.values import ValueMessenger, take_rows
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ModelRuns:
         constrained = {
             name: self.locations[name][0].constrain(value) for name, value in values.items()
         }
-        with Substitute(constrained):
+        with ValueMessenger(constrained, take_rows):
             return dict(poutine.trace(self.model).get_trace(*self.args, **self.kwargs).nodes)
 
 
@@ -99,21 +99,6 @@ def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
             )
             found |= {name for name, g in zip(leaves, gradients, strict=True) if g is not None}
     return found
-
-
-class Substitute(Messenger):
-    """Effect handler that gives latent sites values on their support; plates take their rows."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            value = self.values[msg["name"]]
-            if value.shape != msg["fn"].shape():
-                value = pyro.subsample(value, event_dim=msg["fn"].event_dim)
-            msg["value"], msg["done"] = value, True
 
 
 def find_tensors(value: Any) -> Iterator[Tensor]:

@@ -11,12 +11,13 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 from typing_extensions import override
 
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import SiteBuffers
+from pyro_bmr.programs.wrappers import ModelWrapper
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,14 @@ class SwitchMessenger(Messenger):
 _PARAMETERS = ("loc", "scale")
 
 
-class SwitchedModel(nn.Module):
+class SwitchedModel(ModelWrapper):
     """A Pyro model in which some elements have another prior.
 
     Called like the model that it wraps. The model itself is shared, not copied.
     """
 
     def __init__(self, model: Callable[..., Any], priors: Mapping[str, NewPrior]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.families = {name: new.family for name, new in priors.items()}
         self.masks = SiteBuffers({name: new.mask.clone() for name, new in priors.items()})
         for key in _PARAMETERS:

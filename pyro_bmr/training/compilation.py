@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_bmr.graphs.operations import find_written, is_random
 from pyro_bmr.training.adam import AdamState, update
 
 aten = torch.ops.aten
@@ -245,11 +246,7 @@ def _is_standard_normal(func: Any, args: Any, kwargs: Any) -> bool:
 
 def _drop_unused_draws(graph: fx.Graph) -> None:
     """Drop random numbers that nothing uses, unless others would then come out otherwise."""
-    draws = [
-        node
-        for node in graph.nodes
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    ]
+    draws = [node for node in graph.nodes if is_random(node.target)]
     if not any(node.users for node in draws):
         for node in draws:
             graph.erase_node(node)
@@ -257,18 +254,13 @@ def _drop_unused_draws(graph: fx.Graph) -> None:
 
 
 def _check_nothing_is_written(graph: fx.Graph) -> None:
-    for node in graph.find_nodes(op="placeholder"):
-        for user in node.users:
-            schema = getattr(user.target, "_schema", None)
-            if schema is None:
-                continue
-            for argument, value in zip(schema.arguments, user.args, strict=False):
-                if value is node and argument.alias_info and argument.alias_info.is_write:
-                    msg = (
-                        f"it writes to a tensor that outlives the step ({user.target}), as batch "
-                        "normalisation does in training mode"
-                    )
-                    raise NotStaticError(msg)
+    for node in graph.nodes:
+        if any(written.op == "placeholder" for written in find_written(node)):
+            msg = (
+                f"it writes to a tensor that outlives the step ({node.target}), as batch "
+                "normalisation does in training mode"
+            )
+            raise NotStaticError(msg)
 
 
 def _first_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
 from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import LayerSummary, Reduction, SiteSummary, reduce
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.selections import Selection, by_evidence
@@ -118,7 +119,7 @@ def prune(
         raise ValueError(msg)
     program = _Program(model, args, dict(kwargs or {}), num_samples)
     names = [sites] if isinstance(sites, str) else sites and list(sites)
-    full_model = model.model if isinstance(model, PrunedModel) else model
+    full_model = unwrap(model, PrunedModel)
 
     def reduced(
         parent: Any, chosen: Selection, among: Grouping | Sequence[Grouping] = elements

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_bmr.graphs.capture import Capture
+from pyro_bmr.graphs.operations import find_written, read_arguments
 from pyro_bmr.units.calls import (
     CONSTANT_ALONG,
     ELEMENTWISE,
@@ -162,7 +163,7 @@ def _find_alive(captured: Capture) -> set[fx.Node]:
     nodes = captured.graph.graph.nodes
     ahead = [node for _, node in captured.outputs]
     ahead += [node for found in captured.priors.values() for node in found]
-    ahead += [n for n in nodes if getattr(getattr(n.target, "_schema", None), "is_mutable", False)]
+    ahead += [n for n in nodes if find_written(n)]
     ahead += [n for n in nodes if getattr(n.target, "overloadpacket", None) in CONTRACTIONS]
     alive: set[fx.Node] = set()
     while ahead:
@@ -175,13 +176,9 @@ def _find_alive(captured: Capture) -> set[fx.Node]:
 
 def _bind(node: fx.Node, known: dict[fx.Node, Any]) -> dict[str, Any]:
     """Name the arguments of an operation, with defaults, and label those that are tensors."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {str(i): value for i, value in enumerate((*args, *kwargs.values()))}
-    names = [argument.name for argument in schema.arguments]
-    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    return defaults | dict(zip(names, args, strict=False)) | dict(kwargs)
+    numbered = {str(i): value for i, value in enumerate((*node.args, *node.kwargs.values()))}
+    named = read_arguments(node) or numbered
+    return {name: fx.map_arg(value, known.__getitem__) for name, value in named.items()}
 
 
 def _find_rule(target: Any, call: Call) -> Rule:

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from pyro_bmr.graphs.capture import Capture
+from pyro_bmr.graphs.operations import is_in_place, is_random, name_operation
 from pyro_bmr.units.nonzero import RULES
-from pyro_bmr.units.pairs import Pairs, is_in_place, name_operation, unknown
+from pyro_bmr.units.pairs import Pairs, unknown
 from pyro_bmr.units.structure import Axis, Structure
 
 
@@ -105,7 +106,7 @@ class _Run(Pairs):
         value = self.real.get(node)
         if not operands:
             # Integers of the program are known; those that are drawn are not.
-            drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            drawn = is_random(node.target)
             if isinstance(value, Tensor) and (drawn or value.is_floating_point()):
                 self.put(node, torch.ones_like(value) if drawn else value != 0)
             return

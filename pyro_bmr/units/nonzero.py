@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from pyro_bmr.units.pairs import Pair, Pairs, name_operation, scaled, unknown
+from pyro_bmr.graphs.operations import name_operation
+from pyro_bmr.units.pairs import Pair, Pairs, scaled, unknown
 
 
 def _positive(value: Tensor) -> Tensor:

@@ -83,23 +83,6 @@ class Pairs:
         return value
 
 
-def name_operation(node: fx.Node) -> str:
-    """Name an operation as in ``torch.ops.aten``, the same whether in place or not."""
-    target: Any = node.target
-    packet = getattr(target, "overloadpacket", None)
-    name = getattr(target if packet is None else packet, "__name__", str(target))
-    return name.removesuffix("_") if is_in_place(target) else name
-
-
-def is_in_place(target: Any) -> bool:
-    """Tell whether an operation writes to its first argument."""
-    schema = getattr(target, "_schema", None)
-    return schema is not None and any(
-        argument.alias_info is not None and argument.alias_info.is_write
-        for argument in schema.arguments[:1]
-    )
-
-
 def unknown(run: Pairs, node: fx.Node) -> Any:
     """Take any element of the result to depend on all operands."""
     operands = [n for n in node.all_input_nodes if n in run.pairs]

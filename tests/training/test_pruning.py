@@ -13,8 +13,8 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, Aut
 from torch import nn
 
 import pyro_bmr as bmr
-from pyro_bmr import pruning
 from pyro_bmr.demo import Regression
+from pyro_bmr.training import pruning
 from pyro_bmr.training.fitting import fit
 
 OPTIONS = {

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Signature, signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_bmr.cutting.program import CompactedModel
-from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.programs.switching import SwitchedModel
+from pyro_bmr.programs.wrappers import read_signature
 
 
 def read_call(
@@ -72,14 +69,6 @@ class Call:
         ahead = iter(inputs)
         leaves = [next(ahead) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.spec)
-
-
-def read_signature(model: Callable[..., Any]) -> Signature:
-    """Read what the user's model takes, under whatever this package put around it."""
-    program: Any = model
-    while isinstance(program, PrunedModel | SwitchedModel | CompactedModel):
-        program = program.model
-    return signature(getattr(program, "forward", program))
 
 
 def check_call(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

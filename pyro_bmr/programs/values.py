@@ -1,0 +1,51 @@
+"""Latent sites at given values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+
+class ValueMessenger(Messenger):
+    """Effect handler that gives latent sites values on their support.
+
+    ``fit`` makes a value of another shape than its site fit, from the value and the message, or
+    refuses it; as a default such values are taken as they are.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], fit: Callable[[Tensor, Any], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.values, self.fit = values, fit
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.values or msg["is_observed"]:
+            return
+        value = self.values[msg["name"]]
+        if self.fit is not None and value.shape != msg["fn"].shape():
+            value = self.fit(value, msg)
+        msg["value"], msg["done"] = value, True
+
+
+class LocalSiteError(ValueError):
+    """The posterior of a site belongs to the data that the guide was trained on."""
+
+
+def take_rows(value: Tensor, msg: Any) -> Tensor:
+    """Take of a value at the full size of its plates what a sub-sampling plate takes."""
+    return pyro.subsample(value, event_dim=msg["fn"].event_dim)
+
+
+def refuse(value: Tensor, msg: Any) -> Tensor:
+    """Raise `LocalSiteError`: a value has another shape than its site."""
+    what = (
+        f"the site {msg['name']!r} has the shape {tuple(msg['fn'].shape())} in the model and "
+        f"{tuple(value.shape)} in the guide. Expected the same: the posterior of what belongs to "
+        "single data says nothing of others, so pass those of the training"
+    )
+    raise LocalSiteError(what)

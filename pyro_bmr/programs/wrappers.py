@@ -1,0 +1,41 @@
+"""Modules around a user's model: of pruning, of other priors, of smaller tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from inspect import Signature, signature
+from typing import Any
+
+from torch import nn
+
+
+class ModelWrapper(nn.Module):
+    """Abstract: a Pyro model that is called like the ``model`` inside, which is shared."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+
+
+Kinds = type[ModelWrapper] | tuple[type[ModelWrapper], ...]
+
+
+def find_wrappers(model: Any, kinds: Kinds = ModelWrapper) -> Iterator[ModelWrapper]:
+    """Yield what stands around the user's model, from the outside in, as long as it is of kinds."""
+    inner = model
+    while isinstance(inner, kinds):
+        yield inner
+        inner = inner.model
+
+
+def unwrap(model: Any, kinds: Kinds = ModelWrapper) -> Any:
+    """Return what is inside of all wrappers, or of those of some kinds."""
+    for wrapper in find_wrappers(model, kinds):
+        model = wrapper.model
+    return model
+
+
+def read_signature(model: Callable[..., Any]) -> Signature:
+    """Read what the user's model takes, under whatever this package put around it."""
+    program = unwrap(model)
+    return signature(getattr(program, "forward", program))
