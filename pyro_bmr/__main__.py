@@ -63,7 +63,7 @@ def run_demo(options: argparse.Namespace) -> None:
         title_justify="left",
         caption="of the free energy over posterior draws, of the scores over test rows",
     )
-    for column in ("free energy (nats)", "test RMSE", "test log-likelihood a row"):
+    for column in ("free energy (nats)", "test RMSE", "test log-likelihood per row"):
         table.add_column(column, justify="right")
     energies = []
 

@@ -23,7 +23,7 @@ from pyro_bmr.cutting.planning import (
 )
 from pyro_bmr.cutting.program import CompactedModel, Cut, Parameter
 from pyro_bmr.cutting.rewriting import plan_rewrites
-from pyro_bmr.display import render
+from pyro_bmr.display import Tabular
 from pyro_bmr.export.portable import Portable
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.graphs.capture import Capture
@@ -84,8 +84,8 @@ def compact(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Compaction(Portable):
+@dataclass(frozen=True, eq=False, repr=False)
+class Compaction(Portable, Tabular):
     """A smaller model and guide that compute what a reduction does.
 
     Parameters
@@ -171,13 +171,17 @@ class Compaction(Portable):
             used_inputs=moved(self.used_inputs),
         )
 
-    def take_inputs(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def take_inputs(
+        self, *args: Any, kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leave out of arguments of the full model what the compacted one does not expect.
 
         Parameters
         ----------
-        *args, **kwargs
-            Those of the full model.
+        *args
+            Of the full model.
+        kwargs : mapping, optional
+            Keyword arguments of the full model.
 
         Returns
         -------
@@ -186,7 +190,7 @@ class Compaction(Portable):
         kwargs : dict
             The same.
         """
-        return take_inputs((args, kwargs), self.inputs)
+        return take_inputs((args, dict(kwargs or {})), self.inputs)
 
     def _plan(self) -> dict[str, Any]:
         return {
@@ -211,11 +215,8 @@ class Compaction(Portable):
             )
         return table
 
-    def __repr__(self) -> str:
-        return render(self)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self._title}</p>{self.summary().to_html()}"
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {self._title: self.summary()}
 
     @property
     def _title(self) -> str:

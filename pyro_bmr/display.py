@@ -1,12 +1,43 @@
-"""What is shown: tables as plain text and HTML, and a progress bar."""
+"""What is shown: tables at the prompt and in notebooks, and a progress bar."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from html import escape
 from io import StringIO
 
-from rich.console import Console, RichCast
+import pandas as pd
+from rich.console import Console, RenderableType, RichCast
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Tabular(ABC):
+    """What shows its numbers as tables: at the prompt, in notebooks, and as a data frame."""
+
+    @abstractmethod
+    def summary(self) -> pd.DataFrame:
+        """Return the numbers as a data frame."""
+
+    @abstractmethod
+    def __rich__(self) -> RenderableType:
+        """Return the table that is printed."""
+
+    @abstractmethod
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        """By title, the tables that a notebook shows."""
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        """What a notebook shows below them."""
+        return ()
+
+    def __repr__(self) -> str:
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        frames = self._frames().items()
+        tables = [f"<p>{_escape(title)}</p>{frame.to_html()}" for title, frame in frames]
+        return "".join([*tables, *(f"<p>{_escape(note)}</p>" for note in self._notes)])
 
 
 def render(renderable: RichCast) -> str:
@@ -14,11 +45,6 @@ def render(renderable: RichCast) -> str:
     text = StringIO()
     Console(file=text, width=100, color_system=None, force_jupyter=False).print(renderable)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
-
-
-def render_html(renderable: RichCast) -> str:
-    """Render a table for a notebook."""
-    return f"<pre>{escape(render(renderable))}</pre>"
 
 
 def progress_bar(unit: str, wanted: bool = True) -> Progress:
@@ -32,3 +58,7 @@ def progress_bar(unit: str, wanted: bool = True) -> Progress:
     )
     bar.disable = not (wanted and (bar.console.is_terminal or bar.console.is_jupyter))
     return bar
+
+
+def _escape(text: str) -> str:
+    return escape(text).replace("\n", "<br>")

@@ -11,15 +11,14 @@ from pyro_bmr.cutting.planning import LayerCut
 from pyro_bmr.files.packing import unpack_program
 from pyro_bmr.files.plans import read_plan
 from pyro_bmr.guides.pruned_guide import Origin
-from pyro_bmr.reduction import Reduction
-from pyro_bmr.selection.summaries import LayerSummary, SiteSummary
+from pyro_bmr.results import Reduction
+from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
 
 def load(
     path: str | Path,
     model: Callable[..., Any],
-    *,
-    args: tuple[Any, ...] = (),
+    *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     create_plates: Callable[..., Any] | None = None,
 ) -> Reduction | Compaction:
@@ -36,9 +35,11 @@ def load(
         The file.
     model : callable
         The user's model, built by the same code as the one that was reduced.
-    args, kwargs : optional
-        What to call it with, as in `reduce`. With them its sites are checked at once, otherwise
-        when the result's model is called for the first time; the data are not in the file.
+    *args
+        Of the model, as in `reduce`. With them its sites are checked at once, otherwise when the
+        result's model is called for the first time; the data are not in the file.
+    kwargs : mapping, optional
+        Keyword arguments of the model.
     create_plates : callable, optional
         As given to the autoguide that was reduced.
 
@@ -76,7 +77,7 @@ def load(
     if plan["kind"] not in _RESULTS:
         msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"
         raise ValueError(msg)
-    origin = Origin(model, tuple(args), dict(kwargs or {}), create_plates)
+    origin = Origin(model, args, dict(kwargs or {}), create_plates)
     pruned_model, guide = unpack_program(plan, origin)
     return _RESULTS[plan["kind"]](plan, pruned_model, guide)
 
@@ -91,6 +92,7 @@ def _reduction(plan: Mapping[str, Any], model: Any, guide: Any) -> Reduction:
         sites=tuple(SiteSummary(**row) for row in rows),
         naive_delta_f=plan["naive_delta_f"],
         layers=tuple(LayerSummary(**layer) for layer in plan["layers"]),
+        rounds=tuple(Round(**one) for one in plan.get("rounds", ())),
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.display import Tabular
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.reduction import reduce
 from pyro_bmr.selection.groups import Grouping, elements
@@ -20,13 +22,13 @@ from pyro_bmr.selection.selections import by_evidence, top_k
 def measure_sparsities(
     guide: Any,
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_points: int = 12,
     num_samples: int = 50,
     model: Callable[..., Any] | None = None,
     sites: Iterable[str] | None = None,
     groups: Grouping | Sequence[Grouping] = elements,
     seed: int = 0,
-    kwargs: Mapping[str, Any] | None = None,
 ) -> Sparsities:
     r"""Reduce a guide to a range of sparsities, and measure what becomes of its free energy.
 
@@ -42,6 +44,8 @@ def measure_sparsities(
         A trained guide, as for `reduce`.
     *args
         Of model and guide: all of the data.
+    kwargs : mapping, optional
+        Keyword arguments of model and guide.
     num_points : int
         How many sparsities at most; two or more.
     num_samples : int
@@ -50,8 +54,6 @@ def measure_sparsities(
         As in `reduce`.
     seed : int
         Of the random numbers.
-    kwargs : mapping, optional
-        Keyword arguments of model and guide.
 
     Returns
     -------
@@ -88,7 +90,6 @@ def measure_sparsities(
     keywords = dict(kwargs or {})
     options: dict[str, Any] = {
         "model": model,
-        "args": args,
         "kwargs": keywords,
         "sites": sites if sites is None or isinstance(sites, str) else list(sites),
         "groups": groups,
@@ -101,7 +102,7 @@ def measure_sparsities(
         )
         return complexity - accuracy
 
-    automatic: Any = reduce(guide, select=by_evidence(), **options)
+    automatic: Any = reduce(guide, *args, select=by_evidence(), **options)
     untouched = automatic.decision.restrict([])
     full_model, full_guide, _ = untouched.assemble()
     full = draws(untouched, full_model, full_guide)
@@ -115,7 +116,7 @@ def measure_sparsities(
     stop = sum(int((~mask).sum()) for mask in chosen) / max(1, total)
     points: dict[float, Sparsity] = {}
     for fraction in _spread(stop, num_points):
-        result = reduce(guide, select=_drop_cheapest(fraction), **options)
+        result = reduce(guide, *args, select=_drop_cheapest(fraction), **options)
         if result.sparsity not in points:
             points[result.sparsity] = measured(result)
     return Sparsities(tuple(points.values()), measured(automatic), *mean_and_error(full))
@@ -146,8 +147,8 @@ class Sparsity:
     realised_error: float
 
 
-@dataclass(frozen=True)
-class Sparsities:
+@dataclass(frozen=True, repr=False)
+class Sparsities(Tabular):
     """The free energy at a range of sparsities.
 
     Parameters
@@ -162,10 +163,14 @@ class Sparsities:
     Examples
     --------
     >>> stop = Sparsity(0.9, -150.0, -149.0, 1.0)
-    >>> print(Sparsities((Sparsity(0.0, 0.0, 0.0, 0.0),), stop, 1600.0, 2.0).summary())
-       sparsity  predicted  realised  realised_error   stop
-    0       0.0        0.0       0.0             0.0  False
-    1       0.9     -150.0    -149.0             1.0   True
+    >>> print(Sparsities((Sparsity(0.0, 0.0, 0.0, 0.0),), stop, 1600.0, 2.0))
+    F = 1600.00 ± 2.00 nats with nothing pruned
+    ┏━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━┓
+    ┃ pruned ┃ ΔF predicted ┃    ΔF realised ┃                        ┃
+    ┡━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━┩
+    │   0.0% │        +0.00 │   +0.00 ± 0.00 │                        │
+    │  90.0% │      -150.00 │ -149.00 ± 1.00 │ by_evidence stops here │
+    └────────┴──────────────┴────────────────┴────────────────────────┘
     """
 
     points: tuple[Sparsity, ...]
@@ -185,6 +190,27 @@ class Sparsities:
         rows = [{**asdict(point), "stop": False} for point in self.points]
         rows += [{**asdict(self.stop), "stop": True}]
         return pd.DataFrame(rows).sort_values(["sparsity", "stop"], ignore_index=True)
+
+    def __rich__(self) -> Table:
+        table = Table(title=self._title, title_justify="left")
+        for column in ("pruned", "ΔF predicted", "ΔF realised"):
+            table.add_column(column, justify="right")
+        table.add_column("")
+        for row in self.summary().itertuples():
+            table.add_row(
+                f"{row.sparsity:.1%}",
+                f"{row.predicted:+.2f}",
+                f"{row.realised:+.2f} ± {row.realised_error:.2f}",
+                "by_evidence stops here" if row.stop else "",
+            )
+        return table
+
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {self._title: self.summary().round(3)}
+
+    @property
+    def _title(self) -> str:
+        return f"F = {self.free_energy:.2f} ± {self.free_energy_error:.2f} nats with nothing pruned"
 
 
 def _drop_cheapest(fraction: float) -> Callable[[Scores], Mapping[str, Tensor]]:

@@ -27,7 +27,7 @@ def check_guide_family(
     model: Callable[..., Any] | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
-    num_draws: int = 400,
+    num_samples: int = 400,
 ) -> None:
     r"""Check that a guide is read as it is, and is left alone.
 
@@ -44,7 +44,7 @@ def check_guide_family(
         The model that it is for, if the guide does not know it.
     args, kwargs : optional
         Arguments to run the guide with, if it does not remember those of its first call.
-    num_draws : int
+    num_samples : int
         How often the guide is run. Sites in sub-sampling plates are not compared.
 
     Raises
@@ -70,7 +70,7 @@ def check_guide_family(
     factors = read_guide(guide, origin)
     _check_same(factors, read_guide(PrunedGuide(factors, origin)))
     if callable(guide):
-        _check_draws(guide, origin, factors, num_draws)
+        _check_draws(guide, origin, factors, num_samples)
     after = _state(guide)
     if before.keys() != after.keys():
         msg = f"reading made or removed {sorted(before.keys() ^ after.keys())}"
@@ -105,21 +105,21 @@ def _check_same(first: Sequence[Factor], second: Sequence[Factor]) -> None:
 
 
 def _check_draws(
-    guide: Callable[..., Any], origin: Origin, factors: Sequence[Factor], num_draws: int
+    guide: Callable[..., Any], origin: Origin, factors: Sequence[Factor], num_samples: int
 ) -> None:
     draws: dict[str, list[Tensor]] = {site.name: [] for f in factors for site in f.sites}
     with dry_run(guide, origin.model), torch.no_grad():
         pyro.set_rng_seed(0)
-        for _ in range(num_draws):
+        for _ in range(num_samples):
             trace = poutine.trace(guide).get_trace(*origin.args, **origin.kwargs)
             for name, values in draws.items():
                 values.append(trace.nodes[name]["value"])
     white = torch.cat([_whiten(f, draws) for f in factors], -1)
     if not white.numel():
         return
-    error = 6 / num_draws**0.5
+    error = 6 / num_samples**0.5
     identity = torch.eye(white.shape[-1], dtype=white.dtype)
-    excess = white.mT @ white / num_draws - identity
+    excess = white.mT @ white / num_samples - identity
     checks = {
         "mean": (white.mean(0).abs().max(), error),
         "variance": (excess.diagonal().abs().max(), error * 2**0.5),
@@ -132,7 +132,7 @@ def _check_draws(
     for what, (found, allowed) in checks.items():
         if not found <= allowed:
             msg = (
-                f"{num_draws} draws of the guide do not agree with what was read: the {what} of "
+                f"{num_samples} draws of the guide do not agree with what was read: the {what} of "
                 f"whitened draws is off by {float(found):.2f}. Expected at most {allowed:.2f}"
             )
             raise AssertionError(msg)

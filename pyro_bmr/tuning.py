@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.display import render
+from pyro_bmr.display import Tabular
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.prior_scales import choose_variances
@@ -21,7 +21,7 @@ from pyro_bmr.mathematics.reduced_priors import Gaussian, ReducedPrior
 from pyro_bmr.mathematics.scale_search import Tuned
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
-from pyro_bmr.selection.groups import Labelling, elements, read_labels
+from pyro_bmr.selection.groups import Labelling, read_labels
 from pyro_bmr.selection.problem import assemble, assign, read_problem
 
 
@@ -29,13 +29,11 @@ from pyro_bmr.selection.problem import assemble, assign, read_problem
 @torch.no_grad()
 def tune_prior(
     guide: Any,
-    *,
-    model: Callable[..., Any] | None = None,
-    args: tuple[Any, ...] = (),
+    *args: Any,
     kwargs: Mapping[str, Any] | None = None,
+    model: Callable[..., Any] | None = None,
     sites: Iterable[str] | None = None,
-    by: str = "site",
-    groups: Labelling = elements,
+    shared: str | Labelling = "site",
 ) -> TunedPrior:
     r"""Choose the scale of the prior that has the highest evidence, without training again.
 
@@ -55,17 +53,17 @@ def tune_prior(
     ----------
     guide : callable
         As for `reduce`.
-    model, args, kwargs : optional
+    *args
+        Of the model, if the guide does not remember those of its first call.
+    kwargs, model : optional
         As for `reduce`.
     sites : iterable of str, optional
         Sample sites whose prior is tuned; all with a Gaussian prior otherwise.
-    by : str
+    shared : str or callable
         What shares a scale: ``"site"``; ``"layer"``, the sites that share all that stands before
-        the last dot of their names; or ``"group"``.
-    groups : callable
-        For ``by="group"``: from the name and the shape of a site to integer labels that broadcast
-        to it, or to None where every element is a group, as it is by default (ARD). Sites do not
-        share groups.
+        the last dot of their names; or a function from the name and the shape of a site to integer
+        labels that broadcast to it, or to None where every element has a scale of its own, as
+        `elements` (ARD). Sites do not share the labels of a function.
 
     Returns
     -------
@@ -75,8 +73,8 @@ def tune_prior(
     Raises
     ------
     ValueError
-        If ``by`` is unknown, if a named site has no Gaussian prior, if labels do not fit, or if a
-        low-rank posterior is too large for its joint evidence.
+        If ``shared`` is unknown, if a named site has no Gaussian prior, if labels do not fit, or if
+        a low-rank posterior is too large for its joint evidence.
 
     References
     ----------
@@ -96,14 +94,17 @@ def tune_prior(
     >>> tune_prior(guide).scales["w"]
     tensor([1.3192, 1.3192, 1.3192])
     """
-    if by not in {"site", "layer", "group"}:
-        msg = f"got by={by!r}. Expected 'site', 'layer' or 'group'"
+    if not (callable(shared) or shared in {"site", "layer"}):
+        msg = (
+            f"got shared={shared!r}. Expected 'site', 'layer', or a function from the name and the "
+            "shape of a site to labels, such as pyro_bmr.elements"
+        )
         raise ValueError(msg)
-    problem = read_problem(guide, model, args, kwargs, sites)
-    problem, _ = assign(problem, Gaussian(0.0, 1.0), sites)
+    problem = read_problem("tune_prior", guide, args, kwargs, model, sites)
+    problem, _ = assign(problem, Gaussian(0.0, 1.0))
     problem.warn_if_empty()
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
-    labels = _label(factors, by, groups)
+    labels = _label(factors, shared)
     chosen = choose_variances(factors, labels)
     reduced: dict[str, ReducedPrior] = {}
     masks: dict[str, Tensor] = {}
@@ -133,7 +134,7 @@ def tune_prior(
         guide=tuned_guide,
         scales=scales,
         delta_f=delta_f,
-        by=by,
+        shared=shared if isinstance(shared, str) else "group",
         sites=_summarize(factors, labels, chosen, masks, reduced, problem.reasons),
     )
 
@@ -154,8 +155,8 @@ class TunedSite:
     note: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class TunedPrior:
+@dataclass(frozen=True, eq=False, repr=False)
+class TunedPrior(Tabular):
     """A model with a tuned prior, and its posterior.
 
     Parameters
@@ -168,8 +169,8 @@ class TunedPrior:
         By site, the scale of the prior of each element, of the site's shape.
     delta_f : float
         Free energy of the tuned model minus that of the model before, in nats.
-    by : str
-        What shares a scale.
+    shared : str
+        What shares a scale: ``"site"``, ``"layer"`` or ``"group"``.
     sites : tuple of TunedSite
         One row per site.
 
@@ -177,7 +178,7 @@ class TunedPrior:
     --------
     >>> rows = (TunedSite("w", (3,), 3, (1.0, 1.0), (0.1, 0.1)),)
     >>> print(TunedPrior(None, None, {}, -2.5, "site", rows))
-    prior tuned by site, ΔF = -2.50 nats
+    prior tuned per site, ΔF = -2.50 nats
     ...
     """
 
@@ -185,7 +186,7 @@ class TunedPrior:
     guide: PrunedGuide
     scales: Mapping[str, Tensor]
     delta_f: float
-    by: str
+    shared: str
     sites: tuple[TunedSite, ...]
 
     def summary(self) -> pd.DataFrame:
@@ -233,15 +234,12 @@ class TunedPrior:
             table.add_row(site.name, shape, f"{site.tuned:,}", *spans, site.note)
         return table
 
-    def __repr__(self) -> str:
-        return render(self)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self._title}</p>{self.summary().to_html()}"
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {self._title: self.summary()}
 
     @property
     def _title(self) -> str:
-        return f"prior tuned by {self.by}, ΔF = {self.delta_f:+.2f} nats"
+        return f"prior tuned per {self.shared}, ΔF = {self.delta_f:+.2f} nats"
 
 
 def _span(ends: tuple[float, float] | None) -> str:
@@ -251,7 +249,7 @@ def _span(ends: tuple[float, float] | None) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _label(factors: tuple[Factor, ...], by: str, groups: Labelling) -> dict[str, Tensor]:
+def _label(factors: tuple[Factor, ...], shared: str | Labelling) -> dict[str, Tensor]:
     """By site, the group of every element; -1 for those that keep their prior."""
     labels: dict[str, Tensor] = {}
     layers: dict[str, int] = {}
@@ -262,12 +260,12 @@ def _label(factors: tuple[Factor, ...], by: str, groups: Labelling) -> dict[str,
         for name, prior in factor.priors.items():
             shape, device = shapes[name], kept[name].device
             own: Tensor | None = torch.zeros(shape, dtype=torch.long)
-            if by == "group":
-                own = read_labels(groups, name, shape)
+            if not isinstance(shared, str):
+                own = read_labels(shared, name, shape)
             if own is None:
                 own = torch.arange(shape.numel()).reshape(shape)
             own = own.unique(return_inverse=True)[1]
-            key = name.rpartition(".")[0] or name if by == "layer" else name
+            key = name.rpartition(".")[0] or name if shared == "layer" else name
             start = layers.setdefault(key, count)
             count = max(count, start + int(own.max()) + 1 if own.numel() else count)
             able = kept[name] & prior.log_density_at_zero.isfinite().to(device)

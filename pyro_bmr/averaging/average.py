@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -19,21 +20,28 @@ from pyro_bmr.averaging.model_space import (
     read_spaces,
 )
 from pyro_bmr.averaging.occam_window import Window, find_window
-from pyro_bmr.averaging.presence import LearnedPrior, check_options, find_log_odds, read_scores
-from pyro_bmr.display import render, render_html
+from pyro_bmr.averaging.presence import (
+    LearnedPrior,
+    check_options,
+    count_present,
+    find_log_odds,
+)
+from pyro_bmr.display import Tabular
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.selection.problem import read_scores
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def average(
     guide: Any,
-    *,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     prior: float | LearnedPrior = 0.5,
     window: float = 20.0,
     max_models: int = 1000,
     model: Callable[..., Any] | None = None,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
     sites: Iterable[str] | None = None,
     num_samples: int = 2000,
     seed: int = 0,
@@ -58,6 +66,10 @@ def average(
     ----------
     guide : callable
         A trained guide, as in `reduce`.
+    *args
+        Of the model, as in `reduce`.
+    kwargs : mapping, optional
+        Keyword arguments of the model.
     prior : float or LearnedPrior
         :math:`\pi`, the probability before the data that an element is present; or how to learn
         it from them.
@@ -65,7 +77,7 @@ def average(
         How many times less probable than the best a model may be.
     max_models : int
         Of a correlated factor; the most probable ones stay.
-    model, args, kwargs, sites : optional
+    model, sites : optional
         As in `reduce`.
     num_samples, seed : int
         As in `presence`.
@@ -105,7 +117,7 @@ def average(
     if not isinstance(max_models, int) or max_models < 1:
         msg = f"got max_models={max_models!r}. Expected at least 1"
         raise ValueError(msg)
-    scores, whole = read_scores(guide, model=model, args=args, kwargs=kwargs, sites=sites)
+    problem, scores = read_scores("average", guide, args, kwargs, model, sites)
     spaces = read_spaces(scores, num_samples, seed)
     log_odds = find_log_odds(spaces, scores, prior)
     independent = {s.name: s for s in spaces if isinstance(s, IndependentSpace)}
@@ -114,15 +126,17 @@ def average(
         for space in spaces
         if isinstance(space, EnumeratedSpace | SampledSpace)
     }
+    whole = PrunedGuide(scores.factors, problem.origin)
+    full_model: Any = problem.origin.model
     averages = [
         _correlated(windows[factor.sites[0].name])
         if factor.sites[0].name in windows
         else _independent(factor, part, independent, log_odds)
-        for factor, part in zip(scores.factors, whole.guide.parts, strict=True)
+        for factor, part in zip(scores.factors, whole.parts, strict=True)
     ]
     return Average(
-        model=whole.model.model,
-        guide=AveragedGuide([a.part for a in averages], whole.guide.origin),
+        model=full_model,
+        guide=AveragedGuide([a.part for a in averages], whole.origin),
         presence={n: p for a in averages for n, p in a.presence.items() if n in scores.delta_f},
         mean={n: t for a in averages for n, t in a.mean.items()},
         variance={n: t for a in averages for n, t in a.variance.items()},
@@ -131,8 +145,8 @@ def average(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Average:
+@dataclass(frozen=True, eq=False, repr=False)
+class Average(Tabular):
     """A Bayesian model average over reduced models.
 
     Parameters
@@ -175,29 +189,39 @@ class Average:
             mass *= window.mass
         return mass
 
+    def summary(self) -> pd.DataFrame:
+        """Return a table with one row per site.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by site; columns ``total``, ``expected`` (elements present on average), and
+            ``P > 1/2`` and ``P > 0.95`` (how many).
+        """
+        rows = {name: count_present(p) for name, p in self.presence.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("site")
+
     def __rich__(self) -> Group:
-        sites = Table(
-            title=f"average over models with {self.mass:.1%} of the probability",
-            title_justify="left",
-        )
-        sites.add_column("site")
+        sites = Table("site", title=self._title, title_justify="left")
         for column in ("total", "expected", "P > 1/2", "P > 0.95"):
             sites.add_column(column, justify="right")
-        for name, p in self.presence.items():
+        for name, row in self.summary().iterrows():
             sites.add_row(
-                name,
-                f"{p.numel():,}",
-                f"{float(p.sum(dtype=torch.float64)):,.1f}",
-                f"{int((p > 0.5).sum()):,}",
-                f"{int((p > 0.95).sum()):,}",
+                str(name),
+                f"{row['total']:,.0f}",
+                f"{row['expected']:,.1f}",
+                f"{row['P > 1/2']:,.0f}",
+                f"{row['P > 0.95']:,.0f}",
             )
-        return Group(sites, *(_table(window) for window in self.windows))
+        return Group(sites, *(_draw_window(window) for window in self.windows))
 
-    def __repr__(self) -> str:
-        return render(self)
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        windows = {_title_window(w): _frame_window(w) for w in self.windows}
+        return {self._title: self.summary().round(3)} | windows
 
-    def _repr_html_(self) -> str:
-        return render_html(self)
+    @property
+    def _title(self) -> str:
+        return f"average over models with {self.mass:.1%} of the probability"
 
 
 # Of a window, so many models and of each so many absent elements are printed.
@@ -250,16 +274,15 @@ def _correlated(window: Window) -> _FactorAverage:
     return _FactorAverage(Mixture(window), *by_site)
 
 
-def _table(window: Window) -> Table:
+def _title_window(window: Window) -> str:
     names = ", ".join(site.name for site in window.factor.sites)
-    table = Table(
-        title=f"{names}: {len(window):,} models, {window.mass:.1%} of the probability",
-        title_justify="left",
-    )
-    for column in ("weight", "ΔF (nats)", "kept"):
-        table.add_column(column, justify="right")
-    table.add_column("absent")
+    return f"{names}: {len(window):,} models, {window.mass:.1%} of the probability"
+
+
+def _frame_window(window: Window) -> pd.DataFrame:
+    """Make a data frame with one row per model, the most probable ones."""
     left, masks = window.factor.kept(), window.masks
+    rows = []
     for i in range(min(_ROWS, len(window))):
         absent = [
             f"{name}{index}" if index else name
@@ -267,12 +290,19 @@ def _table(window: Window) -> Table:
             for index in (left[name] & ~mask[i]).nonzero()[: _ROWS + 1].tolist()
         ]
         more = ", ..." if len(absent) > _ROWS else ""
-        table.add_row(
-            f"{window.weight[i]:.1%}",
-            f"{window.delta_f[i]:+.2f}",
-            f"{int(window.kept[i].sum()):,}",
-            ", ".join(absent[:_ROWS]) + more,
-        )
+        kept = int(window.kept[i].sum())
+        number = float(window.weight[i]), float(window.delta_f[i]), kept
+        rows.append((*number, ", ".join(absent[:_ROWS]) + more))
+    return pd.DataFrame(rows, columns=["weight", "delta_f", "kept", "absent"])
+
+
+def _draw_window(window: Window) -> Table:
+    table = Table(title=_title_window(window), title_justify="left")
+    for column in ("weight", "ΔF (nats)", "kept"):
+        table.add_column(column, justify="right")
+    table.add_column("absent")
+    for row in _frame_window(window).itertuples():
+        table.add_row(f"{row.weight:.1%}", f"{row.delta_f:+.2f}", f"{row.kept:,}", str(row.absent))
     if len(window) > _ROWS:
         table.caption = f"and {len(window) - _ROWS:,} less probable ones"
     return table

@@ -35,7 +35,7 @@ class AveragedGuide(PyroModule):
     Parameters
     ----------
     parts : sequence of Module
-        ``SpikeAndSlab`` and ``Mixture`` modules, or parts of a `pyro_bmr.PrunedGuide`.
+        ``SpikeAndSlab`` and ``Mixture`` modules, or parts of a `pyro_bmr.extend.PrunedGuide`.
     origin : Origin
         The model that the guide is for.
 

@@ -8,24 +8,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.averaging.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
-from pyro_bmr.display import render, render_html
-from pyro_bmr.reduction import Reduction, reduce
+from pyro_bmr.display import Tabular
+from pyro_bmr.selection.problem import read_scores
 from pyro_bmr.selection.scores import ElementScores
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def presence(
     guide: Any,
-    *,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     prior: float | LearnedPrior = 0.5,
     model: Callable[..., Any] | None = None,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
     sites: Iterable[str] | None = None,
     num_samples: int = 2000,
     seed: int = 0,
@@ -49,9 +50,13 @@ def presence(
     ----------
     guide : callable
         A trained guide, as in `reduce`.
+    *args
+        Of the model, as in `reduce`.
+    kwargs : mapping, optional
+        Keyword arguments of the model.
     prior : float or LearnedPrior
         :math:`\pi`, the probability before the data; or how to learn it from them.
-    model, args, kwargs, sites : optional
+    model, sites : optional
         As in `reduce`.
     num_samples : int
         Steps of each of the 4 chains where there are more than 16 correlated elements.
@@ -86,7 +91,7 @@ def presence(
     tensor([0.3333, 0.7870])
     """
     check_options(prior, num_samples)
-    scores, _ = read_scores(guide, model=model, args=args, kwargs=kwargs, sites=sites)
+    _, scores = read_scores("presence", guide, args, kwargs, model, sites)
     spaces = read_spaces(scores, num_samples, seed)
     log_odds = find_log_odds(spaces, scores, prior)
     probability: dict[str, Tensor] = {}
@@ -121,7 +126,7 @@ class LearnedPrior:
     ----------
     alpha, beta : float
         :math:`\alpha_0` and :math:`\beta_0`.
-    by : str
+    shared : str
         What shares :math:`\pi`: ``"site"`` or ``"model"``.
 
     References
@@ -133,12 +138,12 @@ class LearnedPrior:
     Examples
     --------
     >>> LearnedPrior(alpha=1.0, beta=9.0)
-    LearnedPrior(alpha=1.0, beta=9.0, by='site')
+    LearnedPrior(alpha=1.0, beta=9.0, shared='site')
     """
 
     alpha: float = 1.0
     beta: float = 1.0
-    by: str = "site"
+    shared: str = "site"
 
     def __post_init__(self) -> None:
         if not (self.alpha > 0 and self.beta > 0):
@@ -147,13 +152,13 @@ class LearnedPrior:
                 "numbers, such as 1.0 and 1.0 for a uniform prior of the inclusion probability"
             )
             raise ValueError(msg)
-        if self.by not in {"site", "model"}:
-            msg = f"LearnedPrior got by={self.by!r}. Expected 'site' or 'model'"
+        if self.shared not in {"site", "model"}:
+            msg = f"LearnedPrior got shared={self.shared!r}. Expected 'site' or 'model'"
             raise ValueError(msg)
 
 
-@dataclass(frozen=True, eq=False)
-class Presence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Presence(Tabular):
     """The posterior probability that each element is present.
 
     Parameters
@@ -184,48 +189,70 @@ class Presence:
         """How many elements are present on average."""
         return sum(float(p.sum(dtype=torch.float64)) for p in self.probability.values())
 
+    def summary(self) -> pd.DataFrame:
+        """Return a table with one row per site.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by site; columns ``total``, ``prior`` (π), ``expected`` (elements present on
+            average), ``P > 1/2`` and ``P > 0.95`` (how many), ``standard_error`` (the largest; 0
+            where exact) and ``found by``.
+        """
+        rows = []
+        for name, p in self.probability.items():
+            error = self.standard_error.get(name)
+            rows.append(
+                {
+                    "site": name,
+                    "prior": 1 / (1 + math.exp(-self.log_odds[name])),
+                    **count_present(p),
+                    "standard_error": 0.0
+                    if error is None or not error.numel()
+                    else float(error.max()),
+                    "found by": self.methods.get(name, ""),
+                }
+            )
+        columns = ("total", "prior", "expected", "P > 1/2", "P > 0.95")
+        names = ["site", *columns, "standard_error", "found by"]
+        return pd.DataFrame(rows, columns=names).set_index("site")
+
     def __rich__(self) -> Table:
-        total = sum(p.numel() for p in self.probability.values())
-        table = Table(
-            title=f"{self.expected_kept:,.1f} of {total:,} elements expected to be present",
-            title_justify="left",
-        )
-        table.add_column("site")
+        table = Table("site", title=self._title, title_justify="left")
         columns = ("total", "prior π", "expected", "P > 1/2", "P > 0.95", "largest std. error")
         for column in columns:
             table.add_column(column, justify="right")
         table.add_column("found by")
-        for name, p in self.probability.items():
-            error = self.standard_error.get(name)
+        for name, row in self.summary().iterrows():
             table.add_row(
-                name,
-                f"{p.numel():,}",
-                f"{1 / (1 + math.exp(-self.log_odds[name])):.3g}",
-                f"{float(p.sum(dtype=torch.float64)):,.1f}",
-                f"{int((p > 0.5).sum()):,}",
-                f"{int((p > 0.95).sum()):,}",
-                "" if error is None or not error.numel() else f"{float(error.max()):.1g}",
-                self.methods.get(name, ""),
+                str(name),
+                f"{row['total']:,}",
+                f"{row['prior']:.3g}",
+                f"{row['expected']:,.1f}",
+                f"{row['P > 1/2']:,}",
+                f"{row['P > 0.95']:,}",
+                f"{row['standard_error']:.1g}" if name in self.standard_error else "",
+                row["found by"],
             )
         return table
 
-    def __repr__(self) -> str:
-        return render(self)
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {self._title: self.summary().round(3)}
 
-    def _repr_html_(self) -> str:
-        return render_html(self)
+    @property
+    def _title(self) -> str:
+        total = sum(p.numel() for p in self.probability.values())
+        return f"{self.expected_kept:,.1f} of {total:,} elements expected to be present"
 
 
-def read_scores(guide: Any, **options: Any) -> tuple[ElementScores, Reduction]:
-    """Return what a selection of `reduce` sees of a guide, and the result that drops nothing."""
-    seen: list[ElementScores] = []
-
-    def keep_everything(scores: Any) -> dict[str, Tensor]:
-        seen.append(scores)
-        return dict(scores.kept)
-
-    whole = reduce(guide, select=keep_everything, **options)
-    return seen[0], whole
+def count_present(probability: Tensor) -> dict[str, float]:
+    """Count the elements of a site: all, expected to be present, and probably so."""
+    return {
+        "total": probability.numel(),
+        "expected": float(probability.sum(dtype=torch.float64)),
+        "P > 1/2": int((probability > 0.5).sum()),
+        "P > 0.95": int((probability > 0.95).sum()),
+    }
 
 
 def check_options(prior: float | LearnedPrior, num_samples: int) -> None:
@@ -253,7 +280,7 @@ def find_log_odds(
     # Elements that cannot go say nothing about how many of those that can are present.
     closed = scores.unscored
     open_ = {name: int(scores.kept[name].count_nonzero()) - closed[name] for name in closed}
-    shared = [list(open_)] if prior.by == "model" else [[name] for name in open_]
+    shared = [list(open_)] if prior.shared == "model" else [[name] for name in open_]
     log_odds = dict.fromkeys(open_, _digamma(prior.alpha) - _digamma(prior.beta))
     exact = all(space.exact for space in spaces)
     for step in range(_ITERATIONS if exact else _NOISY_ITERATIONS):

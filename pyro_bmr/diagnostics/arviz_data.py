@@ -26,12 +26,12 @@ def to_arviz(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 1000,
     seed: int = 0,
     prior: bool = True,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str | None]] | None = None,
-    **kwargs: Any,
 ) -> Any:
     r"""Draw from a guide, and put all that ArviZ looks at into its format.
 
@@ -57,6 +57,8 @@ def to_arviz(
         A Pyro model and its trained guide: those of a reduction, or any others.
     *args
         Of both: all of the data.
+    kwargs : mapping, optional
+        Keyword arguments of both.
     num_samples : int
         How many draws.
     seed : int
@@ -67,8 +69,6 @@ def to_arviz(
         By dimension, a value for each of its indices.
     dims : mapping, optional
         By variable, names for its axes after chain and draw, instead of the default ones.
-    **kwargs
-        Keyword arguments of both. Pass by position what has the name of an option above.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def to_arviz(
     {'chain': 1, 'draw': 1000, 'data': 7}
     """
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
-    return convert(model, guide, args, kwargs, coords=coords, dims=dims, **options)
+    return convert(model, guide, args, dict(kwargs or {}), coords=coords, dims=dims, **options)
 
 
 def convert(

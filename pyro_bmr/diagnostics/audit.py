@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_bmr.diagnostics.refits import Refit, trained_copy
 from pyro_bmr.diagnostics.steps import take_steps
-from pyro_bmr.display import progress_bar, render
+from pyro_bmr.display import Tabular, progress_bar
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.selection.decision import Decision
@@ -36,7 +36,6 @@ _ERRORS = 3.0
 def run_audit(
     decision: Decision | None,
     pair: tuple[Any, Any],
-    predicted: Mapping[str, float],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
@@ -55,7 +54,7 @@ def run_audit(
     are taken as they were conditioned on, and what produces a unit after what reads it.
 
     ``pair`` is the reduced model and guide; if it has been trained since, it is measured as well as
-    what the reduction had made of it. ``predicted`` is by site, in nats. ``refit`` gets copies.
+    what the reduction had made of it. ``refit`` gets copies.
     """
     if decision is None:
         msg = (
@@ -64,6 +63,7 @@ def run_audit(
         )
         raise ValueError(msg)
     decision.check_unchanged()
+    predicted = decision.predicted
     check_call(pair[0], args, kwargs)
     steps = take_steps(decision, *pair)
     locations = [x for factor in decision.factors for x in factor.locations().values()]
@@ -152,8 +152,8 @@ class Check:
         return f"{direction} by {abs(self.excess):.2f} nats"
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Tabular):
     """What a reduction predicted, and what came true.
 
     Parameters
@@ -219,7 +219,7 @@ class Audit:
         return pd.DataFrame(rows).set_index("site")
 
     def __rich__(self) -> Table:
-        table = Table("site", title=f"{self._title}\n{self.conclusion}", title_justify="left")
+        table = Table("site", title=self._title, title_justify="left")
         table.caption, table.caption_justify = "\n".join(self.notes) or None, "left"
         for column in ("ΔF predicted", "ΔF realised"):
             table.add_column(column, justify="right")
@@ -235,13 +235,12 @@ class Audit:
             )
         return table
 
-    def __repr__(self) -> str:
-        return render(self)
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        return self.notes
 
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{note}</p>" for note in self.notes)
-        shown = self.summary().drop(columns=["excess", "bound"]).round(2)
-        return f"<p>{self._title}<br>{self.conclusion}</p>{shown.to_html()}{notes}"
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {self._title: self.summary().drop(columns=["excess", "bound"]).round(2)}
 
     @property
     def _all(self) -> tuple[Check, ...]:
@@ -252,7 +251,7 @@ class Audit:
         total = self.total
         return (
             f"ΔF predicted {total.predicted:+.2f}, realised {total.realised:+.2f} ± "
-            f"{total.error:.2f} nats"
+            f"{total.error:.2f} nats\n{self.conclusion}"
         )
 
 

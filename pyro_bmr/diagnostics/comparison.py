@@ -15,23 +15,23 @@ from torch import Tensor
 
 from pyro_bmr.diagnostics.draws import Draws, draw
 from pyro_bmr.diagnostics.elpd import leave_one_out
-from pyro_bmr.diagnostics.pairs import read_pairs
 from pyro_bmr.diagnostics.scores import Score, check_predictions, score_draws
-from pyro_bmr.display import progress_bar, render
+from pyro_bmr.display import Tabular, progress_bar
 from pyro_bmr.estimators.measurement import common_draws
 from pyro_bmr.programs.calls import check_call
+from pyro_bmr.programs.pairs import read_pairs
 
 
 @torch.inference_mode(False)
 def compare(
-    pairs: Mapping[str, Any],
+    pairs: Any,
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 500,
     test: tuple[Any, ...] | None = None,
     loo: bool = True,
     seed: int = 0,
     progress: bool = True,
-    **kwargs: Any,
 ) -> Comparison:
     r"""Compare models with their guides: free energy, cross-validation, and predictions.
 
@@ -49,11 +49,12 @@ def compare(
 
     Parameters
     ----------
-    pairs : mapping
-        By name, a model and its guide: a tuple of both, or anything that has ``.model`` and
-        ``.guide``, as what `reduce` and `prune` return.
+    pairs : mapping, Reduction or tuple
+        By name, what `reduce` or `prune` returned, or ``(model, guide)``; or one of these alone.
     *args
         Of all models and guides: all of the data that they were trained with.
+    kwargs : mapping, optional
+        Keyword arguments of all models and guides.
     num_samples : int
         Posterior draws; two or more.
     test : tuple, optional
@@ -65,8 +66,6 @@ def compare(
         Of all random numbers, the same for all models.
     progress : bool
         Show a progress bar, if there is a terminal or a notebook.
-    **kwargs
-        Keyword arguments of all models and guides.
 
     Returns
     -------
@@ -94,7 +93,7 @@ def compare(
     >>> list(comparison.scores["untrained"])
     ['free_energy', 'complexity', 'accuracy', 'elpd_loo', 'log_likelihood', 'rmse']
     """
-    programs = read_pairs(pairs)
+    programs, kwargs = read_pairs(pairs), dict(kwargs or {})
     data = args if test is None else tuple(test) if isinstance(test, tuple | list) else (test,)
     for model, _ in programs.values():
         check_call(model, args, kwargs)
@@ -132,8 +131,8 @@ def compare(
     return Comparison(scores, predicted, bad_k, calibration, tuple(notes))
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Tabular):
     """Scores of several models.
 
     Parameters
@@ -204,18 +203,14 @@ class Comparison:
         }
 
     def __rich__(self) -> Group:
-        tables = [_draw(title, cells) for title, cells in self._tables.items()]
+        tables = [_draw(title, cells) for title, cells in self._frames().items()]
         return Group(*tables, *self.notes)
 
-    def __repr__(self) -> str:
-        return render(self)
-
-    def _repr_html_(self) -> str:
-        tables = (f"<p>{title}</p>{cells.to_html()}" for title, cells in self._tables.items())
-        return "".join(tables) + "".join(f"<p>{note}</p>" for note in self.notes)
-
     @property
-    def _tables(self) -> dict[str, pd.DataFrame]:
+    def _notes(self) -> tuple[str, ...]:
+        return self.notes
+
+    def _frames(self) -> dict[str, pd.DataFrame]:
         tables = {f"predictions of {self.predicted} data": _write(self.scores)}
         if len(self.scores) > 1:
             title = f"difference from {next(iter(self.scores))}"
@@ -229,7 +224,7 @@ _LABELS = {
     "complexity": "  complexity",
     "accuracy": "  accuracy",
     "elpd_loo": "elpd_loo (nats) ↑",
-    "log_likelihood": "log likelihood a row (nats) ↑",
+    "log_likelihood": "log likelihood per row (nats) ↑",
     "rmse": "RMSE ↓",
     "correct": "correct ↑",
     "nll": "NLL ↓",

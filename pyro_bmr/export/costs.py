@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -14,17 +14,17 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_bmr.display import render
+from pyro_bmr.display import Tabular
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.programs.pairs import read_pairs
 
 
 def measure_costs(
-    programs: Mapping[str, tuple[Callable[..., Any], Any]],
-    args: Sequence[Any],
-    *,
+    pairs: Any,
+    *args: Any,
     kwargs: Mapping[str, Any] | None = None,
-    num_draws: int = 20,
+    num_samples: int = 20,
     output: str | None = None,
     seconds: float = 1.0,
 ) -> Costs:
@@ -36,11 +36,14 @@ def measure_costs(
 
     Parameters
     ----------
-    programs : mapping
-        By name, a model and its guide. The first is what the others are compared with.
-    args, kwargs
-        What to call the models with; the batch is theirs.
-    num_draws : int
+    pairs : mapping, Reduction or tuple
+        By name, what `reduce` or `prune` returned, or ``(model, guide)``; or one of these alone.
+        The first is what the others are compared with.
+    *args
+        Of the models; the batch is theirs.
+    kwargs : mapping, optional
+        Keyword arguments of the models.
+    num_samples : int
         Of an ensemble.
     output : str, optional
         As in `to_module`.
@@ -54,8 +57,10 @@ def measure_costs(
 
     Raises
     ------
+    TypeError
+        If something is no pair.
     ValueError
-        If there are no programs.
+        If there are none.
 
     Examples
     --------
@@ -66,17 +71,15 @@ def measure_costs(
     >>> guide = AutoNormal(model)
     >>> x = torch.zeros(5, 3)
     >>> _ = guide(x)
-    >>> costs = measure_costs({"full": (model, guide)}, (x,), num_draws=2, seconds=0.0)
+    >>> costs = measure_costs({"full": (model, guide)}, x, num_samples=2, seconds=0.0)
     >>> costs.rows[0].parameters, costs.rows[0].flops
     (6, 60)
     """
-    if not programs:
-        msg = "got no programs. Expected a mapping from names to models and their guides"
-        raise ValueError(msg)
+    programs = read_pairs(pairs)
     options: dict[str, Any] = {"kwargs": kwargs, "output": output}
     forwards, ensembles = (
-        [export_program(*pair, args, num_draws=n, **options) for pair in programs.values()]
-        for n in (None, num_draws)
+        [export_program(*pair, args, num_samples=n, **options) for pair in programs.values()]
+        for n in (None, num_samples)
     )
     times = _time_in_turn([*forwards, *ensembles], seconds)
     rows = []
@@ -92,7 +95,7 @@ def measure_costs(
                 predictive=times[len(programs) + i],
             )
         )
-    return Costs(tuple(rows), num_draws, _batch(forwards))
+    return Costs(tuple(rows), num_samples, _batch(forwards))
 
 
 @dataclass(frozen=True)
@@ -127,15 +130,15 @@ class Cost:
     predictive: float
 
 
-@dataclass(frozen=True)
-class Costs:
+@dataclass(frozen=True, repr=False)
+class Costs(Tabular):
     """What some networks cost beside each other.
 
     Parameters
     ----------
     rows : tuple of Cost
         The first is what the others are compared with.
-    num_draws : int
+    num_samples : int
         Draws of a predictive.
     batch : int, optional
         How many data they were given.
@@ -149,7 +152,7 @@ class Costs:
     """
 
     rows: tuple[Cost, ...]
-    num_draws: int
+    num_samples: int
     batch: int | None = None
 
     def summary(self) -> pd.DataFrame:
@@ -184,7 +187,7 @@ class Costs:
     def __rich__(self) -> Table:
         table = Table(title=self._title, title_justify="left")
         table.add_column("network")
-        for column in ("parameters", "non-zero", "FLOPs", "forward", f"{self.num_draws} draws"):
+        for column in ("parameters", "non-zero", "FLOPs", "forward", f"{self.num_samples} draws"):
             table.add_column(column, justify="right")
         for name, row in self.summary().iterrows():
             table.add_row(
@@ -199,11 +202,8 @@ class Costs:
             )
         return table
 
-    def __repr__(self) -> str:
-        return render(self)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self._title}</p>{self.summary().round(3).to_html()}"
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {self._title: self.summary().round(3)}
 
     @property
     def _title(self) -> str:

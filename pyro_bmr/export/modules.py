@@ -32,10 +32,9 @@ from pyro_bmr.programs.wrappers import unwrap
 def to_module(
     model: Callable[..., Any],
     guide: Any,
-    args: Sequence[Any],
-    *,
+    *args: Any,
     kwargs: Mapping[str, Any] | None = None,
-    num_draws: int | None = None,
+    num_samples: int | None = None,
     output: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -43,7 +42,7 @@ def to_module(
 
     The model is recorded as a graph of torch operations at given weights: at the posterior's
     location, ``guide.median()``, which is the posterior mean of weights on the real line; or, with
-    ``num_draws``, at that many draws, in one batched forward. Pruned elements are zero in both.
+    ``num_samples``, at that many draws, in one batched forward. Pruned elements are zero in both.
     Weights are parameters of the module under the names of their sites, what else the model holds
     keeps its name. The module can be pickled, trained, and taken on by `torch.export`.
 
@@ -56,9 +55,11 @@ def to_module(
     ----------
     model, guide : callable
         Of a reduction, or any Pyro model with its trained autoguide.
-    args, kwargs
-        What to call the model with.
-    num_draws : int, optional
+    *args
+        Of the model.
+    kwargs : mapping, optional
+        Keyword arguments of the model.
+    num_samples : int, optional
         How many draws from the posterior; its location if None.
     output : str, optional
         What the model returns if None, where observations (and draws of them) stand for the mean
@@ -71,7 +72,7 @@ def to_module(
     Returns
     -------
     Module
-        Takes the inputs; returns the output, with ``num_draws`` as an axis before all others.
+        Takes the inputs; returns the output, with ``num_samples`` as an axis before all others.
 
     Raises
     ------
@@ -101,14 +102,14 @@ def to_module(
     >>> guide = AutoNormal(model)
     >>> x = torch.randn(9, 2)
     >>> _ = guide(x, x[:, 0])
-    >>> module = to_module(model, guide, (x,))
+    >>> module = to_module(model, guide, x)
     >>> torch.equal(module(x), x @ guide.median()["w"]), dict(module.named_parameters()).keys()
     (True, dict_keys(['w']))
-    >>> to_module(model, guide, (x,), num_draws=5)(torch.randn(3, 2)).shape
+    >>> to_module(model, guide, x, num_samples=5)(torch.randn(3, 2)).shape
     torch.Size([5, 3])
     """
     module, _ = export_program(
-        model, guide, args, kwargs=kwargs, num_draws=num_draws, output=output, seed=seed
+        model, guide, args, kwargs=kwargs, num_samples=num_samples, output=output, seed=seed
     )
     return module
 
@@ -180,7 +181,7 @@ def export_program(
     args: Sequence[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
-    num_draws: int | None = None,
+    num_samples: int | None = None,
     output: str | None = None,
     seed: int = 0,
 ) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
@@ -192,18 +193,20 @@ def export_program(
     values = _location(guide, call)
     _check_numbers(run(model, values, call, call.tensors, output))
     recorded, size = _record_at_any_size(
-        lambda inputs: record(model, values, call, inputs, output, decompose=num_draws is not None),
+        lambda inputs: record(
+            model, values, call, inputs, output, decompose=num_samples is not None
+        ),
         call,
     )
     held: Mapping[str, Tensor] = values
-    if num_draws is not None:
-        held = _draw(guide, call, values, num_draws, seed)
+    if num_samples is not None:
+        held = _draw(guide, call, values, num_samples, seed)
         many = partial(record_many, recorded, list(held.values()))
         recorded, size = (many(call.tensors), size) if size else _record_at_any_size(many, call)
     module, used = assemble_module(recorded, held, call.names, model)
     inputs = call.inputs(size or _SIZES[-1])
     found = module(*compress(inputs, used))
-    for place in [...] if num_draws is None else [0, -1]:
+    for place in [...] if num_samples is None else [0, -1]:
         expected = run(model, {n: v[place] for n, v in held.items()}, call, inputs, output)
         mine = pytree.tree_map_only(Tensor, itemgetter(place), found)
         error = relative_error(expected, mine)
@@ -234,8 +237,8 @@ def _record_at_any_size(
     except Exception as error:
         recorded = _record_at_one_size(make, call)
         warnings.warn(
-            f"the module takes {call.size} data as in args=, and no other number, because the "
-            f"model could not be followed at {_SIZES[0]} and {_SIZES[1]} ({_first_line(error)}). "
+            f"the module takes {call.size} data as in the example, and no other number, because "
+            f"the model could not be followed at {_SIZES[0]} and {_SIZES[1]} ({_first_line(error)}). "
             "For any number, let the model take its sizes from its arguments, as in "
             'pyro.plate("data", len(x)), with the data along their first axes',
             stacklevel=4,
@@ -269,7 +272,7 @@ def _check_numbers(output: Any) -> None:
     if any(isinstance(t, Tensor) and bool(t.isnan().any()) for t in pytree.tree_leaves(output)):
         msg = (
             "the output of the model holds NaN at the posterior's location. Expected numbers: if "
-            "args= are free of NaN, and the output is the mean of a distribution that has none, "
+            "the data are free of NaN, and the output is the mean of a distribution that has none, "
             "such as Cauchy's, pass output= one of its parameters, such as 'loc'"
         )
         raise OutputError(msg)
@@ -280,8 +283,8 @@ def _location(guide: Any, call: Call) -> dict[str, Tensor]:
     if not hasattr(guide, "median"):
         msg = (
             f"got a guide of type {type(guide).__name__} without a median. Expected the guide of a "
-            "reduction, or one of Pyro's autoguides; bmr.reduce(guide, model=model, args=args, "
-            "sites=[]).guide makes the one from any other"
+            "reduction, or one of Pyro's autoguides; bmr.reduce(guide, x, model=model, "
+            "select=lambda scores: scores.kept).guide makes the one from any other"
         )
         raise TypeError(msg)
     args, kwargs = call.arguments(call.tensors)
@@ -291,16 +294,19 @@ def _location(guide: Any, call: Call) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _draw(
-    guide: Any, call: Call, values: Mapping[str, Tensor], num_draws: int, seed: int
+    guide: Any, call: Call, values: Mapping[str, Tensor], num_samples: int, seed: int
 ) -> dict[str, Tensor]:
-    if num_draws < 1:
-        msg = f"got num_draws={num_draws}. Expected 1 or more, or None for the posterior's location"
+    if num_samples < 1:
+        msg = (
+            f"got num_samples={num_samples}. Expected 1 or more, or None for the posterior's "
+            "location"
+        )
         raise ValueError(msg)
     args, kwargs = call.arguments(call.tensors)
     draws = []
     with dry_run(guide):
         torch.manual_seed(seed)
-        for _ in range(num_draws):
+        for _ in range(num_samples):
             nodes = poutine.trace(guide).get_trace(*args, **kwargs).nodes
             draws.append({name: nodes[name]["value"] for name in values})
     return {name: torch.stack([draw[name] for draw in draws]) for name in values}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +18,17 @@ from pyro_bmr.export.agreement import relative_error
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.files.whole_files import replace_file
 from pyro_bmr.programs.calls import Call, read_call
+from pyro_bmr.programs.pairs import read_pair
 
 
 def export_onnx(
-    program: nn.Module | tuple[Callable[..., Any], Any],
+    program: Any,
     path: str | Path,
-    args: Sequence[Any],
-    **options: Any,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = None,
+    output: str | None = None,
+    seed: int = 0,
 ) -> None:
     """Write a network to a file that ONNX Runtime runs, without Pyro, torch or this package.
 
@@ -33,14 +37,14 @@ def export_onnx(
 
     Parameters
     ----------
-    program : Module or tuple
-        What `to_module` returned, or a model and its guide.
+    program : Module, Reduction or tuple
+        What `to_module` returned; or what `reduce` or `prune` did, or ``(model, guide)``.
     path : str or Path
         The file. Another of its name is replaced at once, when it is whole.
-    args : tuple
-        What to call the module with, or the model.
-    **options
-        ``kwargs``, ``num_draws``, ``output`` and ``seed`` of `to_module`, for a model and a guide.
+    *args
+        What to call the module with, or the model; the tensors among them are the inputs.
+    kwargs, num_samples, output, seed : optional
+        As of `to_module`, for a model and a guide.
 
     Raises
     ------
@@ -53,7 +57,7 @@ def export_onnx(
     --------
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/layer.onnx"
-    >>> export_onnx(nn.Linear(2, 1).eval(), path, (torch.zeros(4, 2),))
+    >>> export_onnx(nn.Linear(2, 1).eval(), path, torch.zeros(4, 2))
     """
     missing = [name for name in _ONNX if find_spec(name) is None]
     if missing:
@@ -62,8 +66,9 @@ def export_onnx(
         )
         raise ImportError(msg)
     module: Any = program
-    if isinstance(program, tuple):
-        module, args = export_program(*program, args, **options)
+    if not isinstance(program, nn.Module):
+        options: Any = {"num_samples": num_samples, "output": output, "seed": seed}
+        module, args = export_program(*read_pair(program), args, kwargs=kwargs, **options)
     call = read_call(module, args, None)
     samples = [call.tensors, *_other_sizes(module, call)]
     batch = torch.export.Dim("batch") if len(samples) > 1 else None

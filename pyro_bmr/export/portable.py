@@ -27,18 +27,20 @@ class Portable(ABC):
     def to_module(
         self,
         *args: Any,
-        num_draws: int | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        num_samples: int | None = None,
         output: str | None = None,
         seed: int = 0,
-        **kwargs: Any,
     ) -> nn.Module:
         """Make a plain torch module that predicts; see `pyro_bmr.to_module`.
 
         Parameters
         ----------
-        *args, **kwargs
-            Arguments of the model, as an example; those that it was made with otherwise.
-        num_draws : int, optional
+        *args
+            Of the model, as an example; those that it was made with otherwise.
+        kwargs : mapping, optional
+            Keyword arguments of the model.
+        num_samples : int, optional
             How many draws from the posterior, in one batched forward; its location if None.
         output : str, optional
             What it returns, if not what the model does.
@@ -57,17 +59,17 @@ class Portable(ABC):
             as after `pyro_bmr.load`.
         """
         args, kwargs = self._example(args, kwargs)
-        options: dict[str, Any] = {"num_draws": num_draws, "output": output, "seed": seed}
-        return to_module(self.model, self.guide, args, kwargs=kwargs, **options)
+        options: dict[str, Any] = {"num_samples": num_samples, "output": output, "seed": seed}
+        return to_module(self.model, self.guide, *args, kwargs=kwargs, **options)
 
     def export_onnx(
         self,
         path: str | Path,
         *args: Any,
-        num_draws: int | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        num_samples: int | None = None,
         output: str | None = None,
         seed: int = 0,
-        **kwargs: Any,
     ) -> None:
         """Write a file for ONNX Runtime, which is checked; see `pyro_bmr.export_onnx`.
 
@@ -75,18 +77,17 @@ class Portable(ABC):
         ----------
         path : str or Path
             The file.
-        *args, num_draws, output, seed, **kwargs
+        *args, kwargs, num_samples, output, seed
             As of `to_module`.
         """
         args, kwargs = self._example(args, kwargs)
-        options: dict[str, Any] = {"num_draws": num_draws, "output": output, "seed": seed}
-        export_onnx((self.model, self.guide), path, args, kwargs=kwargs, **options)
+        options: dict[str, Any] = {"num_samples": num_samples, "output": output, "seed": seed}
+        export_onnx(self, path, *args, kwargs=kwargs, **options)
 
     def save(
         self,
         path: str | Path,
-        *,
-        args: tuple[Any, ...] | None = None,
+        *args: Any,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Write to a file that `pyro_bmr.load` reads.
@@ -99,9 +100,11 @@ class Portable(ABC):
         ----------
         path : str or Path
             The file, in the format of safetensors.
-        args, kwargs : optional
-            Arguments to run the model with, to find its parameters; those that it was made with
+        *args
+            Of the model, which is run to find its parameters; those that it was made with
             otherwise.
+        kwargs : mapping, optional
+            Keyword arguments of the model.
         """
         write_plan(path, pack_program(self.model, self.guide, args, kwargs) | self._plan())
 
@@ -109,17 +112,21 @@ class Portable(ABC):
     def _plan(self) -> dict[str, Any]:
         """Return what a file holds beside the model and the guide, with its ``kind``."""
 
-    def _example(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _example(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the model is called with: these arguments, or else those of the guide."""
         origin = self.guide.origin
         if not (args or kwargs):
-            args, kwargs = origin.args, dict(origin.kwargs)
+            args, kwargs = origin.args, origin.kwargs
+        kwargs = dict(kwargs or {})
         try:
             read_signature(origin.model or self.model).bind(*args, **kwargs)
         except TypeError as error:
             msg = (
                 f"got {len(args)} arguments and keywords {list(kwargs)} for the model: {error}. "
                 "Expected an example of what it is called with, as in to_module(x); a result that "
-                "was loaded without args= has none of its own"
+                "was loaded without them has none of its own"
             )
             raise TypeError(msg) from error
         return args, kwargs

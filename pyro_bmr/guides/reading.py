@@ -105,13 +105,11 @@ def read_factors(guide: Any) -> tuple[Factor, ...]:
         ...
     pyro_bmr.guides.reading.UnregisteredGuideError: cannot reduce a guide of type ...
     """  # noqa: DOC202
-    known = ", ".join(
-        sorted(t.__name__ for t in read_factors.registry if t not in {object, *_REMEDIES})
-    )
+    known = ", ".join(sorted(t.__name__ for t in read_factors.registry if t not in _NO_FAMILY))
     msg = (
         f"cannot reduce a guide of type {type(guide).__name__}. Expected one of {known}; a family "
-        "registered with @pyro_bmr.read_factors.register; an AutoGuideList of these; any other "
-        "guide that draws from Gaussians when it is called; a finished pyro.infer.MCMC; or a "
+        "registered with @pyro_bmr.extend.read_factors.register; an AutoGuideList of these; any "
+        "other guide that draws from Gaussians when it is called; a finished pyro.infer.MCMC; or a "
         "mapping of site names to posterior samples"
     )
     raise UnregisteredGuideError(msg)
@@ -181,6 +179,12 @@ def _(guide: PrunedGuide) -> tuple[Factor, ...]:
     return tuple(part.factor() for part in guide.parts)
 
 
+@read_factors.register
+def _(guide: AutoGuideList) -> tuple[Factor, ...]:
+    check_called(guide)
+    return tuple(factor for part in guide for factor in read_factors(part))
+
+
 _TRAIN_AGAIN = "Train AutoNormal, AutoMultivariateNormal or another Gaussian guide"
 _REMEDIES = {
     AutoDelta: "it is a point estimate, whose posterior has no variance to weigh against the "
@@ -207,6 +211,8 @@ def _refuse(guide: Any, remedy: str) -> tuple[Factor, ...]:
 
 for _family, _remedy in _REMEDIES.items():
     read_factors.register(_family, partial(_refuse, remedy=_remedy))
+
+_NO_FAMILY = {object, AutoGuideList, *_REMEDIES}
 
 
 @singledispatch
@@ -254,7 +260,8 @@ def _parts(guide: Any) -> Iterator[Any]:
 
 
 def _is_registered(guide: Any) -> bool:
-    return read_factors.dispatch(type(guide)) is not read_factors.dispatch(object)
+    unread = (read_factors.dispatch(kind) for kind in (object, AutoGuideList))
+    return read_factors.dispatch(type(guide)) not in unread
 
 
 def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | None]:

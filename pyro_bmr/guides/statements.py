@@ -106,7 +106,7 @@ def _refusal(name: str, why: str) -> str:
         f"{why}. Expected Normal, LogNormal, MultivariateNormal, LowRankMultivariateNormal or "
         "Gamma, or any of the first four through biject_to(support). Train such a guide, for "
         "example AutoNormal or AutoMultivariateNormal, or register this one with "
-        "@pyro_bmr.read_factors.register"
+        "@pyro_bmr.extend.read_factors.register"
     )
 
 

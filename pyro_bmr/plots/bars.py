@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes, signed, text_color
 from pyro_bmr.plots.posteriors import check_reduction
-from pyro_bmr.reduction import Reduction
+from pyro_bmr.results import Reduction
 
 
 def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = None) -> Axes:

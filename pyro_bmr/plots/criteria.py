@@ -19,7 +19,7 @@ from pyro_bmr.plots.canvas import (
     text_color,
 )
 from pyro_bmr.plots.posteriors import SitePosterior, choose_site, find_decision, read_sites
-from pyro_bmr.reduction import Reduction
+from pyro_bmr.results import Reduction
 
 
 def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = None) -> Axes:

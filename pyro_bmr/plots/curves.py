@@ -20,8 +20,9 @@ from pyro_bmr.plots.canvas import (
     text_color,
     two_axes,
 )
+from pyro_bmr.results import Reduction
+from pyro_bmr.selection.summaries import Round
 from pyro_bmr.sparsities import Sparsities
-from pyro_bmr.training.pruning import Pruning, Round
 
 
 def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
@@ -103,12 +104,12 @@ def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_rounds(pruning: Pruning, axes: Any = None) -> np.ndarray:
+def plot_rounds(result: Reduction, axes: Any = None) -> np.ndarray:
     """Draw the free energy of `prune` round by round, and what its reductions did.
 
     Parameters
     ----------
-    pruning : Pruning
+    result : Reduction
         What `prune` returned.
     axes : sequence of Axes, optional
         A pair to draw on; of a new figure otherwise.
@@ -128,22 +129,23 @@ def plot_rounds(pruning: Pruning, axes: Any = None) -> np.ndarray:
 
     Examples
     --------
-    >>> from pyro_bmr.training.pruning import Round
-    >>> rounds = (Round(0, 0.0, 0.0, 0.0, 0.0, 9.0, 0.1), Round(1, 0.5, -2.0, -1.9, 0.1, 6.0, 0.1))
-    >>> energies, changes = plot_rounds(Pruning(None, rounds, 1))
+    >>> first = Round(0, 0.0, 0.0, 0.0, 0.0, 9.0, 0.1)
+    >>> second = Round(1, 0.5, -2.0, -1.9, 0.1, 6.0, 0.1, kept=True)
+    >>> result = Reduction(None, None, {}, {}, (), rounds=(first, second))
+    >>> energies, changes = plot_rounds(result)
     >>> energies.get_ylabel(), changes.get_ylabel()
     ('F after training (nats)', 'ΔF (nats)')
     """
-    if not isinstance(pruning, Pruning):
-        msg = f"got a {type(pruning).__name__}. Expected what pyro_bmr.prune() returned"
+    if not isinstance(result, Reduction):
+        msg = f"got a {type(result).__name__}. Expected what pyro_bmr.prune() returned"
         raise TypeError(msg)
-    rounds = pruning.rounds
-    if not rounds:
-        msg = "got a Pruning without rounds. Expected what pyro_bmr.prune() returned"
+    rounds, kept = result.rounds, result.kept_round
+    if kept is None:
+        msg = "got a result without rounds. Expected what pyro_bmr.prune() returned"
         raise ValueError(msg)
     width = max(5.5, min(10.0, 2.5 + 0.7 * len(rounds)))
     axes = two_axes(axes, width, 5.0, nrows=2, sharex=True)
-    _draw_energies(axes[0], rounds, rounds[pruning.kept_round])
+    _draw_energies(axes[0], rounds, kept)
     _draw_changes(axes[1], rounds[1:])
     shown = rounds[:: len(rounds) // 12 + 1]
     ticks = [r.index for r in shown]

@@ -19,7 +19,7 @@ from pyro_bmr.plots.posteriors import SitePosterior, choose_site, find_decision,
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
-from pyro_bmr.reduction import Reduction
+from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_bmr.plots.canvas import SMALL, two_axes
 from pyro_bmr.plots.posteriors import SitePosterior, choose_site, read_sites
-from pyro_bmr.reduction import Reduction
+from pyro_bmr.results import Reduction
 
 _MOST_LABELS = 30
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, text_color, two_axes
 from pyro_bmr.plots.posteriors import SitePosterior, choose_site, read_sites
-from pyro_bmr.reduction import Reduction
+from pyro_bmr.results import Reduction
 
 _MOST_EDGES = 20_000
 

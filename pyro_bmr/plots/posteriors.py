@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor, Prior
-from pyro_bmr.reduction import Reduction
+from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
 
 

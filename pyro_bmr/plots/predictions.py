@@ -14,32 +14,34 @@ from torch import Tensor
 
 from pyro_bmr.diagnostics.drawn_sites import sort_sites
 from pyro_bmr.diagnostics.draws import draw
-from pyro_bmr.diagnostics.pairs import read_pairs
 from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.pairs import read_pairs
 
 _LEVELS = (0.5, 0.9)
 
 
 def plot_predictions(
-    models: Mapping[str, Any],
+    pairs: Any,
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     site: str | None = None,
     along: Any = None,
     data: tuple[Any, Any] | None = None,
     num_samples: int = 500,
     seed: int = 0,
-    kwargs: Mapping[str, Any] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw what models predict over an input: the mean, and where 50 % and 90 % lie.
 
     Parameters
     ----------
-    models : mapping
-        By name, a reduction or whatever else has ``model`` and ``guide``, or a pair of these.
+    pairs : mapping, Reduction or tuple
+        By name, what `reduce` or `prune` returned, or ``(model, guide)``; or one of these alone.
     *args
         Of models and guides: what to predict at, without targets or with.
+    kwargs : mapping, optional
+        Keyword arguments of models and guides.
     site : str, optional
         Which observation; needed where a model makes several.
     along : Tensor or ndarray, optional
@@ -51,8 +53,6 @@ def plot_predictions(
         Draws from each posterior; two or more.
     seed : int
         Of the draws.
-    kwargs : mapping, optional
-        Keyword arguments of models and guides.
     ax : Axes, optional
         To draw on; of a new figure otherwise.
 
@@ -86,7 +86,7 @@ def plot_predictions(
     """
     options: Any = {"kwargs": dict(kwargs or {}), "num_samples": num_samples, "seed": seed}
     found = {
-        name: _predict(name, pair, args, site, options) for name, pair in read_pairs(models).items()
+        name: _predict(name, pair, args, site, options) for name, pair in read_pairs(pairs).items()
     }
     first = next(iter(found.values()))
     x, order = _read_input(along, args, first)
@@ -152,7 +152,7 @@ def _predict(
     if sum(size > 1 for size in rows) > 1:
         msg = (
             f"the observation {chosen!r} of the model {name!r} has the shape {tuple(rows)}. "
-            "Expected one number a row"
+            "Expected one number per row"
         )
         raise ValueError(msg)
     mean, value = (t.detach().cpu().double().flatten(1).numpy() for t in (draws.mean, draws.draws))
@@ -171,7 +171,7 @@ def _read_input(
         return None, first.mean.mean(0).argsort()
     x = np.asarray(torch.as_tensor(given).detach().cpu(), dtype=float).reshape(-1)
     if len(x) != rows:
-        msg = f"got along= with {len(x)} numbers. Expected {rows}, one a row"
+        msg = f"got along= with {len(x)} numbers. Expected {rows}, one per row"
         raise ValueError(msg)
     return x, x.argsort()
 

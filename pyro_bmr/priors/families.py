@@ -172,7 +172,7 @@ def read_prior(node: Any) -> Reading:
 def _unregistered(prior: Any) -> str:
     return (
         f"its prior is a {type(prior).__name__}, whose density at zero is not registered "
-        "(pyro_bmr.log_density_at_zero.register adds a family)"
+        "(pyro_bmr.extend.log_density_at_zero.register adds a family)"
     )
 
 

@@ -17,12 +17,6 @@ def read_call(
     model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None
 ) -> Call:
     """Find the tensors among the arguments of a model, with the names that it gives to them."""
-    if not isinstance(args, tuple | list):
-        msg = (
-            f"got args= of type {type(args).__name__}. Expected the arguments of the model in a "
-            "tuple, as in args=(x, y) or args=(x,)"
-        )
-        raise TypeError(msg)
     kwargs = dict(kwargs or {})
     paths, spec = pytree.tree_flatten_with_path((tuple(args), kwargs))
     parameters = _parameter_names(model, args)

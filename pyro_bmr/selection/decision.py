@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Decision:
     spiked: Collection[str]
     sampled: Mapping[str, Tensor]
     order: tuple[str, ...]
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
     def restrict(self, sites: Collection[str]) -> Decision:
         """Leave all other sites as they are; with no sites, nothing is reduced."""

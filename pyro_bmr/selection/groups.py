@@ -134,7 +134,7 @@ def read_labels(grouping: Labelling, name: str, shape: torch.Size) -> Tensor | N
         else f"a {type(labels).__name__}"
     )
     msg = (
-        f"groups returned {got} for the site {name!r}. Expected a tensor of integers that "
-        f"broadcasts to {tuple(shape)}, or None for a group an element"
+        f"a function of labels returned {got} for the site {name!r}. Expected a tensor of "
+        f"integers that broadcasts to {tuple(shape)}, or None for a group per element"
     )
     raise ValueError(msg)

@@ -21,6 +21,7 @@ from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
+from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_released
 from pyro_bmr.units.structure import Structure
@@ -28,26 +29,27 @@ from pyro_bmr.units.structure import Structure
 
 @dataclass(frozen=True)
 class Problem:
-    """A posterior, the priors of the sites that may be reduced, and why others may not."""
+    """A posterior, the priors of the sites that may be reduced, and why others may not.
+
+    ``sites`` are those that the user named; None stands for all.
+    """
 
     factors: tuple[Factor, ...]
     origin: Origin
     priors: Mapping[str, Prior]
     reasons: Mapping[str, str]
+    sites: tuple[str, ...] | None = None
 
     def without(self, reasons: Mapping[str, str]) -> Problem:
         """Leave sites whole, each for a reason."""
         priors = {name: prior for name, prior in self.priors.items() if name not in reasons}
         return replace(self, priors=priors, reasons={**self.reasons, **reasons})
 
-    def choose(self, sites: Iterable[str] | None, option: str = "sites") -> Problem:
-        """Leave all sites whole but those that the user named in ``option``; None names all."""
-        if sites is None:
-            return self
-        chosen = {sites} if isinstance(sites, str) else set(sites)
-        check_named(chosen, self.priors, self.reasons, option)
+    def choose(self, sites: Collection[str], option: str) -> Problem:
+        """Leave all sites whole but those that the user named in ``option``."""
+        check_named(sites, self.priors, self.reasons, option)
         return self.without(
-            {name: f"it is not among {option}=" for name in self.priors if name not in chosen}
+            {name: f"it is not among {option}=" for name in self.priors if name not in sites}
         )
 
     def warn_if_empty(self, stacklevel: int = 3) -> None:
@@ -60,26 +62,27 @@ class Problem:
 
 
 def read_problem(
+    verb: str,
     guide: Any,
-    model: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
+    model: Callable[..., Any] | None,
     sites: Iterable[str] | None,
 ) -> Problem:
     """Read a guide, and the priors of the model that it was trained for.
 
     ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
     """
-    _check_call(guide, args)
+    _check_guide(verb, guide)
     origin = read_origin(guide)
     if args or kwargs:
-        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+        origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
     if model is not None:
         origin = replace(origin, model=model)
     if origin.model is None and isfunction(guide):
         msg = (
             f"a guide function such as {guide.__name__} does not know its model. Pass the model "
-            "and how to call both: reduce(guide, model=model, args=(x, y))"
+            f"and how to call both: {verb}(guide, x, y, model=model)"
         )
         raise ValueError(msg)
     factors = read_guide(guide, origin)
@@ -87,11 +90,26 @@ def read_problem(
         msg = (
             f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
             "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
-            "model: reduce(guide, model=model)"
+            f"model: {verb}(guide, model=model)"
         )
         raise ValueError(msg)
-    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, factors, sites)
-    return Problem(factors, origin, priors, reasons)
+    named = (sites,) if isinstance(sites, str) else None if sites is None else tuple(sites)
+    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, factors, named)
+    return Problem(factors, origin, priors, reasons, named)
+
+
+def read_scores(
+    verb: str,
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    model: Callable[..., Any] | None,
+    sites: Iterable[str] | None,
+) -> tuple[Problem, ElementScores]:
+    """Read a guide as `read_problem` does, and score each of its elements for a spike."""
+    problem, _ = assign(read_problem(verb, guide, args, kwargs, model, sites), Spike())
+    problem.warn_if_empty(stacklevel=4)
+    return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
 
 
 def read_structure(problem: Problem, spiked: Collection[str]) -> Structure:
@@ -120,14 +138,12 @@ def read_structure(problem: Problem, spiked: Collection[str]) -> Structure:
 
 
 def assign(
-    problem: Problem,
-    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
-    sites: Iterable[str] | None = None,
+    problem: Problem, reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
 ) -> tuple[Problem, dict[str, ReducedPrior]]:
     """Give every site that may be reduced its reduced prior.
 
-    A site that cannot take its own stays whole; that is a ``ValueError`` if the user named it, in
-    ``sites`` or in a mapping. A site that is not in a mapping stays whole, too.
+    A site that cannot take its own stays whole; that is a ``ValueError`` if the user named it.
+    A site that is not in a mapping stays whole, too.
     """
     if isinstance(reduced_prior, Mapping):
         by_site = dict(reduced_prior)
@@ -135,7 +151,9 @@ def assign(
         problem = problem.without(unfit).choose(by_site, "reduced_prior")
     else:
         unfit = _unfit(problem, dict.fromkeys(problem.priors, reduced_prior))
-        problem = problem.without(unfit).choose(sites)
+        problem = problem.without(unfit)
+        if problem.sites is not None:
+            problem = problem.choose(problem.sites, "sites")
         by_site = dict.fromkeys(problem.priors, reduced_prior)
     _check_shapes(problem, {name: by_site[name] for name in problem.priors})
     return problem, {name: by_site[name] for name in problem.priors}
@@ -161,15 +179,9 @@ def assemble(
     return PrunedModel(full_model, masks), guide, masks
 
 
-def _check_call(guide: Any, args: Any) -> None:
-    if not isinstance(args, tuple | list):
-        msg = (
-            f"got args= of type {type(args).__name__}. Expected the arguments of the model in a "
-            "tuple, as in args=(x, y) or args=(x,)"
-        )
-        raise TypeError(msg)
+def _check_guide(verb: str, guide: Any) -> None:
     if not callable(guide) and hasattr(guide, "guide"):
-        msg = f"got a {type(guide).__name__}. Pass its guide: reduce(result.guide)"
+        msg = f"got a {type(guide).__name__}. Pass its guide: {verb}(result.guide)"
         raise TypeError(msg)
 
 

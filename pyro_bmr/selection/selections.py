@@ -1,6 +1,6 @@
 """What to drop: functions that look at scores and return masks, True for what is kept.
 
-Each of these returns a selection, a function from `pyro_bmr.Scores` to a mask per site; any
+Each of these returns a selection, a function from `pyro_bmr.extend.Scores` to a mask per site; any
 function of that kind will do in their place. A site without a mask is kept whole. The masks go into
 the reduction as they are, so a selection does not write to them afterwards. Where scores are those
 of groups, a group takes the place of an element, and a layer of groups that of a site.
@@ -40,7 +40,7 @@ def by_evidence(margin: float = 0.0) -> Selection:
     Returns
     -------
     callable
-        From `Scores` to masks.
+        From ``Scores`` to masks.
 
     References
     ----------
@@ -48,7 +48,7 @@ def by_evidence(margin: float = 0.0) -> Selection:
 
     Examples
     --------
-    >>> from pyro_bmr import IndependentFactor, Prior, Site
+    >>> from pyro_bmr.extend import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
     >>> site, prior = Site("w", torch.Size([3])), Prior(torch.tensor(-0.92))
     >>> loc, scale = torch.tensor([0.0, 0.5, 2.0]), torch.tensor([0.1, 0.5, 0.5])
@@ -82,13 +82,14 @@ def exhaustive(margin: float = 0.0) -> Selection:
     Returns
     -------
     callable
-        From `Scores` to masks.
+        From ``Scores`` to masks.
 
     Examples
     --------
     Of two weights that can stand in for each other, one stays:
 
-    >>> from pyro_bmr import Dense, JointFactor, Prior, Site
+    >>> from pyro_bmr import Dense
+    >>> from pyro_bmr.extend import JointFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
     >>> q = Dense(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [-0.45, 0.1]]))
     >>> sites, priors = (Site("w", torch.Size([2])),), {"w": Prior(torch.tensor(-0.92))}
@@ -119,7 +120,7 @@ def by_blocks(size: int = 8) -> Selection:
     Returns
     -------
     callable
-        From `Scores` to masks.
+        From ``Scores`` to masks.
 
     Raises
     ------
@@ -133,7 +134,8 @@ def by_blocks(size: int = 8) -> Selection:
 
     Examples
     --------
-    >>> from pyro_bmr import Dense, JointFactor, Prior, Site
+    >>> from pyro_bmr import Dense
+    >>> from pyro_bmr.extend import JointFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
     >>> q = Dense(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [-0.45, 0.1]]))
     >>> sites, priors = (Site("w", torch.Size([2])),), {"w": Prior(torch.tensor(-0.92))}
@@ -165,7 +167,7 @@ def top_k(n: int) -> Selection:
     Returns
     -------
     callable
-        From `Scores` to masks.
+        From ``Scores`` to masks.
 
     Raises
     ------
@@ -174,7 +176,7 @@ def top_k(n: int) -> Selection:
 
     Examples
     --------
-    >>> from pyro_bmr import IndependentFactor, Prior, Site
+    >>> from pyro_bmr.extend import IndependentFactor, Prior, Site
     >>> from pyro_bmr.selection.scores import score
     >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
     >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
@@ -183,148 +185,11 @@ def top_k(n: int) -> Selection:
     (tensor([2.1964, 0.4989]), tensor([ True, False]))
     """
     if not isinstance(n, int) or n < 0:
-        msg = (
-            f"top_k got n={_shown(n)}. Expected how many elements to keep, as in select=top_k(100)"
-        )
+        msg = f"top_k got n={show(n)}. Expected how many elements to keep, as in select=top_k(100)"
         raise ValueError(msg)
 
     def select(scores: Scores) -> dict[str, Tensor]:
-        total = sum(delta_f.numel() for delta_f in scores.delta_f.values())
-        return _drop_lowest(scores, scores.elimination(), max(0, total - n))
-
-    return select
-
-
-def snr(fraction: float) -> Selection:
-    r"""Drop the elements with the lowest signal-to-noise ratio :math:`|\mu| / \sigma`.
-
-    Parameters
-    ----------
-    fraction : float
-        Of the elements of all reducible sites together, which part goes.
-
-    Returns
-    -------
-    callable
-        From `Scores` to masks.
-
-    References
-    ----------
-    Blundell et al. (2015), arXiv:1505.05424, sec. 5.1.
-
-    Examples
-    --------
-    >>> from pyro_bmr import IndependentFactor, Prior, Site
-    >>> from pyro_bmr.selection.scores import score
-    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
-    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
-    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
-    >>> snr(0.5)(scores)["w"]
-    tensor([ True, False])
-    """
-    return _lowest(fraction, lambda loc, scale: loc.abs() / scale)
-
-
-def spr(fraction: float) -> Selection:
-    r"""Drop the elements with the lowest signal plus robustness :math:`|\mu| + \sigma`.
-
-    Parameters
-    ----------
-    fraction : float
-        Of the elements of all reducible sites together, which part goes.
-
-    Returns
-    -------
-    callable
-        From `Scores` to masks.
-
-    References
-    ----------
-    Beckers et al. (2022), arXiv:2210.09134, who compare with it.
-
-    Examples
-    --------
-    >>> from pyro_bmr import IndependentFactor, Prior, Site
-    >>> from pyro_bmr.selection.scores import score
-    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
-    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
-    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
-    >>> spr(0.5)(scores)["w"]
-    tensor([False,  True])
-    """
-    return _lowest(fraction, lambda loc, scale: loc.abs() + scale)
-
-
-def magnitude(fraction: float) -> Selection:
-    r"""Drop the elements with the smallest posterior mean :math:`|\mu|`.
-
-    Parameters
-    ----------
-    fraction : float
-        Of the elements of all reducible sites together, which part goes.
-
-    Returns
-    -------
-    callable
-        From `Scores` to masks.
-
-    Examples
-    --------
-    >>> from pyro_bmr import IndependentFactor, Prior, Site
-    >>> from pyro_bmr.selection.scores import score
-    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
-    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
-    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
-    >>> magnitude(0.5)(scores)["w"]
-    tensor([False,  True])
-    """
-    return _lowest(fraction, lambda loc, _scale: loc.abs())
-
-
-def random(fraction: float, seed: int = 0) -> Selection:
-    """Drop elements at random, without touching the global random number generators.
-
-    Parameters
-    ----------
-    fraction : float
-        Of the elements of all reducible sites together, which part goes.
-    seed : int
-        The same seed drops the same elements.
-
-    Returns
-    -------
-    callable
-        From `Scores` to masks.
-
-    Examples
-    --------
-    >>> from pyro_bmr import IndependentFactor, Prior, Site
-    >>> from pyro_bmr.selection.scores import score
-    >>> site, prior = Site("w", torch.Size([2])), Prior(torch.tensor(-0.92))
-    >>> loc, scale = torch.tensor([0.3, 1.0]), torch.tensor([0.1, 1.0])
-    >>> scores = score((IndependentFactor(site, loc, scale, prior=prior),))
-    >>> random(0.5, seed=1)(scores)["w"]
-    tensor([ True, False])
-    """
-
-    def select(scores: Scores) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        importance = {
-            name: torch.rand(t.shape, generator=generator).to(t.device)
-            for name, t in scores.delta_f.items()
-        }
-        return _drop_lowest(scores, importance, _count(fraction, scores))
-
-    _check_fraction(fraction)
-    return select
-
-
-def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> Selection:
-    _check_fraction(fraction)
-
-    def select(scores: Scores) -> dict[str, Tensor]:
-        by_site = {n: importance(scores.loc[n], scores.scale[n]) for n in scores.delta_f}
-        return _drop_lowest(scores, by_site, _count(fraction, scores))
+        return drop_lowest(scores, scores.elimination(), max(0, count_items(scores) - n))
 
     return select
 
@@ -332,30 +197,18 @@ def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> 
 def _check_margin(margin: float, name: str) -> None:
     if not isinstance(margin, int | float) or math.isnan(margin):
         msg = (
-            f"{name} got margin={_shown(margin)}. Expected a number of nats, as in "
+            f"{name} got margin={show(margin)}. Expected a number of nats, as in "
             f"select={name}(margin=1.0)"
         )
         raise ValueError(msg)
 
 
-def _shown(value: object) -> str:
+def show(value: object) -> str:
+    """Write an option of a selection that makes no sense."""
     return "the scores themselves" if isinstance(value, Scores) else repr(value)
 
 
-def _check_fraction(fraction: float) -> None:
-    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-        msg = (
-            f"got fraction={_shown(fraction)}. Expected the part that goes, between 0 and 1, as in "
-            "select=snr(0.5)"
-        )
-        raise ValueError(msg)
-
-
-def _count(fraction: float, scores: Scores) -> int:
-    return round(fraction * sum(delta_f.numel() for delta_f in scores.delta_f.values()))
-
-
-def _drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Drop exactly so many elements: those pruned before first, those that cannot go never."""
     if not importance:
         return {}
@@ -375,3 +228,8 @@ def _drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) -
         name: part.reshape(scores.delta_f[name].shape)
         for name, part in zip(scores.delta_f, keep.split(sizes), strict=True)
     }
+
+
+def count_items(scores: Scores) -> int:
+    """Count what there is to drop, with what was pruned before."""
+    return sum(delta_f.numel() for delta_f in scores.delta_f.values())

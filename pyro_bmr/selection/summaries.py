@@ -163,6 +163,48 @@ class SiteSummary:
         return torch.Size(self.shape).numel()
 
 
+@dataclass(frozen=True)
+class Round:
+    """One round of `prune`: what was predicted, and what came of it.
+
+    Parameters
+    ----------
+    index : int
+        0 for the first training, in which nothing is pruned.
+    sparsity : float
+        Fraction of all elements that are pruned by now.
+    predicted : float
+        ΔF of this round's reduction in nats, in closed form.
+    realised, realised_error : float
+        Measured change of F by the reduction itself, before training again, with its standard
+        error.
+    free_energy, free_energy_error : float
+        Measured F in nats after training, with its standard error.
+    kept : bool
+        Whether the result is the state after this round.
+
+    Examples
+    --------
+    >>> Round(1, 0.9, -150.0, -120.0, 1.0, 1450.0, 0.5).sparsity
+    0.9
+    """
+
+    index: int
+    sparsity: float
+    predicted: float
+    realised: float
+    realised_error: float
+    free_energy: float
+    free_energy_error: float
+    kept: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"F = {self.free_energy:.1f} ± {self.free_energy_error:.1f} nats after round "
+            f"{self.index}"
+        )
+
+
 def _note(name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str]) -> str:
     if name in reasons:
         return f"not reduced: {reasons[name]}"

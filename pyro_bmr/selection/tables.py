@@ -1,19 +1,20 @@
-"""Tables of what a reduction did, site by site and layer by layer."""
+"""Tables of what a reduction did: by site, by layer, by round."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 
 import pandas as pd
 from rich.table import Table
 
-from pyro_bmr.selection.summaries import LayerSummary, SiteSummary
+from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
 
 def draw_sites(
-    sites: tuple[SiteSummary, ...], notes: Mapping[str, str], title: str, caption: str = ""
+    sites: tuple[SiteSummary, ...], undecided: Mapping[str, int], title: str, caption: str
 ) -> Table:
-    """Draw a table with one row per site; ``notes`` are its last column."""
+    """Draw a table with one row per site; ``undecided``: how many elements of each."""
     table = Table(title=title, title_justify="left")
     table.add_column("site")
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
@@ -31,7 +32,7 @@ def draw_sites(
             f"{1 - site.kept / site.total:.1%}" if site.total else "",
             *(f"{site.shrunk:,}" for _ in shrunk),
             f"{site.delta_f:+.2f}" if site.kept < site.total or site.shrunk else "",
-            notes[site.name],
+            _note(site, undecided),
         )
     return table
 
@@ -60,3 +61,52 @@ def frame_layers(layers: tuple[LayerSummary, ...]) -> pd.DataFrame:
         (x.name, x.kind, x.groups, x.kept, 100 * (1 - x.kept / x.groups), x.delta_f) for x in layers
     ]
     return pd.DataFrame(rows, columns=columns).set_index("layer")
+
+
+def draw_rounds(rounds: tuple[Round, ...]) -> Table:
+    """Draw a table with one row per round."""
+    table = Table()
+    for column in ("round", "pruned", "ΔF predicted", "ΔF realised", "F after training"):
+        table.add_column(column, justify="right")
+    for r in rounds:
+        table.add_row(
+            f"{r.index}{' (kept)' if r.kept else ''}",
+            f"{r.sparsity:.1%}",
+            f"{r.predicted:+.1f}" if r.index else "",
+            f"{r.realised:+.1f} ± {r.realised_error:.1f}" if r.index else "",
+            f"{r.free_energy:.1f} ± {r.free_energy_error:.1f}",
+        )
+    return table
+
+
+def frame_sites(sites: tuple[SiteSummary, ...], undecided: Mapping[str, int]) -> pd.DataFrame:
+    """Make a data frame with one row per site."""
+    shrunk = any(site.shrunk for site in sites)
+    rows = [
+        {
+            "site": site.name,
+            "shape": site.shape,
+            "total": site.total,
+            "kept": site.kept,
+            "pruned %": 100 * (1 - site.kept / site.total) if site.total else 0.0,
+            **({"shrunk": site.shrunk} if shrunk else {}),
+            "delta_f": site.delta_f,
+            "undecided": undecided.get(site.name, 0),
+            "wide": site.wide,
+            "unscored": site.unscored,
+            "note": _note(site, undecided),
+        }
+        for site in sites
+    ]
+    return pd.DataFrame(rows).set_index("site")
+
+
+def frame_rounds(rounds: tuple[Round, ...]) -> pd.DataFrame:
+    """Make a data frame with one row per round."""
+    columns = [field.name for field in fields(Round)]
+    return pd.DataFrame([asdict(r) for r in rounds], columns=columns).set_index("index")
+
+
+def _note(site: SiteSummary, undecided: Mapping[str, int]) -> str:
+    count = undecided.get(site.name, 0)
+    return "; ".join(note for note in (site.note, f"{count:,} undecided" if count else "") if note)

@@ -2,32 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pyro_bmr.files.whole_files import replace_file
+from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.results import Reduction
+from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
+from pyro_bmr.training.states import Program, State
 
-_FORMAT = 1
-
-
-def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write what identifies a run and its state, to which torch's random generators are added."""
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    content = {"format": _FORMAT, "run": dict(run), "state": dict(state), "random": generators}
-    with replace_file(path) as unfinished:
-        torch.save(content, unfinished)
+_FORMAT = 2
 
 
-def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the state of a checkpoint, and set torch's random number generators as they were.
+class Checkpoint:
+    """The file of a run, which ``run`` tells from others; no file, if ``path`` is None."""
 
-    A file that is not a checkpoint, or is one of another ``run``, raises a ValueError.
-    """
+    def __init__(
+        self,
+        path: str | Path | None,
+        run: Mapping[str, Any],
+        guide: Any,
+        program: Program,
+        model: Callable[..., Any],
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.run, self.guide, self.program, self.model = run, guide, program, model
+
+    def exists(self) -> bool:
+        """Tell whether there is something to go on from."""
+        return self.path is not None and self.path.exists()
+
+    def write(self, last: State, best: State) -> None:
+        """Write two states, what identifies the run, and torch's random number generators."""
+        if self.path is None:
+            return
+        state = {"last": _pack(last), "best": _pack(best), "guide": _tensors(self.guide)}
+        content = {
+            "format": _FORMAT,
+            "run": self._full_run(),
+            "state": state,
+            "random": _generators(),
+        }
+        with replace_file(self.path) as unfinished:
+            torch.save(content, unfinished)
+
+    def load(self, reduce: Callable[..., Reduction]) -> tuple[State, State]:
+        """Go back to the last and the best state; ``reduce`` takes a selection.
+
+        Sets the guide, the model and torch's random number generators as they were. A file that is
+        not a checkpoint, or is one of another run, raises a ValueError.
+        """
+        self.program.call(self.guide)
+        saved = _read(Path(str(self.path)), self._full_run())
+        _load_tensors(self.guide, saved["guide"])
+        last, best = (_unpack(saved[name], self.guide, reduce) for name in ("last", "best"))
+        self.program.set_values(last.values)
+        return last, best
+
+    def _full_run(self) -> dict[str, Any]:
+        origin = Origin(self.model, self.program.args, self.program.kwargs)
+        sites = [site for factor in read_guide(self.guide, origin) for site in factor.sites]
+        return {**self.run, "sites": {site.name: tuple(site.shape) for site in sites}}
+
+
+def _read(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         known = content["format"] == _FORMAT
@@ -60,3 +104,53 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     for device, state in generators.items():
         torch.cuda.set_rng_state(state, device)
     return content["state"]
+
+
+def _generators() -> dict[str, Tensor]:
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return generators
+
+
+def _pack(state: State) -> dict[str, Any]:
+    reduction = state.reduction
+    return {
+        "masks": dict(reduction.masks),
+        "scores": dict(reduction.scores),
+        "sites": [asdict(site) for site in reduction.sites],
+        "layers": [asdict(layer) for layer in reduction.layers],
+        "naive_delta_f": reduction.naive_delta_f,
+        "guide": _tensors(reduction.guide),
+        "rounds": [asdict(r) for r in state.rounds],
+        "draws": state.draws,
+        "values": dict(state.values),
+    }
+
+
+def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reduction]) -> State:
+    like = next(iter(_tensors(guide).values()), torch.zeros(()))
+    masks, scores = (
+        {name: tensor.to(like.device) for name, tensor in saved[key].items()}
+        for key in ("masks", "scores")
+    )
+    reduction = reduce(select=lambda _: masks)
+    _load_tensors(reduction.guide, saved["guide"])
+    reduction = replace(
+        reduction,
+        scores=scores,
+        sites=tuple(SiteSummary(**row) for row in saved["sites"]),
+        layers=tuple(LayerSummary(**row) for row in saved["layers"]),
+        naive_delta_f=saved["naive_delta_f"],
+    )
+    rounds = tuple(Round(**row) for row in saved["rounds"])
+    return State(reduction, rounds, saved["draws"], saved["values"])
+
+
+def _tensors(guide: Any) -> dict[str, Tensor]:
+    return dict(guide.state_dict()) if isinstance(guide, nn.Module) else {}
+
+
+def _load_tensors(guide: Any, tensors: Mapping[str, Tensor]) -> None:
+    if isinstance(guide, nn.Module):
+        guide.load_state_dict(dict(tensors))

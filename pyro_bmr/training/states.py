@@ -1,0 +1,130 @@
+"""States of `prune`: a reduction after training, what led there, and what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_bmr.estimators.measurement import common_draws, mean_and_error
+from pyro_bmr.guides.common_noise import Coupling, couple
+from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
+from pyro_bmr.results import Reduction
+from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A reduction after training.
+
+    ``draws`` are its free energies in nats, at the same random numbers in every state; ``values``
+    the model's own parameters and buffers, by name.
+    """
+
+    reduction: Reduction
+    rounds: tuple[Round, ...]
+    draws: Tensor
+    values: Mapping[str, Tensor]
+
+    @property
+    def free_energy(self) -> float:
+        """Measured, in nats."""
+        return self.rounds[-1].free_energy
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The user's model with its arguments, and how many draws it is measured with."""
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    num_samples: int
+
+    def start(self, reduction: Reduction) -> State:
+        """Measure what the first training made."""
+        return self._state(reduction, (), (0.0, 0.0, 0.0))
+
+    def measure_change(self, last: State, reduction: Reduction) -> tuple[float, float]:
+        """Return the realised ΔF of a reduction in nats, before training, and its error."""
+        masks = reduction.model.masks.by_site()
+        after = self._draws(reduction, _couple(last.reduction, masks))
+        return mean_and_error(after - last.draws)
+
+    def go_on(self, last: State, reduction: Reduction, realised: tuple[float, float]) -> State:
+        """Measure what training made of a reduction of the last state."""
+        return self._state(
+            _add_up(last.reduction, reduction), last.rounds, (reduction.delta_f, *realised)
+        )
+
+    def finish(self, kept: State, rounds: tuple[Round, ...]) -> Reduction:
+        """Return the reduction of a state, with the model as it was then, and all rounds."""
+        self.set_values(kept.values)
+        index = kept.rounds[-1].index
+        marked = tuple(replace(one, kept=one.index == index) for one in rounds)
+        return replace(kept.reduction, rounds=marked)
+
+    def call(self, guide: Callable[..., Any]) -> None:
+        """Give a guide its parameters."""
+        with poutine.block(), torch.no_grad():
+            guide(*self.args, **self.kwargs)
+
+    @torch.no_grad()
+    def set_values(self, values: Mapping[str, Tensor]) -> None:
+        """Put the model's own parameters and buffers back to those of a state."""
+        for name, value in self._values().items():
+            value.copy_(values[name])
+
+    def _state(
+        self, reduction: Reduction, rounds: tuple[Round, ...], changes: tuple[float, float, float]
+    ) -> State:
+        draws = self._draws(reduction, _couple(reduction))
+        this = Round(len(rounds), reduction.sparsity, *changes, *mean_and_error(draws))
+        values = {name: value.detach().clone() for name, value in self._values().items()}
+        return State(reduction, (*rounds, this), draws, values)
+
+    def _draws(self, reduction: Reduction, couplings: Mapping[str, Coupling]) -> Tensor:
+        """Measure F, always with the same random numbers, so that differences have less noise."""
+        pair = reduction.model, reduction.guide
+        complexity, accuracy = common_draws(
+            *pair, self.args, self.kwargs, self.num_samples, couplings=couplings
+        )
+        return complexity - accuracy
+
+    def _values(self) -> dict[str, Tensor]:
+        with dry_run(self.model), torch.no_grad(), poutine.trace(param_only=True) as capture:
+            self.model(*self.args, **self.kwargs)
+            parameters = unconstrained_parameters(capture.trace)
+        buffers = {
+            f"buffer {i} {name}": buffer
+            for i, module in enumerate(find_modules(self.model))
+            for name, buffer in module.named_buffers()
+        }
+        return parameters | buffers
+
+
+def _couple(reduction: Reduction, masks: Mapping[str, Tensor] | None = None) -> dict[str, Coupling]:
+    return couple((part.factor() for part in reduction.guide.parts), masks)
+
+
+def _add_up(before: Reduction, after: Reduction) -> Reduction:
+    """Add to the ΔF of a reduction those of the rounds before it."""
+    naive = after.naive_delta_f
+    return replace(
+        after,
+        sites=_add_rows(before.sites, after.sites),
+        layers=_add_rows(before.layers, after.layers),
+        naive_delta_f=None if naive is None else naive + before.delta_f,
+    )
+
+
+_Row = TypeVar("_Row", SiteSummary, LayerSummary)
+
+
+def _add_rows(before: tuple[_Row, ...], after: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    earlier = {row.name: row.delta_f for row in before}
+    return tuple(replace(row, delta_f=row.delta_f + earlier.get(row.name, 0.0)) for row in after)
