@@ -211,7 +211,7 @@ def rows(
     true = coefficients != 0
     for margin in MARGINS:
         select = bmr.by_evidence(margin=margin)
-        result = bmr.reduce(guide, args=(x, y), sites=["b"], select=select)
+        result = bmr.reduce(guide, x, y, sites=["b"], select=select)
         kept, scores = result.masks["b"], result.scores["b"]
         measured = bmr.free_energy(result.model, result.guide, x, y, num_samples=300)
         yield {

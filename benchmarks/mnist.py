@@ -50,7 +50,7 @@ class Digits(PyroModule):
     def __init__(self) -> None:
         super().__init__()
         layers = nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
-        self.net = bmr.bayesianize(nn.Sequential(*layers), prior=bmr.fan_in_normal(4.0))
+        self.net = bmr.bayesianize(nn.Sequential(*layers), prior=bmr.nn.fan_in_normal(4.0))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the logits."""
@@ -81,8 +81,8 @@ def main() -> int:
     networks = list(make_networks(*train, epochs=options.epochs))
     costs = bmr.measure_costs(
         {network.name: (network.model, network.guide) for network in networks},
-        (test[0][:BATCH],),
-        num_draws=NUM_DRAWS,
+        test[0][:BATCH],
+        num_samples=NUM_DRAWS,
         seconds=20.0,
     )
     rows = [describe(network, *train) | judge(network, *test) for network in networks]
@@ -145,7 +145,7 @@ def describe(network: Network, x: Tensor, y: Tensor) -> dict[str, Any]:
 
 def judge(network: Network, x: Tensor, y: Tensor) -> dict[str, float]:
     """Score the mean class probabilities of unseen images."""
-    module = bmr.to_module(network.model, network.guide, (x[:BATCH],), num_draws=NUM_DRAWS)
+    module = bmr.to_module(network.model, network.guide, x[:BATCH], num_samples=NUM_DRAWS)
     with torch.no_grad():
         chances = torch.cat([module(part).softmax(-1).mean(0) for part in x.split(1000)])
     return {

@@ -49,7 +49,7 @@ def measure(widths: tuple[int, ...]) -> dict[str, float]:
     guide = AutoNormal(model)
     x, y = torch.randn(ROWS, widths[0]), torch.randint(widths[-1], (ROWS,))
     guide(x, y)
-    result = bmr.reduce(guide, select=bmr.random(0.5, seed=0))
+    result = bmr.reduce(guide, select=bmr.baselines.random(0.5, seed=0))
     start, start_cpu = time.perf_counter(), time.process_time()
     data = result.to_arviz(x, y, num_samples=DRAWS)
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu

@@ -183,6 +183,7 @@ class Reduction(Portable, Tabular):
         --------
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_bmr import reduce
         >>> def model(x, y):
         ...     w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
         ...     v = pyro.sample("v", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))

@@ -103,7 +103,7 @@ def test_masks_that_do_not_fit(guide, masks, message):
 
 
 def test_a_pruned_model_with_a_mask_of_the_wrong_shape():
-    pruned = bmr.PrunedModel(model, {"w": torch.ones(2, dtype=torch.bool)})
+    pruned = bmr.extend.PrunedModel(model, {"w": torch.ones(2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"mask of shape \(2,\) does not fit.*\(3,\)"):
         pruned()
 
@@ -112,7 +112,7 @@ def test_elements_that_are_not_independent_cannot_be_pruned():
     def correlated():
         pyro.sample("w", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
 
-    pruned = bmr.PrunedModel(correlated, {"w": torch.tensor([True, False])})
+    pruned = bmr.extend.PrunedModel(correlated, {"w": torch.tensor([True, False])})
     with pytest.raises(ValueError, match="elements of a MultivariateNormal"):
         pruned()
 
@@ -133,12 +133,12 @@ def test_a_model_whose_site_disappeared(guide):
 
 def test_a_model_whose_site_has_another_shape(guide):
     with pytest.raises(ValueError, match=r"shape \(3,\) in the guide and \(5,\) in the model"):
-        bmr.reduce(guide, args=(5,))
+        bmr.reduce(guide, 5)
 
 
 def test_a_model_that_does_not_run(guide):
     with pytest.raises(RuntimeError, match="could not be run.*TypeError.*pass args="):
-        bmr.reduce(guide, args=(1, 2, 3))
+        bmr.reduce(guide, 1, 2, 3)
 
 
 def test_reduced_priors_that_do_not_exist(guide):
@@ -152,7 +152,7 @@ def test_reduced_priors_that_do_not_exist(guide):
         (0.5, TypeError, "got select=0.5. Expected a selection"),
         (lambda scores: bmr.by_evidence(), TypeError, r"returned a function.*by_evidence\(\)"),
         (bmr.top_k, ValueError, r"select=top_k\(100\)"),
-        (bmr.snr, ValueError, r"select=snr\(0.5\)"),
+        (bmr.baselines.snr, ValueError, r"select=snr\(0.5\)"),
         (lambda scores: None, TypeError, "returned a NoneType"),
         (lambda scores: scores.delta_f["w"] > 0, TypeError, "returned a Tensor"),
     ],
@@ -175,7 +175,10 @@ def test_halves_of_different_pairs(guide):
     assert r"reduce(result.guide)" in bmr.reduce(fresh).summary().loc["w", "note"]
 
 
-@pytest.mark.parametrize("selection", [bmr.snr, bmr.spr, bmr.magnitude, bmr.random])
+@pytest.mark.parametrize(
+    "selection",
+    [bmr.baselines.snr, bmr.baselines.spr, bmr.baselines.magnitude, bmr.baselines.random],
+)
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan])
 def test_fractions(selection, fraction):
     with pytest.raises(ValueError, match="between 0 and 1"):
@@ -199,7 +202,9 @@ def test_a_guide_that_holds_only_one_batch_of_a_site(family):
         bmr.reduce(guide)
 
 
-@pytest.mark.parametrize("select", [bmr.snr, bmr.random, bmr.top_k, bmr.by_evidence])
+@pytest.mark.parametrize(
+    "select", [bmr.baselines.snr, bmr.baselines.random, bmr.top_k, bmr.by_evidence]
+)
 def test_a_selection_that_was_not_called(guide, select):
     with pytest.raises((ValueError, TypeError), match="first|the scores themselves"):
         bmr.reduce(guide, select=select)
@@ -227,7 +232,7 @@ def test_what_is_not_a_guide_but_has_one(guide):
 
 def test_arguments_that_are_not_in_a_tuple(guide):
     with pytest.raises(TypeError, match=r"got args= of type Tensor.*args=\(x,\)"):
-        bmr.reduce(guide, args=torch.ones(3))
+        bmr.reduce(guide, *torch.ones(3))
 
 
 def test_a_guide_function_without_its_model():

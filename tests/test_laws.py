@@ -96,7 +96,7 @@ def test_law_2_the_loss_is_the_free_energy_of_the_reduced_problem(case, result):
 
     of_kept = []
     for factor in read_guide(result.guide):
-        if isinstance(factor, bmr.IndependentFactor):
+        if isinstance(factor, bmr.extend.IndependentFactor):
             name, kept = factor.site.name, factor.kept()[factor.site.name]
             value = guide_trace.nodes[f"{name}_unconstrained"]["value"][kept]
             marginal = factor.marginals()[name]
@@ -222,5 +222,5 @@ def test_law_6_copies_are_independent_and_states_can_be_saved(case, result, devi
 def test_the_guide_family_obeys_its_law(case, result):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="moment matching")
-        check_guide_family(case.guide, **case.told, num_draws=150)
-    check_guide_family(result.guide, num_draws=150)
+        check_guide_family(case.guide, **case.told, num_samples=150)
+    check_guide_family(result.guide, num_samples=150)

@@ -26,10 +26,10 @@ COLUMNS = (
     *("predicted_delta_f", "realised_delta_f", "rmse", "test_log_likelihood", "seconds"),
 )
 BASELINES: Mapping[str, Callable[[float], Selection]] = {
-    "snr": bmr.snr,
-    "spr": bmr.spr,
-    "magnitude": bmr.magnitude,
-    "random": bmr.random,
+    "snr": bmr.baselines.snr,
+    "spr": bmr.baselines.spr,
+    "magnitude": bmr.baselines.magnitude,
+    "random": bmr.baselines.random,
 }
 
 

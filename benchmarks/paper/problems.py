@@ -133,7 +133,7 @@ def fully_connected(inputs: int, hidden: int, outputs: int) -> Callable[..., Any
         A Pyro model of inputs and targets.
     """
     layers = nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    network = bmr.bayesianize(nn.Sequential(*layers), prior=bmr.normal())
+    network = bmr.bayesianize(nn.Sequential(*layers), prior=bmr.nn.normal())
 
     def model(x: Tensor, y: Tensor | None = None) -> None:
         precision = pyro.sample("precision", dist.Gamma(1.0, 1.0).expand([outputs]).to_event(1))

@@ -92,7 +92,7 @@ def prune(
 
     Examples
     --------
-    >>> import pyro.distributions as dist
+    >>> import torch, pyro.distributions as dist
     >>> from pyro.infer.autoguide import AutoNormal
     >>> def model(x, y):
     ...     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))

@@ -199,7 +199,7 @@ CASES = [
 def test_every_kind_of_factor_averages(names, device):
     """Names, shapes and prediction; what was pruned before stays absent."""
     case = make_case(*names, device)
-    first = case.reduce(select=bmr.random(0.3))
+    first = case.reduce(select=bmr.baselines.random(0.3))
     store = pyro.get_param_store().keys()
     before = torch.get_rng_state()
     found = bmr.average(first.guide, num_samples=60, max_models=20)

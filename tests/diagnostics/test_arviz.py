@@ -142,7 +142,7 @@ def test_pruned_elements_are_zero_in_every_draw(guide, result, data):
     np.testing.assert_array_equal(known["net.weight_delta_f"].values, delta_f)
     presence = bmr.presence(guide, sites=["net.weight"]).probability["net.weight"]
     np.testing.assert_allclose(known["net.weight_inclusion_probability"], presence, rtol=1e-4)
-    twice = bmr.reduce(result.guide, args=(X, Y), sites=["net.weight"]).to_arviz(num_samples=2)
+    twice = bmr.reduce(result.guide, X, Y, sites=["net.weight"]).to_arviz(num_samples=2)
     assert (twice["bmr"]["net.weight_inclusion_probability"].values[~mask] == 0).all()
     shrunk = bmr.reduce(guide, sites=["net.weight"], reduced_prior=bmr.Gaussian(0.0, 0.1))
     known = shrunk.to_arviz(X, Y, num_samples=2)["bmr"]
@@ -347,7 +347,7 @@ def test_names_from_the_caller(guide):
         num_samples=5,
         dims={"net.weight": ["column"], "x": [None, "column"]},
         coords={"column": columns, "data": range(100, 120)},
-        offset=1.0,
+        kwargs={"offset": 1.0},
     )
     assert data["posterior"]["net.weight"].sel(column="b").shape == (1, 5)
     assert data["constant_data"]["x"].sel(column="c", data=100).item() == float(X[0, 2])

@@ -185,7 +185,7 @@ def test_what_cannot_be_compared(line):
     with pytest.raises(TypeError, match="got 3 arguments"):
         bmr.compare(pairs, x, y, x)
     with pytest.raises(TypeError, match="test= does not fit: .* pass by position"):
-        bmr.compare(pairs, x=x, y=y, test=(x, y))
+        bmr.compare(pairs, test=(x, y), kwargs={"x": x, "y": y})
     with pytest.raises(TypeError, match="got a Tensor as the guide"):
         bmr.to_arviz(result, x, y)
     with pytest.raises(ValueError, match="observes nothing .* pass the targets too"):

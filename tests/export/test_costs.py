@@ -34,7 +34,7 @@ def costs():
     full = make(400)
     masked = bmr.reduce(full[1], select=bmr.top_k(100))
     programs = {"full": full, "masked": (masked.model, masked.guide), "compacted": make(4)}
-    return bmr.measure_costs(programs, ARGS, num_draws=10, seconds=0.2)
+    return bmr.measure_costs(programs, *ARGS, num_samples=10, seconds=0.2)
 
 
 def test_counts(costs):
@@ -63,4 +63,4 @@ def test_table(costs):
 
 def test_nothing_to_measure():
     with pytest.raises(ValueError, match="no programs"):
-        bmr.measure_costs({}, ARGS)
+        bmr.measure_costs({}, *ARGS)

@@ -40,7 +40,7 @@ def reduced(net, seed=0):
             for part in parts[:-1]:
                 owner = getattr(owner, part)
             getattr(owner, f"{parts[-1]}_unconstrained").copy_(loc.inv(value))
-    return bmr.reduce(guide, select=bmr.random(0.5, seed=seed))
+    return bmr.reduce(guide, select=bmr.baselines.random(0.5, seed=seed))
 
 
 def close(first, second, tolerance=1e-5):
@@ -56,12 +56,12 @@ def test_same_numbers(name):
     net = NETWORKS[name]()
     result = reduced(net)
     x, y = net.args
-    module = bmr.to_module(result.model, result.guide, (x, y))
+    module = bmr.to_module(result.model, result.guide, x, y)
     expected = net.outputs(result.guide.median()).detach()
     assert close(module(x), expected)
     assert close(module(x[:1]), expected[:1])
     assert close(module(torch.cat([x] * 3)), torch.cat([expected] * 3))
-    ensemble = bmr.to_module(result.model, result.guide, (x, y), num_draws=3, seed=5)
+    ensemble = bmr.to_module(result.model, result.guide, x, y, num_samples=3, seed=5)
     torch.manual_seed(5)
     each = torch.stack([net.outputs(result.guide(x, y)).detach() for _ in range(3)])
     assert ensemble(x).shape == each.shape
@@ -77,9 +77,9 @@ def test_compacted(name):
     result = prune_units(reduced(net))
     small = compact(result.model, result.guide)
     x = net.args[0]
-    ensemble = bmr.to_module(small.model, small.guide, net.args, num_draws=2)
-    module = bmr.to_module(small.model, small.guide, net.args)
-    whole = bmr.to_module(result.model, result.guide, net.args)
+    ensemble = bmr.to_module(small.model, small.guide, *net.args, num_samples=2)
+    module = bmr.to_module(small.model, small.guide, *net.args)
+    whole = bmr.to_module(result.model, result.guide, *net.args)
     assert close(module(x), whole(x))
     assert close(module(x[:1]), whole(x[:1]))
     assert ensemble(x).shape == (2, *net.args[1].shape)
@@ -92,7 +92,7 @@ def test_plain():
     net = NETWORKS["residual_cnn"]()
     result = reduced(net)
     x, _ = net.args
-    module = bmr.to_module(result.model, result.guide, net.args)
+    module = bmr.to_module(result.model, result.guide, *net.args)
     weights = dict(module.named_parameters())
     for name, mask in result.model.masks.by_site().items():
         assert (weights[name][~mask] == 0).all()
@@ -133,10 +133,10 @@ def test_guest():
     before = {k: v.clone() for k, v in net.model.state_dict().items()}
     stored = {k: v.clone() for k, v in pyro.get_param_store().items()}
     random = torch.get_rng_state()
-    module = bmr.to_module(result.model, result.guide, net.args)
-    first = bmr.to_module(result.model, result.guide, net.args, num_draws=2)
-    again = bmr.to_module(result.model, result.guide, net.args, num_draws=2)
-    other = bmr.to_module(result.model, result.guide, net.args, num_draws=2, seed=1)
+    module = bmr.to_module(result.model, result.guide, *net.args)
+    first = bmr.to_module(result.model, result.guide, *net.args, num_samples=2)
+    again = bmr.to_module(result.model, result.guide, *net.args, num_samples=2)
+    other = bmr.to_module(result.model, result.guide, *net.args, num_samples=2, seed=1)
     module(net.args[0])
     assert torch.equal(torch.get_rng_state(), random)
     after = net.model.state_dict()
@@ -174,7 +174,7 @@ def test_outputs():
     logits = pyro.poutine.condition(net, values)(x).detach()
 
     def output(args=(x,), model=result.model, **options):
-        return bmr.to_module(model, result.guide, args, **options)(x)
+        return bmr.to_module(model, result.guide, *args, **options)(x)
 
     for both in (output(), output((x, y))):
         assert close(both["logits"], logits)
@@ -192,7 +192,7 @@ def test_outputs():
     assert close(output(output="twice"), 2 * logits)
     assert close(output(output="logits"), logits.log_softmax(-1))
     assert close(output((x, y), output="label.logits"), logits.log_softmax(-1))
-    module = bmr.to_module(result.model, result.guide, (x,), output="0.weight")
+    module = bmr.to_module(result.model, result.guide, x, output="0.weight")
     assert torch.equal(module(), values["0.weight"])
 
 
@@ -201,26 +201,26 @@ def test_regression_mean():
     net = NETWORKS["functional_mlp"]()
     result = reduced(net)
     x, _ = net.args
-    module = bmr.to_module(result.model, result.guide, (x,))
+    module = bmr.to_module(result.model, result.guide, x)
     values = {name: v.expand(400, *v.shape) for name, v in result.guide.median().items()}
     draws = Predictive(result.model, values)(x)["y"]
     assert (draws.mean(0) - module(x)).abs().max() < 6 * 0.1 / 400**0.5
-    scale = bmr.to_module(result.model, result.guide, (x,), output="scale")
+    scale = bmr.to_module(result.model, result.guide, x, output="scale")
     assert torch.equal(scale(x[:3]), torch.full((3, 2), 0.1))
 
 
 def test_bad_outputs():
     result, _, x, y = classifier("object")
     with pytest.raises(ValueError, match="returns a Normal. Expected tensors"):
-        bmr.to_module(_with_tensor(result.model), result.guide, (x,))
+        bmr.to_module(_with_tensor(result.model), result.guide, x)
     with pytest.raises(ValueError, match=r"output='elbow'.*'label', 'twice'.*'logits', 'probs'"):
-        bmr.to_module(result.model, result.guide, (x,), output="elbow")
+        bmr.to_module(result.model, result.guide, x, output="elbow")
     with pytest.raises(TypeError, match=r"args=\(x, y\)"):
         bmr.to_module(result.model, result.guide, x)
     with pytest.raises(ValueError, match="num_draws=0"):
-        bmr.to_module(result.model, result.guide, (x,), num_draws=0)
+        bmr.to_module(result.model, result.guide, x, num_samples=0)
     with pytest.raises(TypeError, match="without a median"):
-        bmr.to_module(result.model, lambda x: None, (x,))
+        bmr.to_module(result.model, lambda x: None, x)
 
     def two(x):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -230,8 +230,8 @@ def test_bad_outputs():
     guide = AutoNormal(two)
     guide(torch.ones(3))
     with pytest.raises(ValueError, match="2 observed sites"):
-        bmr.to_module(two, guide, (torch.ones(3),))
-    assert bmr.to_module(two, guide, (torch.ones(3),), output="b.loc")(torch.ones(2)).shape == (2,)
+        bmr.to_module(two, guide, torch.ones(3))
+    assert bmr.to_module(two, guide, torch.ones(3), output="b.loc")(torch.ones(2)).shape == (2,)
 
 
 def _with_tensor(model):
@@ -251,16 +251,16 @@ def test_random_outputs():
     guide = AutoNormal(model)
     guide(x, x[:, 0])
     with pytest.raises(ValueError, match=r"random numbers.*dropout.*model.eval\(\)"):
-        bmr.to_module(model, guide, (x,))
+        bmr.to_module(model, guide, x)
     net.eval()
-    assert bmr.to_module(model, guide, (x,))(x).shape == (6,)
+    assert bmr.to_module(model, guide, x)(x).shape == (6,)
 
     def partial(x, y=None):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         return model(x, y) + z
 
     with pytest.raises(ValueError, match="random numbers"):
-        bmr.to_module(partial, guide, (x,))
+        bmr.to_module(partial, guide, x)
 
 
 def linear(likelihood):
@@ -281,25 +281,25 @@ def linear(likelihood):
 def test_moments_that_do_not_exist():
     """A Student's t has a mean with three degrees of freedom, none with one: no NaN gets out."""
     model, guide, x = linear(lambda mean: dist.StudentT(3.0, mean, 1.0))
-    module = bmr.to_module(model, guide, (x,))
+    module = bmr.to_module(model, guide, x)
     assert close(module(x[:2]), x[:2] @ guide.median()["w"])
     for without in (lambda m: dist.Cauchy(m, 1.0), lambda m: dist.StudentT(1.0, m, 1.0)):
         model, guide, x = linear(without)
         with pytest.raises(ValueError, match=r"holds NaN .*pass output="):
-            bmr.to_module(model, guide, (x,))
-        assert bmr.to_module(model, guide, (x,), output="loc")(x).shape == (6,)
+            bmr.to_module(model, guide, x)
+        assert bmr.to_module(model, guide, x, output="loc")(x).shape == (6,)
     logistic = dist.transforms.SigmoidTransform()
     model, guide, x = linear(
         lambda m: dist.TransformedDistribution(dist.Normal(m, 1.0), [logistic])
     )
     with pytest.raises(ValueError, match="has no mean. Expected the model to return"):
-        bmr.to_module(model, guide, (x,))
+        bmr.to_module(model, guide, x)
 
 
 def test_branches_on_values():
     model, guide, x = linear(lambda mean: dist.Normal(mean if mean.sum() > 0 else 2 * mean, 1.0))
     with pytest.raises(ValueError, match=r"could not be recorded .*torch.where\(x > 0, a, b\)"):
-        bmr.to_module(model, guide, (x,))
+        bmr.to_module(model, guide, x)
 
 
 def test_positive_sites_and_own_parameters():
@@ -321,7 +321,7 @@ def test_positive_sites_and_own_parameters():
     model(x)
     keep = {"scale": torch.tensor([True, False, True])}
     result = bmr.reduce(guide, sites=["scale"], select=lambda scores: keep)
-    module = result.to_module(x, num_draws=3, seed=2)
+    module = result.to_module(x, num_samples=3, seed=2)
     assert (module.scale[:, 1] == 1).all()
     assert len(module.scale[:, 0].unique()) == 3
     torch.manual_seed(2)
@@ -338,10 +338,10 @@ def test_positive_sites_and_own_parameters():
 
 def test_averaging_guides():
     model, guide, x = linear(lambda mean: dist.Normal(mean, 1.0))
-    mixture = bmr.average(guide, args=(x,))
+    mixture = bmr.average(guide, x)
     for options in ({}, {"num_draws": 2}):
         with pytest.raises(TypeError, match="AveragedGuide without a median"):
-            bmr.to_module(mixture.model, mixture.guide, (x,), **options)
+            bmr.to_module(mixture.model, mixture.guide, x, **options)
 
 
 def test_local_sites():
@@ -355,7 +355,7 @@ def test_local_sites():
     guide = AutoNormal(model)
     guide(x, x)
     with pytest.raises(ValueError, match=r"site 'z' has the shape .* single data"):
-        bmr.to_module(model, guide, (x, x))
+        bmr.to_module(model, guide, x, x)
 
 
 def test_one_size_only():
@@ -371,7 +371,7 @@ def test_one_size_only():
     guide(x, x[:, 0])
     for options in ({}, {"num_draws": 2}):
         with pytest.warns(UserWarning, match="takes 6 data as in args=, and no other"):
-            module = bmr.to_module(model, guide, (x,), **options)
+            module = bmr.to_module(model, guide, x, **options)
         assert module(x).shape[-1] == 6
 
 
@@ -387,10 +387,10 @@ def test_writing_in_place_and_keyword_arguments():
     guide = AutoNormal(model)
     guide(x, mask=mask)
     options = {"kwargs": {"mask": mask, "scale": 4.0}}
-    module = bmr.to_module(model, guide, (x,), **options)
+    module = bmr.to_module(model, guide, x, **options)
     expected = torch.stack([x @ guide.median()["w"], torch.full((5,), 12.0)], 1)
     assert close(module(x, mask), expected)
-    ensemble = bmr.to_module(model, guide, (x,), num_draws=2, **options)
+    ensemble = bmr.to_module(model, guide, x, num_samples=2, **options)
     assert ensemble(x[:2], mask).shape == (2, 2, 2)
     assert (ensemble(x, mask)[..., 1] == 12).all()
 
@@ -424,9 +424,9 @@ def test_onnx_without_torch(tmp_path):
         result = prune_units(reduced(net))
         small = compact(result.model, result.guide)
         x = net.args[0].repeat(3, *[1] * (net.args[0].dim() - 1))
-        whole = bmr.to_module(result.model, result.guide, net.args)
-        module = small.to_module(num_draws=num_draws) if num_draws else whole
-        small.export_onnx(tmp_path / f"{name}.onnx", num_draws=num_draws)
+        whole = bmr.to_module(result.model, result.guide, *net.args)
+        module = small.to_module(num_samples=num_draws) if num_draws else whole
+        small.export_onnx(tmp_path / f"{name}.onnx", num_samples=num_draws)
         np.save(tmp_path / f"{name}.npy", x.numpy())
         expected[name] = module(x).detach()
     paths = [str(tmp_path / name) for name in ONNX]
@@ -445,12 +445,12 @@ def test_onnx_of_model_and_guide(tmp_path, monkeypatch):
     path = tmp_path / "classifier.onnx"
     monkeypatch.setattr("pyro_bmr.export.onnx_files.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install pyro-bmr\[export\]"):
-        bmr.export_onnx((result.model, result.guide), path, (x, y))
+        bmr.export_onnx((result.model, result.guide), path, x, y)
     monkeypatch.undo()
     path.write_text("before")
     monkeypatch.setattr("pyro_bmr.export.onnx_files.relative_error", lambda *_: 1e-4)
     with pytest.raises(ValueError, match="differ from those of torch by 1.0e-04"):
-        bmr.export_onnx((result.model, result.guide), path, (x, y), output="logits")
+        bmr.export_onnx((result.model, result.guide), path, x, y, output="logits")
     assert path.read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["classifier.onnx"]
 
@@ -461,9 +461,9 @@ def test_masks_of_a_plain_module():
     guide = AutoNormal(net, init_loc_fn=bmr.init_to_pretrained(net))
     x = torch.randn(6, 3)
     guide(x)
-    result = bmr.reduce(guide, select=bmr.random(0.5, seed=0), args=(x,))
+    result = bmr.reduce(guide, x, select=bmr.baselines.random(0.5, seed=0))
     masks = result.model.masks.by_site()
-    expected = bmr.to_module(result.model, result.guide, (x,))(x)
+    expected = bmr.to_module(result.model, result.guide, x)(x)
     pruned = bmr.apply_masks(copy.deepcopy(plain), masks)
     assert close(pruned(x), expected)
     prefixed = {f"net.{name}": mask for name, mask in masks.items()}
@@ -489,6 +489,6 @@ def test_float64():
     guide = AutoNormal(net)
     x = torch.randn(4, 3, dtype=torch.float64)
     guide(x)
-    module = bmr.to_module(net, guide, (x,), num_draws=2)
+    module = bmr.to_module(net, guide, x, num_samples=2)
     assert module(x).dtype == torch.float64
     assert {p.dtype for p in module.parameters()} == {torch.float64}

@@ -31,15 +31,15 @@ def model():
 def result(model):
     guide = AutoNormal(model)
     guide(X, X[:, 0], offset=OFFSET)
-    return bmr.reduce(guide, select=bmr.random(0.4, seed=1))
+    return bmr.reduce(guide, select=bmr.baselines.random(0.4, seed=1))
 
 
 def test_module(result):
     """With the arguments that it was made with, or others."""
-    expected = bmr.to_module(result.model, result.guide, (X,), kwargs={"offset": OFFSET})
+    expected = bmr.to_module(result.model, result.guide, X, kwargs={"offset": OFFSET})
     for arguments, others in [((), {}), ((X[:2],), {"offset": OFFSET[:2]})]:
         assert torch.equal(result.to_module(*arguments, **others)(X, OFFSET), expected(X, OFFSET))
-    draws = result.to_module(num_draws=3, seed=4)
+    draws = result.to_module(num_samples=3, seed=4)
     torch.manual_seed(4)
     values = [result.guide(X, offset=OFFSET) for _ in range(3)]
     for name, tensor in draws.named_parameters():
@@ -49,7 +49,7 @@ def test_module(result):
 
 def test_report(result):
     """The same network masked and compacted, at the batch that is given."""
-    costs = result.report(X[:4], num_draws=2, offset=OFFSET[:4])
+    costs = result.report(X[:4], num_samples=2, kwargs={"offset": OFFSET[:4]})
     masked, compacted = costs.rows
     assert [masked.name, compacted.name] == ["masked", "compacted"]
     assert (costs.batch, costs.num_draws) == (4, 2)
@@ -64,7 +64,7 @@ def test_files(result, model, tmp_path):
     result.save(str(path))
     result.export_onnx(str(tmp_path / "network.onnx"))
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["network.onnx"]
-    loaded = bmr.load(path, model, args=(X,), kwargs={"offset": OFFSET})
+    loaded = bmr.load(path, model, X, kwargs={"offset": OFFSET})
     assert torch.equal(loaded.to_module()(X, OFFSET), result.to_module()(X, OFFSET))
 
 
@@ -82,6 +82,6 @@ def test_without_arguments(result, model, tmp_path):
     with pytest.raises(TypeError, match="'offset'"):
         loaded.to_module(X)
     assert not (tmp_path / "b").exists()
-    module = loaded.to_module(X, offset=OFFSET)
+    module = loaded.to_module(X, kwargs={"offset": OFFSET})
     assert torch.equal(module(X, OFFSET), result.to_module()(X, OFFSET))
-    assert loaded.compact(X, offset=OFFSET).to_module()(X[:1], OFFSET[:1]).shape == (1,)
+    assert loaded.compact(X, kwargs={"offset": OFFSET}).to_module()(X[:1], OFFSET[:1]).shape == (1,)

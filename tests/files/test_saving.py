@@ -57,7 +57,7 @@ def test_round_trip(tmp_path, model_name, guide_name):
     train(result, case.args)  # parameters that no reduction would write
     result.save(tmp_path / "result.bmr")
     fresh = make_case(model_name, guide_name)
-    loaded = bmr.load(tmp_path / "result.bmr", fresh.model, args=fresh.args)
+    loaded = bmr.load(tmp_path / "result.bmr", fresh.model, *fresh.args)
     assert str(loaded) == str(result)
     assert loaded.summary().equals(result.summary())
     assert loaded.delta_f == result.delta_f
@@ -85,7 +85,7 @@ def test_switched_priors(tmp_path, reduced):
     )
     assert result.shrunk
     result.save(tmp_path / "a")
-    loaded = bmr.load(tmp_path / "a", case.model, args=case.args)
+    loaded = bmr.load(tmp_path / "a", case.model, *case.args)
     assert str(loaded) == str(result)
     # A second time, from what was loaded.
     loaded.save(tmp_path / "b")
@@ -127,7 +127,7 @@ def test_names_types_and_own_parameters(tmp_path):
     pyro.clear_param_store()
     fresh, fresh_model = make()
     assert not torch.equal(fresh.weight, net.weight)
-    loaded = bmr.load(path, fresh_model, args=args)
+    loaded = bmr.load(path, fresh_model, *args)
     assert torch.equal(pyro.param("noise/of.it"), noise)
     found = train(loaded, args)
     assert found[0] == expected[0]
@@ -315,7 +315,7 @@ def test_another_function(tmp_path):
         return pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
 
     with pytest.raises(ValueError, match="latent sites differ .*extra: none in the file"):
-        bmr.load(tmp_path / "a", other, args=case.args)
+        bmr.load(tmp_path / "a", other, *case.args)
     loaded = bmr.load(tmp_path / "a", other)
     with pytest.raises(ValueError, match="latent sites differ"):
         loaded.model(*case.args)
@@ -327,7 +327,7 @@ def test_saved_with_observations_and_used_without(tmp_path, given):
     x, y = case.args
     result = case.reduce()
     result.save(tmp_path / "a")
-    loaded = bmr.load(tmp_path / "a", case.model, args=(x,) if given else ())
+    loaded = bmr.load(tmp_path / "a", case.model, *(x,) if given else ())
     draws = [
         Predictive(one.model, guide=one.guide, num_samples=3, parallel=parallel)
         for parallel in (False, True)
@@ -338,8 +338,8 @@ def test_saved_with_observations_and_used_without(tmp_path, given):
         expected = one(x)
         torch.manual_seed(0)
         assert_same(other(x), expected)
-    loaded.save(tmp_path / "b", args=(x,))
-    loaded = bmr.load(tmp_path / "b", case.model, args=(x, y))
+    loaded.save(tmp_path / "b", x)
+    loaded = bmr.load(tmp_path / "b", case.model, x, y)
     assert train(loaded, case.args) != train(result, (x, 2 * y))
 
 
@@ -360,7 +360,7 @@ def test_another_prior_or_constraint(tmp_path):
     guide(x, x[:, 0])
     bmr.reduce(guide).save(path)
     with pytest.raises(ValueError, match=r"priors differ \(w: Normal in the file, Laplace here\)"):
-        bmr.load(path, make(dist.Laplace, constraint=constraints.positive), args=(x,))
+        bmr.load(path, make(dist.Laplace, constraint=constraints.positive), x)
     pyro.clear_param_store()
     # Its value is not the same number under another constraint.
     pyro.param("noise", torch.tensor(3.0))
@@ -374,17 +374,17 @@ def test_on_and_on(tmp_path):
     case = make_case("network", "AutoNormal")
     path = tmp_path / "result"
     case.reduce().save(path)
-    result = prune_units(bmr.load(path, case.model, args=case.args))
+    result = prune_units(bmr.load(path, case.model, *case.args))
     small = result.compact()
     small.save(path)
-    loaded = bmr.load(path, make_case("network", "AutoNormal").model, args=case.args)
+    loaded = bmr.load(path, make_case("network", "AutoNormal").model, *case.args)
     assert str(loaded) == str(small)
     assert train(loaded, case.args)[0] == train(small, case.args)[0]
     loaded.save(path)
     fresh = make_case("network", "AutoNormal").model
-    again = bmr.reduce(bmr.load(path, fresh, args=case.args).guide, select=bmr.top_k(9)).compact()
+    again = bmr.reduce(bmr.load(path, fresh, *case.args).guide, select=bmr.top_k(9)).compact()
     again.save(path)
-    last = bmr.load(path, make_case("network", "AutoNormal").model, args=case.args)
+    last = bmr.load(path, make_case("network", "AutoNormal").model, *case.args)
     assert last.elements == again.elements
     assert torch.equal(last.to_module()(case.args[0]), again.to_module()(case.args[0]))
 
@@ -398,7 +398,7 @@ def test_nothing_else_changes(tmp_path):
     whole, state = path.read_bytes(), torch.get_rng_state()
     before = case.state()
     result.save(path)
-    bmr.load(path, case.model, args=case.args)
+    bmr.load(path, case.model, *case.args)
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(case.state(), before)
     with pytest.raises(TypeError, match="cannot save a .*function"):
@@ -413,7 +413,7 @@ def test_model_that_cannot_be_run(tmp_path):
     loaded = bmr.load(tmp_path / "a", case.model)
     with pytest.raises(RuntimeError, match="pass args="):
         loaded.save(tmp_path / "b")
-    loaded.save(tmp_path / "b", args=case.args)
+    loaded.save(tmp_path / "b", *case.args)
     assert str(bmr.load(tmp_path / "b", case.model)) == str(loaded)
 
 

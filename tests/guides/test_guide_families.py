@@ -90,14 +90,14 @@ def test_laplace_is_exact_for_a_linear_model():
 )
 def test_hierarchies_keep_their_correlations(family):
     guide = shake(family(hierarchy), 3)
-    check_guide_family(guide, args=(3,))
+    check_guide_family(guide, 3)
     factors = read_guide(guide, Origin(hierarchy, (3,)))
     groups = {frozenset(site.name for site in factor.sites) for factor in factors}
     joint = frozenset({"top", "mid", "rate"})
     mean_field = {frozenset({name}) for name in joint}
     expected = mean_field if family is AutoNormalMessenger else {joint}
     assert groups == {*expected, frozenset({"alone"})}
-    assert isinstance(bmr.reduce(guide, args=(3,)).delta_f, float)
+    assert isinstance(bmr.reduce(guide, 3).delta_f, float)
 
 
 def test_the_hierarchical_messenger_by_algebra():
@@ -120,7 +120,7 @@ def test_the_hierarchical_messenger_by_algebra():
 
 def test_the_regressive_messenger_where_it_is_gaussian_and_where_not():
     guide = shake(AutoRegressiveMessenger(hierarchy), 3)
-    check_guide_family(guide, args=(3,))
+    check_guide_family(guide, 3)
     joint = read_guide(guide, Origin(hierarchy, (3,)))[0]
     expected = guide.scales.mid.square() * (1 + guide.scales.top.square())
     torch.testing.assert_close(joint.posterior.covariance.diagonal()[1:4], expected)
@@ -156,13 +156,13 @@ class Curved(Overridden):
 
 def test_a_messenger_with_a_posterior_of_its_own_is_not_misread():
     guide = shake(Overridden(hierarchy), 3)
-    check_guide_family(guide, args=(3,))
+    check_guide_family(guide, 3)
     joint = read_guide(guide, Origin(hierarchy, (3,)))[0]
     top = guide.scales.top.square()
     torch.testing.assert_close(joint.posterior.covariance[0, 1], 2 * top)
     torch.testing.assert_close(joint.posterior.covariance[1, 2], 4 * top)
     with pytest.raises(NotGaussianError, match="'mid', its mean depends in a nonlinear way"):
-        bmr.reduce(shake(Curved(hierarchy), 3), args=(3,))
+        bmr.reduce(shake(Curved(hierarchy), 3), 3)
 
 
 def local(x, index=None):
@@ -180,7 +180,7 @@ def test_messengers_hold_all_rows_of_a_sub_sampling_plate(amortized):
     assert factor.site.shape == (12,)
     torch.testing.assert_close(factor.loc, guide.locs.z.detach().expand(12))
     torch.testing.assert_close(factor.scale, guide.scales.z.detach().expand(12))
-    result = bmr.reduce(guide, args=(data, index), select=bmr.top_k(6))
+    result = bmr.reduce(guide, data, index, select=bmr.top_k(6))
     assert result.masks["z"].sum() == 6
 
 
@@ -192,7 +192,7 @@ def test_other_guides_of_a_sub_sampling_plate_say_that_they_cannot(family):
     data, index = torch.randn(12), torch.arange(4, 8)
     guide = shake(family(local), data, index)
     with pytest.raises((ValueError, RuntimeError), match="rows.*AutoNormal"):
-        bmr.reduce(guide, args=(data, index))
+        bmr.reduce(guide, data, index)
 
 
 def test_arguments_that_are_needed_and_missing():
@@ -201,7 +201,7 @@ def test_arguments_that_are_needed_and_missing():
         guide = shake(family(regression), X, Y)
         with pytest.raises(RuntimeError, match="missing 1 required positional.*pass args="):
             bmr.reduce(guide)
-        assert bmr.reduce(guide, args=(X, Y)).sites[0].total == 3
+        assert bmr.reduce(guide, X, Y).sites[0].total == 3
 
 
 def test_structured_guides_by_algebra_and_those_that_are_not_gaussian():
@@ -220,7 +220,7 @@ def test_structured_guides_by_algebra_and_those_that_are_not_gaussian():
         guide = AutoStructured(hierarchy, conditionals={**kinds, "mid": bad}, dependencies={})
         guide(3)
         with pytest.raises(NotGaussianError, match="'mid'. Expected the conditionals 'normal'"):
-            bmr.reduce(guide, args=(3,))
+            bmr.reduce(guide, 3)
 
 
 def written(core):
@@ -244,7 +244,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("core", WRITTEN.values(), ids=WRITTEN)
 def test_hand_written_gaussians(core):
-    check_guide_family(written(core), args=(X, Y))
+    check_guide_family(written(core), X, Y)
     (factor,) = read_guide(written(core), Origin(regression, (X, Y)))
     fn = core()
     if isinstance(fn, torch.distributions.TransformedDistribution):
@@ -255,7 +255,7 @@ def test_hand_written_gaussians(core):
     if hasattr(fn, "covariance_matrix"):
         posterior = getattr(factor.posterior, "dense", lambda: factor.posterior)()
         torch.testing.assert_close(posterior.covariance, fn.covariance_matrix)
-    result = bmr.reduce(written(core), model=regression, args=(X, Y), select=bmr.top_k(2))
+    result = bmr.reduce(written(core), X, Y, model=regression, select=bmr.top_k(2))
     assert result.masks["w"].sum() == 2
 
 
@@ -274,7 +274,7 @@ REFUSED = {
 @pytest.mark.parametrize("why", REFUSED)
 def test_hand_written_guides_that_are_not_gaussian(why):
     with pytest.raises(NotGaussianError, match=f"site 'w'.*{why}"):
-        bmr.reduce(written(REFUSED[why]), model=regression, args=(X, Y))
+        bmr.reduce(written(REFUSED[why]), X, Y, model=regression)
 
 
 def test_hidden_dependencies_are_found():
@@ -331,11 +331,11 @@ def test_guides_without_their_parameters_are_left_without():
         pyro.sample("w", dist.Normal(pyro.param("loc", torch.zeros(3)), 1.0).to_event(1))
 
     with pytest.raises(ValueError, match=r"no parameters \['loc'\].*never called"):
-        bmr.reduce(guide, model=regression, args=(X, Y))
+        bmr.reduce(guide, X, Y, model=regression)
     assert "loc" not in pyro.get_param_store()
     messenger = AutoNormalMessenger(regression)
     with pytest.raises(ValueError, match="locs.w.*never called"):
-        bmr.reduce(messenger, args=(X, Y))
+        bmr.reduce(messenger, X, Y)
     assert not list(messenger.parameters())
     assert not hasattr(messenger, "locs")
     with pytest.raises(ValueError, match="AutoNormal has never been called"):
@@ -370,7 +370,7 @@ def sampled(n=2):
 def test_the_moments_of_posterior_samples():
     fn, samples = gaussian_samples(4000)
     with pytest.warns(UserWarning, match="moment matching.*mean and covariance .4000 draws"):
-        result = bmr.reduce(samples, model=sampled, args=(2,))
+        result = bmr.reduce(samples, 2, model=sampled)
     with pytest.warns(UserWarning, match="moment matching"):
         (factor,) = read_guide(samples, Origin(sampled))
     torch.testing.assert_close(factor.posterior.loc, fn.mean, rtol=0, atol=0.05)
@@ -435,7 +435,7 @@ def test_families_that_cannot_be_reduced_say_what_to_do():
             bmr.reduce(family(discrete))
     funsor = AutoGaussianFunsor.__new__(AutoGaussianFunsor)
     with pytest.raises(NotGaussianError, match='backend="dense".*load_state_dict'):
-        bmr.read_factors(funsor)
+        bmr.extend.read_factors(funsor)
     for thing in (3, StreamingMCMC(HMC(regression), 3)):
         with pytest.raises(UnregisteredGuideError, match="finished pyro.infer.MCMC"):
             bmr.reduce(thing)
@@ -458,10 +458,10 @@ def test_the_law_finds_a_reader_that_is_wrong():
     class Wrong(Written):
         pass
 
-    @bmr.read_factors.register
+    @bmr.extend.read_factors.register
     def _(guide: Wrong):
         normal, gamma = read_guide(Written(), Origin(bounded))
-        return bmr.IndependentFactor(normal.site, normal.loc, 1.5 * normal.scale), gamma
+        return bmr.extend.IndependentFactor(normal.site, normal.loc, 1.5 * normal.scale), gamma
 
     with pytest.raises(AssertionError, match="draws of the guide do not agree.*variance"):
         check_guide_family(Wrong(), model=bounded)

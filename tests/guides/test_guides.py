@@ -260,13 +260,13 @@ def test_a_guide_family_can_be_registered():
             pyro.sample("w", dist.Normal(self.loc, self.spread).to_event(1))
             pyro.sample("scale", dist.Delta(torch.tensor(1.0)))
 
-    @bmr.read_factors.register
+    @bmr.extend.read_factors.register
     def _(guide: MeanField):
-        site = bmr.Site("w", torch.Size([3]), event_dim=1)
-        return (bmr.IndependentFactor(site, guide.loc.detach(), guide.spread.detach()),)
+        site = bmr.extend.Site("w", torch.Size([3]), event_dim=1)
+        return (bmr.extend.IndependentFactor(site, guide.loc.detach(), guide.spread.detach()),)
 
-    check_guide_family(MeanField(), args=(X, Y))
-    result = bmr.reduce(MeanField(), model=model, args=(X, Y))
+    check_guide_family(MeanField(), X, Y)
+    result = bmr.reduce(MeanField(), X, Y, model=model)
     assert result.masks["w"].tolist() == [False, True, True]
     assert result.summary().loc["scale", "note"] == "not reduced: the guide does not hold it"
 

@@ -395,7 +395,7 @@ def test_predictions():
     edges = [line.get_ydata()[-1] for line in ax.lines if line.get_linewidth() < 1]
     spread = 1.645 * (0.25 + 0.36) ** 0.5
     np.testing.assert_allclose(edges, [6 - spread, 6 + spread], atol=0.15)
-    result = bmr.reduce(guide, args=(x, x))
+    result = bmr.reduce(guide, x, x)
     with_targets = bmr.plot_predictions({"full": full, "reduced": result}, x, x, num_samples=20)
     assert with_targets.get_legend_handles_labels()[1] == ["full", "reduced"]
     rows = bmr.plot_predictions({"full": full}, torch.stack([x, x], -1)[:, :1], num_samples=20)

@@ -477,14 +477,14 @@ def test_a_mixture_is_read(prior):
 def test_a_mixture_of_vectors_stays_whole():
     normal = dist.Normal(torch.zeros(2, 3).double(), ONE).to_event(1)
     with pytest.raises(UnregisteredPriorError, match="elements depend on each other"):
-        bmr.log_density_at_zero(mixture(normal, family=dist.MixtureSameFamily))
+        bmr.extend.log_density_at_zero(mixture(normal, family=dist.MixtureSameFamily))
 
 
 class Horseshoe(dist.Normal):
     """Stands for a horseshoe whose scales are integrated out: unbounded at 0 if centred there."""
 
 
-@bmr.log_density_at_zero.register
+@bmr.extend.log_density_at_zero.register
 def _(prior: Horseshoe):
     return torch.where(prior.loc == 0, torch.inf, prior.log_prob(0 * ONE))
 

@@ -20,7 +20,7 @@ def test_the_true_coefficients_stay_and_most_others_go(centred, seed):
     x, y, coefficients = horseshoe.make_data(seed)
     model = horseshoe.make_model(centred=centred)
     guide = horseshoe.train_mean_field(model, x, y, seed)
-    result = bmr.reduce(guide, args=(x, y), sites=["b"])
+    result = bmr.reduce(guide, x, y, sites=["b"])
     kept, true = result.masks["b"], coefficients != 0
     assert kept[true].all()
     assert (~kept[~true]).sum() >= (75 if centred else 85)
@@ -31,7 +31,7 @@ def test_a_dense_guide_drops_at_least_90_of_95():
     x, y, coefficients = horseshoe.make_data(2)
     start = horseshoe.train_mean_field(horseshoe.make_model(centred=True), x, y, 2)
     model = horseshoe.make_model(centred=False)
-    result = bmr.reduce(horseshoe.train_dense(model, start, x, y, 2), args=(x, y), sites=["b"])
+    result = bmr.reduce(horseshoe.train_dense(model, start, x, y, 2), x, y, sites=["b"])
     kept, true = result.masks["b"], coefficients != 0
     assert kept[true].all()
     assert (~kept[~true]).sum() >= 90

@@ -112,7 +112,7 @@ def test_an_element_without_a_prior_is_kept_and_counted(model):
     everything = {"w": torch.zeros_like(hidden)}
     with pytest.raises(ValueError, match="cannot go: .* without a prior"):
         reduced(model, select=lambda s: everything)
-    for baseline in (bmr.snr(1.0), bmr.random(1.0), bmr.top_k(0)):
+    for baseline in (bmr.baselines.snr(1.0), bmr.baselines.random(1.0), bmr.top_k(0)):
         assert torch.equal(reduced(model, select=baseline).masks["w"], hidden)
 
 
@@ -257,7 +257,7 @@ def test_a_family_can_be_registered():
     def model():
         pyro.sample("w", Gumbelish(0.0, 1.0))
 
-    @bmr.log_density_at_zero.register
+    @bmr.extend.log_density_at_zero.register
     def _(prior: Gumbelish):
         return prior.log_prob(torch.zeros(()))
 
@@ -268,6 +268,6 @@ def test_a_registered_density_that_is_no_density_stays_whole():
     class Broken(dist.Gumbel):
         pass
 
-    bmr.log_density_at_zero.register(Broken)(lambda prior: torch.tensor(math.nan))
+    bmr.extend.log_density_at_zero.register(Broken)(lambda prior: torch.tensor(math.nan))
     with pytest.warns(UserWarning, match="0 or not a number"):
         reduced(lambda: pyro.sample("w", Broken(0.0, 1.0)))

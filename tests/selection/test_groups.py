@@ -461,7 +461,7 @@ def test_what_selections_see_of_groups():
 
     def look(scores):
         seen.append(scores)
-        return bmr.snr(0.5)(scores)
+        return bmr.baselines.snr(0.5)(scores)
 
     result = bmr.reduce(guide, groups=bmr.units, select=look)
     (scores,) = seen
@@ -477,7 +477,11 @@ def test_what_selections_see_of_groups():
     kept = torch.cat([scores.kept["w0"], scores.kept["w1"]])
     assert kept.all()
     assert sum(x.kept for x in result.layers) == 7 - round(3.5)
-    for select in (bmr.spr(0.3), bmr.magnitude(0.3), bmr.random(0.3, seed=2)):
+    for select in (
+        bmr.baselines.spr(0.3),
+        bmr.baselines.magnitude(0.3),
+        bmr.baselines.random(0.3, seed=2),
+    ):
         some = bmr.reduce(guide, groups=bmr.units, select=select)
         assert sum(x.kept for x in some.layers) == 5
     with pytest.raises(ValueError, match="searches sets of elements only"):

@@ -460,7 +460,7 @@ def test_elements_that_cannot_be_shrunk_are_counted_and_kept():
         assert math.isfinite(result.delta_f)
     with pytest.raises(ValueError, match="cannot go: 1 with an improper reduced posterior"):
         bmr.reduce(guide, reduced_prior=bmr.Laplace(0.1), select=keep(0, 0, 0))
-    nearly_all = bmr.reduce(guide, reduced_prior=bmr.Laplace(0.1), select=bmr.snr(1.0))
+    nearly_all = bmr.reduce(guide, reduced_prior=bmr.Laplace(0.1), select=bmr.baselines.snr(1.0))
     assert nearly_all.masks["w"].tolist() == [False, True, False]
 
     problem = Regression()

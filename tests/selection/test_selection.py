@@ -27,9 +27,9 @@ def guide():
 
 
 CRITERIA = {
-    "snr": (bmr.snr, lambda loc, scale: loc.abs() / scale),
-    "spr": (bmr.spr, lambda loc, scale: loc.abs() + scale),
-    "magnitude": (bmr.magnitude, lambda loc, scale: loc.abs()),
+    "snr": (bmr.baselines.snr, lambda loc, scale: loc.abs() / scale),
+    "spr": (bmr.baselines.spr, lambda loc, scale: loc.abs() + scale),
+    "magnitude": (bmr.baselines.magnitude, lambda loc, scale: loc.abs()),
 }
 
 
@@ -66,7 +66,7 @@ def test_by_evidence_drops_what_gains_the_margin(guide, margin):
 
 def test_random_is_reproducible_and_leaves_the_generators_alone(guide):
     state = torch.get_rng_state()
-    results = [bmr.reduce(guide, select=bmr.random(0.5, seed=seed)) for seed in (1, 1, 2)]
+    results = [bmr.reduce(guide, select=bmr.baselines.random(0.5, seed=seed)) for seed in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     first, same, other = (flat(result.masks) for result in results)
     assert torch.equal(first, same)
@@ -78,8 +78,8 @@ def test_random_is_reproducible_and_leaves_the_generators_alone(guide):
 def test_a_fraction_counts_what_was_pruned_before(family):
     guide = family(model)
     guide()
-    first = bmr.reduce(guide, select=bmr.random(0.3))
-    for select in (bmr.snr(0.5), bmr.random(0.5, seed=3), bmr.top_k(25)):
+    first = bmr.reduce(guide, select=bmr.baselines.random(0.3))
+    for select in (bmr.baselines.snr(0.5), bmr.baselines.random(0.5, seed=3), bmr.top_k(25)):
         second = bmr.reduce(first.guide, select=select)
         assert second.sparsity == 0.5
         assert not (flat(second.masks) & ~flat(first.masks)).any()

@@ -93,7 +93,7 @@ def test_keep_last_and_options_of_reduce(data):
         max_rounds=2,
         refit_epochs=1,
         sites=["fc1.weight"],
-        select=bmr.snr(0.5),
+        select=bmr.baselines.snr(0.5),
     )
     assert result.kept_round == result.rounds[-1].index
     assert set(result.reduction.masks) == {"fc1.weight"}
@@ -106,7 +106,7 @@ def test_keep_last_and_options_of_reduce(data):
 def test_goes_on_from_a_reduction(data, tmp_path):
     model, guide = make()
     options = OPTIONS | {"max_rounds": 2, "num_epochs": 30, "keep": "last", "seed": 0}
-    first = bmr.prune(model, guide, *data, **options, select=bmr.snr(0.3))
+    first = bmr.prune(model, guide, *data, **options, select=bmr.baselines.snr(0.3))
     pair = first.model, first.guide
     second = bmr.prune(*pair, *data, **options, checkpoint=tmp_path / "run.pt")
     assert second.rounds[0].sparsity == pytest.approx(first.sparsity)

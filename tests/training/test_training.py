@@ -401,7 +401,7 @@ def test_the_same_program_is_compiled_once(compiled, monkeypatch):
     assert len(count) == 1
     for mask in ([True, True, False], [True, False, True]):
         kept = torch.tensor(mask)
-        result = bmr.reduce(guide, args=(X, Y), select=lambda _, kept=kept: {"w": kept})
+        result = bmr.reduce(guide, X, Y, select=lambda _, kept=kept: {"w": kept})
         bmr.fit(result.model, result.guide, X, Y, **options)
         assert torch.equal(result.guide.median()["w"] != 0, kept)
     assert len(count) == 2
