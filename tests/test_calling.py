@@ -142,7 +142,8 @@ PUBLIC = [
     *(bmr.nn.normal, bmr.nn.fan_in_normal, testing.check_guide_family),
 ]
 # What Pyro calls, in Pyro's way.
-PROGRAMS = {"forward", "median", "quantiles", "split_loss", "loss", "differentiable_loss"}
+PROGRAMS = {"forward", "median", "quantiles", "split_loss", "loss"}
+PROGRAMS |= {"loss_and_grads", "differentiable_loss"}
 VERBS = [one for one in PUBLIC if inspect.isfunction(one)] + [
     method
     for one in PUBLIC
