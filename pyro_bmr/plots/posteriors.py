@@ -30,8 +30,8 @@ def check_reduction(result: Any) -> None:
     """Raise a ``TypeError`` if something is not what `reduce` returns."""
     if not isinstance(result, Reduction):
         msg = (
-            f"got a {type(result).__name__}. Expected a Reduction. Pass what pyro_bmr.reduce(guide) "
-            "or prune returned"
+            f"got a {type(result).__name__}. Expected a Reduction. Pass what "
+            "pyro_bmr.reduce(guide) or prune returned"
         )
         raise TypeError(msg)
 

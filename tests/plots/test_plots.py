@@ -20,7 +20,11 @@ from pyro.infer.autoguide import AutoNormal, init_to_value  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 
 import pyro_bmr as bmr  # noqa: E402
-from pyro_bmr.selection.summaries import LayerSummary  # noqa: E402
+from pyro_bmr.selection.summaries import (
+    LayerSummary,  # noqa: E402
+    Round,
+)
+from pyro_bmr.sparsities import Sparsity
 
 PRIOR_SCALES = {"w1": 1.0, "w2": 1.0, "b": 0.3}
 SHAPES = {"w1": (5, 3), "w2": (1, 5), "b": (5,)}
