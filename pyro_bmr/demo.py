@@ -55,7 +55,7 @@ class Standardization:
 
 
 @dataclass(frozen=True)
-class Score:
+class MeanScore:
     """A mean over test rows and its standard error."""
 
     mean: float
@@ -72,7 +72,7 @@ def predictive_scores(
     y: Tensor,
     unit: float,
     draws: int = 300,
-) -> tuple[Score, Score]:
+) -> tuple[MeanScore, MeanScore]:
     """Return RMSE and log likelihood per row in original units, where a target of 1 is ``unit``."""
     sites = ("mean", "precision")
     samples = Predictive(model, guide=guide, num_samples=draws, return_sites=sites)(x)
@@ -83,6 +83,6 @@ def predictive_scores(
     log_likelihood = each - torch.tensor(float(draws)).log() - torch.tensor(unit).log()
     rows = len(y) ** 0.5
     return (
-        Score(rmse, float(square.std() / rows / (2 * rmse))),
-        Score(float(log_likelihood.mean()), float(log_likelihood.std() / rows)),
+        MeanScore(rmse, float(square.std() / rows / (2 * rmse))),
+        MeanScore(float(log_likelihood.mean()), float(log_likelihood.std() / rows)),
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-Prior = Callable[[str, Tensor, nn.Module], Any]
+WeightPrior = Callable[[str, Tensor, nn.Module], Any]
 """From the name of a parameter, its value when it was a parameter, and its layer, to its prior."""
 
 LAYERS: tuple[type[nn.Module], ...] = (
@@ -40,7 +40,7 @@ LAYERS: tuple[type[nn.Module], ...] = (
 """The layers whose weights and biases become sample sites, and those derived from them."""
 
 
-def fan_in_normal(scale: float = 1.0) -> Prior:
+def fan_in_normal(scale: float = 1.0) -> WeightPrior:
     r"""Return the prior under which a unit's input has the same variance however wide the layer.
 
     .. math:: w \sim N(0, \text{scale}^2 / \text{fan-in}), \qquad b \sim N(0, \text{scale}^2)
@@ -73,7 +73,7 @@ def fan_in_normal(scale: float = 1.0) -> Prior:
     return partial(_fan_in_normal, scale=float(scale))
 
 
-def normal(loc: float = 0.0, scale: float = 1.0) -> Prior:
+def normal(loc: float = 0.0, scale: float = 1.0) -> WeightPrior:
     """Return the prior that is the same normal distribution for every weight and bias.
 
     Parameters
@@ -116,7 +116,7 @@ def _check_scale(function: str, scale: float) -> None:
 def bayesianize(
     module: nn.Module,
     *,
-    prior: Prior = fan_in_normal(),  # noqa: B008
+    prior: WeightPrior = fan_in_normal(),  # noqa: B008
     layers: tuple[type[nn.Module], ...] = LAYERS,
 ) -> Any:
     """Turn a torch module into a Pyro module whose weights and biases are sample sites.
@@ -252,7 +252,7 @@ _NOT_BAYESIAN = (
 
 
 def _make_site(
-    layer: Any, key: str, parameter: Tensor, prior: Prior, owner: Any, owner_key: str
+    layer: Any, key: str, parameter: Tensor, prior: WeightPrior, owner: Any, owner_key: str
 ) -> None:
     layer.register_buffer(_buffer(key), parameter.detach(), persistent=False)
     if (layer, key) == (owner, owner_key):
@@ -265,7 +265,7 @@ def _make_site(
         layer.register_forward_hook(_hold_padding, with_kwargs=True)
 
 
-def _make_prior(layer: Any, *, key: str, name: str, prior: Prior) -> Any:
+def _make_prior(layer: Any, *, key: str, name: str, prior: WeightPrior) -> Any:
     """Ask for the prior where the layer is now, and give it the shape of its parameter."""
     parameter = layer.get_buffer(_buffer(key))
     fn, shape = prior(name, parameter, layer), parameter.shape

@@ -13,8 +13,8 @@ import xarray as xr
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_bmr.diagnostics.dimensions import Dimensions
 from pyro_bmr.diagnostics.draws import Draws, draw
-from pyro_bmr.diagnostics.labels import Labels
 from pyro_bmr.diagnostics.prior_draws import draw_prior
 from pyro_bmr.programs.calls import read_call
 from pyro_bmr.programs.distributions import find_element_support
@@ -134,12 +134,12 @@ def convert(
     draws = draw(model, guide, args, kwargs, num_samples, seed=seed)
     constants = _constants(model, args, kwargs, draws)
     names = {*draws.axes, *constants}
-    labels = Labels(dims or {}, coords or {}, names)
-    unknown = sorted(labels.dims.keys() - names)
+    dimensions = Dimensions(dims or {}, coords or {}, names)
+    unknown = sorted(dimensions.dims.keys() - names)
     if unknown:
         msg = f"got dims= for {unknown}. Expected variables of the model, of {sorted(names)}"
         raise ValueError(msg)
-    axes = {name: labels.name_dims(name, plates) for name, plates in draws.axes.items()}
+    axes = {name: dimensions.name_dims(name, plates) for name, plates in draws.axes.items()}
     latent = {**draws.latent, **draws.deterministic}
     groups = {"posterior": _label(latent, axes)}
     groups["unconstrained_posterior"] = dict(_unconstrained(draws, axes))
@@ -150,11 +150,11 @@ def convert(
     predictive = {name: one.draws for name, one in observed.items()} | dict(draws.predicted)
     groups["posterior_predictive"] = _label(predictive, axes)
     groups["log_likelihood"] = _label({n: one.log_prob for n, one in observed.items()}, axes)
-    datasets = {group: labels.dataset(tensors) for group, tensors in groups.items() if tensors}
+    datasets = {group: dimensions.dataset(tensors) for group, tensors in groups.items() if tensors}
     fixed = {
         "observed_data": {n: (axes[n], one.value) for n, one in observed.items()},
         "constant_data": {
-            name: (labels.name_dims(name, _plates_of(tensor, draws)), tensor)
+            name: (dimensions.name_dims(name, _plates_of(tensor, draws)), tensor)
             for name, tensor in constants.items()
         },
         "bmr": {
@@ -165,8 +165,8 @@ def convert(
     }
     for group, variables in fixed.items():
         if variables:
-            datasets[group] = labels.dataset(variables, drawn=False)
-    _check_coords(labels, datasets)
+            datasets[group] = dimensions.dataset(variables, drawn=False)
+    _check_coords(dimensions, datasets)
     for dataset in datasets.values():
         dataset.attrs |= _attributes()
     if "bmr" in datasets:
@@ -235,9 +235,9 @@ def _plates_of(tensor: Tensor, draws: Draws) -> list[str | None]:
     return [first, *[None] * (tensor.dim() - 1)][: tensor.dim()]
 
 
-def _check_coords(labels: Labels, datasets: Mapping[str, xr.Dataset]) -> None:
+def _check_coords(dimensions: Dimensions, datasets: Mapping[str, xr.Dataset]) -> None:
     found = set(chain.from_iterable(dataset.dims for dataset in datasets.values()))
-    unknown = sorted(labels.coords.keys() - found)
+    unknown = sorted(dimensions.coords.keys() - found)
     if unknown:
         msg = (
             f"got coords= for {unknown}. Expected dimensions, of {sorted(map(str, found))}; dims= "

@@ -21,8 +21,8 @@ from rich.table import Table
 from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
+from pyro_bmr.diagnostics.audit_steps import take_steps
 from pyro_bmr.diagnostics.refits import Refit, trained_copy
-from pyro_bmr.diagnostics.steps import take_steps
 from pyro_bmr.display import Tabular, progress_bar
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.programs.calls import check_call

@@ -12,7 +12,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_bmr.estimators.elbos import UnbiasedELBO
-from pyro_bmr.guides.common_noise import CommonNoise, Coupling
+from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling
 from pyro_bmr.programs.dry_run import dry_run
 
 
@@ -86,7 +86,7 @@ def common_draws(
     num_samples: int,
     *,
     seed: int = 0,
-    couplings: Mapping[str, Coupling] | None = None,
+    couplings: Mapping[str, NoiseCoupling] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Return estimates of both parts of F that those of similar programs can be subtracted from.

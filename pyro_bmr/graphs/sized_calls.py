@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-Call = Callable[[Any, tuple[Any, ...], Mapping[str, Any], str], Any]
+CallHandler = Callable[[Any, tuple[Any, ...], Mapping[str, Any], str], Any]
 """From a torch function, its arguments and the place of the call to its result."""
 
 
@@ -25,7 +25,7 @@ class SizedCalls(TorchFunctionMode):
     ``call`` returns is the result; it may call the function with other arguments.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: CallHandler) -> None:
         super().__init__()
         self.call = call
 

@@ -17,7 +17,7 @@ from pyro_bmr.mathematics.gaussian import Dense, LowRank
 
 
 @dataclass(frozen=True)
-class Coupling:
+class NoiseCoupling:
     """Maps the ``size`` standard normals of a correlated factor to those of what remains of it."""
 
     size: int
@@ -26,14 +26,14 @@ class Coupling:
 
 def couple(
     factors: Iterable[Factor], masks: Mapping[str, Tensor] | None = None
-) -> dict[str, Coupling]:
+) -> dict[str, NoiseCoupling]:
     """Couple correlated factors with what remains of them under masks, where True stays.
 
     By statement of the `PrunedGuide` of what remains. Independent factors need no coupling, since
     they draw their pruned elements as well.
     """
     return {
-        latent_name(factor.sites): Coupling(
+        latent_name(factor.sites): NoiseCoupling(
             factor.posterior.noise_size, factor.condition_noise(masks or {})
         )
         for factor in factors
@@ -47,7 +47,7 @@ class CommonNoise(Messenger):
     The same seed gives the same noise, whatever remains of a factor. Other statements draw as ever.
     """
 
-    def __init__(self, couplings: Mapping[str, Coupling], seed: int) -> None:
+    def __init__(self, couplings: Mapping[str, NoiseCoupling], seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self._couplings = couplings

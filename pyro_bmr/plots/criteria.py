@@ -18,7 +18,7 @@ from pyro_bmr.plots.canvas import (
     one_axes,
     text_color,
 )
-from pyro_bmr.plots.posteriors import SitePosterior, choose_site, find_decision, read_sites
+from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
 from pyro_bmr.results import Reduction
 
 
@@ -126,7 +126,7 @@ _STYLES = {
 }
 
 
-def _flat(sites: list[SitePosterior]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _flat(sites: list[ReducedSite]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All elements that were there and can go."""
     parts = []
     for one in sites:

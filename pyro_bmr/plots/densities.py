@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
 from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
-from pyro_bmr.plots.posteriors import SitePosterior, choose_site, find_decision, read_sites
+from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
@@ -128,7 +128,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def _check_place(one: SitePosterior, index: int | Sequence[int]) -> tuple[int, ...]:
+def _check_place(one: ReducedSite, index: int | Sequence[int]) -> tuple[int, ...]:
     if one.prior is None:
         msg = f"the site {one.name!r} was left whole. Expected one that was reduced"
         raise ValueError(msg)
@@ -171,7 +171,7 @@ def _shown(element: Normal, prior_scale: float) -> tuple[float, float]:
 
 
 def _prior_density(
-    decision: Decision, one: SitePosterior, place: tuple[int, ...], grid: Tensor
+    decision: Decision, one: ReducedSite, place: tuple[int, ...], grid: Tensor
 ) -> Tensor | None:
     """Return the prior's density, None where only its value at zero is known."""
     gaussian = one.prior.gaussian if one.prior is not None else None
@@ -202,9 +202,7 @@ def _prior_density(
     return (one.log_prior[place] + torch.tensor(shape, dtype=torch.float64)).exp()
 
 
-def _reduced_prior_density(
-    one: SitePosterior, place: tuple[int, ...], grid: Tensor
-) -> Tensor | None:
+def _reduced_prior_density(one: ReducedSite, place: tuple[int, ...], grid: Tensor) -> Tensor | None:
     reduced = one.factor.reduced.get(one.name) if isinstance(one.factor, SwitchedFactor) else None
     if reduced is None:
         return None
@@ -222,7 +220,7 @@ _REDUCED: dict[type, Callable[[dict[str, Tensor]], Any]] = {
 
 
 def _reduced_posterior(
-    decision: Decision, one: SitePosterior, place: tuple[int, ...], grid: Tensor
+    decision: Decision, one: ReducedSite, place: tuple[int, ...], grid: Tensor
 ) -> Tensor:
     masks = {s.name: decision.masks[s.name] for s in one.factor.sites if s.name in decision.masks}
     marginal = one.factor.prune(masks).marginals()[one.name]
@@ -230,7 +228,7 @@ def _reduced_posterior(
     return Normal(loc, scale).log_prob(grid).exp()
 
 
-def _site(one: SitePosterior) -> Site:
+def _site(one: ReducedSite) -> Site:
     return next(site for site in one.factor.sites if site.name == one.name)
 
 

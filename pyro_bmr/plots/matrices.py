@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import SMALL, two_axes
-from pyro_bmr.plots.posteriors import SitePosterior, choose_site, read_sites
+from pyro_bmr.plots.posteriors import ReducedSite, choose_site, read_sites
 from pyro_bmr.results import Reduction
 
 _MOST_LABELS = 30
@@ -119,7 +119,7 @@ def plot_weights(
     return axes
 
 
-def _largest(sites: dict[str, SitePosterior]) -> SitePosterior:
+def _largest(sites: dict[str, ReducedSite]) -> ReducedSite:
     reduced = [one for one in sites.values() if one.prior is not None]
     if not reduced:
         msg = f"no site was reduced. Expected site= to name one of {sorted(sites)}"
@@ -133,7 +133,7 @@ def _matrix(values: Tensor) -> Tensor:
     return values.flatten(1)
 
 
-def _is_read(sites: dict[str, SitePosterior], reader: str, units: int) -> Tensor:
+def _is_read(sites: dict[str, ReducedSite], reader: str, units: int) -> Tensor:
     kept = choose_site(sites, reader).kept
     if kept.dim() < 2 or kept.shape[1] != units:
         msg = (

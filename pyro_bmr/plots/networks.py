@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, text_color, two_axes
-from pyro_bmr.plots.posteriors import SitePosterior, choose_site, read_sites
+from pyro_bmr.plots.posteriors import ReducedSite, choose_site, read_sites
 from pyro_bmr.results import Reduction
 
 _MOST_EDGES = 20_000
@@ -92,7 +92,7 @@ def plot_network(
     return axes
 
 
-def _check_chain(chosen: list[SitePosterior]) -> None:
+def _check_chain(chosen: list[ReducedSite]) -> None:
     shapes = {one.name: tuple(one.loc.shape) for one in chosen}
     rows = list(shapes.values())
     fits = all(len(shape) == 2 for shape in rows) and all(

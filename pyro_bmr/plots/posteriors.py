@@ -37,7 +37,7 @@ def check_reduction(result: Any) -> None:
 
 
 @dataclass(frozen=True)
-class SitePosterior:
+class ReducedSite:
     """A site before a reduction and after, in unconstrained coordinates and on the CPU.
 
     ``loc`` and ``scale`` are of the posterior before, in float64, 0 where pruned before; ``after``
@@ -62,7 +62,7 @@ class SitePosterior:
 
 
 @torch.no_grad()
-def read_sites(result: Reduction) -> dict[str, SitePosterior]:
+def read_sites(result: Reduction) -> dict[str, ReducedSite]:
     """Read all sites of a reduction, in the order of the guide."""
     decision = find_decision(result)
     after = {
@@ -74,7 +74,7 @@ def read_sites(result: Reduction) -> dict[str, SitePosterior]:
         kept = factor.kept()
         for name, marginal in factor.marginals().items():
             alive = kept[name].cpu()
-            sites[name] = SitePosterior(
+            sites[name] = ReducedSite(
                 name,
                 marginal.loc.detach().cpu().double(),
                 marginal.scale.detach().cpu().double(),
@@ -87,7 +87,7 @@ def read_sites(result: Reduction) -> dict[str, SitePosterior]:
     return sites
 
 
-def choose_site(sites: dict[str, SitePosterior], name: str) -> SitePosterior:
+def choose_site(sites: dict[str, ReducedSite], name: str) -> ReducedSite:
     """Return a site by its name."""
     if name not in sites:
         msg = f"got site={name!r}. Expected one of {sorted(sites)}"

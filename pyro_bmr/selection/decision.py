@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.switched import SwitchedFactor
-from pyro_bmr.guides.common_noise import Coupling, couple
+from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
@@ -75,7 +75,7 @@ class Decision:
         changed = {n for n, mask in self.masks.items() if bool((kept[n] & ~mask).any())}
         return tuple(name for name in self.order if name in changed)
 
-    def couplings(self) -> dict[str, Coupling]:
+    def couplings(self) -> dict[str, NoiseCoupling]:
         """By statement of the reduced guide, how to draw it from the noise of the one before."""
         # Shrinkage leaves correlated elements their number, and the order of their noise.
         shrunk = [f.factor for f in self.factors if isinstance(f, SwitchedFactor)]

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
-from pyro_bmr.guides.common_noise import Coupling, couple
+from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
@@ -87,7 +87,7 @@ class Program:
         values = {name: value.detach().clone() for name, value in self._values().items()}
         return State(reduction, (*rounds, this), draws, values)
 
-    def _draws(self, reduction: Reduction, couplings: Mapping[str, Coupling]) -> Tensor:
+    def _draws(self, reduction: Reduction, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
         """Measure F, always with the same random numbers, so that differences have less noise."""
         pair = reduction.model, reduction.guide
         complexity, accuracy = common_draws(
@@ -107,7 +107,9 @@ class Program:
         return parameters | buffers
 
 
-def _couple(reduction: Reduction, masks: Mapping[str, Tensor] | None = None) -> dict[str, Coupling]:
+def _couple(
+    reduction: Reduction, masks: Mapping[str, Tensor] | None = None
+) -> dict[str, NoiseCoupling]:
     return couple((part.factor() for part in reduction.guide.parts), masks)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -447,3 +448,22 @@ def constraints_map(support, x):
 def test_unknown_support():
     with pytest.raises(ValueError, match="cannot save w, .* Expected one of real"):
         pack_support(constraints.cat([constraints.real]), "w")
+
+
+def earlier(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4, 3]).to_event(2))
+    v = pyro.sample("v", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    mean = torch.tanh(x @ w) @ v
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+    return mean
+
+
+@pytest.mark.parametrize("name", ["units", "shrunk", "compaction"])
+def test_files_from_before_the_packages_were_moved(name):
+    """Written before prune returned a result, with what was printed then."""
+    path = Path(__file__).with_name("earlier") / f"{name}.bmr"
+    x = torch.linspace(-1, 1, 40).reshape(10, 4)
+    loaded = bmr.load(path, earlier, x, x[:, 0])
+    assert str(loaded) == path.with_suffix(".txt").read_text()
+    assert loaded.to_module()(x).shape == (10,)

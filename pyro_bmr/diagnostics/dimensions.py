@@ -14,7 +14,7 @@ SAMPLE_DIMS = ("chain", "draw")
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
+class Dimensions:
     """How the axes of variables are called, and what stands along them.
 
     An axis has the name that the caller gives, else that of its plate, else

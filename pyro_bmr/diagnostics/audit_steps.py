@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_bmr.guides.common_noise import Coupling
+from pyro_bmr.guides.common_noise import NoiseCoupling
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision
 
 
-def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
+def take_steps(decision: Decision, model: Any, guide: Any) -> AuditSteps:
     """Look at a reduced model and guide, whatever became of them, and at how they came about.
 
     Where the guide draws what the model holds at zero, F is infinite: a ``ValueError``.
@@ -37,7 +37,7 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
     decision = replace(decision, masks={**decision.masks, **in_guide})
     changed = {*decision.changed(), *misfits}
     names = [name for name in decision.order if name in changed]
-    return Steps(
+    return AuditSteps(
         decision,
         (model, guide),
         tuple(tuple(names[:i]) for i in range(len(names) + 1)),
@@ -48,7 +48,7 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> Steps:
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class AuditSteps:
     """Pairs of a model and a guide from the full ones to the reduced ones, which are ``last``.
 
     ``decision`` has the masks that are found in the guide; ``sites`` are those reduced in each
@@ -74,7 +74,7 @@ class Steps:
         device = _device(self.last[1])
         return model.to(device), guide.to(device)
 
-    def couplings(self, sites: Collection[str]) -> dict[str, Coupling]:
+    def couplings(self, sites: Collection[str]) -> dict[str, NoiseCoupling]:
         """Tell how to draw from the guide of a step with the noise of the full one."""
         return self.decision.restrict(sites).couplings()
 
