@@ -30,12 +30,12 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--epochs", type=int, default=300)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--figure", type=Path, default=Path("demo.png"), help="where to save it")
-    command.set_defaults(run=run_demo)
+    command.set_defaults(run=_run_demo)
     options = parser.parse_args(argv)
     options.run(options)
 
 
-def run_demo(options: argparse.Namespace) -> None:
+def _run_demo(options: argparse.Namespace) -> None:
     """Train, reduce, compare."""
     console = Console()
     data = datasets.load(options.data, options.data_dir)

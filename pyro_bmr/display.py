@@ -32,7 +32,7 @@ class Tabular(ABC):
         return ()
 
     def __repr__(self) -> str:
-        return render(self)
+        return _render(self)
 
     def _repr_html_(self) -> str:
         frames = self._frames().items()
@@ -40,7 +40,7 @@ class Tabular(ABC):
         return "".join([*tables, *(f"<p>{_escape(note)}</p>" for note in self._notes)])
 
 
-def render(renderable: RichCast) -> str:
+def _render(renderable: RichCast) -> str:
     """Render a table without colours, in lines of up to 100 characters."""
     text = StringIO()
     Console(file=text, width=100, color_system=None, force_jupyter=False).print(renderable)

@@ -23,10 +23,10 @@ from pyro_bmr.programs.sites import Indices, take
 from pyro_bmr.programs.values import ValueMessenger, take_rows
 from pyro_bmr.programs.wrappers import ModelWrapper
 
-NUM_DRAWS = 3
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
+_NUM_DRAWS = 3
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
 
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+_Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 def check_same(
@@ -34,7 +34,7 @@ def check_same(
     compacted: Any,
     guide: Any,
     kept: Mapping[str, Indices],
-    calls: tuple[Arguments, Arguments],
+    calls: tuple[_Arguments, _Arguments],
 ) -> None:
     """Compare two programs at the posterior's median and at draws; RuntimeError if they differ.
 
@@ -64,11 +64,11 @@ def check_same(
                 _compare(name, what, value, found.get(name))
 
 
-def _places(guide: Any, call: Arguments) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _places(guide: Any, call: _Arguments) -> Iterator[tuple[str, dict[str, Tensor]]]:
     args, kwargs = call
     median = getattr(guide, "median", dict)
     yield "at the posterior's median", dict(median())
-    for number in range(NUM_DRAWS):
+    for number in range(_NUM_DRAWS):
         pyro.set_rng_seed(number)
         nodes = poutine.trace(guide).get_trace(*args, **kwargs).nodes
         yield (
@@ -84,7 +84,7 @@ def _places(guide: Any, call: Arguments) -> Iterator[tuple[str, dict[str, Tensor
 
 
 def _read(
-    model: Any, values: Mapping[str, Tensor], call: Arguments, kept: Mapping[str, Indices]
+    model: Any, values: Mapping[str, Tensor], call: _Arguments, kept: Mapping[str, Indices]
 ) -> Iterator[tuple[str, Tensor]]:
     """Run a model and read what it is for; of the priors of sites that are cut, what is left."""
     args, kwargs = call
@@ -145,7 +145,7 @@ def _compare(name: str, what: str, expected: Tensor, found: Tensor | None) -> No
     same_elsewhere = torch.equal(expected[~finite], found[~finite].to(expected))
     scale = expected[finite].abs().amax() if finite.any() else expected.new_zeros(())
     error = (expected - found)[finite].abs().amax() if finite.any() else expected.new_zeros(())
-    if not same_elsewhere or not error <= TOLERANCE.get(expected.dtype, 1e-5) * scale:
+    if not same_elsewhere or not error <= _TOLERANCE.get(expected.dtype, 1e-5) * scale:
         _fail(name, what, f"an error of {float(error):.3g}, at values of up to {float(scale):.3g}")
 
 

@@ -30,12 +30,12 @@ class LayerCut:
     notes: Mapping[str, int]
 
 
-LAST = "last of its layer"
-BIAS_LIVES = "constant: its bias lives"
-CONSTANT = "constant activation"
-UNREAD = "unread, with live elements"
-UNUSED = "unused, kept: inputs=True removes them"
-PLATE = "its plate has other units"
+_LAST = "last of its layer"
+_BIAS_LIVES = "constant: its bias lives"
+_CONSTANT = "constant activation"
+_UNREAD = "unread, with live elements"
+_UNUSED = "unused, kept: inputs=True removes them"
+_PLATE = "its plate has other units"
 
 
 def choose_units(
@@ -55,12 +55,12 @@ def choose_units(
     reasons: dict[int, str] = {}
     for layer in structure.layers:
         if layer.kind == "input" and not inputs:
-            reasons |= {int(unit): UNUSED for unit in layer.units[~stays[layer.units]]}
+            reasons |= {int(unit): _UNUSED for unit in layer.units[~stays[layer.units]]}
             stays[layer.units] = True
         elif not stays[layer.units].any():
             first = int(layer.units[0])
             stays[first] = True
-            reasons[first] = LAST
+            reasons[first] = _LAST
     _keep_plates_whole(structure, sites, stays, reasons)
     live = _Live(structure, masks, len(needed))
     layers = []
@@ -70,8 +70,8 @@ def choose_units(
         idle = live.mixed & ~live.produced & needed
         constant = layer.units[kept & idle[layer.units]]
         if layer.kind != "input":
-            notes += [BIAS_LIVES if live.shifted[unit] else CONSTANT for unit in constant]
-            notes += [UNREAD for unit in layer.units[~kept] if live.anything[unit]]
+            notes += [_BIAS_LIVES if live.shifted[unit] else _CONSTANT for unit in constant]
+            notes += [_UNREAD for unit in layer.units[~kept] if live.anything[unit]]
         counts = {note: notes.count(note) for note in dict.fromkeys(notes)}
         layers.append(LayerCut(layer.name, layer.kind, len(kept), int(kept.sum()), counts))
     return stays, tuple(layers)
@@ -150,7 +150,7 @@ def _keep_plates_whole(
             for units in plated:
                 back = units[stay]
                 back = back[back >= 0]
-                reasons |= {int(unit): PLATE for unit in back[~stays[back]]}
+                reasons |= {int(unit): _PLATE for unit in back[~stays[back]]}
                 stays[back] = True
         if int(stays.sum()) == before:
             return

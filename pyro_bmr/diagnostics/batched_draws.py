@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-Tensors = dict[str, Tensor]
+_Tensors = dict[str, Tensor]
 
 
 def evaluate(
-    function: Callable[[Mapping[str, Tensor]], Tensors],
+    function: Callable[[Mapping[str, Tensor]], _Tensors],
     inputs: Mapping[str, Tensor],
     *,
     largest: int,
     seed: int,
     what: str,
-) -> Tensors:
+) -> _Tensors:
     """Evaluate a function at many draws, by `torch.vmap` in chunks that bound the memory.
 
     Inputs and results have a leading axis for the draws; ``largest`` counts the elements of the
@@ -32,7 +32,7 @@ def evaluate(
     total = len(next(iter(inputs.values())))
     size = min(total, max(1, _CHUNK // max(1, largest)))
     torch.manual_seed(seed)
-    results: Tensors = {}
+    results: _Tensors = {}
     run = _all_at_once(function)
     for start in range(0, total, size):
         part = {name: value[start : start + size] for name, value in inputs.items()}
@@ -75,15 +75,15 @@ _CHUNK = 2**22
 
 
 def _all_at_once(
-    function: Callable[[Mapping[str, Tensor]], Tensors],
-) -> Callable[[Mapping[str, Tensor]], Tensors]:
-    def one(inputs: Mapping[str, Tensor], any_draw: Tensor) -> Tensors:
+    function: Callable[[Mapping[str, Tensor]], _Tensors],
+) -> Callable[[Mapping[str, Tensor]], _Tensors]:
+    def one(inputs: Mapping[str, Tensor], any_draw: Tensor) -> _Tensors:
         with _OwnMemory(any_draw):
             return function(inputs)
 
     batched = torch.vmap(one, randomness="different")
 
-    def run(inputs: Mapping[str, Tensor]) -> Tensors:
+    def run(inputs: Mapping[str, Tensor]) -> _Tensors:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
             return batched(inputs, torch.zeros(len(next(iter(inputs.values())))))
@@ -115,9 +115,9 @@ _UNFILLED = {torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty}
 
 
 def _one_by_one(
-    function: Callable[[Mapping[str, Tensor]], Tensors],
-) -> Callable[[Mapping[str, Tensor]], Tensors]:
-    def run(inputs: Mapping[str, Tensor]) -> Tensors:
+    function: Callable[[Mapping[str, Tensor]], _Tensors],
+) -> Callable[[Mapping[str, Tensor]], _Tensors]:
+    def run(inputs: Mapping[str, Tensor]) -> _Tensors:
         names = list(inputs)
         rows = zip(*inputs.values(), strict=True)
         found = [function(dict(zip(names, row, strict=True))) for row in rows]

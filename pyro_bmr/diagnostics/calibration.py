@@ -6,10 +6,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-BINS = 15
+_BINS = 15
 
 
-def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = BINS) -> pd.DataFrame:
+def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = _BINS) -> pd.DataFrame:
     """Count how often the most probable class is right, by its probability.
 
     ``probabilities`` are ``(n, K)``, ``classes`` ``(n,)``. One row per bin of equal width; an empty
@@ -33,7 +33,7 @@ def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = BINS
 
 
 def calibration_error(
-    probabilities: Tensor, classes: Tensor, num_bins: int = BINS, resamples: int = 0
+    probabilities: Tensor, classes: Tensor, num_bins: int = _BINS, resamples: int = 0
 ) -> Tensor:
     r"""Return the expected calibration error, in float64: of the rows, then of each resample.
 

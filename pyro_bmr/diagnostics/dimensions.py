@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-SAMPLE_DIMS = ("chain", "draw")
+_SAMPLE_DIMS = ("chain", "draw")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Dimensions:
         for name, (dims, tensor) in variables.items():
             array = _as_array(tensor)
             if drawn:
-                dims, array = SAMPLE_DIMS + dims, array[None]
+                dims, array = _SAMPLE_DIMS + dims, array[None]
             for dim, size in zip(dims, array.shape, strict=True):
                 if sizes.setdefault(dim, size) != size:
                     msg = (
@@ -78,7 +78,7 @@ class Dimensions:
         return _as_array(values) if isinstance(values, Tensor) else np.asarray(values)
 
     def _of_plate(self, plate: str | None) -> str | None:
-        clash = plate in self.variables or plate in SAMPLE_DIMS
+        clash = plate in self.variables or plate in _SAMPLE_DIMS
         return f"{plate}_dim" if clash else plate
 
 

@@ -16,7 +16,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from typing_extensions import override
 
-from pyro_bmr.estimators.elbo import Estimator, Plan, Run
+from pyro_bmr.estimators.estimator import Estimator, Plan, Run
 from pyro_bmr.estimators.local_reparameterization import local_weights
 from pyro_bmr.estimators.posteriors import SitePosterior
 from pyro_bmr.estimators.propagation import expected_log_prob, gaussian

@@ -63,7 +63,7 @@ def record(
     with attention, dry_run(model), torch.no_grad():
         graph = recorder(*values.values(), *inputs)
     _nest_output(graph, *found)
-    graph = simplify(graph)
+    graph = _simplify(graph)
     if decompose:
         _allow_batches(graph)
     return graph
@@ -86,10 +86,10 @@ def record_many(module: fx.GraphModule, values: Sequence[Tensor], inputs: Sequen
     with torch.no_grad():
         graph = make_fx(batched, tracing_mode="real")(*values, *inputs)
     _nest_output(graph, *found)
-    return simplify(graph)
+    return _simplify(graph)
 
 
-def simplify(module: fx.GraphModule) -> fx.GraphModule:
+def _simplify(module: fx.GraphModule) -> fx.GraphModule:
     """Leave out of a recorded graph, in place, what its output does not need; not placeholders."""
     graph = module.graph
     for node in graph.nodes:

@@ -114,7 +114,7 @@ class SwitchedFactor(Factor):
 
 
 @dataclass(frozen=True)
-class SwitchedIndependent(SwitchedFactor):
+class _SwitchedIndependent(SwitchedFactor):
     """Independent Gaussians at one site, and the reduced prior that they may take one by one."""
 
     @property
@@ -172,7 +172,7 @@ class SwitchedIndependent(SwitchedFactor):
 
 
 @dataclass(frozen=True)
-class SwitchedJoint(SwitchedFactor):
+class _SwitchedJoint(SwitchedFactor):
     """A correlated Gaussian, and the Gaussian priors that its elements may take together."""
 
     @property
@@ -274,7 +274,7 @@ def _switched(factor: Factor, reduced: Mapping[str, ReducedPrior]) -> Factor:
     if not others:
         return factor
     if isinstance(factor, IndependentFactor):
-        return SwitchedIndependent(factor, others)
+        return _SwitchedIndependent(factor, others)
     laplace = [name for name, one in others.items() if isinstance(one, Laplace)]
     if laplace:
         msg = (
@@ -291,7 +291,7 @@ def _switched(factor: Factor, reduced: Mapping[str, ReducedPrior]) -> Factor:
             "correlated posterior: reduce twice, the second time result.guide"
         )
         raise ValueError(msg)
-    return SwitchedJoint(factor, others)
+    return _SwitchedJoint(factor, others)
 
 
 def _on(like: Tensor, prior: Prior) -> Diagonal:

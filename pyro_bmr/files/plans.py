@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_bmr.files.whole_files import replace_file
 
-FORMAT = 1
+_FORMAT = 1
 _KEY, _TENSOR = "pyro_bmr", "$tensor"
 
 
@@ -28,7 +28,7 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     packed = _pack(plan, "", tensors)
-    content = {"format": FORMAT, "version": _version(), "plan": packed}
+    content = {"format": _FORMAT, "version": _version(), "plan": packed}
     content["sha256"] = _digest(packed, tensors)
     with replace_file(path) as unfinished:
         save_file(tensors, unfinished, {_KEY: json.dumps(content)})
@@ -47,14 +47,14 @@ def read_plan(path: str | Path) -> Any:
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
         saved_format, saved_version = int(content["format"]), content["version"]
-        newer = saved_format > FORMAT
+        newer = saved_format > _FORMAT
         intact = newer or content["sha256"] == _digest(content["plan"], tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
     if newer:
         msg = (
             f"{path} has the format {saved_format} and was saved by pyro-bmr {saved_version}. "
-            f"Expected a format up to {FORMAT}, which this version, {_version()}, knows: "
+            f"Expected a format up to {_FORMAT}, which this version, {_version()}, knows: "
             "pip install --upgrade pyro-bmr"
         )
         raise ValueError(msg)

@@ -21,7 +21,7 @@ from pyro_bmr.mathematics.gaussian import Dense, Diagonal, triangular
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.sites import Site
 
-DRAWS_PER_ELEMENT = 10
+_DRAWS_PER_ELEMENT = 10
 
 
 def match_moments(
@@ -104,7 +104,7 @@ def _gaussian(sites: list[Site], draws: Tensor, dtype: torch.dtype) -> tuple[Fac
         )
         raise ValueError(msg)
     effective = int(effective_sample_size(draws).nan_to_num(0.0).min())
-    enough = min(effective, total) >= DRAWS_PER_ELEMENT * size
+    enough = min(effective, total) >= _DRAWS_PER_ELEMENT * size
     flat = draws.reshape(total, size)
     loc = flat.mean(0)
     centred = (flat - loc) / (total - 1) ** 0.5
@@ -128,7 +128,7 @@ def _warn(total: int, effective: int, size: int, enough: bool) -> None:
         if enough
         else (
             f"; all {size} elements are taken as independent, because their covariance needs "
-            f"{DRAWS_PER_ELEMENT} effective draws an element"
+            f"{_DRAWS_PER_ELEMENT} effective draws an element"
         )
     )
     msg = (

@@ -28,7 +28,7 @@ from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.statements import NotGaussianError, Statement, read_statement
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
 
-FullRows = Callable[[str], tuple[Tensor, Tensor] | None]
+_FullRows = Callable[[str], tuple[Tensor, Tensor] | None]
 
 
 def trace_factors(
@@ -36,7 +36,7 @@ def trace_factors(
     origin: Origin,
     *,
     held: Collection[str] = (),
-    full_rows: FullRows = lambda _: None,
+    full_rows: _FullRows = lambda _: None,
 ) -> tuple[Factor, ...]:
     r"""Read the posterior of a guide by running it a few times, without touching it.
 
@@ -134,7 +134,7 @@ class _Reader(Messenger):
         rows: dict[str, Tensor],
         held: frozenset[str],
         supports: Mapping[str, constraints.Constraint],
-        full_rows: FullRows,
+        full_rows: _FullRows,
     ) -> None:
         super().__init__()
         self.values, self.rows, self.held = values, rows, held

@@ -17,7 +17,7 @@ from torch.distributions import Beta, Dirichlet, Distribution, Gamma
 
 
 @dataclass(frozen=True)
-class ConjugateFamily:
+class _ConjugateFamily:
     """A family of distributions, by the names of its parameters, all positive.
 
     ``log_partition`` takes them stacked along the last dimension, and returns nats.
@@ -34,7 +34,7 @@ class ConjugateFamily:
 
 
 def reduced_parameters(
-    family: ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
+    family: _ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
 ) -> Tensor:
     """Return the parameters of the reduced posterior q·r/p, stacked; NaN where there is none."""
     # In this order, so that r = p changes nothing to the last digit.
@@ -44,7 +44,7 @@ def reduced_parameters(
 
 
 def delta_f_conjugate(
-    family: ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
+    family: _ConjugateFamily, posterior: Distribution, prior: Distribution, reduced: Distribution
 ) -> Tensor:
     """Score a reduced prior of a conjugate family, in nats; NaN where q·r/p is improper.
 
@@ -56,7 +56,7 @@ def delta_f_conjugate(
     return a(family.stack(reduced)) - a(family.stack(prior)) - posteriors
 
 
-def build(family: ConjugateFamily, parameters: Tensor, dtype: torch.dtype) -> Distribution:
+def build(family: _ConjugateFamily, parameters: Tensor, dtype: torch.dtype) -> Distribution:
     """Make a distribution from stacked parameters."""
     values = parameters.to(dtype)
     split = [values] if len(family.parameters) == 1 else values.unbind(-1)
@@ -72,8 +72,8 @@ def _dirichlet(parameters: Tensor) -> Tensor:
     return parameters.lgamma().sum(-1) - parameters.sum(-1).lgamma()
 
 
-CONJUGATE: dict[type[Distribution], ConjugateFamily] = {
-    Gamma: ConjugateFamily(dist.Gamma, ("concentration", "rate"), _gamma),
-    Beta: ConjugateFamily(dist.Beta, ("concentration1", "concentration0"), _dirichlet),
-    Dirichlet: ConjugateFamily(dist.Dirichlet, ("concentration",), _dirichlet),
+CONJUGATE: dict[type[Distribution], _ConjugateFamily] = {
+    Gamma: _ConjugateFamily(dist.Gamma, ("concentration", "rate"), _gamma),
+    Beta: _ConjugateFamily(dist.Beta, ("concentration1", "concentration0"), _dirichlet),
+    Dirichlet: _ConjugateFamily(dist.Dirichlet, ("concentration",), _dirichlet),
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # From so many elements on, compiling (seconds, once a process) is worth it.
-COMPILE_FROM = 1 << 20
+_COMPILE_FROM = 1 << 20
 _COMPILED_CHUNK = 1 << 22
 _EAGER_CHUNK = 1 << 16
 
@@ -24,7 +24,7 @@ def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> 
     through `torch.compile`; without a C++ compiler they do not, and a warning says so once.
     """
     size = _EAGER_CHUNK
-    many = max(tensor.numel() for tensor in tensors) >= COMPILE_FROM
+    many = max(tensor.numel() for tensor in tensors) >= _COMPILE_FROM
     if many and _can_compile(tensors[0].device.type):
         kernel, size = _compiled(kernel), _COMPILED_CHUNK
     return [kernel(context, *chunk) for chunk in _chunks(size, *tensors)]

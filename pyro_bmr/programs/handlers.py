@@ -13,7 +13,7 @@ from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribu
 from pyro_bmr.programs.wrappers import ModelWrapper
 
 
-class PruneMessenger(Messenger):
+class _PruneMessenger(Messenger):
     """Effect handler that puts the pruned elements of latent sites at zero.
 
     At zero in unconstrained coordinates: a pruned element of a positive site is 1. Masks have the
@@ -97,7 +97,7 @@ class PrunedModel(ModelWrapper):
         object
             What the model returns.
         """
-        with PruneMessenger(self.masks.by_site()):
+        with _PruneMessenger(self.masks.by_site()):
             return self.model(*args, **kwargs)
 
 

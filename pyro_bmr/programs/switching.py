@@ -29,11 +29,11 @@ class NewPrior:
     parameters: Mapping[str, Tensor]
 
 
-class SwitchMessenger(Messenger):
+class _SwitchMessenger(Messenger):
     """Effect handler that gives some elements of latent sites another prior.
 
     The distribution of a site is changed before it is sampled, inside ``to_event``, ``mask`` and
-    pruning, so that it nests with `PruneMessenger` and with itself.
+    pruning, so that it nests with the messenger of pruning and with itself.
     """
 
     def __init__(self, priors: Mapping[str, NewPrior]) -> None:
@@ -82,7 +82,7 @@ class SwitchedModel(ModelWrapper):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        with SwitchMessenger(self.new_priors()):
+        with _SwitchMessenger(self.new_priors()):
             return self.model(*args, **kwargs)
 
 

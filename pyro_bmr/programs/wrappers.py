@@ -17,10 +17,10 @@ class ModelWrapper(nn.Module):
         self.model = model
 
 
-Kinds = type[ModelWrapper] | tuple[type[ModelWrapper], ...]
+_Kinds = type[ModelWrapper] | tuple[type[ModelWrapper], ...]
 
 
-def find_wrappers(model: Any, kinds: Kinds = ModelWrapper) -> Iterator[ModelWrapper]:
+def find_wrappers(model: Any, kinds: _Kinds = ModelWrapper) -> Iterator[ModelWrapper]:
     """Yield what stands around the user's model, from the outside in, as long as it is of kinds."""
     inner = model
     while isinstance(inner, kinds):
@@ -28,7 +28,7 @@ def find_wrappers(model: Any, kinds: Kinds = ModelWrapper) -> Iterator[ModelWrap
         inner = inner.model
 
 
-def unwrap(model: Any, kinds: Kinds = ModelWrapper) -> Any:
+def unwrap(model: Any, kinds: _Kinds = ModelWrapper) -> Any:
     """Return what is inside of all wrappers, or of those of some kinds."""
     for wrapper in find_wrappers(model, kinds):
         model = wrapper.model

@@ -16,7 +16,7 @@ def fresh_compiler():
 
 
 def score(monkeypatch, compile_from):
-    monkeypatch.setattr(sweep_module, "COMPILE_FROM", compile_from)
+    monkeypatch.setattr(sweep_module, "_COMPILE_FROM", compile_from)
     torch.manual_seed(0)
     q = Diagonal(torch.randn(300, 300), torch.randn(300, 300))
     scores = delta_f_spike(q, torch.tensor(-1.0), torch.nn.functional.softplus)
