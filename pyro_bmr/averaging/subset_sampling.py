@@ -56,7 +56,7 @@ def walk(
 _SCATTER = 0.2
 
 # After so many flips rounding errors of the tableau are cleared away.
-_FLIPS_A_TABLEAU = 100
+_FLIPS_PER_TABLEAU = 100
 
 
 def _flip(
@@ -79,7 +79,7 @@ def _flip(
     """
     chain = torch.arange(len(kept), device=kept.device)
     for step in range(num_samples):
-        if step % _FLIPS_A_TABLEAU == 0:
+        if step % _FLIPS_PER_TABLEAU == 0:
             tableau = torch.stack([make_tableau(posterior, ~k) for k in kept])
             delta_f = _delta_f(posterior, shift, kept)
         # A kept element has mean m and variance t; for a dropped one, −t and m are the precision

@@ -22,7 +22,7 @@ class Change:
 
 
 Stays = Callable[[Any], tuple[Tensor, ...]]
-"""From a node of the graph to a boolean tensor an axis, True for the indices that stay."""
+"""From a node of the graph to a boolean tensor per axis, True for the indices that stay."""
 
 
 def change_call(call: Any, stays: Stays) -> Change | None:

@@ -129,7 +129,7 @@ class LocalELBO(Estimator):
         for name, uses in whole.items():
             warnings.warn(
                 f"the site {name!r} is drawn as a whole: local reparameterisation takes a weight "
-                "that is used in linear functions of one row an observation, and, if a row takes "
+                "that is used in linear functions of one row per observation, and, if a row takes "
                 "it more than once, in such as keep rows apart and for no more than 2²⁸ rows times "
                 f"elements; this one is used in {uses}",
                 stacklevel=6,

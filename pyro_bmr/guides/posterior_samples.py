@@ -128,7 +128,7 @@ def _warn(total: int, effective: int, size: int, enough: bool) -> None:
         if enough
         else (
             f"; all {size} elements are taken as independent, because their covariance needs "
-            f"{_DRAWS_PER_ELEMENT} effective draws an element"
+            f"{_DRAWS_PER_ELEMENT} effective draws per element"
         )
     )
     msg = (

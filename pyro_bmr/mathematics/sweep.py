@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# From so many elements on, compiling (seconds, once a process) is worth it.
+# From so many elements on, compiling (seconds, once per process) is worth it.
 _COMPILE_FROM = 1 << 20
 _COMPILED_CHUNK = 1 << 22
 _EAGER_CHUNK = 1 << 16

@@ -77,7 +77,7 @@ def plot_weights(
     if labels is not None and len(labels) != others:
         msg = (
             f"got {len(labels)} labels for the site {one.name!r} of shape {tuple(one.loc.shape)}. "
-            f"Expected {others}, one an entry of its second axis"
+            f"Expected {others}, one per entry of its second axis"
         )
         raise ValueError(msg)
     everything = torch.ones(units, dtype=torch.bool)

@@ -74,7 +74,7 @@ def plot_network(
     _check_chain(chosen)
     sizes = [chosen[0].loc.shape[1], *(one.loc.shape[0] for one in chosen)]
     if labels is not None and len(labels) != sizes[0]:
-        msg = f"got {len(labels)} labels. Expected {sizes[0]}, one an input"
+        msg = f"got {len(labels)} labels. Expected {sizes[0]}, one per input"
         raise ValueError(msg)
     height = min(5.5, max(3.6, 0.16 * max(sizes)))
     axes = two_axes(axes, 10.0, height, ncols=2)

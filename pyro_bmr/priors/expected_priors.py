@@ -25,7 +25,7 @@ from pyro_bmr.mathematics.gaussian import LOG_2PI, Diagonal, Natural
 from pyro_bmr.priors.families import Reading, UnreadablePriorError, read_prior
 from pyro_bmr.programs.model_runs import ModelRuns
 
-# Pairs of draws u and 2 E[u] - u a half, and so many directions that are orthogonal in them.
+# Pairs of draws u and 2 E[u] - u per half, and so many directions that are orthogonal in them.
 _PAIRS = 16
 # Deviations from being affine that are rounding, in nats.
 _TOLERANCE = 1e-4

@@ -67,7 +67,7 @@ class Batches:
             shapes = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
             msg = (
                 f"got tensors of shapes {shapes}, by position or name of the argument. Expected "
-                "one row an observation in each, the same number in all; give the model what is "
+                "one row per observation in each, the same number in all; give the model what is "
                 "not data beforehand, by functools.partial(model, ...)"
             )
             raise ValueError(msg)
