@@ -206,7 +206,7 @@ class SampledSpace(ModelSpace):
         return self._estimate(log_odds, self.num_samples)
 
     def _estimate(self, log_odds: Mapping[str, float], num_samples: int) -> Presences:
-        # Means of batches: so many per chain, each long against the memory of the walk, it is hoped.
+        # Means of batches, so many per chain, each longer, we hope, than the memory of the walk.
         counted = num_samples - num_samples // 5
         size = len(self.elements.log_prior)
         like = self.elements.posterior.loc
