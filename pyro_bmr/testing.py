@@ -23,10 +23,9 @@ from pyro_bmr.programs.dry_run import dry_run
 
 def check_guide_family(
     guide: Any,
-    *,
-    model: Callable[..., Any] | None = None,
-    args: tuple[Any, ...] = (),
+    *args: Any,
     kwargs: Mapping[str, Any] | None = None,
+    model: Callable[..., Any] | None = None,
     num_samples: int = 400,
 ) -> None:
     r"""Check that a guide is read as it is, and is left alone.
@@ -40,10 +39,12 @@ def check_guide_family(
     ----------
     guide : callable, MCMC or mapping
         A trained guide. Posterior samples are not drawn from again.
+    *args
+        Of the guide, if it does not remember those of its first call.
+    kwargs : mapping, optional
+        Keyword arguments of the guide.
     model : callable, optional
         The model that it is for, if the guide does not know it.
-    args, kwargs : optional
-        Arguments to run the guide with, if it does not remember those of its first call.
     num_samples : int
         How often the guide is run. Sites in sub-sampling plates are not compared.
 
@@ -63,7 +64,7 @@ def check_guide_family(
     """
     origin = read_origin(guide)
     if args or kwargs:
-        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+        origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
     if model is not None:
         origin = replace(origin, model=model)
     before = _state(guide)

@@ -54,6 +54,7 @@ class Case:
     model: Callable[..., Any]
     args: tuple[Any, ...]
     guide: Any
+    given: tuple[Any, ...]
     told: dict[str, Any]
     groups: Any = bmr.elements
 
@@ -66,7 +67,7 @@ class Case:
     def reduce(self, **options: Any) -> bmr.Reduction:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="moment matching")
-            return bmr.reduce(self.guide, **self.told, groups=self.groups, **options)
+            return bmr.reduce(self.guide, *self.given, **self.told, groups=self.groups, **options)
 
     def trace(self) -> Any:
         """One draw of all latent sites."""
@@ -260,8 +261,9 @@ def new_case(model_name: str, guide_name: str, device: str) -> Case:
     y = x[:, 0] - 2 * x[:, 1] + 0.3 * torch.randn(40)
     args = (x.to(device), y.to(device))
     model, family = MODELS[model_name](device), GUIDES[guide_name]
-    told = {name: {"model": model, "args": args}[name] for name in family.told}
-    return Case(model, args, family.make(model), told)
+    given = args if "args" in family.told else ()
+    told = {"model": model} if "model" in family.told else {}
+    return Case(model, args, family.make(model), given, told)
 
 
 def make_case(model_name: str, guide_name: str, device: str = "cpu") -> Case:

@@ -137,7 +137,7 @@ def test_a_model_whose_site_has_another_shape(guide):
 
 
 def test_a_model_that_does_not_run(guide):
-    with pytest.raises(RuntimeError, match="could not be run.*TypeError.*pass args="):
+    with pytest.raises(RuntimeError, match="could not be run.*TypeError.*pass the arguments"):
         bmr.reduce(guide, 1, 2, 3)
 
 
@@ -230,14 +230,12 @@ def test_what_is_not_a_guide_but_has_one(guide):
         bmr.reduce(bmr.average(guide).guide)
 
 
-def test_arguments_that_are_not_in_a_tuple(guide):
-    with pytest.raises(TypeError, match=r"got args= of type Tensor.*args=\(x,\)"):
-        bmr.reduce(guide, *torch.ones(3))
-
-
 def test_a_guide_function_without_its_model():
     def written(n=3):
         pyro.sample("w", dist.Normal(torch.zeros(n), 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match=r"written does not know its model.*model=model, args="):
-        bmr.reduce(written)
+    verbs = [bmr.reduce, bmr.presence, bmr.average, bmr.tune_prior]
+    for verb in verbs:
+        call = rf"written does not know its model.* {verb.__name__}\(guide, x, y, model=model\)"
+        with pytest.raises(ValueError, match=call):
+            verb(written)

@@ -222,5 +222,5 @@ def test_law_6_copies_are_independent_and_states_can_be_saved(case, result, devi
 def test_the_guide_family_obeys_its_law(case, result):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="moment matching")
-        check_guide_family(case.guide, **case.told, num_samples=150)
+        check_guide_family(case.guide, *case.given, **case.told, num_samples=150)
     check_guide_family(result.guide, num_samples=150)

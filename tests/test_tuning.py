@@ -59,7 +59,7 @@ def assert_exact(problem, result):
 @pytest.mark.parametrize(("loc", "scale"), [(0.0, 2.0), (0.1, 0.2)])
 def test_by_layer_finds_the_scale_of_the_highest_marginal_likelihood(family, loc, scale):
     problem = Regression(loc=loc, scale=scale)
-    result = bmr.tune_prior(getattr(problem, family)(), by="layer")
+    result = bmr.tune_prior(getattr(problem, family)(), shared="layer")
     best = minimize_scalar(
         lambda x: -problem.log_evidence(torch.full((6,), math.exp(x)).double()).item(),
         bounds=(-4, 3),
@@ -92,15 +92,14 @@ def test_by_site_finds_both_scales_of_a_correlated_posterior(family):
     assert again.delta_f == pytest.approx(0, abs=1e-6)
     whole = bmr.tune_prior(
         getattr(problem, family)(),
-        by="group",
-        groups=lambda name, shape: torch.zeros(shape, dtype=torch.long),
+        shared=lambda name, shape: torch.zeros(shape, dtype=torch.long),
     )
     torch.testing.assert_close(whole.scales["net.a"], result.scales["net.a"])
 
 
 def test_every_element_for_itself_is_a_stationary_point_of_the_marginal_likelihood():
     problem = Regression()
-    result = bmr.tune_prior(problem.dense(), by="group")
+    result = bmr.tune_prior(problem.dense(), shared=bmr.elements)
     scale = torch.cat([result.scales["net.a"], result.scales["net.b"]])
     assert_exact(problem, result)
     log_scale = scale.log().requires_grad_()
@@ -152,7 +151,7 @@ def test_independent_elements_that_share_a_scale():
 def test_every_independent_element_for_itself_has_an_analytic_scale():
     """y ~ N(m, t + noise²) has its maximum at t = (y − m)² − noise², or at the spike."""
     _, guide, y = make_means()
-    result = bmr.tune_prior(guide, by="group")
+    result = bmr.tune_prior(guide, shared=bmr.elements)
     analytic = (y - 0.2).square() - 0.25
     found = result.scales["w"].square()
     wide = analytic > 0
@@ -226,7 +225,7 @@ def make_mixed():
 
 def test_layers_share_a_scale_and_other_sites_keep_their_prior():
     guide = make_mixed()
-    result = bmr.tune_prior(guide, by="layer")
+    result = bmr.tune_prior(guide, shared="layer")
     weight, bias = result.scales["fc.weight"], result.scales["fc.bias"]
     assert weight.shape == (4,)
     assert (weight == bias).all()
@@ -235,8 +234,8 @@ def test_layers_share_a_scale_and_other_sites_keep_their_prior():
     assert table.loc["v", "note"].startswith("not tuned: its prior is not Gaussian")
     assert table.loc["fc.weight", "before"] == (1.0, 1.0)
     assert table.loc["fc.weight", "after"] == pytest.approx((bias.item(),) * 2)
-    assert "prior tuned by layer" in str(result)
-    assert "prior tuned by layer" in result._repr_html_()
+    assert "prior tuned per layer" in str(result)
+    assert "prior tuned per layer" in result._repr_html_()
     trace = pyro.poutine.trace(result.model).get_trace()
     assert trace.nodes["fc.bias"]["fn"].loc == 0.5
     torch.testing.assert_close(trace.nodes["fc.bias"]["fn"].scale, bias)
@@ -265,7 +264,7 @@ def test_tuning_trained_guides(names, device):
     case = make_case(*names, device)
     before = {n: v.clone() for n, v in case.guide.state_dict().items()}
     state = torch.get_rng_state()
-    result = bmr.tune_prior(case.guide, by="layer")
+    result = bmr.tune_prior(case.guide, shared="layer")
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in case.guide.state_dict().items():
         assert torch.equal(value, before[name])
@@ -295,7 +294,7 @@ def test_groups_of_several_factors_are_tuned_together():
     guide[0].scale = tril.diagonal()
     guide[0].scale_tril = tril / tril.diagonal()[:, None]
     guide[1].locs.net.b, guide[1].scales.net.b = loc[3:], covariance.diagonal()[3:].sqrt()
-    result = bmr.tune_prior(guide, by="layer")
+    result = bmr.tune_prior(guide, shared="layer")
     best = minimize_scalar(
         lambda x: -problem.log_evidence(torch.full((6,), math.exp(x)).double()).item(),
         bounds=(-4, 3),
@@ -309,10 +308,12 @@ def test_groups_of_several_factors_are_tuned_together():
 @pytest.mark.filterwarnings("ignore:no site")
 def test_what_cannot_be_tuned_is_an_error():
     guide = make_mixed()
-    with pytest.raises(ValueError, match="got by='ard'. Expected 'site', 'layer' or 'group'"):
-        bmr.tune_prior(guide, by="ard")
+    with pytest.raises(
+        ValueError, match="got shared='ard'. Expected 'site', 'layer', or a function"
+    ):
+        bmr.tune_prior(guide, shared="ard")
     with pytest.raises(ValueError, match=r"labels of shape \(2,\).*'fc.weight'.*to \(4,\)"):
-        bmr.tune_prior(guide, by="group", groups=lambda name, shape: torch.arange(2))
+        bmr.tune_prior(guide, shared=lambda name, shape: torch.arange(2))
     with pytest.raises(ValueError, match="'v': its prior is not Gaussian"):
         bmr.tune_prior(guide, sites=["v"])
     with pytest.warns(UserWarning, match="no site of this guide"):

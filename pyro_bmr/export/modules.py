@@ -238,7 +238,8 @@ def _record_at_any_size(
         recorded = _record_at_one_size(make, call)
         warnings.warn(
             f"the module takes {call.size} data as in the example, and no other number, because "
-            f"the model could not be followed at {_SIZES[0]} and {_SIZES[1]} ({_first_line(error)}). "
+            f"the model could not be followed at {_SIZES[0]} and {_SIZES[1]} "
+            f"({_first_line(error)}). "
             "For any number, let the model take its sizes from its arguments, as in "
             'pyro.plate("data", len(x)), with the data along their first axes',
             stacklevel=4,

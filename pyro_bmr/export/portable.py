@@ -106,7 +106,10 @@ class Portable(ABC):
         kwargs : mapping, optional
             Keyword arguments of the model.
         """
-        write_plan(path, pack_program(self.model, self.guide, args, kwargs) | self._plan())
+        if not (args or kwargs):
+            args, kwargs = self.guide.origin.args, self.guide.origin.kwargs
+        program = pack_program(self.model, self.guide, args, dict(kwargs or {}))
+        write_plan(path, program | self._plan())
 
     @abstractmethod
     def _plan(self) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def run_recorded(
     except Exception as error:
         msg = (
             f"the model could not be run to find its sites and parameters ({type(error).__name__}: "
-            f"{error}). Expected arguments that it can be run with: pass args= and kwargs="
+            f"{error}). Expected arguments that it can be run with, as in save(path, x, y)"
         )
         raise RuntimeError(msg) from error
     names = [name for name, node in nodes.items() if node["type"] == "param"]

@@ -25,17 +25,15 @@ from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 def pack_program(
     model: Callable[..., Any],
     guide: PrunedGuide,
-    args: tuple[Any, ...] | None,
-    kwargs: Mapping[str, Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe the model and the guide of a reduction, for `pyro_bmr.files.plans.write_plan`.
 
-    The model is run, with the arguments of the guide's first call if none are given.
+    The model is run.
     """
     handlers, inner = pack_handlers(model)
-    if args is None and kwargs is None:
-        args, kwargs = guide.origin.args, guide.origin.kwargs
-    state = pack_state(model, inner, guide.median(), tuple(args or ()), dict(kwargs or {}))
+    state = pack_state(model, inner, guide.median(), args, kwargs)
     return {"model": state, "handlers": handlers, "guide": pack_guide(guide)}
 
 

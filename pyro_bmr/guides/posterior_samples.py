@@ -47,8 +47,8 @@ def match_moments(
             msg = (
                 f"the samples of the site {name!r} have the shape {tuple(values.shape)}. Expected "
                 f"{'(chains, draws' if chains else '(draws'}, ...) with the shape "
-                f"{tuple(node['value'].shape)} of the site in the model: are args= those of the "
-                "run?"
+                f"{tuple(node['value'].shape)} of the site in the model: are the arguments those "
+                "of the run?"
             )
             raise ValueError(msg)
         unconstrained = biject_to(node["fn"].support).inv(values)
@@ -66,8 +66,8 @@ def _latent_nodes(samples: Mapping[str, Tensor], origin: Origin) -> dict[str, An
     """Run the model, and return its continuous latent sites of which there are samples."""
     if origin.model is None:
         msg = (
-            "posterior samples do not know their model. Pass it: "
-            "reduce(samples, model=model, args=(x, y))"
+            "posterior samples do not know their model. Pass it, and what it is called with, as in "
+            "(samples, x, y, model=model)"
         )
         raise ValueError(msg)
     try:
@@ -76,8 +76,7 @@ def _latent_nodes(samples: Mapping[str, Tensor], origin: Origin) -> dict[str, An
     except Exception as error:
         msg = (
             f"the model could not be run to read its sites ({type(error).__name__}: {error}). "
-            "Expected it to run with the arguments given; pass those of the MCMC run as args= and "
-            "kwargs="
+            "Expected it to run with the arguments given; pass those of the MCMC run"
         )
         raise RuntimeError(msg) from error
     unknown = sorted(samples.keys() - trace.nodes.keys())

@@ -273,7 +273,7 @@ def _call(what: str, program: Callable[..., Any], origin: Origin) -> None:
     except Exception as error:
         msg = (
             f"the {what} could not be run to read the posterior ({type(error).__name__}: {error}). "
-            "Expected it to run with the arguments given; pass args= and kwargs= with which it "
-            "runs, on the device of the guide"
+            "Expected it to run with the arguments given; pass those of the model, as when it was "
+            "trained, on the device of the guide"
         )
         raise RuntimeError(msg) from error

@@ -115,7 +115,7 @@ def _(prior: MixtureSameFamily) -> Tensor:
     if prior.event_shape:
         msg = (
             "its prior is a mixture of vectors, whose elements depend on each other. Expected a "
-            "mixture a element, such as MixtureSameFamily(Categorical(...), Normal(...))"
+            "mixture per element, such as MixtureSameFamily(Categorical(...), Normal(...))"
         )
         raise UnregisteredPriorError(msg)
     log_weights = prior.mixture_distribution.logits.double().log_softmax(-1)
@@ -206,7 +206,7 @@ def _at_full_size(node: Any, values: Tensor) -> Tensor:
         if not (values == row).all():
             msg = (
                 f"its prior differs along the plate {frame.name!r}, of which only {frame.size} of "
-                f"{full_size} rows were seen; args= may show all rows"
+                f"{full_size} rows were seen; other data may show all rows"
             )
             raise UnreadablePriorError(msg)
         values = row

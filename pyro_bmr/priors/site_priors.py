@@ -136,7 +136,7 @@ def _check_held(held: Iterable[str], nodes: Collection[str], latent: Mapping[str
             msg = (
                 f"the guide holds the site {name!r}, which is now {fate}. Expected the model that "
                 f"the guide was trained for, which has the latent sites {sorted(latent)}. Pass "
-                "that model, or the args= and kwargs= under which it has this site"
+                "that model, or the arguments under which it has this site"
             )
             raise ValueError(msg)
 

@@ -142,7 +142,7 @@ def _members(
     if axes and sizes != tuple(shape):
         msg = (
             f"the site {name!r} has the shape {sizes} in the model and {tuple(shape)} in the "
-            "guide. Expected one shape; with subsampled plates, pass args= of the full size"
+            "guide. Expected one shape; with subsampled plates, pass data of the full size"
         )
         raise ValueError(msg)
     for i, axis in enumerate(axes):

@@ -240,8 +240,8 @@ def test_a_prior_can_be_shared_by_all_sites_and_all_factors():
     guide.append(AutoNormal(block(model, expose=["a"]), init_scale=0.3))
     guide.append(AutoMultivariateNormal(block(model, expose=["b"]), init_scale=0.3))
     guide()
-    by_site = bmr.presence(guide, prior=bmr.LearnedPrior(by="site")).log_odds
-    shared = bmr.presence(guide, prior=bmr.LearnedPrior(by="model"))
+    by_site = bmr.presence(guide, prior=bmr.LearnedPrior(shared="site")).log_odds
+    shared = bmr.presence(guide, prior=bmr.LearnedPrior(shared="model"))
     assert by_site["a"] != by_site["b"]
     assert shared.log_odds["a"] == shared.log_odds["b"]
     present = torch.tensor(shared.expected_kept, dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_a_prior_can_be_shared_by_all_sites_and_all_factors():
 
 def test_a_learned_prior_of_sampled_elements_comes_near_its_fixed_point():
     posterior = correlated(18, strength=0.5)
-    found = bmr.presence(full_covariance(posterior), prior=bmr.LearnedPrior(by="model"))
+    found = bmr.presence(full_covariance(posterior), prior=bmr.LearnedPrior(shared="model"))
     present = torch.tensor(found.expected_kept)
     again = torch.digamma(1 + present) - torch.digamma(1 + 18 - present)
     assert found.log_odds["a"] == pytest.approx(again.item(), abs=0.1)
@@ -277,6 +277,6 @@ def test_impossible_options_are_errors():
     with pytest.raises(ValueError, match="positive"):
         bmr.LearnedPrior(alpha=0.0)
     with pytest.raises(ValueError, match="'site' or 'model'"):
-        bmr.LearnedPrior(by="layer")
+        bmr.LearnedPrior(shared="layer")
     with pytest.raises(ValueError, match="num_samples"):
         bmr.presence(mean_field(torch.zeros(2), torch.ones(2)), num_samples=3)

@@ -62,5 +62,5 @@ def test_table(costs):
 
 
 def test_nothing_to_measure():
-    with pytest.raises(ValueError, match="no programs"):
+    with pytest.raises(ValueError, match="no models"):
         bmr.measure_costs({}, *ARGS)

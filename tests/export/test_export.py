@@ -215,9 +215,7 @@ def test_bad_outputs():
         bmr.to_module(_with_tensor(result.model), result.guide, x)
     with pytest.raises(ValueError, match=r"output='elbow'.*'label', 'twice'.*'logits', 'probs'"):
         bmr.to_module(result.model, result.guide, x, output="elbow")
-    with pytest.raises(TypeError, match=r"args=\(x, y\)"):
-        bmr.to_module(result.model, result.guide, x)
-    with pytest.raises(ValueError, match="num_draws=0"):
+    with pytest.raises(ValueError, match="num_samples=0"):
         bmr.to_module(result.model, result.guide, x, num_samples=0)
     with pytest.raises(TypeError, match="without a median"):
         bmr.to_module(result.model, lambda x: None, x)
@@ -339,7 +337,7 @@ def test_positive_sites_and_own_parameters():
 def test_averaging_guides():
     model, guide, x = linear(lambda mean: dist.Normal(mean, 1.0))
     mixture = bmr.average(guide, x)
-    for options in ({}, {"num_draws": 2}):
+    for options in ({}, {"num_samples": 2}):
         with pytest.raises(TypeError, match="AveragedGuide without a median"):
             bmr.to_module(mixture.model, mixture.guide, x, **options)
 
@@ -369,8 +367,8 @@ def test_one_size_only():
     x = torch.randn(6, 2)
     guide = AutoNormal(model)
     guide(x, x[:, 0])
-    for options in ({}, {"num_draws": 2}):
-        with pytest.warns(UserWarning, match="takes 6 data as in args=, and no other"):
+    for options in ({}, {"num_samples": 2}):
+        with pytest.warns(UserWarning, match="takes 6 data as in the example, and no other"):
             module = bmr.to_module(model, guide, x, **options)
         assert module(x).shape[-1] == 6
 
@@ -417,7 +415,7 @@ assert not {"torch", "pyro", "pyro_bmr"} & set(sys.modules)
 def test_onnx_without_torch(tmp_path):
     """A process with numpy and ONNX Runtime alone gives the outputs of the masked network."""
     expected = {}
-    for name, num_draws in ONNX.items():
+    for name, num_samples in ONNX.items():
         net = NETWORKS[name]()
         if name == "gru_cell":
             net = replace(net, args=(net.args[0][:, :2], net.args[1]))
@@ -425,8 +423,8 @@ def test_onnx_without_torch(tmp_path):
         small = compact(result.model, result.guide)
         x = net.args[0].repeat(3, *[1] * (net.args[0].dim() - 1))
         whole = bmr.to_module(result.model, result.guide, *net.args)
-        module = small.to_module(num_samples=num_draws) if num_draws else whole
-        small.export_onnx(tmp_path / f"{name}.onnx", num_samples=num_draws)
+        module = small.to_module(num_samples=num_samples) if num_samples else whole
+        small.export_onnx(tmp_path / f"{name}.onnx", num_samples=num_samples)
         np.save(tmp_path / f"{name}.npy", x.numpy())
         expected[name] = module(x).detach()
     paths = [str(tmp_path / name) for name in ONNX]

@@ -38,7 +38,8 @@ def test_module(result):
     """With the arguments that it was made with, or others."""
     expected = bmr.to_module(result.model, result.guide, X, kwargs={"offset": OFFSET})
     for arguments, others in [((), {}), ((X[:2],), {"offset": OFFSET[:2]})]:
-        assert torch.equal(result.to_module(*arguments, **others)(X, OFFSET), expected(X, OFFSET))
+        module = result.to_module(*arguments, kwargs=others)
+        assert torch.equal(module(X, OFFSET), expected(X, OFFSET))
     draws = result.to_module(num_samples=3, seed=4)
     torch.manual_seed(4)
     values = [result.guide(X, offset=OFFSET) for _ in range(3)]
@@ -52,7 +53,7 @@ def test_report(result):
     costs = result.report(X[:4], num_samples=2, kwargs={"offset": OFFSET[:4]})
     masked, compacted = costs.rows
     assert [masked.name, compacted.name] == ["masked", "compacted"]
-    assert (costs.batch, costs.num_draws) == (4, 2)
+    assert (costs.batch, costs.num_samples) == (4, 2)
     assert masked.parameters == 26 >= compacted.parameters
     assert masked.nonzero == sum(int(mask.sum()) for mask in result.model.masks.by_site().values())
     assert masked.flops == 2 * 4 * (3 * 5 + 5)

@@ -392,15 +392,16 @@ def test_the_moments_of_posterior_samples():
 
 def test_samples_that_do_not_fit():
     _, samples = gaussian_samples(50)
-    for bad, options, message in [
-        (samples, {}, "do not know their model"),
-        (samples, {"model": sampled, "args": (3,)}, "'a' have the shape .50, 2.. Expected"),
-        ({"c": samples["a"]}, {"model": sampled}, r"samples of \['c'\], but the model has"),
-        ({"a": samples["a"] / 0}, {"model": sampled}, "50 are not finite"),
-        ({"a": samples["a"][:2]}, {"model": sampled}, "got 2 draws"),
+    with pytest.raises(ValueError, match="do not know their model"):
+        bmr.reduce(samples)
+    for bad, args, message in [
+        (samples, (3,), "'a' have the shape .50, 2.. Expected"),
+        ({"c": samples["a"]}, (), r"samples of \['c'\], but the model has"),
+        ({"a": samples["a"] / 0}, (), "50 are not finite"),
+        ({"a": samples["a"][:2]}, (), "got 2 draws"),
     ]:
         with pytest.raises(ValueError, match=message):
-            bmr.reduce(bad, **options)
+            bmr.reduce(bad, *args, model=sampled)
 
 
 def test_mcmc_of_a_linear_model():

@@ -47,17 +47,21 @@ def test_rounds_of_a_network(data):
     assert others
     assert all(a.sparsity < b.sparsity for a, b in zip(result.rounds, others, strict=False))
     assert all(r.predicted <= 0 and r.realised_error > 0 for r in others)
-    assert result.rounds[result.kept_round].free_energy == min(r.free_energy for r in result.rounds)
-    assert result.sparsity == result.rounds[result.kept_round].sparsity > 0.3
+    assert [r for r in result.rounds if r.kept] == [result.kept_round]
+    assert result.kept_round.free_energy == min(r.free_energy for r in result.rounds)
+    assert result.sparsity == result.kept_round.sparsity > 0.3
+    kept = result.rounds[: result.kept_round.index + 1]
+    assert result.delta_f == pytest.approx(sum(r.predicted for r in kept))
     draws = Predictive(result.model, guide=result.guide, num_samples=5)(data[0])
     assert draws["mean"].squeeze().shape == (5, 60)
     mean, error = bmr.free_energy(result.model, result.guide, *data, num_samples=300)
     assert (
-        abs(mean - result.free_energy) < 4 * (error**2 + others[-1].free_energy_error ** 2) ** 0.5
+        abs(mean - result.kept_round.free_energy)
+        < 4 * (error**2 + others[-1].free_energy_error ** 2) ** 0.5
     )
     assert "after round" in str(result) and "ΔF realised" in str(result)
     assert "<table" in result._repr_html_()
-    assert list(result.summary().index) == [r.index for r in result.rounds]
+    assert list(result.round_summary().index) == [r.index for r in result.rounds]
 
 
 def test_the_realised_change_is_that_of_masking(data, monkeypatch):
@@ -95,8 +99,8 @@ def test_keep_last_and_options_of_reduce(data):
         sites=["fc1.weight"],
         select=bmr.baselines.snr(0.5),
     )
-    assert result.kept_round == result.rounds[-1].index
-    assert set(result.reduction.masks) == {"fc1.weight"}
+    assert result.kept_round == result.rounds[-1]
+    assert set(result.masks) == {"fc1.weight"}
     with pytest.raises(ValueError, match="keep='first'"):
         bmr.prune(model, guide, *data, **options, keep="first")
     with pytest.raises(ValueError, match="num_samples=1"):

@@ -13,9 +13,8 @@ from torch import nn
 
 import pyro_bmr as bmr
 from conftest import DEVICES, Network
-from pyro_bmr import training
 from pyro_bmr.demo import Regression
-from pyro_bmr.training import compilation
+from pyro_bmr.training import compilation, fitting
 from pyro_bmr.training.batches import Batches, BatchModel
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()
@@ -39,7 +38,7 @@ def exact_posterior():
 @pytest.fixture
 def compiled(monkeypatch):
     """Compile also short runs, and fail if that does not work."""
-    monkeypatch.setattr(training, "_COMPILE_FROM", 1)
+    monkeypatch.setattr(fitting, "_COMPILE_FROM", 1)
 
 
 @pytest.mark.parametrize("estimator", ["global", "local", "moments"])
@@ -344,7 +343,7 @@ def test_bad_data():
         bmr.fit(model, guide, X, Y.where(Y < Y.max(), torch.inf), num_epochs=1)
     with pytest.raises(TypeError, match="argument 1 is a numpy array"):
         bmr.fit(model, guide, X, Y.numpy(), num_epochs=1)
-    for estimator in training.ESTIMATORS:
+    for estimator in fitting.ESTIMATORS:
         with pytest.raises(ValueError, match='at site "y", invalid log_prob shape'):
             bmr.fit(model, AutoNormal(model), X, Y[:, None], num_epochs=1, estimator=estimator)
     with pytest.raises(TypeError, match="Expected a number, or a function of the fraction"):
