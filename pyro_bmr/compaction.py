@@ -51,7 +51,7 @@ def compact(
 
     The program is the user's own, run on smaller tensors. A ``RuntimeError`` says if it cannot be
     captured, or if masked and compacted model disagree.
-    """
+    """  # noqa: DOC201
     _check(model, guide)
     origin = guide.origin
     if args or kwargs:

@@ -19,7 +19,7 @@ def find_window(
     r"""Find the models :math:`S` with :math:`\max P / P(S)` up to ``ratio``, the best first.
 
     Source: Madigan & Raftery (1994), JASA 89, eq. 3; models that contain a better one stay.
-    """
+    """  # noqa: DOC201
     return _FIND[type(space)](space, log_odds, math.log(ratio), most)
 
 

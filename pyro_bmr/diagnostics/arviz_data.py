@@ -130,7 +130,7 @@ def convert(
 
     ``elements`` has by latent site tensors of its shape, by what they are; ``attributes`` are
     numbers that go with the group.
-    """
+    """  # noqa: DOC201, DOC501
     draws = draw(model, guide, args, kwargs, num_samples, seed=seed)
     constants = _constants(model, args, kwargs, draws)
     names = {*draws.axes, *constants}

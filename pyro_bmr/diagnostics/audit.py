@@ -55,7 +55,7 @@ def run_audit(
 
     ``pair`` is the reduced model and guide; if it has been trained since, it is measured as well as
     what the reduction had made of it. ``refit`` gets copies.
-    """
+    """  # noqa: DOC201, DOC501
     if decision is None:
         msg = (
             "a result that was loaded does not know the posterior before the reduction. Expected "

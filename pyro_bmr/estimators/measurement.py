@@ -98,7 +98,7 @@ def common_draws(
 
     Complexity and accuracy have the shape ``(num_samples,)``, in nats and float64; F is their
     difference.
-    """
+    """  # noqa: DOC201, DOC501
     if not isinstance(num_samples, int) or num_samples < 2:
         msg = f"got num_samples={num_samples}. Expected a whole number, 2 or more, for an error"
         raise ValueError(msg)

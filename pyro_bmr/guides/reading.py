@@ -63,7 +63,7 @@ def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
 
     What cannot be read is an `UnregisteredGuideError` or a `NotGaussianError`; a guide that was
     never called, holds values that are not finite or lost its parameters is a ValueError.
-    """
+    """  # noqa: DOC201
     with torch.no_grad():
         factors = _read(guide, read_origin(guide) if origin is None else origin)
     for factor in factors:

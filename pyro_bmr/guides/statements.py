@@ -225,7 +225,7 @@ def _at_full_size(
     )
     msg = (
         f"cannot read the posterior of the site {site.name!r} at full size, because the guide drew "
-        f"only some rows of the plate {plates}. Expected arguments with which it draws all rows, or "
-        "a guide that holds them, such as AutoNormal"
+        f"only some rows of the plate {plates}. Expected arguments with which it draws all rows, "
+        "or a guide that holds them, such as AutoNormal"
     )
     raise ValueError(msg)

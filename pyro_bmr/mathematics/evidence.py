@@ -87,7 +87,7 @@ def delta_f_released(posterior: Diagonal, prior: Diagonal, log_prior: Tensor) ->
     :math:`\Delta F_i = -KL(q_i \,\|\, p_i)`: the likelihood is then the same whatever its value is,
     so that its posterior is its prior. A hierarchical prior enters by its expected natural
     parameters and its expected ln p(θ = 0).
-    """
+    """  # noqa: DOC201
     loc, variance = posterior.loc.double(), posterior.scale.double().square()
     precision = prior.scale.double().square().reciprocal()
     # E[ln p] = ln p(0) + E[λ μ₀] θ - E[λ] θ² / 2, averaged over θ.
@@ -106,7 +106,7 @@ def delta_f_spike(
     ``posterior.scale``, a part at a time, to standard deviations. Source: Dickey (1971), Ann. Math.
     Statist. 42(1); the limit of eq. 10 in Friston, Parr & Zeidman (2018), arXiv:1805.07092, as the
     reduced variance goes to zero.
-    """
+    """  # noqa: DOC201
     scores = torch.empty_like(posterior.loc, memory_format=torch.contiguous_format)
     constant = log_prior.to(posterior.loc.device, torch.float64) + 0.5 * LOG_2PI
     tensors = (posterior.loc, posterior.scale, constant, scores)
@@ -119,7 +119,7 @@ def delta_f_spike_chain(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor
 
     :math:`\ln p(\theta_i = 0) - \ln q(\theta_i = 0 \mid \theta_1 = \dots = \theta_{i-1} = 0)`, in
     nats, which add up to the joint ΔF. ``posterior`` is the **marginal** of what goes.
-    """
+    """  # noqa: DOC201
     return _CHAIN[type(posterior)](posterior, log_prior)
 
 

@@ -47,7 +47,7 @@ def triangular(root: Tensor) -> Tensor:
     """Return the lower Cholesky factor of ``root @ root.mT``, of no more rows than columns.
 
     Orthogonalising the rows never squares the root, which matters when they are nearly collinear.
-    """
+    """  # noqa: DOC201
     upper = torch.linalg.qr(root.mT, mode="r").R
     return torch.where(upper.diagonal()[:, None] < 0, -upper, upper).mT
 
@@ -366,7 +366,7 @@ class Natural:
         r"""Return the log of the normaliser in nats; NaN where the precision is not positive.
 
         .. math:: A = \tfrac12 h^\top \Lambda^{-1} h - \tfrac12 \ln|\Lambda| + \tfrac n2 \ln 2\pi
-        """
+        """  # noqa: DOC201
         if self.precision.dim() == self.linear.dim():
             precision = torch.where(self.precision > 0, self.precision, torch.nan)
             return 0.5 * (self.linear.square() / precision - precision.log() + LOG_2PI)

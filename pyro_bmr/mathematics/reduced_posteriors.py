@@ -53,7 +53,7 @@ def reduced_gaussian(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) ->
 
     .. math:: \sigma^2 = s_r / M, \quad \mu = (m_r + s_r h) / M, \quad
               M = 1 + s_r (1/s - 1/s_0), \quad h = \mu / s - \mu_0 / s_0
-    """
+    """  # noqa: DOC201
     s, s0, s_r = (g.scale.double().square() for g in (posterior, prior, reduced))
     m = 1 + s_r * (s0 - s) / (s * s0)
     m = torch.where(m > 0, m, torch.nan)

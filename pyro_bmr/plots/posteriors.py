@@ -29,9 +29,10 @@ def find_decision(result: Reduction) -> Decision:
 def check_reduction(result: Any) -> None:
     """Raise a ``TypeError`` if something is not what `reduce` returns."""
     if not isinstance(result, Reduction):
-        inside = isinstance(getattr(result, "reduction", None), Reduction)
-        remedy = "Pass its .reduction" if inside else "Pass what pyro_bmr.reduce(guide) returned"
-        msg = f"got a {type(result).__name__}. Expected a Reduction. {remedy}"
+        msg = (
+            f"got a {type(result).__name__}. Expected a Reduction. Pass what "
+            "pyro_bmr.reduce(guide) or prune returned"
+        )
         raise TypeError(msg)
 
 

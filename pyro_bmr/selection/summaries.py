@@ -28,7 +28,7 @@ def summarize(
     ``chosen``: what the selection kept. ``remaining``: the factors after it, in the same order.
     ``reasons``: of sites that stayed whole. ``released``: what ΔF is less than that of spikes, in
     nats.
-    """
+    """  # noqa: DOC201
     rows = []
     for before, after in zip(scores.factors, remaining, strict=True):
         delta_f = before.delta_f(scores.delta_f, chosen)

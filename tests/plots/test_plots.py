@@ -20,7 +20,11 @@ from pyro.infer.autoguide import AutoNormal, init_to_value  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 
 import pyro_bmr as bmr  # noqa: E402
-from pyro_bmr.selection.summaries import LayerSummary  # noqa: E402
+from pyro_bmr.selection.summaries import (
+    LayerSummary,  # noqa: E402
+    Round,
+)
+from pyro_bmr.sparsities import Sparsity
 
 PRIOR_SCALES = {"w1": 1.0, "w2": 1.0, "b": 0.3}
 SHAPES = {"w1": (5, 3), "w2": (1, 5), "b": (5,)}
@@ -61,20 +65,20 @@ def a_good_guest():
 
 
 ROUNDS = (
-    bmr.Round(0, 0.0, 0.0, 0.0, 0.0, 900.0, 1.0),
-    bmr.Round(1, 0.7, -200.0, -190.0, 2.0, 500.0, 1.0),
-    bmr.Round(2, 0.8, -3.0, 5.0, 0.5, 450.0, 1.0),
-    bmr.Round(3, 0.85, -0.3, 0.5, 0.5, 460.0, 1.0),
+    Round(0, 0.0, 0.0, 0.0, 0.0, 900.0, 1.0),
+    Round(1, 0.7, -200.0, -190.0, 2.0, 500.0, 1.0),
+    Round(2, 0.8, -3.0, 5.0, 0.5, 450.0, 1.0, kept=True),
+    Round(3, 0.85, -0.3, 0.5, 0.5, 460.0, 1.0),
 )
 CALIBRATION = {
     name: pd.DataFrame({"confidence": [0.5, 0.7, 0.9], "accuracy": accuracy, "count": [10, 0, 30]})
     for name, accuracy in (("full", [0.4, 0.0, 0.9]), ("reduced", [0.6, 0.0, 0.8]))
 }
 POINTS = tuple(
-    bmr.Sparsity(*row)
+    Sparsity(*row)
     for row in ((0.0, 0.0, 0.0, 0.0), (0.5, -40.0, -30.0, 1.0), (1.0, 9e5, 8e5, 10.0))
 )
-SPARSITIES = bmr.Sparsities(POINTS, bmr.Sparsity(0.8, -50.0, -45.0, 1.5), 1000.0, 2.0)
+SPARSITIES = bmr.Sparsities(POINTS, Sparsity(0.8, -50.0, -45.0, 1.5), 1000.0, 2.0)
 
 
 def line_model(x, y=None):
@@ -103,7 +107,7 @@ ONE = {
 TWO = {
     "weights": lambda result, axes: bmr.plot_weights(result, "w1", reader="w2", axes=axes),
     "network": lambda result, axes: bmr.plot_network(result, ["w1", "w2"], axes=axes),
-    "rounds": lambda result, axes: bmr.plot_rounds(bmr.Pruning(result, ROUNDS, 2), axes=axes),
+    "rounds": lambda result, axes: bmr.plot_rounds(replace(result, rounds=ROUNDS), axes=axes),
 }
 
 
@@ -330,9 +334,9 @@ def test_sparsities_in_a_figure():
 
 @pytest.mark.parametrize("size", [1e-6, 1e9])
 def test_sparsities_of_any_size(size):
-    points = tuple(bmr.Sparsity(s, size * d, size * d, 0.0) for s, d in ((0.0, 0.0), (1.0, 3.0)))
+    points = tuple(Sparsity(s, size * d, size * d, 0.0) for s, d in ((0.0, 0.0), (1.0, 3.0)))
     for stop in (0.0, -1.0, -1e-9):
-        at = bmr.Sparsity(0.5, stop * size, stop * size, 0.0)
+        at = Sparsity(0.5, stop * size, stop * size, 0.0)
         low, high = bmr.plot_sparsities(bmr.Sparsities(points, at, 1.0, 0.1)).get_ylim()
         assert low <= min(0.0, stop * size) < 3 * size <= high
 
@@ -368,17 +372,17 @@ def test_sparsities_of_an_exact_posterior():
 
 
 def test_rounds(result):
-    energies, changes = bmr.plot_rounds(bmr.Pruning(result, ROUNDS, 2))
+    energies, changes = bmr.plot_rounds(replace(result, rounds=ROUNDS))
     assert energies.containers[0].lines[0].get_ydata().tolist() == [900.0, 500.0, 450.0, 460.0]
     x, y = find_line(energies, "kept")
     assert (x.item(), y.item()) == (2, 450.0)
     assert find_line(changes, "predicted")[1].tolist() == [-200.0, -3.0, -0.3]
     assert changes.containers[0].lines[0].get_ydata().tolist() == [-190.0, 5.0, 0.5]
-    bmr.plot_rounds(bmr.Pruning(result, ROUNDS[:1], 0))[0].figure.draw_without_rendering()
+    bmr.plot_rounds(replace(result, rounds=ROUNDS[2:3]))[0].figure.draw_without_rendering()
     with pytest.raises(TypeError, match="Expected what pyro_bmr.prune"):
-        bmr.plot_rounds(result)
+        bmr.plot_rounds(ROUNDS)
     with pytest.raises(ValueError, match="without rounds"):
-        bmr.plot_rounds(bmr.Pruning(result, (), 0))
+        bmr.plot_rounds(result)
 
 
 def test_predictions():
@@ -457,8 +461,8 @@ def test_results_that_do_not_know_the_posterior(guide, result, name):
     draw = NEED_THE_POSTERIOR[name]
     with pytest.raises(ValueError, match="as one from a file.*reduce the full guide again"):
         draw(replace(result, decision=None))
-    with pytest.raises(TypeError, match="got a Pruning. Expected a Reduction. Pass its .reduction"):
-        draw(bmr.Pruning(result, ROUNDS, 2))
+    with pytest.raises(TypeError, match=r"got a tuple. Expected a Reduction. Pass what pyro_bmr"):
+        draw((result.model, result.guide))
     with torch.no_grad():
         guide.locs.b += 1.0
     with pytest.raises(ValueError, match="trained on since"):
