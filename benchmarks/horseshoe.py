@@ -1,6 +1,6 @@
 """Sparse regression under a horseshoe: which coefficients a reduction keeps.
 
-Run with ``python benchmarks/horseshoe.py``; writes ``benchmarks/horseshoe.csv``, a row a seed,
+Run with ``python benchmarks/horseshoe.py``; writes ``benchmarks/horseshoe.csv``, one row per seed,
 parametrisation, guide and margin. With ``--seeds 0 1 2`` it runs these only.
 
 100 coefficients, of which 5 are not zero (0.5 to 2 in size, of either sign), 200 rows of standard

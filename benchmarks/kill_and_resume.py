@@ -50,7 +50,7 @@ def work(checkpoint: Path, output: Path, epochs: int) -> None:
         compile=False,
     )
     weights = {name: value.tolist() for name, value in result.guide.state_dict().items()}
-    rounds = result.summary().to_dict()
+    rounds = result.round_summary().to_dict()
     output.write_text(json.dumps({"rounds": rounds, "weights": weights}))
 
 

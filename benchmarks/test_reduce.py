@@ -83,7 +83,7 @@ def seconds(run):
 
 @pytest.fixture(scope="module")
 def reports():
-    """Collect a row a case, and write them beside this file."""
+    """Collect one row per case, and write them beside this file."""
     rows = []
     yield rows
     table = pd.DataFrame(rows).set_index(["weights", "layers"])

@@ -82,9 +82,9 @@ def draw_rounds() -> Figures:
     data, rows = train_rows()
     network, guide = make_network(len(data.inputs))
     options: Any = {"num_epochs": 150, "refit_epochs": 40, "batch_size": 64, "lr": 0.02}
-    pruning = bmr.prune(network, guide, *rows, **options)
-    print(pruning)
-    yield "rounds", bmr.plot_rounds(pruning)
+    result = bmr.prune(network, guide, *rows, **options)
+    print(result)
+    yield "rounds", bmr.plot_rounds(result)
 
 
 def draw_predictions() -> Figures:

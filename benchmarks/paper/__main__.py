@@ -1,8 +1,8 @@
 """Reproduce the paper, and go beyond it: ``python benchmarks/paper --data-dir DIRECTORY``.
 
 Trains, prunes and measures all networks, or those asked for, and writes
-``benchmarks/paper/results.csv``: a row a point. What is in the file is not computed again, so that
-a run that was stopped goes on. ``python benchmarks/paper/report.py`` draws the page from it.
+``benchmarks/paper/results.csv``, one row per point. What is in the file is not computed again, so
+that a run that was stopped goes on. ``python benchmarks/paper/report.py`` draws the page from it.
 """
 
 from __future__ import annotations

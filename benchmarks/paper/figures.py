@@ -165,7 +165,7 @@ def test_scores(results: pd.DataFrame, _published: pd.Series) -> Figure:
     ax.axhline(0, color="0.5", lw=1)
     ax.set_yscale("symlog", linthresh=0.05)
     ax.set_xticks(range(len(REGRESSION)), REGRESSION)
-    ax.set_ylabel("change of test log likelihood\n(nats a row, linear within ±0.05)")
+    ax.set_ylabel("change of test log likelihood\n(nats per row, linear within ±0.05)")
     ax.legend(fontsize=8)
     return figure
 

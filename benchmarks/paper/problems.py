@@ -41,7 +41,7 @@ class Settings:
 class Problem:
     """A data set and the network that learns it.
 
-    The inputs are standardised; ``unit`` is what a target of 1 stands for, one an output.
+    The inputs are standardised; ``unit`` is what a target of 1 stands for, one per output.
     """
 
     x: Tensor
@@ -125,7 +125,7 @@ def load_problem(
 
 
 def fully_connected(inputs: int, hidden: int, outputs: int) -> Callable[..., Any]:
-    """Make a D-H-O ReLU network with unit Gaussian priors, and a noise precision an output.
+    """Make a D-H-O ReLU network with unit Gaussian priors, and one noise precision per output.
 
     Returns
     -------

@@ -47,7 +47,7 @@ def loops(results: pd.DataFrame, experiment: str = "iterative") -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row a network: F unpruned, after the first reduction, and after the last refit; its
+        One row per network: F unpruned, after the first reduction, and after the last refit; its
         rounds and its pruned percentages.
     """
     rows = results[results.experiment == experiment]

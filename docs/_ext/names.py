@@ -5,6 +5,9 @@ import re
 
 from sphinx.util.nodes import make_refnode
 
+# Where what users call has its entries.
+PUBLIC = ("pyro_bmr.", "pyro_bmr.baselines.", "pyro_bmr.extend.", "pyro_bmr.nn.")
+
 
 def setup(app):
     """Look at the names that Sphinx finds no entry for."""
@@ -17,20 +20,25 @@ def find(app, env, node, content):
     if node.get("refdomain") != "py":
         return None
     name = node["reftarget"]
-    entry = env.domains.python_domain.objects.get(f"pyro_bmr.{name}")
-    if entry is not None:
-        source = node["refdoc"]
-        return make_refnode(app.builder, source, entry.docname, entry.node_id, content, name)
-    return content if any(exists(f"{scope}{name}") for scope in scopes(node)) else None
+    known = [f"{place}{name}" for place in (*scopes(node), *PUBLIC) if exists(f"{place}{name}")]
+    entries = env.domains.python_domain.objects
+    for full_name in (*known, *map(home, known)):
+        if full_name in entries:
+            entry, source = entries[full_name], node["refdoc"]
+            return make_refnode(app.builder, source, entry.docname, entry.node_id, content, name)
+    return content if known else None
 
 
 def scopes(node):
-    """Yield what a name may be relative to: nothing, or what encloses the docstring."""
-    yield ""
+    """Yield what a name may be relative to: what encloses the docstring, there or at home."""
     place = re.search(r"docstring of ([\w.]+)", str(node.source or "")) if node.source else None
     parts = place[1].split(".") if place else []
     for end in range(len(parts), 0, -1):
-        yield ".".join(parts[:end]) + "."
+        scope = ".".join(parts[:end])
+        yield f"{scope}."
+        if exists(scope) and (module := getattr(pkgutil.resolve_name(scope), "__module__", None)):
+            yield f"{module}."
+    yield ""
 
 
 def exists(name):
@@ -40,3 +48,9 @@ def exists(name):
     except (ImportError, AttributeError, ValueError):
         return False
     return True
+
+
+def home(name):
+    """Return the name under which something is defined."""
+    found = pkgutil.resolve_name(name)
+    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
