@@ -63,8 +63,9 @@ def test_a_second_reduction_passes():
 
 def test_wrong_signs_are_found():
     result = bmr.reduce(TwoSites().dense())
-    sites = tuple(replace(site, delta_f=-site.delta_f) for site in result.sites)
-    audit = replace(result, sites=sites).audit(num_samples=10)
+    predicted = {name: -delta_f for name, delta_f in result.decision.predicted.items()}
+    decision = replace(result.decision, predicted=predicted)
+    audit = replace(result, decision=decision).audit(num_samples=10)
     assert {check.verdict for check in rows(audit).values()} == {"wrong sign"}
     assert not audit.passed and "wrong sign" in str(audit) and "wrong sign" in audit._repr_html_()
 

@@ -180,8 +180,8 @@ def test_what_cannot_be_compared(line):
         bmr.compare({"guide": result.guide}, x, y)
     with pytest.raises(ValueError, match="got no models"):
         bmr.compare({}, x, y)
-    with pytest.raises(TypeError, match="got a Reduction. Expected a mapping"):
-        bmr.compare(result, x, y)
+    with pytest.raises(TypeError, match="got a method as 'model'. Expected a pair"):
+        bmr.compare(line.model, x, y)
     with pytest.raises(TypeError, match="got 3 arguments"):
         bmr.compare(pairs, x, y, x)
     with pytest.raises(TypeError, match="test= does not fit: .* pass by position"):
