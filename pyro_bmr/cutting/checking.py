@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from pyro_bmr.graphs.operations import is_random
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.model_runs import find_tensors
 from pyro_bmr.programs.sites import Indices, take
-from pyro_bmr.programs.values import ValueMessenger, take_rows
 from pyro_bmr.programs.wrappers import ModelWrapper
 
 _NUM_DRAWS = 3

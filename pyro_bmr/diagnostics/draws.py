@@ -26,7 +26,7 @@ from pyro_bmr.diagnostics.drawn_sites import (
 )
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.values import ValueMessenger, refuse
+from pyro_bmr.programs.given_values import ValueMessenger, refuse
 
 
 @torch.inference_mode(False)

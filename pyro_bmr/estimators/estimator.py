@@ -29,7 +29,7 @@ from pyro_bmr.estimators.noise import NoiseLevel, find_noise, plug_in
 from pyro_bmr.estimators.posteriors import SitePosterior, read_posteriors
 from pyro_bmr.estimators.propagation import GaussianTensor
 from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.values import ValueMessenger
+from pyro_bmr.programs.given_values import ValueMessenger
 
 
 class Estimator(ELBO, ABC):

@@ -23,9 +23,9 @@ from pyro_bmr.export.recording import record, record_many, run
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.calls import Call, read_call
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.given_values import LocalSiteError
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import SwitchedModel
-from pyro_bmr.programs.values import LocalSiteError
 from pyro_bmr.programs.wrappers import unwrap
 
 

@@ -18,7 +18,7 @@ from pyro_bmr.export.outputs import find_output
 from pyro_bmr.graphs.operations import find_aliases, find_written
 from pyro_bmr.programs.calls import Call
 from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.values import ValueMessenger, refuse
+from pyro_bmr.programs.given_values import ValueMessenger, refuse
 
 
 def run(

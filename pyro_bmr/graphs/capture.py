@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from pyro_bmr.graphs.sized_calls import SizedCall, SizedCalls
 from pyro_bmr.programs.distributions import find_core
 from pyro_bmr.programs.dry_run import dry_run, find_modules
+from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.model_runs import find_tensors
-from pyro_bmr.programs.values import ValueMessenger, take_rows
 
 
 def capture(

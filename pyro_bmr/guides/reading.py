@@ -4,7 +4,7 @@ A guide whose family is registered with `read_factors` is read from its paramete
 a few times (`pyro_bmr.guides.traced_guides`). Posterior samples are matched in their moments
 (`pyro_bmr.guides.posterior_samples`). A list of guides is read part by part.
 
-With `autoguides` and `affine_guides` the only file that knows the inside of Pyro's autoguides.
+With `autoguides` and `structured_autoguides` the only file that knows the inside of Pyro's autoguides.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
-from pyro_bmr.guides.affine_guides import read_gaussian, read_structured
 from pyro_bmr.guides.auto_gamma import AutoGamma
 from pyro_bmr.guides.autoguides import (
     check_called,
@@ -53,6 +52,7 @@ from pyro_bmr.guides.autoguides import (
 from pyro_bmr.guides.posterior_samples import match_moments
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.statements import NotGaussianError
+from pyro_bmr.guides.structured_autoguides import read_gaussian, read_structured
 from pyro_bmr.guides.traced_guides import trace_factors
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.programs.sites import Site

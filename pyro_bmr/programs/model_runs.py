@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.sites import Site
-from pyro_bmr.programs.values import ValueMessenger, take_rows
 
 
 @dataclass(frozen=True)
