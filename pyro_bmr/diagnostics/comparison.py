@@ -95,7 +95,7 @@ def compare(
     """
     programs, kwargs = read_pairs(pairs), dict(kwargs or {})
     data = args if test is None else tuple(test) if isinstance(test, tuple | list) else (test,)
-    for model, _ in programs.given_values():
+    for model, _ in programs.values():
         check_call(model, args, kwargs)
         if test is not None:
             _check_test(model, data, kwargs)

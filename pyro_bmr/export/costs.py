@@ -78,7 +78,7 @@ def measure_costs(
     programs = read_pairs(pairs)
     options: dict[str, Any] = {"kwargs": kwargs, "output": output}
     forwards, ensembles = (
-        [export_program(*pair, args, num_samples=n, **options) for pair in programs.given_values()]
+        [export_program(*pair, args, num_samples=n, **options) for pair in programs.values()]
         for n in (None, num_samples)
     )
     times = _time_in_turn([*forwards, *ensembles], seconds)

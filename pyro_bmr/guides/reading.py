@@ -4,7 +4,7 @@ A guide whose family is registered with `read_factors` is read from its paramete
 a few times (`pyro_bmr.guides.traced_guides`). Posterior samples are matched in their moments
 (`pyro_bmr.guides.posterior_samples`). A list of guides is read part by part.
 
-With `autoguides` and `structured_autoguides` the only file that knows the inside of Pyro's autoguides.
+With `autoguides` and `structured_autoguides` the only file that knows Pyro's autoguides inside.
 """
 
 from __future__ import annotations
