@@ -116,6 +116,15 @@ def test_what_a_result_can_do(verb, result):
     assert verb(result, X, Y, **GIVEN) is not None
 
 
+@pytest.mark.parametrize("verb", [bmr.reduce, bmr.presence, bmr.average, bmr.tune_prior])
+def test_a_warning_shows_the_line_of_the_call(verb):
+    guide = AutoNormal(lambda: pyro.sample("u", dist.LogNormal(0.0, 1.0)))
+    guide()
+    with pytest.warns(UserWarning, match="no site of this guide can be reduced") as caught:
+        verb(guide)
+    assert [one.filename for one in caught] == [__file__]
+
+
 def test_files(guide, result, tmp_path):
     path = tmp_path / "result.bmr"
     for one in (result, result.compact()):

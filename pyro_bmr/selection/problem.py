@@ -52,7 +52,7 @@ class Problem:
             {name: f"it is not among {option}=" for name in self.priors if name not in sites}
         )
 
-    def warn_if_empty(self, stacklevel: int = 3) -> None:
+    def warn_if_empty(self, stacklevel: int = 4) -> None:
         """Warn if no site is left; ``stacklevel`` counts from the caller."""
         if not self.priors:
             listed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
@@ -108,7 +108,7 @@ def read_scores(
 ) -> tuple[Problem, ElementScores]:
     """Read a guide as `read_problem` does, and score each of its elements for a spike."""
     problem, _ = assign(read_problem(verb, guide, args, kwargs, model, sites), Spike())
-    problem.warn_if_empty(stacklevel=4)
+    problem.warn_if_empty(stacklevel=5)
     return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
 
 
