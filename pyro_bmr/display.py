@@ -1,10 +1,13 @@
-"""What is shown: tables at the prompt and in notebooks, and a progress bar."""
+"""What is shown: tables at the prompt and in notebooks, a progress bar, warnings."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from abc import ABC, abstractmethod
 from html import escape
 from io import StringIO
+from typing import Any, cast
 
 import pandas as pd
 from rich.console import Console, RenderableType, RichCast
@@ -58,6 +61,17 @@ def progress_bar(unit: str, wanted: bool = True) -> Progress:
     )
     bar.disable = not (wanted and (bar.console.is_terminal or bar.console.is_jupyter))
     return bar
+
+
+def warn(message: str) -> None:
+    """Warn at the line, outside of this package, torch and Pyro, that led here."""
+    level, frame = 2, cast(Any, sys._getframe(1))
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+_INSIDE = {__name__.partition(".")[0], "contextlib", "pyro", "torch"}
 
 
 def _escape(text: str) -> str:

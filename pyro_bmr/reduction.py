@@ -116,9 +116,24 @@ def reduce(
     0.0% pruned, 1 of 2 shrunk, ΔF = -0.41 nats
     ...
     """
+    return reduce_for("reduce", guide, args, kwargs, model, sites, groups, select, reduced_prior)
+
+
+def reduce_for(
+    verb: str,
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    model: Callable[..., Any] | None,
+    sites: Iterable[str] | None,
+    groups: Grouping | Sequence[Grouping],
+    select: Selection,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
+) -> Reduction:
+    """Reduce a guide, as `reduce` does; errors name the verb that the user called."""
     _check_options(select, reduced_prior)
     groupings = list_groupings(groups)
-    problem = read_problem("reduce", guide, args, kwargs, model, sites)
+    problem = read_problem(verb, guide, args, kwargs, model, sites)
     problem, reduced_priors = assign(problem, reduced_prior)
     problem.warn_if_empty()
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)

@@ -236,7 +236,7 @@ class Reduction(Portable, Tabular):
         Costs
             Parameters, operations and times of the masked and of the compacted network.
         """
-        args, kwargs = self._example(args, kwargs)
+        args, kwargs = self._example("report", args, kwargs)
         pairs = {"masked": self, "compacted": self.compact(*args, kwargs=kwargs)}
         return measure_costs(pairs, *args, kwargs=kwargs, num_samples=num_samples)
 
@@ -251,7 +251,7 @@ class Reduction(Portable, Tabular):
     ) -> Audit:
         """Measure whether what was predicted comes true; see `pyro_bmr.diagnostics.audit`.
 
-        After `prune`, that is the reduction of the last round.
+        After `prune`, that is the reduction of the round that was kept.
 
         Parameters
         ----------
@@ -336,7 +336,7 @@ class Reduction(Portable, Tabular):
         The ridge plot of ArviZ 0.23 fails for point masses: leave out pruned elements by
         ``coords=``.
         """
-        args, kwargs = self._example(args, kwargs)
+        args, kwargs = self._example("to_arviz", args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
         known = {name: self._elements(name) for name in self.scores}
         totals = {"delta_f": self.delta_f, "sparsity": self.sparsity}
@@ -380,9 +380,7 @@ class Reduction(Portable, Tabular):
     def _title(self) -> str:
         total = sum(site.total for site in self.sites)
         shrunk = f", {self.shrunk:,} of {total:,} shrunk" if self.shrunk else ""
-        title = f"{self.sparsity:.1%} pruned{shrunk}, ΔF = {self.delta_f:+.2f} nats"
-        kept = self.kept_round
-        return title if kept is None else f"{title}; {kept}"
+        return f"{self.sparsity:.1%} pruned{shrunk}, ΔF = {self.delta_f:+.2f} nats"
 
     def _elements(self, name: str) -> dict[str, Tensor]:
         delta_f = self.scores[name]

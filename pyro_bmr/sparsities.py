@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pyro_bmr.display import Tabular
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
-from pyro_bmr.reduction import reduce
+from pyro_bmr.reduction import reduce_for
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.scores import Scores
-from pyro_bmr.selection.selections import by_evidence, top_k
+from pyro_bmr.selection.selections import Selection, by_evidence, count_items, top_k
 
 
 def measure_sparsities(
@@ -88,12 +88,11 @@ def measure_sparsities(
             msg = f"got {name}={value}. Expected 2 or more"
             raise ValueError(msg)
     keywords = dict(kwargs or {})
-    options: dict[str, Any] = {
-        "model": model,
-        "kwargs": keywords,
-        "sites": sites if sites is None or isinstance(sites, str) else list(sites),
-        "groups": groups,
-    }
+    names = sites if sites is None or isinstance(sites, str) else list(sites)
+
+    def reduced(select: Selection) -> Any:
+        given = guide, args, keywords, model, names, groups
+        return reduce_for("measure_sparsities", *given, select)
 
     def draws(decision: Any, model: Any, guide: Any) -> Tensor:
         couplings = decision.couplings()
@@ -102,7 +101,7 @@ def measure_sparsities(
         )
         return complexity - accuracy
 
-    automatic: Any = reduce(guide, *args, select=by_evidence(), **options)
+    automatic = reduced(by_evidence())
     untouched = automatic.decision.restrict([])
     full_model, full_guide, _ = untouched.assemble()
     full = draws(untouched, full_model, full_guide)
@@ -116,7 +115,7 @@ def measure_sparsities(
     stop = sum(int((~mask).sum()) for mask in chosen) / max(1, total)
     points: dict[float, Sparsity] = {}
     for fraction in _spread(stop, num_points):
-        result = reduce(guide, *args, select=_drop_cheapest(fraction), **options)
+        result = reduced(_drop_cheapest(fraction))
         if result.sparsity not in points:
             points[result.sparsity] = measured(result)
     return Sparsities(tuple(points.values()), measured(automatic), *mean_and_error(full))
@@ -215,7 +214,7 @@ class Sparsities(Tabular):
 
 def _drop_cheapest(fraction: float) -> Callable[[Scores], Mapping[str, Tensor]]:
     def select(scores: Scores) -> Mapping[str, Tensor]:
-        total = sum(delta_f.numel() for delta_f in scores.delta_f.values())
+        total = count_items(scores)
         return top_k(total - round(fraction * total))(scores)
 
     return select

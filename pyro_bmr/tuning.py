@@ -261,7 +261,7 @@ def _label(factors: tuple[Factor, ...], shared: str | Labelling) -> dict[str, Te
             shape, device = shapes[name], kept[name].device
             own: Tensor | None = torch.zeros(shape, dtype=torch.long)
             if not isinstance(shared, str):
-                own = read_labels(shared, name, shape)
+                own = read_labels(shared, name, shape, "shared")
             if own is None:
                 own = torch.arange(shape.numel()).reshape(shape)
             own = own.unique(return_inverse=True)[1]

@@ -234,7 +234,7 @@ def test_a_guide_function_without_its_model():
     def written(n=3):
         pyro.sample("w", dist.Normal(torch.zeros(n), 1.0).to_event(1))
 
-    verbs = [bmr.reduce, bmr.presence, bmr.average, bmr.tune_prior]
+    verbs = [bmr.reduce, bmr.presence, bmr.average, bmr.tune_prior, bmr.measure_sparsities]
     for verb in verbs:
         call = rf"written does not know its model.* {verb.__name__}\(guide, x, y, model=model\)"
         with pytest.raises(ValueError, match=call):

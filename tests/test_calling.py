@@ -92,9 +92,12 @@ def test_verbs_of_a_guide(verb, guide):
         verb(guide, X, Y, kwargs={"offsets": OFFSET})
 
 
-@pytest.mark.parametrize("verb", OF_A_PAIR.values(), ids=OF_A_PAIR)
-def test_verbs_of_a_model_and_its_guide(verb, guide):
+@pytest.mark.parametrize("name", OF_A_PAIR)
+def test_verbs_of_a_model_and_its_guide(name, guide, result):
+    verb = OF_A_PAIR[name]
     assert verb((model, guide), X, Y, **GIVEN) is not None
+    with pytest.raises(TypeError, match=rf"{name}\(result.model, result.guide, x, y\)"):
+        verb((result, X), Y, **GIVEN)
 
 
 @pytest.mark.parametrize("verb", OF_PAIRS.values(), ids=OF_PAIRS)
@@ -104,8 +107,8 @@ def test_verbs_of_pairs(verb, guide, result):
     for pairs in (result, pair, {"full": pair, "reduced": result}):
         assert verb(pairs, X, Y, **GIVEN) is not None
     expected = r"Expected a pair: what reduce or prune returned, or \(model, guide\); or a mapping"
-    for nothing in (guide, {"full": model}, (model, None)):
-        with pytest.raises(TypeError, match=expected):
+    for nothing, got in ((guide, "AutoNormal. "), ({"full": model}, "function as 'full'. ")):
+        with pytest.raises(TypeError, match=f"got a {got}{expected}"):
             verb(nothing, X, Y, **GIVEN)
     with pytest.raises(ValueError, match="got no models. Expected a pair"):
         verb({}, X, Y, **GIVEN)
@@ -142,6 +145,8 @@ def test_onnx(guide, result, tmp_path):
     result.export_onnx(path, X, **GIVEN)
     with pytest.raises(TypeError, match="got a list. Expected a pair"):
         bmr.export_onnx([guide], path, X)
+    with pytest.raises(ValueError, match="got a module with kwargs="):
+        bmr.export_onnx(result.to_module(X, **GIVEN), path, X, **GIVEN)
 
 
 PUBLIC = [
@@ -173,6 +178,12 @@ def test_signatures(verb):
     assert bare in ([], ["fit_options"])
     if "args" in kinds:
         assert kinds.get("kwargs") is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_every_verb_is_called_here():
+    of_data = {verb.__name__ for verb in VERBS if "args" in inspect.signature(verb).parameters}
+    with_files = {"save", "load", "export_onnx", "check_guide_family"}
+    assert of_data == {*OF_A_GUIDE, *OF_A_PAIR, *OF_PAIRS, *OF_A_RESULT, *with_files}
 
 
 def test_few_names_that_do_not_surprise():

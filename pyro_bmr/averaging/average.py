@@ -29,6 +29,7 @@ from pyro_bmr.averaging.presence import (
 from pyro_bmr.display import Tabular
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.selection.problem import read_scores
 
 
@@ -217,7 +218,14 @@ class Average(Tabular):
 
     def _frames(self) -> dict[str, pd.DataFrame]:
         windows = {_title_window(w): _frame_window(w) for w in self.windows}
-        return {self._title: self.summary().round(3)} | windows
+        rounded = {
+            title: frame.round({"weight": 3, "delta_f": 2}) for title, frame in windows.items()
+        }
+        return {self._title: self.summary().round(3)} | rounded
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        return tuple(filter(None, map(_note_rest, self.windows)))
 
     @property
     def _title(self) -> str:
@@ -243,12 +251,12 @@ def _independent(
     log_odds: Mapping[str, float],
 ) -> _FactorAverage:
     marginals = factor.marginals()
-    mean = {name: marginal.loc for name, marginal in marginals.items()}
+    mean = {name: marginal.loc.clone() for name, marginal in marginals.items()}
     variance = {name: marginal.scale.square() for name, marginal in marginals.items()}
     presence = {}
     for site in factor.sites:
         if site.name in spaces:
-            slab = marginals[site.name]
+            slab = Diagonal(*(t.clone() for t in vars(marginals[site.name]).values()))
             p = presence[site.name] = spaces[site.name].presences(log_odds).probability[site.name]
             mean[site.name] = p * slab.loc
             variance[site.name] = p * slab.scale.square() + p * (1 - p) * slab.loc.square()
@@ -303,6 +311,10 @@ def _draw_window(window: Window) -> Table:
     table.add_column("absent")
     for row in _frame_window(window).itertuples():
         table.add_row(f"{row.weight:.1%}", f"{row.delta_f:+.2f}", f"{row.kept:,}", str(row.absent))
-    if len(window) > _ROWS:
-        table.caption = f"and {len(window) - _ROWS:,} less probable ones"
+    table.caption = _note_rest(window)
     return table
+
+
+def _note_rest(window: Window) -> str | None:
+    rest = len(window) - _ROWS
+    return f"and {rest:,} less probable ones" if rest > 0 else None

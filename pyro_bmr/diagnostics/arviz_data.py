@@ -18,6 +18,7 @@ from pyro_bmr.diagnostics.draws import Draws, draw
 from pyro_bmr.diagnostics.prior_draws import draw_prior
 from pyro_bmr.programs.calls import read_call
 from pyro_bmr.programs.distributions import find_element_support
+from pyro_bmr.programs.pairs import check_programs
 
 ARVIZ = int(version("arviz").partition(".")[0])
 
@@ -108,6 +109,7 @@ def to_arviz(
     >>> dict(data.log_likelihood["y"].sizes)
     {'chain': 1, 'draw': 1000, 'data': 7}
     """
+    check_programs("to_arviz", model, guide)
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
     return convert(model, guide, args, dict(kwargs or {}), coords=coords, dims=dims, **options)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from pyro_bmr.display import warn
+
 _Tensors = dict[str, Tensor]
 
 
@@ -41,12 +43,11 @@ def evaluate(
         except Exception as error:
             run = _one_by_one(function)
             found = run(part)
-            warnings.warn(
+            warn(
                 f"the {what} runs once for each draw, which is slow, because torch.vmap cannot "
                 f"follow it ({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected "
                 "operations that do not depend on the values of tensors, such as "
-                "torch.where(x > 0, a, b) in the place of if x > 0, and batch norm in eval mode",
-                stacklevel=4,
+                "torch.where(x > 0, a, b) in the place of if x > 0, and batch norm in eval mode"
             )
         for name, value in found.items():
             if name not in results:

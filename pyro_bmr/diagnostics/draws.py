@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from pyro_bmr.diagnostics.drawn_sites import (
     read_values,
     sort_sites,
 )
+from pyro_bmr.display import warn
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger, refuse
@@ -71,7 +71,7 @@ def draw(
         return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(values: Mapping[str, Tensor]) -> Trace:
-        with ValueMessenger(values, refuse):
+        with ValueMessenger(values, refuse("the same, so pass the data of the training")):
             return poutine.trace(model).get_trace(*args, **kwargs)
 
     with dry_run(model, guide), torch.no_grad():
@@ -161,10 +161,9 @@ def _check(kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor]) -> None:
         )
         raise ValueError(msg)
     if kinds.observed and kinds.predicted:
-        warnings.warn(
+        warn(
             f"the guide does not hold the latent sites {list(kinds.predicted)}, which are drawn "
-            "from the model, given what the guide draws: as if the data told nothing more of them",
-            stacklevel=4,
+            "from the model, given what the guide draws: as if the data told nothing more of them"
         )
 
 

@@ -5,7 +5,6 @@ They differ in how they take the expectation of the log likelihood over the weig
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,10 +15,12 @@ from pyro.poutine import Trace
 from torch import Tensor
 from typing_extensions import override
 
+from pyro_bmr.display import warn
 from pyro_bmr.estimators.estimator import Estimator, Plan, Run
+from pyro_bmr.estimators.expectations import expected_log_prob
+from pyro_bmr.estimators.gaussian_tensor import gaussian
 from pyro_bmr.estimators.local_reparameterization import local_weights
 from pyro_bmr.estimators.posteriors import SitePosterior
-from pyro_bmr.estimators.propagation import expected_log_prob, gaussian
 
 
 class GlobalELBO(Estimator):
@@ -127,12 +128,11 @@ class LocalELBO(Estimator):
 
     def _report(self, whole: Mapping[str, list[str]]) -> None:
         for name, uses in whole.items():
-            warnings.warn(
+            warn(
                 f"the site {name!r} is drawn as a whole: local reparameterisation takes a weight "
                 "that is used in linear functions of one row per observation, and, if a row takes "
                 "it more than once, in such as keep rows apart and for no more than 2²⁸ rows times "
-                f"elements; this one is used in {uses}",
-                stacklevel=6,
+                f"elements; this one is used in {uses}"
             )
 
 

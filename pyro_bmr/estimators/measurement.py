@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.pairs import check_programs
 
 
 def free_energy(
@@ -60,6 +61,7 @@ def free_energy(
     >>> abs(mean - exact) < 4 * error
     True
     """
+    check_programs("free_energy", model, guide)
     draws = free_energy_draws(model, guide, args, kwargs or {}, num_samples, estimator)
     return mean_and_error(draws)
 

@@ -24,11 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_bmr.estimators.expectations import expected_log_prob
 from pyro_bmr.estimators.gaussian_tensor import (
     GaussianTensor,
-    UnknownOperationError,
-    gaussian,
     named,
     register,
     unknown_operation,
@@ -41,14 +38,6 @@ from pyro_bmr.estimators.nonlinearities import (
     smooth_moments,
     square_moments,
 )
-
-__all__ = [
-    "GaussianTensor",
-    "UnknownOperationError",
-    "expected_log_prob",
-    "gaussian",
-    "register",
-]
 
 
 def _loc(x: Any) -> Any:

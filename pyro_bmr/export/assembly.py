@@ -15,7 +15,7 @@ from pyro_bmr.programs.dry_run import find_modules
 from pyro_bmr.programs.handlers import module_key
 
 
-class _RandomOutputError(ValueError):
+class RandomOutputError(ValueError):
     """The output of a model depends on random numbers."""
 
 
@@ -30,7 +30,7 @@ def assemble_module(
     The graph is a function of ``values``, by latent site, which become parameters of these names,
     and then of the inputs, ``names``. Parameters and buffers of ``model`` keep their names; values
     of ``pyro.param`` have theirs, with ``_unconstrained`` after it where they are transformed. The
-    module shares no tensor with others. Output that is random raises a `_RandomOutputError`.
+    module shares no tensor with others. Output that is random raises a `RandomOutputError`.
     """
     random = [n for n in recorded.graph.nodes if _is_random(n)]
     if random:
@@ -40,7 +40,7 @@ def assemble_module(
             "evaluation, model.eval(); give subsample= to plates; and let the guide hold all "
             "latent sites that the prediction needs"
         )
-        raise _RandomOutputError(msg)
+        raise RandomOutputError(msg)
     root, graph = nn.Module(), fx.Graph()
     places: dict[fx.Node, fx.Node] = {}
     paths = dict[str, str]()

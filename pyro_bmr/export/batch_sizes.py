@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 
-class _BatchSizeError(ValueError):
+class BatchSizeError(ValueError):
     """What a model computes depends on the number of data in a way that is not understood."""
 
 
@@ -28,7 +28,7 @@ def join(
     """Make one graph of two, recorded at two numbers of data, ``sizes``; the first is changed.
 
     Sizes are read from the placeholders that are ``batched``: whose first axis runs over the data.
-    Graphs that differ in more than sizes raise a `_BatchSizeError`.
+    Graphs that differ in more than sizes raise a `BatchSizeError`.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def join(
         node.target for node in others if not _is_constant(node)
     ] or len(mine) != len(others):
         msg = "it runs other operations"
-        raise _BatchSizeError(msg)
+        raise BatchSizeError(msg)
     for node, other in zip(mine, others, strict=True):
         if node.op == "get_attr":
             _check_same(_read(first, node), _read(second, other))
@@ -54,7 +54,7 @@ def join(
         other_values, other_spec = pytree.tree_flatten((other.args, other.kwargs))
         if spec != other_spec:
             msg = f"{node.target} takes other arguments"
-            raise _BatchSizeError(msg)
+            raise BatchSizeError(msg)
         read = [reader(node, a, b) for a, b in zip(values, other_values, strict=True)]
         node.args, node.kwargs = pytree.tree_unflatten(read, spec)
     first.recompile()
@@ -79,11 +79,11 @@ class _SizeReader:
             return first
         if type(first) is not int or type(second) is not int:
             msg = f"{node.target} takes {first!r} at one and {second!r} at another number of data"
-            raise _BatchSizeError(msg)
+            raise BatchSizeError(msg)
         slope, rest = divmod(second - first, self.sizes[1] - self.sizes[0])
         if rest or not self.sources:
             msg = f"{node.target} takes sizes {first} and {second} at {self.sizes} data"
-            raise _BatchSizeError(msg)
+            raise BatchSizeError(msg)
         offset = first - slope * self.sizes[0]
         if (slope, offset) not in self.known:
             self.known[slope, offset] = self._write(slope, offset)
@@ -126,4 +126,4 @@ def _check_same(first: Tensor, second: Tensor) -> None:
     same = first.shape == second.shape and first.isnan().equal(second.isnan())
     if not same or not first.nan_to_num().equal(second.nan_to_num()):
         msg = f"it holds constants of shape {tuple(first.shape)} and {tuple(second.shape)}"
-        raise _BatchSizeError(msg)
+        raise BatchSizeError(msg)

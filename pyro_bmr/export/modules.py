@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import compress
@@ -15,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.display import warn
 from pyro_bmr.export.agreement import relative_error, tolerance
 from pyro_bmr.export.assembly import assemble_module
 from pyro_bmr.export.batch_sizes import join
@@ -25,6 +25,7 @@ from pyro_bmr.programs.calls import Call, read_call
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import LocalSiteError
 from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.switching import SwitchedModel
 from pyro_bmr.programs.wrappers import unwrap
 
@@ -108,6 +109,7 @@ def to_module(
     >>> to_module(model, guide, x, num_samples=5)(torch.randn(3, 2)).shape
     torch.Size([5, 3])
     """
+    check_programs("to_module", model, guide)
     module, _ = export_program(
         model, guide, args, kwargs=kwargs, num_samples=num_samples, output=output, seed=seed
     )
@@ -236,13 +238,12 @@ def _record_at_any_size(
         raise
     except Exception as error:
         recorded = _record_at_one_size(make, call)
-        warnings.warn(
+        warn(
             f"the module takes {call.size} data as in the example, and no other number, because "
             f"the model could not be followed at {_SIZES[0]} and {_SIZES[1]} "
             f"({_first_line(error)}). "
             "For any number, let the model take its sizes from its arguments, as in "
-            'pyro.plate("data", len(x)), with the data along their first axes',
-            stacklevel=4,
+            'pyro.plate("data", len(x)), with the data along their first axes'
         )
         return recorded, call.size
 

@@ -66,6 +66,12 @@ def export_onnx(
         )
         raise ImportError(msg)
     module: Any = program
+    if isinstance(program, nn.Module) and (kwargs or output or num_samples is not None):
+        msg = (
+            "got a module with kwargs=, num_samples= or output=. Expected these for a model and "
+            "its guide: a module has what it was made with, and takes its inputs by position"
+        )
+        raise ValueError(msg)
     if not isinstance(program, nn.Module):
         options: Any = {"num_samples": num_samples, "output": output, "seed": seed}
         module, args = export_program(*read_pair(program), args, kwargs=kwargs, **options)

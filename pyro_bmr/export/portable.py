@@ -14,7 +14,7 @@ from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.files.packing import pack_program
 from pyro_bmr.files.plans import write_plan
 from pyro_bmr.guides.pruned_guide import PrunedGuide
-from pyro_bmr.programs.calls import read_signature
+from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.handlers import PrunedModel
 
 
@@ -58,7 +58,7 @@ class Portable(ABC):
             If the model cannot be called with these arguments, or needs some and there are none,
             as after `pyro_bmr.load`.
         """
-        args, kwargs = self._example(args, kwargs)
+        args, kwargs = self._example("to_module", args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "output": output, "seed": seed}
         return to_module(self.model, self.guide, *args, kwargs=kwargs, **options)
 
@@ -80,7 +80,7 @@ class Portable(ABC):
         *args, kwargs, num_samples, output, seed
             As of `to_module`.
         """
-        args, kwargs = self._example(args, kwargs)
+        args, kwargs = self._example("export_onnx", args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "output": output, "seed": seed}
         export_onnx(self, path, *args, kwargs=kwargs, **options)
 
@@ -106,9 +106,7 @@ class Portable(ABC):
         kwargs : mapping, optional
             Keyword arguments of the model.
         """
-        if not (args or kwargs):
-            args, kwargs = self.guide.origin.args, self.guide.origin.kwargs
-        program = pack_program(self.model, self.guide, args, dict(kwargs or {}))
+        program = pack_program(self.model, self.guide, *self._given(args, kwargs))
         write_plan(path, program | self._plan())
 
     @abstractmethod
@@ -116,20 +114,22 @@ class Portable(ABC):
         """Return what a file holds beside the model and the guide, with its ``kind``."""
 
     def _example(
+        self, verb: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the model is called with, and raise a TypeError if it cannot be."""
+        origin = self.guide.origin
+        args, kwargs = self._given(args, kwargs)
+        expected = (
+            f"an example of what it is called with, as in {verb}(x); a result that was loaded "
+            "without one has none of its own"
+        )
+        check_call(origin.model or self.model, args, kwargs, expected)
+        return args, kwargs
+
+    def _given(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what the model is called with: these arguments, or else those of the guide."""
-        origin = self.guide.origin
-        if not (args or kwargs):
-            args, kwargs = origin.args, origin.kwargs
-        kwargs = dict(kwargs or {})
-        try:
-            read_signature(origin.model or self.model).bind(*args, **kwargs)
-        except TypeError as error:
-            msg = (
-                f"got {len(args)} arguments and keywords {list(kwargs)} for the model: {error}. "
-                "Expected an example of what it is called with, as in to_module(x); a result that "
-                "was loaded without them has none of its own"
-            )
-            raise TypeError(msg) from error
-        return args, kwargs
+        """Return these arguments, or else those that the guide was first called with."""
+        if args or kwargs:
+            return args, dict(kwargs or {})
+        return self.guide.origin.args, dict(self.guide.origin.kwargs)

@@ -115,7 +115,7 @@ def _run(
     output: str | None,
 ) -> Any:
     args, kwargs = call.arguments(inputs)
-    with ValueMessenger(values, refuse):
+    with ValueMessenger(values, refuse("sites that do not depend on the number of data")):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         return find_output(trace.nodes["_RETURN"]["value"], trace.nodes, values, output)
 

@@ -40,6 +40,9 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
                 for name, new in wrapper.new_priors().items()
             }
             packed.append({"kind": "switched", "priors": priors})
+        else:
+            msg = f"cannot save a {type(wrapper).__name__} around the model"
+            raise TypeError(msg)
     return packed, unwrap(model)
 
 

@@ -55,7 +55,9 @@ def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
 
 
 def _tensors(node: fx.Node) -> Iterator[tuple[Any, fx.Node]]:
-    return ((a, value) for a, value in _arguments(node) if isinstance(value, fx.Node))
+    for argument, value in _arguments(node):
+        values = value if isinstance(value, list | tuple) else (value,)
+        yield from ((argument, one) for one in values if isinstance(one, fx.Node))
 
 
 def _is_written(argument: Any) -> bool:

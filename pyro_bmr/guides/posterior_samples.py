@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.guides.linear_gaussian import Conditional, join
@@ -66,8 +66,8 @@ def _latent_nodes(samples: Mapping[str, Tensor], origin: Origin) -> dict[str, An
     """Run the model, and return its continuous latent sites of which there are samples."""
     if origin.model is None:
         msg = (
-            "posterior samples do not know their model. Pass it, and what it is called with, as in "
-            "(samples, x, y, model=model)"
+            "posterior samples do not know their model. Pass it as model=, and after the samples "
+            "what it is called with"
         )
         raise ValueError(msg)
     try:
@@ -136,4 +136,4 @@ def _warn(total: int, effective: int, size: int, enough: bool) -> None:
         f"coordinates that has their {by_what} ({total} draws, of which {effective} effective in "
         f"the worst element){but}"
     )
-    warnings.warn(msg, stacklevel=2)
+    warn(msg)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_bmr.display import warn
 
 # From so many elements on, compiling (seconds, once per process) is worth it.
 _COMPILE_FROM = 1 << 20
@@ -51,11 +52,10 @@ def _can_compile(device: str) -> bool:
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except Exception as error:
-        warnings.warn(
+        warn(
             f"torch.compile does not work here ({type(error).__name__}), so large posteriors are "
             "scored without it, in about twice the time. A C++ compiler such as g++ is what it "
-            "mostly lacks",
-            stacklevel=2,
+            "mostly lacks"
         )
         return False
     return True

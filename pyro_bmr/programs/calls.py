@@ -65,14 +65,19 @@ class Call:
         return pytree.tree_unflatten(leaves, self.spec)
 
 
-def check_call(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_call(
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    expected: str = "all of its data, as when it was trained",
+) -> None:
     """Raise a TypeError if a model cannot be called with these arguments."""
     try:
         read_signature(model).bind(*args, **kwargs)
     except TypeError as error:
         msg = (
             f"got {len(args)} arguments and keywords {list(kwargs)} for the model: {error}. "
-            "Expected all of its data, as when it was trained"
+            f"Expected {expected}"
         )
         raise TypeError(msg) from error
 

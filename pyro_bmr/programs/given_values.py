@@ -41,11 +41,15 @@ def take_rows(value: Tensor, msg: Any) -> Tensor:
     return pyro.subsample(value, event_dim=msg["fn"].event_dim)
 
 
-def refuse(value: Tensor, msg: Any) -> Tensor:
-    """Raise `LocalSiteError`: a value has another shape than its site."""
-    what = (
-        f"the site {msg['name']!r} has the shape {tuple(msg['fn'].shape())} in the model and "
-        f"{tuple(value.shape)} in the guide. Expected the same: the posterior of what belongs to "
-        "single data says nothing of others, so pass those of the training"
-    )
-    raise LocalSiteError(what)
+def refuse(expected: str) -> Callable[[Tensor, Any], Tensor]:
+    """Refuse a value of another shape than its site by a `LocalSiteError`."""
+
+    def fit(value: Tensor, msg: Any) -> Tensor:
+        what = (
+            f"the site {msg['name']!r} has the shape {tuple(msg['fn'].shape())} in the model and "
+            f"{tuple(value.shape)} in the guide. Expected {expected}: the posterior of what "
+            "belongs to single data says nothing of others"
+        )
+        raise LocalSiteError(what)
+
+    return fit

@@ -117,7 +117,9 @@ def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...
     return listed
 
 
-def read_labels(grouping: Labelling, name: str, shape: torch.Size) -> Tensor | None:
+def read_labels(
+    grouping: Labelling, name: str, shape: torch.Size, option: str = "groups"
+) -> Tensor | None:
     """Label the elements of a site: int64, of its shape; None if each stands for itself."""
     labels: Any = grouping(name, shape)
     if labels is None:
@@ -134,7 +136,7 @@ def read_labels(grouping: Labelling, name: str, shape: torch.Size) -> Tensor | N
         else f"a {type(labels).__name__}"
     )
     msg = (
-        f"a function of labels returned {got} for the site {name!r}. Expected a tensor of "
+        f"the function in {option}= returned {got} for the site {name!r}. Expected a tensor of "
         f"integers that broadcasts to {tuple(shape)}, or None for a group per element"
     )
     raise ValueError(msg)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from inspect import isfunction
@@ -12,6 +11,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
@@ -52,13 +52,11 @@ class Problem:
             {name: f"it is not among {option}=" for name in self.priors if name not in sites}
         )
 
-    def warn_if_empty(self, stacklevel: int = 4) -> None:
-        """Warn if no site is left; ``stacklevel`` counts from the caller."""
+    def warn_if_empty(self) -> None:
+        """Warn if no site is left."""
         if not self.priors:
             listed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
-            warnings.warn(
-                f"no site of this guide can be reduced ({listed})", stacklevel=stacklevel + 1
-            )
+            warn(f"no site of this guide can be reduced ({listed})")
 
 
 def read_problem(
@@ -108,7 +106,7 @@ def read_scores(
 ) -> tuple[Problem, ElementScores]:
     """Read a guide as `read_problem` does, and score each of its elements for a spike."""
     problem, _ = assign(read_problem(verb, guide, args, kwargs, model, sites), Spike())
-    problem.warn_if_empty(stacklevel=5)
+    problem.warn_if_empty()
     return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
 
 

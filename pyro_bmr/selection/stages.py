@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pyro_bmr.display import warn
 from pyro_bmr.selection.group_members import form_groups
 from pyro_bmr.selection.group_scores import GroupScores
 from pyro_bmr.selection.groups import Grouping
@@ -36,7 +36,7 @@ def run_stages(
             scores = score(tuple(factor.prune(masks) for factor in scores.factors))
         groups = form_groups(grouping, shapes, find_structure) if shapes else None
         if groups is not None and not groups.layers:
-            warnings.warn(f"groups={grouping!r} has no groups in this model", stacklevel=5)
+            warn(f"groups={grouping!r} has no groups in this model")
         stage_scores: Scores = scores if groups is None else GroupScores(scores, groups)
         chosen = stage_scores.constrained(_checked_masks(select, stage_scores))
         stages.append(Stage(stage_scores, chosen))

@@ -198,12 +198,6 @@ class Round:
     free_energy_error: float
     kept: bool = False
 
-    def __str__(self) -> str:
-        return (
-            f"F = {self.free_energy:.1f} ± {self.free_energy_error:.1f} nats after round "
-            f"{self.index}"
-        )
-
 
 def _note(name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str]) -> str:
     if name in reasons:

@@ -65,7 +65,11 @@ def frame_layers(layers: tuple[LayerSummary, ...]) -> pd.DataFrame:
 
 def draw_rounds(rounds: tuple[Round, ...]) -> Table:
     """Draw a table with one row per round."""
-    table = Table()
+    kept = next(r for r in rounds if r.kept)
+    title = (
+        f"F = {kept.free_energy:.1f} ± {kept.free_energy_error:.1f} nats after round {kept.index}"
+    )
+    table = Table(title=title, title_justify="left")
     for column in ("round", "pruned", "ΔF predicted", "ΔF realised", "F after training"):
         table.add_column(column, justify="right")
     for r in rounds:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,22 @@ from pyro_bmr.files.whole_files import replace_file
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.results import Reduction
+from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 from pyro_bmr.training.states import Program, State
 
 _FORMAT = 2
 
 
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The file of a run, which ``run`` tells from others; no file, if ``path`` is None."""
+    """The file of a run of `prune`, which ``run`` tells from others; no file without ``path``."""
 
-    def __init__(
-        self,
-        path: str | Path | None,
-        run: Mapping[str, Any],
-        guide: Any,
-        program: Program,
-        model: Callable[..., Any],
-    ) -> None:
-        self.path = None if path is None else Path(path)
-        self.run, self.guide, self.program, self.model = run, guide, program, model
+    path: Path | None
+    run: Mapping[str, Any]
+    guide: Any
+    program: Program
+    model: Callable[..., Any]
 
     def exists(self) -> bool:
         """Tell whether there is something to go on from."""
@@ -45,7 +43,7 @@ class Checkpoint:
         state = {"last": _pack(last), "best": _pack(best), "guide": _tensors(self.guide)}
         content = {
             "format": _FORMAT,
-            "run": self._full_run(),
+            "run": self._full_run,
             "state": state,
             "random": _generators(),
         }
@@ -53,22 +51,23 @@ class Checkpoint:
             torch.save(content, unfinished)
 
     def load(self, reduce: Callable[..., Reduction]) -> tuple[State, State]:
-        """Go back to the last and the best state; ``reduce`` takes a selection.
+        """Go back to the last and the best state; ``reduce`` takes a guide and a selection.
 
         Sets the guide, the model and torch's random number generators as they were. A file that is
         not a checkpoint, or is one of another run, raises a ValueError.
         """
         self.program.call(self.guide)
-        saved = _read(Path(str(self.path)), self._full_run())
+        saved = _read(cast(Path, self.path), self._full_run)
         _load_tensors(self.guide, saved["guide"])
         last, best = (_unpack(saved[name], self.guide, reduce) for name in ("last", "best"))
         self.program.set_values(last.values)
         return last, best
 
+    @cached_property
     def _full_run(self) -> dict[str, Any]:
         origin = Origin(self.model, self.program.args, self.program.kwargs)
         sites = [site for factor in read_guide(self.guide, origin) for site in factor.sites]
-        return {**self.run, "sites": {site.name: tuple(site.shape) for site in sites}}
+        return {**self.run, "shapes of sites": {site.name: tuple(site.shape) for site in sites}}
 
 
 def _read(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,8 +114,13 @@ def _generators() -> dict[str, Tensor]:
 
 def _pack(state: State) -> dict[str, Any]:
     reduction = state.reduction
+    decision = cast(Decision, reduction.decision)
+    kept = {name: one for factor in decision.factors for name, one in factor.kept().items()}
     return {
-        "masks": dict(reduction.masks),
+        "parent": {"masks": kept, "tensors": _tensors(state.parent)},
+        "masks": dict(decision.masks),
+        "order": decision.order,
+        "predicted": dict(decision.predicted),
         "scores": dict(reduction.scores),
         "sites": [asdict(site) for site in reduction.sites],
         "layers": [asdict(layer) for layer in reduction.layers],
@@ -130,21 +134,31 @@ def _pack(state: State) -> dict[str, Any]:
 
 def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reduction]) -> State:
     like = next(iter(_tensors(guide).values()), torch.zeros(()))
-    masks, scores = (
-        {name: tensor.to(like.device) for name, tensor in saved[key].items()}
-        for key in ("masks", "scores")
-    )
-    reduction = reduce(select=lambda _: masks)
+
+    def there(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(like.device) for name, tensor in tensors.items()}
+
+    rounds = tuple(Round(**row) for row in saved["rounds"])
+    parent, before = guide, saved["parent"]
+    if len(rounds) > 1:
+        masks = there(before["masks"])
+        parent = reduce(guide, select=lambda scores: {n: masks[n] for n in scores.kept}).guide
+        _load_tensors(parent, before["tensors"])
+    masks_now = there(saved["masks"])
+    reduction = reduce(parent, select=lambda _: masks_now)
     _load_tensors(reduction.guide, saved["guide"])
+    decision = replace(
+        cast(Decision, reduction.decision), order=saved["order"], predicted=saved["predicted"]
+    )
     reduction = replace(
         reduction,
-        scores=scores,
+        scores=there(saved["scores"]),
         sites=tuple(SiteSummary(**row) for row in saved["sites"]),
         layers=tuple(LayerSummary(**row) for row in saved["layers"]),
         naive_delta_f=saved["naive_delta_f"],
+        decision=decision,
     )
-    rounds = tuple(Round(**row) for row in saved["rounds"])
-    return State(reduction, rounds, saved["draws"], saved["values"])
+    return State(reduction, parent, rounds, saved["draws"], saved["values"])
 
 
 def _tensors(guide: Any) -> dict[str, Tensor]:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def fingerprint_run(guide: Any, data: Iterable[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell a run from others by its guide's type, its data and its options."""
+    described = {name: fingerprint(v) for name, v in options.items() if name not in _FREE}
+    return {"guide": type(guide).__name__, "data": list(map(fingerprint, data)), **described}
+
+
+# Options that change the result by no more than other random numbers would.
+_FREE = {"compile", "progress"}
 
 
 def fingerprint(value: Any) -> Any:

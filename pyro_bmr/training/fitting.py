@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_bmr.display import progress_bar
+from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.dry_run import unconstrained_parameters
+from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.training.batches import Batches, BatchModel
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
@@ -111,6 +111,7 @@ def fit(
     >>> round(guide.median()["mean"].item())
     5
     """
+    check_programs("fit", model, guide)
     _check_options(num_epochs, lr, estimator, clip_norm, patience)
     batches = Batches(args, dict(kwargs or {}), batch_size)
     batches.check()
@@ -148,7 +149,7 @@ def _make_steps(
         try:
             return CompiledSteps(loss, parameters, clip_norm)
         except NotStaticError as reason:
-            warnings.warn(f"training without compiling, which is slow: {reason}", stacklevel=3)
+            warn(f"training without compiling, which is slow: {reason}")
     return EagerSteps(loss, clip_norm)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
 
 from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoints import Checkpoint
-from pyro_bmr.training.fingerprints import fingerprint
+from pyro_bmr.training.fingerprints import fingerprint_run
 from pyro_bmr.training.fitting import fit
 from pyro_bmr.training.states import Program
 
@@ -105,6 +105,7 @@ def prune(
     >>> result.kept_round.free_energy < result.rounds[0].free_energy
     True
     """
+    check_programs("prune", model, guide)
     if keep not in {"best", "last"}:
         msg = f"got keep={keep!r}. Expected 'best' or 'last'"
         raise ValueError(msg)
@@ -112,37 +113,33 @@ def prune(
         msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
         raise ValueError(msg)
     program = Program(model, args, dict(kwargs or {}), num_samples)
-    names = sites if sites is None or isinstance(sites, str) else tuple(sites)
+    names = None if sites is None else sorted({sites} if isinstance(sites, str) else sites)
     full_model = unwrap(model, PrunedModel)
-    reduced = partial(reduce, kwargs=program.kwargs, model=full_model, sites=names)
+
+    def reduced(parent: Any, **options: Any) -> Reduction:
+        told = {"kwargs": program.kwargs, "model": full_model, "sites": names}
+        return reduce(parent, *args, **told, **options)
 
     def train(model: Any, guide: Any, num_epochs: int) -> None:
         fit(model, guide, *args, kwargs=program.kwargs, num_epochs=num_epochs, **fit_options)
 
-    run = {
-        "guide": type(guide).__name__,
-        "data": [fingerprint(value) for value in (*args, *program.kwargs.values())],
-        "num_epochs": num_epochs,
-        "refit_epochs": refit_epochs,
-        "keep": keep,
-        "num_samples": num_samples,
-        "seed": seed,
-        "select": fingerprint(select),
-        "groups": fingerprint(groups),
-        "chosen sites": fingerprint(names),
-        **{name: fingerprint(v) for name, v in fit_options.items() if name not in _FREE},
-    }
-    saved = Checkpoint(checkpoint, run, guide, program, full_model)
+    options: dict[str, Any] = {"num_epochs": num_epochs, "refit_epochs": refit_epochs}
+    options |= {"num_samples": num_samples, "keep": keep, "seed": seed, **fit_options}
+    options |= {"sites": names, "select": select, "groups": groups}
+    run = fingerprint_run(guide, (*args, *program.kwargs.values()), options)
+    path = None if checkpoint is None else Path(checkpoint)
+    saved = Checkpoint(path, run, guide, program, full_model)
     if saved.exists():
-        last, best = saved.load(partial(reduced, guide, *args))
+        last, best = saved.load(reduced)
     else:
         if seed is not None:
             pyro.set_rng_seed(seed)
         train(model, guide, num_epochs)
-        last = best = program.start(reduced(guide, *args, select=_keep_all))
+        whole = reduced(guide, select=lambda scores: dict(scores.kept))
+        last = best = program.start(whole, guide)
         saved.write(last, best)
     while len(last.rounds) <= max_rounds:
-        reduction = reduced(last.reduction.guide, *args, select=select, groups=groups)
+        reduction = reduced(last.reduction.guide, select=select, groups=groups)
         if reduction.sparsity == last.reduction.sparsity:
             break
         realised = program.measure_change(last, reduction)
@@ -151,11 +148,3 @@ def prune(
         best = last if last.free_energy <= best.free_energy else best
         saved.write(last, best)
     return program.finish(best if keep == "best" else last, last.rounds)
-
-
-# Options that change the result by no more than other random numbers would.
-_FREE = {"compile", "progress"}
-
-
-def _keep_all(scores: Any) -> dict[str, Any]:
-    return dict(scores.kept)

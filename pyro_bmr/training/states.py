@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,11 +22,12 @@ from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 class State:
     """A reduction after training.
 
-    ``draws`` are its free energies in nats, at the same random numbers in every state; ``values``
-    the model's own parameters and buffers, by name.
+    ``parent`` is the guide that was reduced; ``draws`` are free energies in nats, at the same
+    random numbers in every state; ``values`` the model's own parameters and buffers, by name.
     """
 
     reduction: Reduction
+    parent: Any
     rounds: tuple[Round, ...]
     draws: Tensor
     values: Mapping[str, Tensor]
@@ -45,9 +47,9 @@ class Program:
     kwargs: Mapping[str, Any]
     num_samples: int
 
-    def start(self, reduction: Reduction) -> State:
-        """Measure what the first training made."""
-        return self._state(reduction, (), (0.0, 0.0, 0.0))
+    def start(self, reduction: Reduction, guide: Any) -> State:
+        """Measure what the first training made of a guide."""
+        return self._state(reduction, guide, (), (0.0, 0.0, 0.0))
 
     def measure_change(self, last: State, reduction: Reduction) -> tuple[float, float]:
         """Return the realised ΔF of a reduction in nats, before training, and its error."""
@@ -57,9 +59,9 @@ class Program:
 
     def go_on(self, last: State, reduction: Reduction, realised: tuple[float, float]) -> State:
         """Measure what training made of a reduction of the last state."""
-        return self._state(
-            _add_up(last.reduction, reduction), last.rounds, (reduction.delta_f, *realised)
-        )
+        changes = reduction.delta_f, *realised
+        together = _add_up(last.reduction, reduction)
+        return self._state(together, last.reduction.guide, last.rounds, changes)
 
     def finish(self, kept: State, rounds: tuple[Round, ...]) -> Reduction:
         """Return the reduction of a state, with the model as it was then, and all rounds."""
@@ -80,12 +82,16 @@ class Program:
             value.copy_(values[name])
 
     def _state(
-        self, reduction: Reduction, rounds: tuple[Round, ...], changes: tuple[float, float, float]
+        self,
+        reduction: Reduction,
+        parent: Any,
+        rounds: tuple[Round, ...],
+        changes: tuple[float, float, float],
     ) -> State:
         draws = self._draws(reduction, _couple(reduction))
         this = Round(len(rounds), reduction.sparsity, *changes, *mean_and_error(draws))
         values = {name: value.detach().clone() for name, value in self._values().items()}
-        return State(reduction, (*rounds, this), draws, values)
+        return State(reduction, parent, (*rounds, this), draws, values)
 
     def _draws(self, reduction: Reduction, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
         """Measure F, always with the same random numbers, so that differences have less noise."""
@@ -115,12 +121,12 @@ def _couple(
 
 def _add_up(before: Reduction, after: Reduction) -> Reduction:
     """Add to the ΔF of a reduction those of the rounds before it."""
-    naive = after.naive_delta_f
     return replace(
         after,
         sites=_add_rows(before.sites, after.sites),
         layers=_add_rows(before.layers, after.layers),
-        naive_delta_f=None if naive is None else naive + before.delta_f,
+        # What dropping one by one would have led to is known of one reduction only.
+        naive_delta_f=None if before.delta_f else after.naive_delta_f,
     )
 
 
@@ -128,5 +134,15 @@ _Row = TypeVar("_Row", SiteSummary, LayerSummary)
 
 
 def _add_rows(before: tuple[_Row, ...], after: tuple[_Row, ...]) -> tuple[_Row, ...]:
-    earlier = {row.name: row.delta_f for row in before}
-    return tuple(replace(row, delta_f=row.delta_f + earlier.get(row.name, 0.0)) for row in after)
+    earlier = {key: row.delta_f for key, row in _number(before)}
+    return tuple(
+        replace(row, delta_f=row.delta_f + earlier.get(key, 0.0)) for key, row in _number(after)
+    )
+
+
+def _number(rows: tuple[_Row, ...]) -> Iterator[tuple[tuple[str, int], _Row]]:
+    """Tell rows of one name, as layers of several groupings may have, apart by their order."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        yield (row.name, seen[row.name]), row
+        seen[row.name] += 1

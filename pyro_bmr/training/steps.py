@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from typing_extensions import override
 
+from pyro_bmr.display import warn
 from pyro_bmr.programs.dry_run import dry_run, unconstrained_parameters
 from pyro_bmr.training.adam import AdamState, update
 from pyro_bmr.training.batches import Batches, BatchModel
@@ -190,10 +190,9 @@ class CompiledSteps(Steps):
         try:
             self._check(*self._functions[self._first_size])
         except NotStaticError as reason:
-            warnings.warn(
+            warn(
                 f"the program changed while it was trained, which fit did not follow: {reason} "
-                "Train with compile=False",
-                stacklevel=3,
+                "Train with compile=False"
             )
 
     @torch.no_grad()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from pyro_bmr.display import warn
 from pyro_bmr.units.components import Components
 from pyro_bmr.units.labelled import FIXED, Ints, Labelled
 from pyro_bmr.units.labels import Labels
@@ -164,8 +164,7 @@ def _warn(labelling: Labelling, components: Components) -> None:
             if any(np.isin(components.of[axis], units).any() for axis in x.axes)
         ]
         if names:
-            warnings.warn(
+            warn(
                 f"{operation} has no rule that says which units it keeps apart. Axes of "
-                f"{', '.join(names)} that it touches are protected: their units will not be cut",
-                stacklevel=4,
+                f"{', '.join(names)} that it touches are protected: their units will not be cut"
             )

@@ -130,6 +130,41 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path, monkeypatch):
         bmr.prune(*make(), *data, **options | {"lr": lambda done: 0.01 * (1 - done)})
 
 
+@pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
+def test_a_resumed_run_knows_what_its_last_reduction_decided(data, tmp_path, family):
+    """Audit and figures ask for the posterior before it."""
+    options = OPTIONS | {"max_rounds": 2, "num_epochs": 30, "keep": "last", "seed": 0}
+    options |= {"checkpoint": tmp_path / "run.pt", "sites": {"fc1.weight", "fc2.weight"}}
+    whole = bmr.prune(*make(family), *data, **options)
+    options["sites"] = ["fc2.weight", "fc1.weight"]
+    resumed = bmr.prune(*make(family), *data, **options)
+    assert resumed.rounds == whole.rounds
+    assert resumed.decision.predicted == whole.decision.predicted
+    first, second = (
+        one.audit(*data, num_samples=5, progress=False).summary() for one in (whole, resumed)
+    )
+    assert first.equals(second)
+    assert whole.delta_f == resumed.delta_f < whole.decision.predicted["fc1.weight"]
+
+
+def test_layers_of_one_name_add_up(data):
+    """Two groupings over one site, each with a layer of its name."""
+
+    def rows(name, shape):
+        return (
+            torch.arange(shape[0])[:, None] if name == "fc1.weight" else -torch.ones(shape).long()
+        )
+
+    def columns(name, shape):
+        return torch.arange(shape[1]) if name == "fc1.weight" else -torch.ones(shape).long()
+
+    options = OPTIONS | {"max_rounds": 2, "num_epochs": 30, "keep": "last", "seed": 0}
+    result = bmr.prune(*make(), *data, **options, groups=[rows, columns])
+    assert [layer.name for layer in result.layers] == ["fc1.weight"] * 2
+    assert result.naive_delta_f is None
+    assert sum(layer.delta_f for layer in result.layers) == pytest.approx(result.delta_f)
+
+
 def test_stops_when_nothing_falls(data):
     model, guide = make()
     result = bmr.prune(
