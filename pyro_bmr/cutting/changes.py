@@ -34,7 +34,7 @@ def change_call(call: Any, stays: Stays) -> Change | None:
     if all(bool(mask.all()) for axes in masks for mask in axes):
         return None
     results, operands = masks[: len(call.nodes)], masks[len(call.nodes) :]
-    rule = _RULES.get(_name(call.function))
+    rule = REWRITING_RULES.get(_name(call.function))
     if rule is None:
         _refuse(call, results)
         return None
@@ -161,7 +161,7 @@ def _convolution(call: Any, results: Any, _operands: Any) -> Change:
     return Change(call.function, {place: int(whole.all(1).sum())})
 
 
-_RULES: dict[str, Callable[..., Change]] = {
+REWRITING_RULES: dict[str, Callable[..., Change]] = {
     **dict.fromkeys(
         (
             "view", "reshape", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand",
@@ -181,6 +181,7 @@ _RULES: dict[str, Callable[..., Change]] = {
     "narrow": _narrow,
     "unflatten": _unflatten,
 }  # fmt: skip
+"""By name of a torch function, how a call is made with other sizes."""
 
 
 def _name(function: Any) -> str:

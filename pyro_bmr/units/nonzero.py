@@ -253,7 +253,7 @@ def _softmax(run: Pairs, node: fx.Node) -> Any:
     return positive, positive
 
 
-RULES: dict[str, Callable[[Pairs, fx.Node], Any]] = {
+NONZERO_RULES: dict[str, Callable[[Pairs, fx.Node], Any]] = {
     **dict.fromkeys(
         (
             "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
