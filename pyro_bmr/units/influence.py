@@ -145,7 +145,8 @@ class _Values(fx.Interpreter):
         result = super().run_node(n)
         if n.op in {"get_attr", "placeholder"}:
             result = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), result)
-        self.values[n] = result
+        # What later gives the tensor another shape in place leaves this one as it is.
+        self.values[n] = pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result
 
 
