@@ -100,7 +100,8 @@ def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOper
 
 def named(*names: str) -> list[Any]:
     """Return all functions and methods that go by these names."""
-    return [getattr(home, n) for n in names for home in (torch, Tensor, F) if hasattr(home, n)]
+    found = [getattr(home, n, None) for n in names for home in (torch, Tensor, F)]
+    return [function for function in found if callable(function)]
 
 
 MOMENT_RULES: dict[Any, Callable[..., Any]] = {}

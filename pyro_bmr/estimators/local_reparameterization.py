@@ -137,17 +137,20 @@ _PROPERTIES = {
         "is_contiguous",
         "stride",
     ),
-    *("is_complex", "type", "is_leaf", "grad_fn", "names", "is_nested", "is_quantized"),
+    *("is_complex", "type", "is_leaf", "grad_fn", "names", "is_nested", "is_quantized", "is_meta"),
+    *("nelement", "ndimension", "get_device"),
 }
 _VIEWS = {
-    *("t", "T", "mT", "transpose", "permute", "movedim", "swapaxes", "reshape", "view", "flatten"),
-    *("unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "getitem"),
-    *("contiguous", "clone", "narrow", "select", "view_as", "reshape_as"),
+    *("t", "T", "mT", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims"),
+    *("adjoint", "reshape", "reshape_as", "view", "view_as", "flatten", "ravel", "unflatten"),
+    *("squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "contiguous", "clone"),
+    *("getitem", "narrow", "select"),
 }
 _SPLITS = {"chunk", "split", "tensor_split", "unbind"}
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _LAYERS = {"linear", *_CONVOLUTIONS}
-_PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "mul", "rmul"}
+# Torch calls its own torch.mm spmm.
+_PRODUCTS = {"matmul", "rmatmul", "mm", "spmm", "bmm", "mv", "einsum", "mul", "rmul"}
 _SUMS = {"add", "radd", "sub", "rsub"}
 _SCALINGS = {"mul", "rmul", "div", "truediv"}
 
