@@ -180,6 +180,27 @@ def test_slices_that_are_written_to():
     assert_same(result, compaction, torch.randn(6, 3))
 
 
+def test_products_with_integers_of_the_program():
+    counts = torch.tensor([[1, 0, 2], [0, 1, 1], [3, 0, 1]])
+
+    def model(x, y=None):
+        return _observe(read((x.long() @ counts).float()), y)
+
+    result, compaction = compact(model, (4 * torch.randn(4, 3), torch.randn(4, 2)), FIRST_TWO)
+    assert shapes(compaction)["w1"] == (3, 4)
+    assert_same(result, compaction, 4 * torch.randn(5, 3))
+
+
+def test_shapes_that_change_in_place():
+    def model(x, y=None):
+        h = torch.relu(x @ _normal("w1", 3, 6))
+        return _observe(h.t_().unsqueeze_(0).squeeze_(0).t() @ _normal("w2", 6, 2), y)
+
+    result, compaction = compact(model, (torch.randn(4, 3), torch.randn(4, 2)), FIRST_TWO)
+    assert shapes(compaction)["w1"] == (3, 4)
+    assert_same(result, compaction, torch.randn(5, 3))
+
+
 def test_what_is_computed_and_not_used():
     def model(x, y=None):
         h = torch.relu(x @ _normal("w1", 3, 6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def change_call(call: Any, stays: Stays) -> Change | None:
     if all(bool(mask.all()) for axes in masks for mask in axes):
         return None
     results, operands = masks[: len(call.nodes)], masks[len(call.nodes) :]
-    rule = _RULES.get(_name(call.function))
+    rule = REWRITING_RULES.get(_name(call.function))
     if rule is None:
         _refuse(call, results)
         return None
@@ -95,13 +96,13 @@ def _split(call: Any, results: Any, _operands: Any) -> Change:
     dim = _argument(call, 2, "dim", 0)
     sizes = tuple(int(axes[dim].sum()) for axes in results)
     said = dict(find_sizes(call.args, call.kwargs))
-    name = _name(call.function)
+    name = _name(call.function).removeprefix("unsafe_")
     listed = [place for place in said if place[1] is not None]
     if name in {"split", "split_with_sizes"} and listed:
         return Change(call.function, dict(zip(listed, sizes, strict=True)))
     (place,) = [place for place in said if place not in {(2, None), ("dim", None)}]
     equal = len(set(sizes)) == 1
-    if name == "split":
+    if name == "split" and (equal or name == _name(call.function)):
         return Change(call.function, {place: sizes[0] if equal else sizes})
     if equal:
         return Change(call.function, {})
@@ -109,6 +110,21 @@ def _split(call: Any, results: Any, _operands: Any) -> Change:
         msg = f"the program calls {name} with its number by name, on units that go"
         raise ValueError(msg)
     return Change(torch.split, {place: sizes})
+
+
+def _split_at(call: Any, results: Any, _operands: Any) -> Change:
+    """Say where parts end; the number of parts stays where they are equal."""
+    name, axes = _name(call.function), results[0]
+    dims = {"hsplit": min(1, len(axes) - 1), "vsplit": 0, "dsplit": 2}
+    dim = dims.get(name, _argument(call, 2, "dim", 0))
+    sizes = [int(axes[dim].sum()) for axes in results]
+    ends = tuple(accumulate(sizes))[:-1]
+    said = [place for place, _ in find_sizes(call.args, call.kwargs)]
+    listed = [place for place in said if place[1] is not None]
+    if listed:
+        return Change(call.function, dict(zip(listed, ends, strict=True)))
+    (place,) = [place for place in said if place not in {(2, None), ("dim", None)}]
+    return Change(call.function, {} if len(set(sizes)) == 1 else {place: ends})
 
 
 def _narrow(call: Any, results: Any, operands: Any) -> Change:
@@ -161,15 +177,23 @@ def _convolution(call: Any, results: Any, _operands: Any) -> Change:
     return Change(call.function, {place: int(whole.all(1).sum())})
 
 
-_RULES: dict[str, Callable[..., Change]] = {
+REWRITING_RULES: dict[str, Callable[..., Change]] = {
     **dict.fromkeys(
         (
             "view", "reshape", "expand", "broadcast_to", "zeros", "ones", "full", "empty", "rand",
-            "randn", "new_zeros", "new_ones", "new_full", "new_empty", "layer_norm", "rms_norm",
+            "randn", "normal", "new_zeros", "new_ones", "new_full", "new_empty", "layer_norm",
+            "rms_norm",
         ),
         _says_shape,
     ),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
+    **dict.fromkeys(
+        (
+            "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes",
+            "unsafe_chunk",
+        ),
+        _split,
+    ),
+    **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "dsplit"), _split_at),
     **dict.fromkeys(
         (f"conv{transpose}{n}d" for transpose in ("", "_transpose") for n in (1, 2, 3)),
         _convolution,
@@ -181,6 +205,7 @@ _RULES: dict[str, Callable[..., Change]] = {
     "narrow": _narrow,
     "unflatten": _unflatten,
 }  # fmt: skip
+"""By name of a torch function, how a call is made with other sizes."""
 
 
 def _name(function: Any) -> str:

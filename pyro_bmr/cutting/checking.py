@@ -127,7 +127,10 @@ class _SteadyNoise(TorchDispatchMode):
         return result.fill_(0.5) if name.rstrip("_") in _NOISE else result
 
 
-_NOISE = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "uniform", "normal", "dropout"}
+_NOISE = {
+    *("bernoulli", "rand", "randn", "rand_like", "randn_like", "uniform", "normal", "dropout"),
+    *("exponential", "poisson", "_standard_gamma"),
+}
 
 
 def _compare(name: str, what: str, expected: Tensor, found: Tensor | None) -> None:

@@ -53,7 +53,7 @@ class GaussianTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         try:
-            rule = _RULES[func]
+            rule = MOMENT_RULES[func]
         except KeyError:
             raise unknown_operation(func) from None
         return rule(*args, **(kwargs or {}))
@@ -77,7 +77,7 @@ def register(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], A
     """
 
     def add(rule: Callable[..., Any]) -> Any:
-        _RULES.update(dict.fromkeys(functions, rule))
+        MOMENT_RULES.update(dict.fromkeys(functions, rule))
         return rule
 
     return add
@@ -100,10 +100,13 @@ def unknown_operation(func: Callable[..., Any], reason: str = "") -> UnknownOper
 
 def named(*names: str) -> list[Any]:
     """Return all functions and methods that go by these names."""
-    return [getattr(home, n) for n in names for home in (torch, Tensor, F) if hasattr(home, n)]
+    found = [getattr(home, n, None) for n in names for home in (torch, Tensor, F)]
+    return [function for function in found if callable(function)]
 
 
-_RULES: dict[Any, Callable[..., Any]] = {}
+MOMENT_RULES: dict[Any, Callable[..., Any]] = {}
+"""By torch function, the moments of its result; all others are errors."""
+
 _IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__setitem__"}
 _COMPARISONS = {f"{u}{n}{u}" for n in ("eq", "ne", "ge", "gt", "le", "lt") for u in ("", "__")}
 

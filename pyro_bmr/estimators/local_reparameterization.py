@@ -73,7 +73,7 @@ class LocalWeight(Tensor):
         kwargs = kwargs or {}
         if func is Tensor.__iter__:
             return iter(args[0].unbind())
-        name = resolve_name(func).removesuffix(".__get__").rpartition(".")[2].strip("_")
+        name = name_function(func)
         with torch._C.DisableTorchFunctionSubclass():
             if name in _PROPERTIES:
                 return func(*args, **kwargs)
@@ -118,6 +118,13 @@ def local_weights(
     return weights
 
 
+def name_function(func: Any) -> str:
+    """Name a torch function, the same as a method and as a property; ``add_`` is not ``add``."""
+    name = resolve_name(func).removesuffix(".__get__").rpartition(".")[2]
+    in_place = name.endswith("_") and not name.endswith("__")
+    return name if in_place else name.strip("_")
+
+
 _PROPERTIES = {
     *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse"),
     *(
@@ -130,17 +137,20 @@ _PROPERTIES = {
         "is_contiguous",
         "stride",
     ),
-    *("is_complex", "type", "is_leaf", "grad_fn", "names", "is_nested", "is_quantized"),
+    *("is_complex", "type", "is_leaf", "grad_fn", "names", "is_nested", "is_quantized", "is_meta"),
+    *("nelement", "ndimension", "get_device"),
 }
 _VIEWS = {
-    *("t", "T", "mT", "transpose", "permute", "movedim", "swapaxes", "reshape", "view", "flatten"),
-    *("unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "getitem"),
-    *("contiguous", "clone", "narrow", "select", "view_as", "reshape_as"),
+    *("t", "T", "mT", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims"),
+    *("adjoint", "reshape", "reshape_as", "view", "view_as", "flatten", "ravel", "unflatten"),
+    *("squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "contiguous", "clone"),
+    *("getitem", "narrow", "select"),
 }
 _SPLITS = {"chunk", "split", "tensor_split", "unbind"}
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _LAYERS = {"linear", *_CONVOLUTIONS}
-_PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "mul", "rmul"}
+# Torch calls its own torch.mm spmm.
+_PRODUCTS = {"matmul", "rmatmul", "mm", "spmm", "bmm", "mv", "einsum", "mul", "rmul"}
 _SUMS = {"add", "radd", "sub", "rsub"}
 _SCALINGS = {"mul", "rmul", "div", "truediv"}
 
@@ -165,18 +175,23 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if len(weights) != 1:
         return None
     weight, count = weights[0], 1
-    if name in _SCALINGS and all(isinstance(a, int | float | LocalWeight) for a in args):
+    numbers = not kwargs and all(isinstance(a, int | float | LocalWeight) for a in args)
+    if name in _SCALINGS and numbers:
         count = 2  # the variance scales by the square
     elif name == "where":
         if not (len(args) == 3 and args[1] is weight and args[2] in (0, 0.0)):
             return None
     elif not (name in _VIEWS | _SPLITS and args[0] is weight):
         return None
+    elif name == "getitem" and not _takes_once(args[1]) and not weight.draw_rows:
+        return None
 
     def apply(part: Tensor) -> Any:
         return func(*_map(args, lambda a: part if a is weight else a), **kwargs)
 
     draw, loc, variance = map(apply, (weight.as_subclass(Tensor), weight.loc, weight.variance))
+    if name not in _SPLITS and draw.numel() > weight.numel() and not weight.draw_rows:
+        return None  # elements are repeated, which are not independent
     variance = apply(variance) if count == 2 else variance
     draw_rows = weight.draw_rows
     by_row = draw_rows and cache(lambda rows: torch.vmap(apply)(draw_rows(rows)))
@@ -185,6 +200,18 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     return tuple(
         LocalWeight(*moments, weight.uses, weight.rows, by_row and partial(_pick, by_row, i))
         for i, moments in enumerate(zip(draw, loc, variance, strict=True))
+    )
+
+
+def _takes_once(index: Any) -> bool:
+    """Tell whether no element is taken more than once, as numbers of elements may do."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(
+        part is None
+        or part is Ellipsis
+        or isinstance(part, int | slice)
+        or (isinstance(part, Tensor) and (part.dtype == torch.bool or part.dim() == 0))
+        for part in parts
     )
 
 
@@ -208,9 +235,13 @@ def _one_row_each(name: str, weight: LocalWeight, operands: Any, first: Any) -> 
     others = [operand for operand in operands if operand is not weight]
     if len(others) != 1 or not isinstance(others[0], Tensor):
         return False
+    data, weight_is_first = others[0], operands[0] is weight
+    if name == "einsum":
+        return _einsum_takes_once(first, weight_is_first, data.shape, weight.rows)
     if name in _PRODUCTS - {"mul", "rmul"}:
-        return others[0].dim() == 2 and bool(set(others[0].shape) & set(weight.rows))
-    shape = torch.broadcast_shapes(others[0].shape, weight.shape)
+        rows_at = 1 if weight_is_first and name != "rmatmul" else 0
+        return data.dim() == 2 and data.shape[rows_at] in weight.rows
+    shape = torch.broadcast_shapes(data.shape, weight.shape)
     return len(shape) > 0 and shape[0] in weight.rows and shape[1:] == weight.shape
 
 
@@ -225,19 +256,40 @@ def _goes_by_row(name: str, weight: LocalWeight, operands: Any, first: Any) -> b
     data = others[0]
     if data.dim() == 0 or len(data) not in rows:
         return False
+    weight_is_first = operands[0] is weight
+    if name == "einsum":
+        own, letters, output = _read_einsum(first, weight_is_first, data.dim())
+        return data.dim() >= 2 and letters[:1] == output[:1] and letters[:1] not in own
+    # What has an axis for rows itself has other elements for each of them.
+    shared = weight.dim() < data.dim() or (weight.dim() == data.dim() and len(weight) == 1)
     if name in _PRODUCTS - {"mul", "rmul"}:
-        return data.dim() >= 2 and _rows_stay_first(name, operands[0] is weight, first)
-    return len(torch.broadcast_shapes(data.shape, weight.shape)) == data.dim()
+        rows_first = not weight_is_first or name == "rmatmul"
+        return data.dim() >= 2 and rows_first and (weight.dim() <= 2 or shared)
+    return shared and len(torch.broadcast_shapes(data.shape, weight.shape)) == data.dim()
 
 
-def _rows_stay_first(name: str, weight_is_first: bool, equation: Any) -> bool:
-    """Tell whether rows are the first dimension of the data and of their product with a weight."""
-    if name != "einsum":
-        return not weight_is_first or name == "rmatmul"
-    terms, _, output = equation.replace(" ", "").partition("->")
+def _einsum_takes_once(
+    equation: str, weight_is_first: bool, sizes: Collection[int], rows: Collection[int]
+) -> bool:
+    """Tell whether all axes of the data but one, of rows that stay, meet an axis of the weight."""
+    own, letters, output = _read_einsum(equation, weight_is_first, len(sizes))
+    if not len(letters) == len(sizes) == 2:
+        return False
+    stay = [i for i, size in zip(letters, sizes, strict=True) if size in rows and i in output]
+    return any(set(letters) - {i} <= set(own) for i in stay)
+
+
+def _read_einsum(equation: str, weight_is_first: bool, dims: int) -> tuple[str, str, str]:
+    """Read the letters of a weight, of data, and of the result, with ``.`` for an ellipsis."""
+    terms, arrow, output = equation.replace(" ", "").replace("...", ".").partition("->")
     left, _, right = terms.partition(",")
+    if not arrow:
+        once = [i for i in left + right if i == "." or (left + right).count(i) == 1]
+        output = "".join(sorted(set(once)))
     weight, data = (left, right) if weight_is_first else (right, left)
-    return data[:1] == output[:1] and data[:1] not in weight
+    if len(data) > dims:
+        data, output = data.replace(".", ""), output.replace(".", "")
+    return weight, data, output
 
 
 def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> tuple[Tensor, str] | None:

@@ -84,6 +84,11 @@ def _expand_as(x: Tensor, other: Tensor) -> Tensor:
     return x.expand(other.shape)
 
 
+@register(Tensor.view_as, Tensor.reshape_as)
+def _reshape_as(x: Tensor, other: Tensor) -> Tensor:
+    return x.reshape(other.shape)
+
+
 @register(torch.broadcast_tensors)
 def _broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))

@@ -71,7 +71,7 @@ def find_structure(captured: Capture) -> Structure:
         decisions = decisions | {name: decisions.get(name, 0) + 1 for name in moved}
 
 
-RULES: dict[Any, Rule] = ELEMENTWISE | VIEWS | CONTRACTIONS | INDEXING | REDUCTIONS
+LABEL_RULES: dict[Any, Rule] = ELEMENTWISE | VIEWS | CONTRACTIONS | INDEXING | REDUCTIONS
 """By operation, what it does to labels; those that torch marks as elementwise need no entry."""
 
 
@@ -182,7 +182,7 @@ def _bind(node: fx.Node, known: dict[fx.Node, Any]) -> dict[str, Any]:
 
 
 def _find_rule(target: Any, call: Call) -> Rule:
-    rule = RULES.get(getattr(target, "overloadpacket", None))
+    rule = LABEL_RULES.get(getattr(target, "overloadpacket", None))
     if rule is not None:
         return rule
     if not call.tensors:

@@ -70,15 +70,8 @@ def _multiply_and_add(labels: Labels, call: Call) -> Labelled:
     return replace(combined, depth=product.depth)
 
 
-def _linear(labels: Labels, call: Call) -> Labelled:
-    x, weight, *bias = call.tensors
-    product = multiply(labels, x, weight.pick((1, 0)))
-    return broadcast(labels, [product, *bias], call.shapes[0])
-
-
 CONTRACTIONS: dict[Any, Rule] = {
     **dict.fromkeys((aten.mm, aten.bmm, aten.mv, aten.dot), _multiply),
     **dict.fromkeys((aten.addmm, aten.addmm_, aten.baddbmm, aten.addmv), _multiply_and_add),
-    aten.linear: _linear,
     aten.convolution: convolve,
 }

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.operations import is_in_place, is_random, name_operation
-from pyro_bmr.units.nonzero import RULES
+from pyro_bmr.units.nonzero import NONZERO_RULES
 from pyro_bmr.units.pairs import Pairs, unknown
 from pyro_bmr.units.structure import Axis, Structure
 
@@ -116,7 +116,7 @@ class _Run(Pairs):
             part = whole[index] if isinstance(whole, list) else None
             self.pairs[node] = unknown(self, node) if part is None else part
             return
-        self.pairs[node] = RULES.get(name_operation(node), unknown)(self, node)
+        self.pairs[node] = NONZERO_RULES.get(name_operation(node), unknown)(self, node)
         self._share(node, operands)
 
     def _share(self, node: fx.Node, operands: list[fx.Node]) -> None:
@@ -145,7 +145,8 @@ class _Values(fx.Interpreter):
         result = super().run_node(n)
         if n.op in {"get_attr", "placeholder"}:
             result = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), result)
-        self.values[n] = result
+        # What later gives the tensor another shape in place leaves this one as it is.
+        self.values[n] = pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result
 
 

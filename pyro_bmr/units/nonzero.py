@@ -176,10 +176,10 @@ def _divide(run: Pairs, node: fx.Node) -> Any:
 
 def _multiply_matrices(run: Pairs, node: fx.Node) -> Any:
     added = name_operation(node).startswith(("add", "badd"))
-    left, right = node.args[1:3] if added else node.args[:2]
-    matrix: Any = left
-    value = run.weighted(matrix, [run.pairs[left][0].dim() - 1]) @ run.pairs[right][0]
-    return _summed(value + run.pairs[node.args[0]][0] if added else value)
+    operands: Any = node.args
+    left, right = operands[1:3] if added else operands[:2]
+    value = run.weighted(left, [run.real[left].dim() - 1]) @ run.read(right)[0]
+    return _summed(value + run.read(operands[0])[0] if added else value)
 
 
 def _convolve(run: Pairs, node: fx.Node) -> Any:
@@ -253,21 +253,21 @@ def _softmax(run: Pairs, node: fx.Node) -> Any:
     return positive, positive
 
 
-RULES: dict[str, Callable[[Pairs, fx.Node], Any]] = {
+NONZERO_RULES: dict[str, Callable[[Pairs, fx.Node], Any]] = {
     **dict.fromkeys(
         (
-            "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
-            "cat stack split split_with_sizes chunk unbind diagonal tril triu unfold repeat flip "
-            "roll pixel_shuffle upsample_nearest2d"
+            "view _unsafe_view expand permute transpose t unsqueeze squeeze slice select cat stack "
+            "split split_with_sizes unsafe_split unsafe_split_with_sizes unbind diagonal tril triu "
+            "unfold repeat flip roll pixel_shuffle upsample_nearest2d"
         ).split(),
         _move,
     ),
     **dict.fromkeys(("index", "index_select", "gather", "embedding"), _look_up),
     **dict.fromkeys(
         (
-            "alias detach clone contiguous lift_fresh_copy _to_copy relu tanh gelu silu leaky_relu "
-            "elu celu selu mish hardswish softshrink hardshrink sin asin tan atan sinh asinh atanh "
-            "abs neg sqrt square sign erf expm1 log1p native_dropout round trunc"
+            "alias detach clone lift_fresh_copy _to_copy relu tanh gelu silu leaky_relu elu celu "
+            "mish hardswish softshrink hardshrink sin asin tan atan sinh asinh atanh abs neg sqrt "
+            "sign erf expm1 log1p native_dropout round trunc"
         ).split(),
         _keep,
     ),
@@ -280,7 +280,7 @@ RULES: dict[str, Callable[[Pairs, fx.Node], Any]] = {
     ),
     **dict.fromkeys(("add", "sub", "rsub", "maximum", "minimum"), _add),
     **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), _multiply_matrices),
-    **dict.fromkeys(("sum", "mean"), _sum),
+    **dict.fromkeys(("sum", "nansum", "mean"), _sum),
     **dict.fromkeys(
         ("avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
         _average_places,

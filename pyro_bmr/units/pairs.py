@@ -44,6 +44,13 @@ class Pairs:
         value = nonzero.to(self.device, torch.float64)
         self.pairs[node] = value, torch.ones_like(value)
 
+    def read(self, node: fx.Node) -> Pair:
+        """Return the pair of a tensor; integers of the program are known, and have none."""
+        if node in self.pairs:
+            return self.pairs[node]
+        value = (self.real[node] != 0).to(self.device, torch.float64)
+        return value, torch.ones_like(value)
+
     def mixed(self, like: Tensor, operands: list[fx.Node]) -> Pair:
         """Depend on all of the operands, in a way that is not known."""
         everything = torch.ones((), dtype=torch.float64, device=self.device)
@@ -72,7 +79,7 @@ class Pairs:
 
     def weighted(self, node: fx.Node, dims: list[int]) -> Tensor:
         """Multiply the first of a pair by the terms of units, along axes that are summed over."""
-        value = self.pairs[node][0]
+        value = self.read(node)[0]
         for dim in dims:
             units = self.labels[node.name][dim].to(self.device)
             if (units >= 0).any():

@@ -35,6 +35,9 @@ def mix(labels: Labels, call: Call) -> Result:
 def normalize_batch(labels: Labels, call: Call) -> Result:
     """Normalise each channel by itself: batch norm, and its statistics per channel."""
     x, *others = call.tensors
+    if call.arguments.get("training", "with_update" in call.operation):
+        for axis in (*x.axes[:1], *x.axes[2:]):
+            labels.protect(axis, f"{call.operation} over its axis")
     channels, sources = x.axes[1], x.sources[1]
     for other in others:
         channels = labels.join(channels, other.axes[0])
@@ -63,12 +66,13 @@ def normalize_layer(labels: Labels, call: Call) -> Result:
 
 
 def normalize_groups(labels: Labels, call: Call) -> Result:
-    """Normalise over groups of channels: group norm."""
+    """Normalise over groups of channels, and all that they hold: group norm."""
     x, *affine = call.tensors
-    for tensor, i in ((x, 1), *((tensor, 0) for tensor in affine)):
-        labels.protect(tensor.axes[i], f"{call.operation} over its axis")
-    statistics = (labels.create(shape) for shape in call.shapes[1:])
-    return (x, *statistics)
+    for axis in (*x.axes[1:], *(tensor.axes[0] for tensor in affine)):
+        labels.protect(axis, f"{call.operation} over its axis")
+    groups = labels.fixed(call["group"])
+    statistics = Labelled((x.axes[0], groups), (x.sources[0], frozenset()), x.depth)
+    return (x, statistics, statistics)
 
 
 def pool(labels: Labels, call: Call) -> Result:
@@ -149,14 +153,13 @@ REDUCTIONS: dict[Any, Rule] = {
     aten.native_group_norm: normalize_groups,
     **{
         getattr(aten, f"{name}{n}d{end}"): pool
-        for n in (1, 2, 3)
+        for n in (2, 3)
         for name, end in (
             ("max_pool", "_with_indices"),
             ("avg_pool", ""),
             ("_adaptive_avg_pool", ""),
             ("adaptive_max_pool", ""),
         )
-        if hasattr(aten, f"{name}{n}d{end}")
     },
     **dict.fromkeys(
         (

@@ -110,7 +110,7 @@ def _view(labels: Labels, call: Call) -> Labelled:
 
 
 VIEWS: dict[Any, Rule] = {
-    **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias), _view),
+    **dict.fromkeys((aten.view, aten._unsafe_view, aten._reshape_alias), _view),
     **dict.fromkeys((aten.t, aten.t_, aten.transpose, aten.transpose_, aten.permute), reorder),
     aten.expand: expand,
     aten.repeat: repeat,

@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, Aut
 from pyro.infer.autoguide.initialization import init_to_mean
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
+from torch.nn import functional as F
 
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
@@ -353,6 +354,59 @@ def test_local_keeps_what_elements_share(use):
     theirs = torch.tensor([whole.loss(*args) for _ in range(600)])
     error = (ours.var() / 400 + theirs.var() / 600).sqrt()
     assert abs(ours.mean() - theirs.mean()) < 3.5 * error
+
+
+GROUPS = torch.tensor([1, 0, 2, 1, 0, 2, 2, 1])
+ONCE = {
+    "groups of rows": ([3], lambda x, w: x.sum(-1) + w[GROUPS]),
+    "slopes of groups": ([3, 3], lambda x, w: x * w[GROUPS]),
+    "a weight of each row": ([8, 3], lambda x, w: x * w + x.cos() * w),
+    "a matrix of each row": ([8, 3, 2], lambda x, w: x[:, None] @ w + x.cos()[:, None] @ w),
+    "matrices": ([4, 3, 2], lambda x, w: (x @ w).movedim(1, 0)),
+    "expanded": ([3], lambda x, w: F.linear(x, w.expand(4, 3))),
+    "broadcast": ([3], lambda x, w: F.linear(x, w.broadcast_to(4, 3))),
+    "taken twice": ([3], lambda x, w: x @ w[[0, 0, 1]]),
+    "masked": ([3], lambda x, w: x[:, :2] @ w[torch.tensor([True, False, True])]),
+    "data summed by themselves": ([2], lambda x, w: torch.einsum("bi,o->bo", x, w)),
+    "outer product": ([2], lambda x, w: torch.einsum("bi,o", x, w)),
+    "einsum": ([2, 3], lambda x, w: torch.einsum("...i,oi->...o", x, w)),
+    "rows summed": ([8], lambda x, w: (w @ x).sum() * x.cos()),
+    "rows summed by einsum": ([2, 3], lambda x, w: torch.einsum("bi,oi->o", x, w).sum() * x.cos()),
+    "in place": ([3], lambda x, w: [h := x.sin(), h.add_(w)][0]),
+    "in place, itself": ([3], lambda x, w: x @ w.clone().mul_(2)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:the site 'w' is drawn as a whole")
+@pytest.mark.parametrize("use", ONCE)
+def test_each_row_has_the_exact_moments(use):
+    """A sum over what a row makes of its weights has the variance J diag(v) Jᵀ."""
+    x, (shape, function), num = torch.randn(8, 3), ONCE[use], 300
+    seen = []
+
+    def row_sums(w):
+        return function(x, w).reshape(8, -1).sum(-1)
+
+    def model():
+        w = pyro.sample("w", dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape)))
+        seen.append(row_sums(w))
+        with pyro.plate("data", 8):
+            pyro.sample("y", dist.Normal(seen[-1], 1.0), obs=torch.zeros(8))
+
+    loc, scale = torch.randn(shape), torch.rand(shape) + 0.2
+    guide, elbo = AutoNormal(model), bmr.LocalELBO()
+    guide()
+    with torch.no_grad():
+        guide.locs.w.copy_(loc)
+        guide.scales.w = scale
+    with torch.no_grad():
+        for _ in range(num + 1):
+            elbo._get_trace(model, guide, (), {})
+    jacobian = torch.autograd.functional.jacobian(row_sums, loc).reshape(8, -1)
+    variance = jacobian.square() @ scale.square().flatten()
+    draws = torch.stack(seen[-num:])
+    assert ((draws.mean(0) - row_sums(loc)).abs() < 5 * (variance / num).sqrt()).all()
+    assert ((draws.var(0) / variance - 1).abs() < 5 * (2 / num) ** 0.5).all()
 
 
 class SmallRecurrent(PyroModule):

@@ -1,6 +1,8 @@
 """Gaussian tensors against Monte Carlo, quadrature and exact answers."""
 
+import importlib
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -262,6 +264,13 @@ UNKNOWN = {
 def test_unknown_operations_are_named(name):
     with pytest.raises(UnknownOperationError, match=name):
         UNKNOWN[name](random_gaussian(4, 4))
+
+
+def test_an_error_says_where_rules_are_registered():
+    with pytest.raises(UnknownOperationError) as caught:
+        torch.erfinv(random_gaussian(2))
+    module, name = re.search(r"@([\w.]+)\.(\w+)\(torch\.erfinv\)", str(caught.value)).groups()
+    assert getattr(importlib.import_module(module), name) is register
 
 
 def test_register_adds_a_rule():
