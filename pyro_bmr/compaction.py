@@ -34,7 +34,7 @@ from pyro_bmr.programs.sites import Indices, Site
 from pyro_bmr.selection.problem import assemble
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_needed
-from pyro_bmr.units.structure import Structure
+from pyro_bmr.units.producers_and_readers import Structure
 
 
 @torch.inference_mode(False)

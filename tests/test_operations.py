@@ -31,12 +31,12 @@ from pyro_bmr.graphs.operations import is_in_place, is_random, name_operation
 from pyro_bmr.graphs.sized_calls import SizedCall, SizedCalls
 from pyro_bmr.units import axes, influence
 from pyro_bmr.units.axes import LABEL_RULES, find_structure
-from pyro_bmr.units.calls import Call, create, protect_all
 from pyro_bmr.units.components import find_components
 from pyro_bmr.units.contractions import CONTRACTIONS
 from pyro_bmr.units.influence import find_needed
 from pyro_bmr.units.labels import Labels
 from pyro_bmr.units.nonzero import NONZERO_RULES
+from pyro_bmr.units.operation_calls import OperationCall, create, protect_all
 from pyro_bmr.units.reductions import add_up
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no rule that says which units")
@@ -103,7 +103,7 @@ def captured(name):
 
 def find_refused(graph):
     """The operations of a graph for which there are no labels."""
-    like = Call("", "", {"self": Labels().create((2,))}, ())
+    like = OperationCall("", "", {"self": Labels().create((2,))}, ())
     nodes = [n for n in graph.graph.nodes if n.all_input_nodes and hasattr(n.target, "_schema")]
     return {name_operation(n) for n in nodes if axes._find_rule(n.target, like) is protect_all}
 
@@ -131,7 +131,7 @@ def result_nodes(graph):
 
 
 def find_nonzero(name, first, second):
-    """Of the results, the first of the pairs of `pyro_bmr.units.pairs`, from those of the site."""
+    """Of the results, the first of their pairs, from those of the site."""
     graph, _, structure, values = captured(name)
     pairs = influence._Run(values, structure, 100)
     pairs.start(graph, {})

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_bmr.graphs.capture import input_name
 from pyro_bmr.programs.sites import Indices, Site, take
-from pyro_bmr.units.structure import Structure
+from pyro_bmr.units.producers_and_readers import Structure
 
 
 @dataclass(frozen=True)

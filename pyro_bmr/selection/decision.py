@@ -15,7 +15,7 @@ from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
 from pyro_bmr.selection.problem import assemble
-from pyro_bmr.units.structure import Structure
+from pyro_bmr.units.producers_and_readers import Structure
 
 _MOST_SAMPLED = 1024
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_bmr.mathematics.membership import Membership
 from pyro_bmr.selection.groups import Grouping, Labelling, UnitGrouping, read_labels
-from pyro_bmr.units.structure import Axis, Layer, Structure
+from pyro_bmr.units.producers_and_readers import Axis, Layer, Structure
 
 
 def form_groups(

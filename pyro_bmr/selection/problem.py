@@ -24,7 +24,7 @@ from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_released
-from pyro_bmr.units.structure import Structure
+from pyro_bmr.units.producers_and_readers import Structure
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pyro_bmr.selection.group_scores import GroupScores
 from pyro_bmr.selection.groups import Grouping
 from pyro_bmr.selection.scores import ElementScores, Scores, score
 from pyro_bmr.selection.selections import Selection
-from pyro_bmr.units.structure import Structure
+from pyro_bmr.units.producers_and_readers import Structure
 
 
 def run_stages(

@@ -35,24 +35,24 @@ from torch import Tensor, fx, nn
 
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.operations import find_written, read_arguments
-from pyro_bmr.units.calls import (
+from pyro_bmr.units.components import find_components
+from pyro_bmr.units.contractions import CONTRACTIONS
+from pyro_bmr.units.indexing import INDEXING
+from pyro_bmr.units.labelled import AxisOrigin, Labelled
+from pyro_bmr.units.labels import Labels
+from pyro_bmr.units.layers import UnitLabelling, write_structure
+from pyro_bmr.units.operation_calls import (
     CONSTANT_ALONG,
     ELEMENTWISE,
-    Call,
+    OperationCall,
     Rule,
     broadcast,
     combine,
     create_sequence,
     protect_all,
 )
-from pyro_bmr.units.components import find_components
-from pyro_bmr.units.contractions import CONTRACTIONS
-from pyro_bmr.units.indexing import INDEXING
-from pyro_bmr.units.labelled import Labelled, Origin
-from pyro_bmr.units.labels import Labels
-from pyro_bmr.units.layers import Labelling, write_structure
+from pyro_bmr.units.producers_and_readers import Structure
 from pyro_bmr.units.reductions import REDUCTIONS
-from pyro_bmr.units.structure import Structure
 from pyro_bmr.units.views import VIEWS
 
 
@@ -84,7 +84,7 @@ class _Pass:
     known: dict[fx.Node, Any] = field(default_factory=dict)
     owners: list[tuple[str, int]] = field(default_factory=list)
 
-    def run(self) -> Labelling:
+    def run(self) -> UnitLabelling:
         captured = self.captured
         self._start()
         for node in captured.graph.graph.nodes:
@@ -104,18 +104,18 @@ class _Pass:
             for nodes in (captured.sites, captured.tensors, captured.inputs)
         )
         known = {n.name: x for n, x in self.known.items() if isinstance(x, Labelled)}
-        return Labelling(self.labels, sites, tensors, inputs, self.owners, inherited, known)
+        return UnitLabelling(self.labels, sites, tensors, inputs, self.owners, inherited, known)
 
     def _start(self) -> None:
         captured = self.captured
         for nodes, origin in (
-            (captured.sites, Origin.SITE),
-            (captured.tensors, Origin.TENSOR),
-            (captured.inputs, Origin.INPUT),
+            (captured.sites, AxisOrigin.SITE),
+            (captured.tensors, AxisOrigin.TENSOR),
+            (captured.inputs, AxisOrigin.INPUT),
         ):
             for name, node in nodes.items():
                 made = self.labels.create(node.meta["val"].shape, origin)
-                if origin != Origin.INPUT:
+                if origin != AxisOrigin.INPUT:
                     first = len(self.owners)
                     self.owners += [(name, i) for i in range(len(made.axes))]
                     places = range(first, len(self.owners))
@@ -138,7 +138,7 @@ class _Pass:
         value = node.meta.get("val")
         results = value if isinstance(value, list | tuple) else [value]
         shapes = tuple(tuple(x.shape) if isinstance(x, Tensor) else () for x in results)
-        call = Call(node.name, str(node.target), _bind(node, self.known), shapes)
+        call = OperationCall(node.name, str(node.target), _bind(node, self.known), shapes)
         return _find_rule(node.target, call)(self.labels, call)
 
     def _join_prior(
@@ -181,7 +181,7 @@ def _bind(node: fx.Node, known: dict[fx.Node, Any]) -> dict[str, Any]:
     return {name: fx.map_arg(value, known.__getitem__) for name, value in named.items()}
 
 
-def _find_rule(target: Any, call: Call) -> Rule:
+def _find_rule(target: Any, call: OperationCall) -> Rule:
     rule = LABEL_RULES.get(getattr(target, "overloadpacket", None))
     if rule is not None:
         return rule

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pyro_bmr.units.labelled import FIXED, MERGED, Ints, Origin, Product, spread
+from pyro_bmr.units.labelled import FIXED, MERGED, AxisOrigin, Ints, Product, spread
 from pyro_bmr.units.labels import Labels
 
 
@@ -32,10 +32,10 @@ def find_components(labels: Labels) -> Components:
     for protection in labels.protections:
         found.protect(protection.labels, protection.reason)
     touched = np.zeros(count, bool)
-    touched[of[labels.find(Origin.SITE)]] = True
+    touched[of[labels.find(AxisOrigin.SITE)]] = True
     for axis, merged in labels.merges:
         found.protect(axis[touched[of[axis]]], MERGED)
-        if labels.origin(merged) == Origin.CREATED:
+        if labels.origin(merged) == AxisOrigin.CREATED:
             found.protect(merged[touched[of[merged]]], MERGED)
     found.protected[of[FIXED]] = True
     return found

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pyro_bmr.units.calls import Call, Rule, aten, broadcast
-from pyro_bmr.units.labelled import Labelled, Origin
+from pyro_bmr.units.labelled import AxisOrigin, Labelled
 from pyro_bmr.units.labels import Labels
+from pyro_bmr.units.operation_calls import OperationCall, Rule, aten, broadcast
 
 
-def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:
+def _multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:
     """Multiply matrices, or batches of them, or vectors."""
     over = -2 if len(second.axes) > 1 else -1
     labels.contract(first, -1, second, over)
@@ -24,7 +24,7 @@ def multiply(labels: Labels, first: Labelled, second: Labelled) -> Labelled:
     return Labelled(tuple(axes), tuple(sources), max(first.depth, second.depth) + 1)
 
 
-def convolve(labels: Labels, call: Call) -> Labelled:
+def _convolve(labels: Labels, call: OperationCall) -> Labelled:
     """Convolve, also transposed, or in groups.
 
     A group is one unit: all channels that it reads and all that it produces. Positions are fixed.
@@ -39,7 +39,7 @@ def convolve(labels: Labels, call: Call) -> Labelled:
         labels.contract(x, 1, weight, into)
         channels = weight.axes[out]
     else:
-        grouped = labels.fresh(groups, Origin.SITE)
+        grouped = labels.fresh(groups, AxisOrigin.SITE)
         labels.join(x.axes[1], grouped.repeat(len(x.axes[1]) // groups))
         own = weight.axes[0]
         labels.join(own, grouped.repeat(len(own) // groups))
@@ -58,20 +58,20 @@ def convolve(labels: Labels, call: Call) -> Labelled:
     )
 
 
-def _multiply(labels: Labels, call: Call) -> Labelled:
+def _multiply_operands(labels: Labels, call: OperationCall) -> Labelled:
     first, second = call.tensors
-    return multiply(labels, first, second)
+    return _multiply(labels, first, second)
 
 
-def _multiply_and_add(labels: Labels, call: Call) -> Labelled:
+def _multiply_and_add(labels: Labels, call: OperationCall) -> Labelled:
     added, first, second = call.tensors
-    product = multiply(labels, first, second)
+    product = _multiply(labels, first, second)
     combined = broadcast(labels, [product, added], call.shapes[0])
     return replace(combined, depth=product.depth)
 
 
 CONTRACTIONS: dict[Any, Rule] = {
-    **dict.fromkeys((aten.mm, aten.bmm, aten.mv, aten.dot), _multiply),
+    **dict.fromkeys((aten.mm, aten.bmm, aten.mv, aten.dot), _multiply_operands),
     **dict.fromkeys((aten.addmm, aten.addmm_, aten.baddbmm, aten.addmv), _multiply_and_add),
-    aten.convolution: convolve,
+    aten.convolution: _convolve,
 }

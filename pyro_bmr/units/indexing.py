@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pyro_bmr.units.calls import Call, Result, Rule, aten, broadcast, protect_all
 from pyro_bmr.units.labelled import Labelled
 from pyro_bmr.units.labels import Labels
+from pyro_bmr.units.operation_calls import OperationCall, Result, Rule, aten, broadcast, protect_all
 
 
-def select(labels: Labels, call: Call) -> Labelled:
+def select(labels: Labels, call: OperationCall) -> Labelled:
     """Take one index of an axis."""
     x: Labelled = call["self"]
     at = call["dim"] % len(x.axes)
@@ -20,12 +20,12 @@ def select(labels: Labels, call: Call) -> Labelled:
     return x.pick(i for i in range(len(x.axes)) if i != at)
 
 
-def unbind(labels: Labels, call: Call) -> tuple[Labelled, ...]:
+def unbind(labels: Labels, call: OperationCall) -> tuple[Labelled, ...]:
     """Take all indices of an axis."""
     return (select(labels, call),) * len(call.shapes)
 
 
-def slice_axis(labels: Labels, call: Call) -> Labelled:
+def _slice_axis(labels: Labels, call: OperationCall) -> Labelled:
     """Take a range of an axis."""
     x: Labelled = call["self"]
     axis = x.axes[call["dim"]]
@@ -37,7 +37,7 @@ def slice_axis(labels: Labels, call: Call) -> Labelled:
     return x.put(call["dim"], part)
 
 
-def split(labels: Labels, call: Call) -> tuple[Labelled, ...]:
+def split(labels: Labels, call: OperationCall) -> tuple[Labelled, ...]:
     """Cut an axis into ranges that follow one another."""
     x: Labelled = call["self"]
     at = call["dim"]
@@ -48,7 +48,7 @@ def split(labels: Labels, call: Call) -> tuple[Labelled, ...]:
     return tuple(x.put(at, part) for part in np.split(axis, ends))
 
 
-def concatenate(labels: Labels, call: Call) -> Labelled:
+def concatenate(labels: Labels, call: OperationCall) -> Labelled:
     """Lay tensors one after the other."""
     (shape,) = call.shapes
     parts = [x for x in call.tensors if len(x.axes) == len(shape)]
@@ -60,7 +60,7 @@ def concatenate(labels: Labels, call: Call) -> Labelled:
     return rest.put(at, whole, sources)
 
 
-def stack(labels: Labels, call: Call) -> Labelled:
+def stack(labels: Labels, call: OperationCall) -> Labelled:
     """Lay tensors beside each other along a new axis, which is fixed."""
     (shape,) = call.shapes
     at = call["dim"] % len(shape)
@@ -69,7 +69,7 @@ def stack(labels: Labels, call: Call) -> Labelled:
     return replace(rest, axes=axes, sources=(*rest.sources[:at], frozenset(), *rest.sources[at:]))
 
 
-def embed(labels: Labels, call: Call) -> Labelled:
+def _embed(labels: Labels, call: OperationCall) -> Labelled:
     """Look up rows of a table."""
     table, indices = call["weight"], call["indices"]
     labels.protect(table.axes[0], "its rows are looked up by data")
@@ -81,7 +81,7 @@ def embed(labels: Labels, call: Call) -> Labelled:
     )
 
 
-def index(labels: Labels, call: Call) -> Result:
+def index(labels: Labels, call: OperationCall) -> Result:
     """Look up by one tensor of indices, whose axes replace the axis; protect all if by several."""
     x: Labelled = call["self"]
     indices = call.arguments.get("indices")
@@ -102,7 +102,7 @@ def index(labels: Labels, call: Call) -> Result:
     )
 
 
-def gather(labels: Labels, call: Call) -> Labelled:
+def gather(labels: Labels, call: OperationCall) -> Labelled:
     """Look up elements along an axis; the result has the shape of the indices."""
     x, indices = call["self"], call["index"]
     at = call["dim"] % len(x.axes)
@@ -115,7 +115,7 @@ def gather(labels: Labels, call: Call) -> Labelled:
     return replace(indices, depth=max(x.depth, indices.depth))
 
 
-def pad(labels: Labels, call: Call) -> Labelled:
+def pad(labels: Labels, call: OperationCall) -> Labelled:
     """Add constant elements around a tensor; axes that grow are fixed."""
     x, (shape,) = call["self"], call.shapes
     for i, size in enumerate(shape):
@@ -128,13 +128,13 @@ def pad(labels: Labels, call: Call) -> Labelled:
 INDEXING: dict[Any, Rule] = {
     aten.select: select,
     aten.unbind: unbind,
-    aten.slice: slice_axis,
+    aten.slice: _slice_axis,
     **dict.fromkeys(
         (aten.split, aten.split_with_sizes, aten.unsafe_split, aten.unsafe_split_with_sizes), split
     ),
     aten.cat: concatenate,
     aten.stack: stack,
-    aten.embedding: embed,
+    aten.embedding: _embed,
     **dict.fromkeys((aten.index, aten.index_select), index),
     aten.gather: gather,
     aten.constant_pad_nd: pad,

@@ -13,8 +13,8 @@ from typing_extensions import override
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.operations import is_in_place, is_random, name_operation
 from pyro_bmr.units.nonzero import NONZERO_RULES
-from pyro_bmr.units.pairs import Pairs, unknown
-from pyro_bmr.units.structure import Axis, Structure
+from pyro_bmr.units.nonzero_pairs import Pairs, unknown
+from pyro_bmr.units.producers_and_readers import Axis, Structure
 
 
 def find_needed(
@@ -37,7 +37,7 @@ def _find_influence(
 
     A unit is needed where it is summed over, in a product of matrices or a convolution. There it
     is multiplied by a number; the derivative of outputs with respect to that is zero if its term
-    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.units.pairs`.
+    is exactly zero, or if nothing depends on the sum. See `pyro_bmr.units.nonzero_pairs`.
     """
     num_units = sum(len(layer.units) for layer in structure.layers)
     run = _Run(real, structure, num_units)

@@ -25,7 +25,7 @@ MERGED = "a view merges its axis with another"
 """Why an axis is protected that lies in a merged one beside that which has the units."""
 
 
-class Origin(IntEnum):
+class AxisOrigin(IntEnum):
     """Where a label comes from; where two meet, the greater stands for both."""
 
     FIXED = 0

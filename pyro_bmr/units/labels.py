@@ -11,9 +11,9 @@ from pyro_bmr.units.labelled import (
     CONSTANT,
     DATA,
     FIXED,
+    AxisOrigin,
     Ints,
     Labelled,
-    Origin,
     Product,
     Protection,
 )
@@ -46,7 +46,7 @@ class Labels:
     _splits: Ints = field(default_factory=lambda: np.full(1024, -1, np.int64))
     _split_names: list[Hashable] = field(default_factory=list)
 
-    def fresh(self, size: int, origin: Origin, split: Hashable = None) -> Ints:
+    def fresh(self, size: int, origin: AxisOrigin, split: Hashable = None) -> Ints:
         """Make labels that nothing has; of blocks, with the view that splits their axis."""
         start, self.count = self.count, self.count + size
         while self.count > len(self._origins):
@@ -62,17 +62,19 @@ class Labels:
         """Label indices that are never cut."""
         return np.zeros(size, np.int64)
 
-    def create(self, shape: Iterable[int], origin: Origin = Origin.CREATED) -> Labelled:
+    def create(self, shape: Iterable[int], origin: AxisOrigin = AxisOrigin.CREATED) -> Labelled:
         """Label a tensor that comes from nothing else in the graph."""
         axes = tuple(self.fresh(size, origin) for size in shape)
-        depth = {Origin.INPUT: DATA, Origin.TENSOR: CONSTANT, Origin.CREATED: 0.75}.get(origin, 0.0)
+        depth = {AxisOrigin.INPUT: DATA, AxisOrigin.TENSOR: CONSTANT, AxisOrigin.CREATED: 0.75}.get(
+            origin, 0.0
+        )
         return Labelled(axes, (frozenset(),) * len(axes), depth if axes else 0.0)
 
-    def origin(self, axis: Ints) -> Origin:
+    def origin(self, axis: Ints) -> AxisOrigin:
         """Find the greatest origin among labels."""
-        return Origin(int(self._origins[axis].max(initial=0)))
+        return AxisOrigin(int(self._origins[axis].max(initial=0)))
 
-    def find(self, origin: Origin) -> Ints:
+    def find(self, origin: AxisOrigin) -> Ints:
         """Find all labels of an origin."""
         return np.flatnonzero(self._origins[: self.count] == origin)
 

@@ -12,11 +12,11 @@ from pyro_bmr.display import warn
 from pyro_bmr.units.components import Components
 from pyro_bmr.units.labelled import FIXED, Ints, Labelled
 from pyro_bmr.units.labels import Labels
-from pyro_bmr.units.structure import Axis, Layer, Structure
+from pyro_bmr.units.producers_and_readers import Axis, Layer, Structure
 
 
 @dataclass(frozen=True)
-class Labelling:
+class UnitLabelling:
     """The labels of a whole graph.
 
     ``owners``: by source, the name of its site or tensor and the axis. ``inherited``: by source,
@@ -32,7 +32,7 @@ class Labelling:
     nodes: Mapping[str, Labelled] = field(default_factory=dict)
 
 
-def write_structure(labelling: Labelling, components: Components) -> Structure:
+def write_structure(labelling: UnitLabelling, components: Components) -> Structure:
     """Give units numbers, from 0 in the order of sites; say what produces and what reads them."""
     _warn(labelling, components)
     sites = labelling.sites
@@ -83,7 +83,7 @@ def write_structure(labelling: Labelling, components: Components) -> Structure:
 class _Reads:
     """Which axes of sites and tensors the network sums over."""
 
-    def __init__(self, labelling: Labelling) -> None:
+    def __init__(self, labelling: UnitLabelling) -> None:
         self.labelling = labelling
         self.sources = {owner: source for source, owner in enumerate(labelling.owners)}
 
@@ -144,7 +144,7 @@ def _find_reason(components: Components, x: Labelled) -> str:
     return next(filter(None, map(components.find_reason, x.axes)), "")
 
 
-def _warn(labelling: Labelling, components: Components) -> None:
+def _warn(labelling: UnitLabelling, components: Components) -> None:
     """Name operations that have no rule, where sites are protected for them."""
     protections = labelling.labels.protections
     plain = np.zeros(len(components.protected), bool)

@@ -1,4 +1,4 @@
-"""By operation, where its result may be other than zero: see `pyro_bmr.units.pairs`."""
+"""By operation, where its result may be other than zero: see `pyro_bmr.units.nonzero_pairs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.graphs.operations import name_operation
-from pyro_bmr.units.pairs import Pair, Pairs, scaled, unknown
+from pyro_bmr.units.nonzero_pairs import Pair, Pairs, scaled, unknown
 
 
 def _positive(value: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pyro_bmr.units.calls import Call, Result, Rule, aten
 from pyro_bmr.units.labelled import Labelled
 from pyro_bmr.units.labels import Labels
+from pyro_bmr.units.operation_calls import OperationCall, Result, Rule, aten
 
 
-def add_up(labels: Labels, call: Call) -> Labelled:
+def add_up(labels: Labels, call: OperationCall) -> Labelled:
     """Sum over axes: what is cut must have been zero."""
     x: Labelled = call["self"]
     dims = _dims(call, len(x.axes))
@@ -20,7 +20,7 @@ def add_up(labels: Labels, call: Call) -> Labelled:
     return _drop(labels, x, dims, call.shapes[0])
 
 
-def mix(labels: Labels, call: Call) -> Result:
+def _mix(labels: Labels, call: OperationCall) -> Result:
     """Compute what depends on how many indices an axis has: a mean, a softmax, a maximum."""
     x = call.tensors[0]
     dims = _dims(call, len(x.axes))
@@ -32,7 +32,7 @@ def mix(labels: Labels, call: Call) -> Result:
     return results[0] if len(results) == 1 else results
 
 
-def normalize_batch(labels: Labels, call: Call) -> Result:
+def _normalize_batch(labels: Labels, call: OperationCall) -> Result:
     """Normalise each channel by itself: batch norm, and its statistics per channel."""
     x, *others = call.tensors
     if call.arguments.get("training", "with_update" in call.operation):
@@ -52,7 +52,7 @@ def normalize_batch(labels: Labels, call: Call) -> Result:
     return results[0] if len(results) == 1 else results
 
 
-def normalize_layer(labels: Labels, call: Call) -> Result:
+def _normalize_layer(labels: Labels, call: OperationCall) -> Result:
     """Normalise over the last axes: layer norm."""
     x, *affine = call.tensors
     for i in range(-len(call["normalized_shape"]), 0):
@@ -65,7 +65,7 @@ def normalize_layer(labels: Labels, call: Call) -> Result:
     return results[0] if len(results) == 1 else results
 
 
-def normalize_groups(labels: Labels, call: Call) -> Result:
+def _normalize_groups(labels: Labels, call: OperationCall) -> Result:
     """Normalise over groups of channels, and all that they hold: group norm."""
     x, *affine = call.tensors
     for axis in (*x.axes[1:], *(tensor.axes[0] for tensor in affine)):
@@ -75,7 +75,7 @@ def normalize_groups(labels: Labels, call: Call) -> Result:
     return (x, statistics, statistics)
 
 
-def pool(labels: Labels, call: Call) -> Result:
+def _pool(labels: Labels, call: OperationCall) -> Result:
     """Compute for each channel by itself an image of another size; positions are fixed."""
     x = call.tensors[0]
     spatial = next(n for n in (1, 2, 3) if f"{n}d" in call.operation)
@@ -93,7 +93,7 @@ def pool(labels: Labels, call: Call) -> Result:
     return results[0] if len(results) == 1 else results
 
 
-def take_patches(labels: Labels, call: Call) -> Labelled:
+def _take_patches(labels: Labels, call: OperationCall) -> Labelled:
     """Lay the patches of an image side by side: `torch.nn.functional.unfold`.
 
     A channel comes as many times as a patch has positions; patches are fixed.
@@ -135,7 +135,7 @@ REDUCTIONS: dict[Any, Rule] = {
             aten._safe_softmax,
             aten._log_softmax,
         ),
-        mix,
+        _mix,
     ),
     **dict.fromkeys(
         (
@@ -147,12 +147,12 @@ REDUCTIONS: dict[Any, Rule] = {
             aten._batch_norm_no_update,
             aten.cudnn_batch_norm,
         ),
-        normalize_batch,
+        _normalize_batch,
     ),
-    **dict.fromkeys((aten.native_layer_norm, aten._fused_rms_norm), normalize_layer),
-    aten.native_group_norm: normalize_groups,
+    **dict.fromkeys((aten.native_layer_norm, aten._fused_rms_norm), _normalize_layer),
+    aten.native_group_norm: _normalize_groups,
     **{
-        getattr(aten, f"{name}{n}d{end}"): pool
+        getattr(aten, f"{name}{n}d{end}"): _pool
         for n in (2, 3)
         for name, end in (
             ("max_pool", "_with_indices"),
@@ -175,13 +175,13 @@ REDUCTIONS: dict[Any, Rule] = {
             aten.replication_pad1d,
             aten.replication_pad2d,
         ),
-        pool,
+        _pool,
     ),
-    aten.im2col: take_patches,
+    aten.im2col: _take_patches,
 }
 
 
-def _dims(call: Call, count: int) -> list[int]:
+def _dims(call: OperationCall, count: int) -> list[int]:
     dims = call.arguments.get("dim")
     if dims is None or (isinstance(dims, Sequence) and not dims):
         return list(range(count))

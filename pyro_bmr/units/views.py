@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_bmr.units.calls import Call, Rule, aten
-from pyro_bmr.units.labelled import MERGED, Ints, Labelled, Origin, Product, spread
+from pyro_bmr.units.labelled import MERGED, AxisOrigin, Ints, Labelled, Product, spread
 from pyro_bmr.units.labels import Labels
+from pyro_bmr.units.operation_calls import OperationCall, Rule, aten
 
 
 def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable) -> Labelled:
@@ -23,7 +23,7 @@ def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable)
     the operation, whatever the run.
 
     >>> labels = Labels()
-    >>> heads = reshape(labels, labels.create((6,), Origin.SITE), (3, 2), "view")
+    >>> heads = reshape(labels, labels.create((6,), AxisOrigin.SITE), (3, 2), "view")
     >>> heads.axes
     (array([7, 8, 9]), array([0, 0]))
     >>> reshape(labels, heads, (6,), "view_1").axes
@@ -49,7 +49,7 @@ def reshape(labels: Labels, x: Labelled, shape: tuple[int, ...], name: Hashable)
     )
 
 
-def reorder(_labels: Labels, call: Call) -> Labelled:
+def _reorder(_labels: Labels, call: OperationCall) -> Labelled:
     """Permute axes: `t`, `transpose`, `permute`."""
     x: Labelled = call["self"]
     order = list(range(len(x.axes)))
@@ -61,7 +61,7 @@ def reorder(_labels: Labels, call: Call) -> Labelled:
     return x.pick(order)
 
 
-def expand(labels: Labels, call: Call) -> Labelled:
+def expand(labels: Labels, call: OperationCall) -> Labelled:
     """Repeat axes of size 1, which are protected; repeated and new ones get fresh labels."""
     x, (shape,) = call.tensors[0], call.shapes
     result = labels.create(shape)
@@ -73,7 +73,7 @@ def expand(labels: Labels, call: Call) -> Labelled:
     return replace(result, depth=x.depth)
 
 
-def repeat(labels: Labels, call: Call) -> Labelled:
+def repeat(labels: Labels, call: OperationCall) -> Labelled:
     """Repeat a tensor along axes; where an axis is repeated, so are its labels."""
     x, (shape,) = call.tensors[0], call.shapes
     result = labels.create(shape)
@@ -86,7 +86,7 @@ def repeat(labels: Labels, call: Call) -> Labelled:
     return replace(result, depth=x.depth)
 
 
-def insert(labels: Labels, call: Call) -> Labelled:
+def insert(labels: Labels, call: OperationCall) -> Labelled:
     """Add an axis of size 1."""
     x: Labelled = call["self"]
     at = call["dim"] % (len(x.axes) + 1)
@@ -94,7 +94,7 @@ def insert(labels: Labels, call: Call) -> Labelled:
     return Labelled(axes, (*x.sources[:at], frozenset(), *x.sources[at:]), x.depth)
 
 
-def squeeze(labels: Labels, call: Call) -> Labelled:
+def squeeze(labels: Labels, call: OperationCall) -> Labelled:
     """Drop axes of size 1, which are protected."""
     x: Labelled = call["self"]
     dims = call.arguments.get("dim", range(len(x.axes)))
@@ -105,13 +105,13 @@ def squeeze(labels: Labels, call: Call) -> Labelled:
     return x.pick(i for i in range(len(x.axes)) if i not in dropped)
 
 
-def _view(labels: Labels, call: Call) -> Labelled:
+def _view(labels: Labels, call: OperationCall) -> Labelled:
     return reshape(labels, call.tensors[0], call.shapes[0], call.name)
 
 
 VIEWS: dict[Any, Rule] = {
     **dict.fromkeys((aten.view, aten._unsafe_view, aten._reshape_alias), _view),
-    **dict.fromkeys((aten.t, aten.t_, aten.transpose, aten.transpose_, aten.permute), reorder),
+    **dict.fromkeys((aten.t, aten.t_, aten.transpose, aten.transpose_, aten.permute), _reorder),
     aten.expand: expand,
     aten.repeat: repeat,
     **dict.fromkeys((aten.unsqueeze, aten.unsqueeze_), insert),
@@ -171,7 +171,7 @@ def _split(
         parts[carrier] = np.ascontiguousarray(grid[index]), sources
         return parts
     origin, choice = labels.origin(axis), labels.decisions.get(name, 0)
-    if origin <= Origin.INPUT or choice >= len(varies):
+    if origin <= AxisOrigin.INPUT or choice >= len(varies):
         labels.protect(axis, "a view takes its axis apart")
         return parts
     carrier = varies[choice]
@@ -192,19 +192,21 @@ def _merge(labels: Labels, parts: list[_Part]) -> _Part:
     size = prod(map(len, axes))
     origins = [labels.origin(axis) for axis in axes]
     greatest = max(origins)
-    if greatest == Origin.FIXED:
+    if greatest == AxisOrigin.FIXED:
         return labels.fixed(size), frozenset()
     units = [i for i, origin in enumerate(origins) if origin == greatest]
-    soft = [i for i, origin in enumerate(origins) if Origin.FIXED < origin <= Origin.CREATED]
+    soft = [
+        i for i, origin in enumerate(origins) if AxisOrigin.FIXED < origin <= AxisOrigin.CREATED
+    ]
     if len(units) == 1:
         merged, sources = spread(axes, units[0]), parts[units[0]][1]
     else:
         merged = labels.fresh(size, greatest)
         sources = frozenset[int]().union(*(parts[i][1] for i in units))
-        if greatest >= Origin.TENSOR:
+        if greatest >= AxisOrigin.TENSOR:
             labels.products.append(Product(axes, units, merged))
     for i, axis in enumerate(axes):
-        if i not in units and origins[i] >= Origin.TENSOR:
+        if i not in units and origins[i] >= AxisOrigin.TENSOR:
             labels.protect(axis, MERGED)
     labels.merges += [(axes[i], merged) for i in soft if soft != units or len(units) > 1]
     return merged, sources

@@ -199,7 +199,10 @@ def test_arguments_that_are_needed_and_missing():
     for family in (AutoNormalMessenger, AutoStructured, AutoGaussian):
         pyro.clear_param_store()
         guide = shake(family(regression), X, Y)
-        with pytest.raises(RuntimeError, match="missing 1 required positional.*pass (the arguments|those) of the model"):
+        with pytest.raises(
+            RuntimeError,
+            match="missing 1 required positional.*pass (the arguments|those) of the model",
+        ):
             bmr.reduce(guide)
         assert bmr.reduce(guide, X, Y).sites[0].total == 3
 

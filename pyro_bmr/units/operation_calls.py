@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from pyro_bmr.units.labelled import Labelled, Origin
+from pyro_bmr.units.labelled import AxisOrigin, Labelled
 from pyro_bmr.units.labels import Labels
 
 Result: TypeAlias = "Labelled | tuple[Labelled, ...]"
 
-Rule: TypeAlias = "Callable[[Labels, Call], Result]"
+Rule: TypeAlias = "Callable[[Labels, OperationCall], Result]"
 """Says the labels of what an operation returns, and joins or protects those that it gets."""
 
 aten: Any = torch.ops.aten
@@ -24,7 +24,7 @@ CONSTANT_ALONG = "a constant of the program lies along its axis"
 
 
 @dataclass(frozen=True)
-class Call:
+class OperationCall:
     """One operation of a graph, by its name (``aten.mm``) and that of its node.
 
     Arguments go by their names in the schema, and tensors among them are `Labelled`; shapes are
@@ -60,25 +60,25 @@ def broadcast(labels: Labels, operands: Iterable[Labelled], shape: tuple[int, ..
                 continue
             axis = other if axis is None else labels.join(axis, other)
             found |= operand.sources[position]
-        axes.append(labels.fresh(size, Origin.CREATED) if axis is None else axis)
+        axes.append(labels.fresh(size, AxisOrigin.CREATED) if axis is None else axis)
         sources.append(found)
     depth = max((operand.depth for operand in operands), default=0.0)
     return Labelled(tuple(axes), tuple(sources), depth)
 
 
-def combine(labels: Labels, call: Call) -> Result:
+def combine(labels: Labels, call: OperationCall) -> Result:
     """Combine all tensors among the arguments element by element."""
     results = tuple(broadcast(labels, call.tensors, shape) for shape in call.shapes)
     return results[0] if len(results) == 1 else results
 
 
-def create(labels: Labels, call: Call) -> Result:
+def create(labels: Labels, call: OperationCall) -> Result:
     """Make tensors from nothing, with fresh labels."""
     results = tuple(labels.create(shape) for shape in call.shapes)
     return results[0] if len(results) == 1 else results
 
 
-def create_sequence(labels: Labels, call: Call) -> Result:
+def create_sequence(labels: Labels, call: OperationCall) -> Result:
     """Make tensors whose elements depend on where they are: `arange`, `eye`."""
     made = create(labels, call)
     for x in made if isinstance(made, tuple) else (made,):
@@ -87,7 +87,7 @@ def create_sequence(labels: Labels, call: Call) -> Result:
     return made
 
 
-def protect_all(labels: Labels, call: Call) -> Result:
+def protect_all(labels: Labels, call: OperationCall) -> Result:
     """Protect all that an operation touches, because it has no rule."""
     reason = f"no rule for {call.operation}"
     for axis in (axis for tensor in call.tensors for axis in tensor.axes):
@@ -99,12 +99,12 @@ def protect_all(labels: Labels, call: Call) -> Result:
     return results[0] if len(results) == 1 else results
 
 
-def keep(_labels: Labels, call: Call) -> Labelled:
+def _keep(_labels: Labels, call: OperationCall) -> Labelled:
     """Return the first tensor as it is."""
     return call.tensors[0]
 
 
-def combine_halves(labels: Labels, call: Call) -> Labelled:
+def _combine_halves(labels: Labels, call: OperationCall) -> Labelled:
     """Combine the two halves of an axis: `torch.nn.functional.glu`."""
     x: Labelled = call["self"]
     first, second = np.split(x.axes[call["dim"]], 2)
@@ -133,7 +133,7 @@ ELEMENTWISE: dict[Any, Rule] = {
             aten.uniform_,
             aten.exponential_,
         ),
-        keep,
+        _keep,
     ),
     **dict.fromkeys(
         (
@@ -156,7 +156,7 @@ ELEMENTWISE: dict[Any, Rule] = {
         ),
         combine,
     ),
-    aten.glu: combine_halves,
+    aten.glu: _combine_halves,
     **dict.fromkeys(
         (
             aten.zeros,
