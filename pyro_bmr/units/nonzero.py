@@ -11,20 +11,20 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.graphs.operations import name_operation
-from pyro_bmr.units.nonzero_pairs import Pair, Pairs, scaled, unknown
+from pyro_bmr.units.nonzero_pairs import NonzeroPair, Pairs, scaled, unknown
 
 
 def _positive(value: Tensor) -> Tensor:
     return value + (value == 0).to(value)
 
 
-def _summed(value: Tensor) -> Pair:
-    """Pair a sum: a function of it depends on the terms that are not zero."""
+def _summed(value: Tensor) -> NonzeroPair:
+    """NonzeroPair a sum: a function of it depends on the terms that are not zero."""
     value = scaled(value)
     return value, _positive(value)
 
 
-def _shaped(run: Pairs, node: Any, pair: Pair) -> Any:
+def _shaped(run: Pairs, node: Any, pair: NonzeroPair) -> Any:
     """Bring a pair to the shape of the result, or to the first of several results."""
     value = run.real[node]
     if isinstance(value, Tensor):
@@ -33,7 +33,7 @@ def _shaped(run: Pairs, node: Any, pair: Pair) -> Any:
     return [first, *[None] * (len(value) - 1)]
 
 
-def _in_pairs(run: Pairs, arguments: Any) -> list[Pair]:
+def _in_pairs(run: Pairs, arguments: Any) -> list[NonzeroPair]:
     return [run.pairs[a] for a in arguments if isinstance(a, fx.Node) and a in run.pairs]
 
 

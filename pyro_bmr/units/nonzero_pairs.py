@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-Pair = tuple[Tensor, Tensor]
+NonzeroPair = tuple[Tensor, Tensor]
 
 
 class Pairs:
@@ -44,14 +44,14 @@ class Pairs:
         value = nonzero.to(self.device, torch.float64)
         self.pairs[node] = value, torch.ones_like(value)
 
-    def read(self, node: fx.Node) -> Pair:
+    def read(self, node: fx.Node) -> NonzeroPair:
         """Return the pair of a tensor; integers of the program are known, and have none."""
         if node in self.pairs:
             return self.pairs[node]
         value = (self.real[node] != 0).to(self.device, torch.float64)
         return value, torch.ones_like(value)
 
-    def mixed(self, like: Tensor, operands: list[fx.Node]) -> Pair:
+    def mixed(self, like: Tensor, operands: list[fx.Node]) -> NonzeroPair:
         """Depend on all of the operands, in a way that is not known."""
         everything = torch.ones((), dtype=torch.float64, device=self.device)
         for operand in operands:
@@ -104,7 +104,7 @@ def scaled(value: Tensor) -> Tensor:
     return value / torch.where(value > 0, value, 1).detach()
 
 
-def _all_pairs(value: Any) -> Iterator[Pair]:
+def _all_pairs(value: Any) -> Iterator[NonzeroPair]:
     if isinstance(value, list):
         yield from (part for part in value if part is not None)
     elif value is not None:
