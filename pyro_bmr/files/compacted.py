@@ -15,6 +15,7 @@ from pyro_bmr.cutting.changes import Change
 from pyro_bmr.cutting.program import CompactedModel, Cut, Parameter
 from pyro_bmr.cutting.rewriting import Pattern, Rewrites
 from pyro_bmr.files.supports import pack_support, unpack_support
+from pyro_bmr.graphs.sized_calls import MAKING
 from pyro_bmr.programs.dry_run import find_modules
 
 
@@ -151,9 +152,10 @@ _HOMES = {"torch": torch, "Tensor": torch.Tensor, "functional": torch.nn.functio
 
 
 def _function_names() -> dict[Any, str]:
-    """Name the functions of torch that take tensors, and no others."""
+    """Name the functions of torch that take tensors, or make them by their sizes, and no others."""
     overridable = get_overridable_functions()
-    return {
+    makers = {getattr(torch, name): f"torch.{name}" for name in MAKING if hasattr(torch, name)}
+    return makers | {
         function: f"{home}.{function.__name__}"
         for home, place in _HOMES.items()
         for function in overridable.get(place, ())

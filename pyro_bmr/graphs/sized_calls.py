@@ -92,7 +92,7 @@ _SHAPING = {
     "repeat_interleave",
 }
 
-_MAKING = {
+MAKING = {
     "zeros",
     "ones",
     "full",
@@ -123,7 +123,7 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if func in {Tensor.__getitem__, Tensor.__setitem__}:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(part, slice) for part in index)
-    return getattr(func, "__name__", "") in _SHAPING | _MAKING
+    return getattr(func, "__name__", "") in _SHAPING | MAKING
 
 
 # Torch's own Python between a call in the program and the mode.

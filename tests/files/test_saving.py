@@ -467,3 +467,22 @@ def test_files_from_before_the_packages_were_moved(name):
     loaded = bmr.load(path, earlier, x, x[:, 0])
     assert str(loaded) == path.with_suffix(".txt").read_text()
     assert loaded.to_module()(x).shape == (10,)
+
+
+def test_priors_of_written_sizes(tmp_path):
+    """torch.zeros(4, 3) is a function of torch too, though it takes no tensor."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(4, 3), torch.ones(4, 3)).to_event(2))
+        v = pyro.sample("v", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        return torch.tanh(x @ w) @ v
+
+    x = torch.randn(5, 4)
+    guide = AutoNormal(model)
+    guide(x)
+    result = bmr.reduce(guide, x, select=lambda _: {"v": torch.tensor([True, False, True])})
+    small = result.compact(x)
+    assert small.guide.median()["w"].shape == (4, 2)
+    small.save(tmp_path / "small.bmr")
+    loaded = bmr.load(tmp_path / "small.bmr", model, x)
+    torch.testing.assert_close(loaded.to_module(x)(x), small.to_module(x)(x), rtol=0, atol=0)
