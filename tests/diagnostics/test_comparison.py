@@ -186,7 +186,7 @@ def test_what_cannot_be_compared(line):
         bmr.compare(pairs, x, y, x)
     with pytest.raises(TypeError, match="test= does not fit: .* pass by position"):
         bmr.compare(pairs, test=(x, y), kwargs={"x": x, "y": y})
-    with pytest.raises(TypeError, match="got a Tensor as the guide"):
+    with pytest.raises(TypeError, match="to_arviz got a Reduction and a Tensor. Expected a model"):
         bmr.to_arviz(result, x, y)
     with pytest.raises(ValueError, match="observes nothing .* pass the targets too"):
         bmr.compare(pairs, x, **options)

@@ -74,11 +74,15 @@ def test_without_arguments(result, model, tmp_path):
     result.save(tmp_path / "a")
     result.compact().save(tmp_path / "c")
     loaded, small = (bmr.load(tmp_path / name, model) for name in ("a", "c"))
-    for use in (
-        *(loaded.to_module, lambda: loaded.export_onnx(tmp_path / "b"), loaded.report),
-        *(small.to_module, lambda: small.export_onnx(tmp_path / "b")),
+    for verb, use in (
+        ("to_module", loaded.to_module),
+        ("export_onnx", lambda: loaded.export_onnx(tmp_path / "b")),
+        ("report", loaded.report),
+        ("to_arviz", loaded.to_arviz),
+        ("to_module", small.to_module),
+        ("export_onnx", lambda: small.export_onnx(tmp_path / "b")),
     ):
-        with pytest.raises(TypeError, match=r"got 0 arguments .*'x'.*to_module\(x\).*load"):
+        with pytest.raises(TypeError, match=rf"got 0 arguments .*'x'.*{verb}\(x\).*load"):
             use()
     with pytest.raises(TypeError, match="'offset'"):
         loaded.to_module(X)
