@@ -59,12 +59,6 @@ def draw(
     if not isinstance(num_samples, int) or num_samples < 1:
         msg = f"got num_samples={num_samples!r}. Expected a whole number of draws, 1 or more"
         raise ValueError(msg)
-    if not callable(guide):
-        msg = (
-            f"got a {type(guide).__name__} as the guide. Expected a model, its guide, and "
-            "their arguments; what reduce and prune return has both: result.model, result.guide"
-        )
-        raise TypeError(msg)
     kwargs = dict(kwargs or {})
 
     def run_guide(_: Any = None) -> Trace:
