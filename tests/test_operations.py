@@ -22,9 +22,13 @@ from torch.utils import _pytree as pytree
 from pyro_bmr.cutting import checking
 from pyro_bmr.cutting.changes import REWRITING_RULES, change_call
 from pyro_bmr.estimators import local_reparameterization as local
-from pyro_bmr.estimators.gaussian_tensor import MOMENT_RULES
+from pyro_bmr.estimators.gaussian_tensor import (
+    MOMENT_RULES,
+    GaussianTensor,
+    UnknownOperationError,
+    gaussian,
+)
 from pyro_bmr.estimators.local_reparameterization import LocalWeight, name_function
-from pyro_bmr.estimators.propagation import GaussianTensor, UnknownOperationError, gaussian
 from pyro_bmr.graphs import sized_calls
 from pyro_bmr.graphs.capture import capture
 from pyro_bmr.graphs.operations import is_in_place, is_random, name_operation

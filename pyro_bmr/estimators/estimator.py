@@ -27,6 +27,8 @@ from torch.distributions.constraints import Constraint
 
 from pyro_bmr.estimators.noise import NoiseLevel, find_noise, plug_in
 from pyro_bmr.estimators.posteriors import SitePosterior, read_posteriors
+
+# From where the rules are, so that they are known.
 from pyro_bmr.estimators.propagation import GaussianTensor
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger

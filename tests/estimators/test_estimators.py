@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
 from pyro_bmr.estimators.elbos import UnbiasedELBO
-from pyro_bmr.estimators.propagation import UnknownOperationError, gaussian
+from pyro_bmr.estimators.gaussian_tensor import UnknownOperationError, gaussian
 from pyro_bmr.training.compilation import trace_gradient
 
 ESTIMATORS = [bmr.GlobalELBO, bmr.LocalELBO, bmr.MomentsELBO]

@@ -17,14 +17,14 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from pyro_bmr.estimators.nonlinearities import logsumexp_bound, relu_moments, smooth_moments
-from pyro_bmr.estimators.propagation import (
+from pyro_bmr.estimators.expectations import expected_log_prob
+from pyro_bmr.estimators.gaussian_tensor import (
     GaussianTensor,
     UnknownOperationError,
-    expected_log_prob,
     gaussian,
     register,
 )
+from pyro_bmr.estimators.nonlinearities import logsumexp_bound, relu_moments, smooth_moments
 
 SAMPLES = 20_000
 
