@@ -227,7 +227,7 @@ def test_draws_that_have_labels_are_the_same_where_programs_are_compared():
 
 
 SEEN = {
-    *(sized_calls._SHAPING | sized_calls._MAKING),
+    *(sized_calls._SHAPING | sized_calls.MAKING),
     *(function.__name__ for function in sized_calls._CONVOLUTIONS | sized_calls._NORMS),
     *("__getitem__", "__setitem__"),
 }
@@ -246,7 +246,7 @@ def test_every_size_that_a_program_says_is_rewritten_or_refused():
 def test_tensors_with_labels_that_are_made_anew_are_made_smaller():
     made = {name_packet(packet) for packet, rule in LABEL_RULES.items() if rule is create}
     # Torch draws normal numbers of a written size by the operation that takes tensors.
-    assert made | {"normal"} == sized_calls._MAKING & REWRITING_RULES.keys()
+    assert made | {"normal"} == sized_calls.MAKING & REWRITING_RULES.keys()
 
 
 @pytest.mark.parametrize("name", sorted(NOT_REWRITTEN))
