@@ -75,7 +75,7 @@ def pack_state(
     families of the latent sites, all tensors of the modules that ``inner`` is or refers to, and the
     values of ``pyro.param``.
     """
-    recorder, params = run_recorded(model, values, args, kwargs)
+    recorder, params = run_recorded(model, values, args, kwargs, "save(path, x, y)")
     modules = [_tensors(module) for module in find_modules(inner)]
     # Those of the handlers around it are saved with these.
     others = set(map(id, model.parameters())) if isinstance(model, nn.Module) else set()
@@ -180,6 +180,7 @@ def run_recorded(
     values: Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    call: str,
 ) -> tuple[SiteRecorder, dict[str, tuple[Tensor, Any]]]:
     """Run a model; return its sites, and its parameters, unconstrained, with constraints."""
     at_values = poutine.condition(model, data=dict(values))
@@ -190,7 +191,7 @@ def run_recorded(
     except Exception as error:
         msg = (
             f"the model could not be run to find its sites and parameters ({type(error).__name__}: "
-            f"{error}). Expected arguments that it can be run with, as in save(path, x, y)"
+            f"{error}). Expected arguments that it can be run with, as in {call}"
         )
         raise RuntimeError(msg) from error
     names = [name for name, node in nodes.items() if node["type"] == "param"]

@@ -51,7 +51,9 @@ def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, Prun
     model = unpack_handlers(handlers[:1], full)
     guide = unpack_guide(packed["guide"], replace(origin, model=full))
     if origin.args or origin.kwargs:
-        recorder, _ = run_recorded(model, guide.median(), origin.args, origin.kwargs)
+        recorder, _ = run_recorded(
+            model, guide.median(), origin.args, origin.kwargs, "load(path, model, x, y)"
+        )
         recorder.compare(packed["model"]["sites"])
         check_equal("priors", packed["model"]["families"], recorder.families)
     elif isinstance(model, nn.Module):

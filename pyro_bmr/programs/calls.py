@@ -77,7 +77,7 @@ def check_call(
     except TypeError as error:
         msg = (
             f"got {len(args)} arguments and keywords {list(kwargs)} for the model: {error}. "
-            f"Expected {expected}"
+            f"Expected {expected}; keywords of the model as in kwargs={{'offset': offset}}"
         )
         raise TypeError(msg) from error
 

@@ -50,8 +50,8 @@ class ModelRuns:
             msg = (
                 f"the model could not be run to read its priors ({type(error).__name__}: {error}). "
                 "Expected it to run with the arguments of the guide's first call, or with those "
-                "given; pass the arguments of the model, as when it was trained, on the device of "
-                "the guide"
+                "given, which take the place of all of these; pass the arguments of the model, and "
+                "its keywords as kwargs=, as when it was trained, on the device of the guide"
             )
             raise RuntimeError(msg) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def prune(
     ------
     ValueError
         As `fit` and `reduce`; or if the checkpoint is of another run.
+    TypeError
+        If an option is unknown, or ``model`` and ``guide`` are no programs.
 
     References
     ----------
@@ -106,6 +109,13 @@ def prune(
     True
     """
     check_programs("prune", model, guide)
+    unknown = sorted(fit_options.keys() - signature(fit).parameters.keys())
+    if unknown:
+        msg = (
+            f"prune got the unknown options {unknown}. Expected its own, or those of fit; keywords "
+            "of the model as in kwargs={'offset': offset}"
+        )
+        raise TypeError(msg)
     if keep not in {"best", "last"}:
         msg = f"got keep={keep!r}. Expected 'best' or 'last'"
         raise ValueError(msg)

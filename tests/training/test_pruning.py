@@ -105,6 +105,8 @@ def test_keep_last_and_options_of_reduce(data):
         bmr.prune(model, guide, *data, **options, keep="first")
     with pytest.raises(ValueError, match="num_samples=1"):
         bmr.prune(model, guide, *data, **options | {"num_samples": 1})
+    with pytest.raises(TypeError, match=r"prune got the unknown options \['offset'\]. .*kwargs="):
+        bmr.prune(model, guide, *data, **options, offset=1.0)
 
 
 def test_goes_on_from_a_reduction(data, tmp_path):
