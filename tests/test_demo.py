@@ -1,5 +1,6 @@
 """The demo from end to end, the data that it takes, and every block of code in the README."""
 
+import ast
 import gzip
 import importlib
 import os
@@ -188,3 +189,10 @@ def test_the_map_names_every_module():
     _, where = (ROOT / "CONTRIBUTING.md").read_text().split("## Where is what")
     named = set(re.findall(r"`(\w+)`", where)) - {"pyro_bmr", "reduce"}
     assert named == {path.stem for path in modules | folders}
+
+
+def test_one_name_one_class():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "pyro_bmr").rglob("*.py")]
+    classes = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    public = [name for name in classes if not name.startswith("_")]
+    assert sorted(public) == sorted(set(public))
