@@ -109,7 +109,7 @@ def prune(
     True
     """
     check_programs("prune", model, guide)
-    unknown = sorted(fit_options.keys() - signature(fit).parameters.keys())
+    unknown = sorted(fit_options.keys() - _FIT_OPTIONS)
     if unknown:
         msg = (
             f"prune got the unknown options {unknown}. Expected its own, or those of fit; keywords "
@@ -158,3 +158,6 @@ def prune(
         best = last if last.free_energy <= best.free_energy else best
         saved.write(last, best)
     return program.finish(best if keep == "best" else last, last.rounds)
+
+
+_FIT_OPTIONS = signature(fit).parameters.keys()
