@@ -256,7 +256,8 @@ def _independent(
     presence = {}
     for site in factor.sites:
         if site.name in spaces:
-            slab = Diagonal(*(t.clone() for t in vars(marginals[site.name]).values()))
+            marginal = marginals[site.name]
+            slab = Diagonal(marginal.loc.clone(), marginal.scale.clone())
             p = presence[site.name] = spaces[site.name].presences(log_odds).probability[site.name]
             mean[site.name] = p * slab.loc
             variance[site.name] = p * slab.scale.square() + p * (1 - p) * slab.loc.square()

@@ -248,3 +248,33 @@ def test_sites_of_a_list_average_by_factor():
 def test_impossible_options_are_errors(options):
     with pytest.raises(ValueError, match="Expected"):
         bmr.average(Regression(4).guide(), **options)
+
+
+def test_an_average_stays_as_it_is_when_the_guide_is_trained_on():
+    def model():
+        pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.sample("noise", dist.LogNormal(0.0, 1.0))
+
+    guide = AutoNormal(model)
+    guide()
+    found = bmr.average(guide)
+    means = {name: mean.clone() for name, mean in found.mean.items()}
+    state = {name: value.clone() for name, value in found.guide.state_dict().items()}
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter += 1.0
+    assert all(torch.equal(found.mean[name], mean) for name, mean in means.items())
+    assert all(torch.equal(found.guide.state_dict()[name], value) for name, value in state.items())
+
+
+def test_tables_say_what_is_there():
+    problem = Regression(3)
+    found = bmr.average(problem.guide(), window=1e9)
+    row = found.summary().loc["w"]
+    assert row["total"] == 3
+    assert row["expected"] == pytest.approx(found.presence["w"].sum().item())
+    presence = bmr.presence(problem.guide()).summary().loc["w"]
+    assert presence["expected"] == pytest.approx(row["expected"])
+    assert presence["prior"] == pytest.approx(0.5)
+    html = found._repr_html_()
+    assert "% of the probability" in html and html.count("<table") == 2

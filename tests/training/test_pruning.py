@@ -247,6 +247,13 @@ def test_learnable_layers_of_the_model_are_in_the_state(data, tmp_path):
     assert weights(again) == weights(result)
 
 
+def test_a_checkpoint_of_an_earlier_format(data, tmp_path):
+    path = tmp_path / "run.pt"
+    torch.save({"format": 1, "run": {}, "state": {}, "random": {}}, path)
+    with pytest.raises(ValueError, match="has the format 1. Expected 2: .* or give another path"):
+        bmr.prune(*make(), *data, **OPTIONS, checkpoint=path)
+
+
 def test_a_checkpoint_of_another_run(data, tmp_path):
     path = tmp_path / "run.pt"
     options = OPTIONS | {"num_epochs": 3, "max_rounds": 1, "checkpoint": path}
