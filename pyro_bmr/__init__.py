@@ -34,6 +34,7 @@ from pyro_bmr.plots.predictions import plot_predictions
 from pyro_bmr.plots.reliability import plot_reliability
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
+from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.selections import by_blocks, by_evidence, exhaustive, top_k
 from pyro_bmr.sparsities import Sparsities, measure_sparsities
@@ -70,6 +71,7 @@ __all__ = [
     "bayesianize",
     "by_blocks",
     "by_evidence",
+    "by_free_energy",
     "channels",
     "compare",
     "delta_f",

@@ -31,7 +31,7 @@ from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Indices, Site
-from pyro_bmr.selection.problem import assemble
+from pyro_bmr.selection.decision import assemble
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_needed
 from pyro_bmr.units.producers_and_readers import Structure

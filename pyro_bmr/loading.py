@@ -92,6 +92,9 @@ def _reduction(plan: Mapping[str, Any], model: Any, guide: Any) -> Reduction:
         sites=tuple(SiteSummary(**row) for row in rows),
         naive_delta_f=plan["naive_delta_f"],
         layers=tuple(LayerSummary(**layer) for layer in plan["layers"]),
+        realised=plan.get("realised"),
+        realised_error=plan.get("realised_error"),
+        notes=tuple(plan.get("notes", ())),
         rounds=tuple(Round(**one) for one in plan.get("rounds", ())),
     )
 

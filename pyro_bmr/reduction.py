@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -9,17 +10,22 @@ from typing import Any
 
 import torch
 
+from pyro_bmr.estimators.meter import Meter
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.results import Reduction
-from pyro_bmr.selection.decision import decide
+from pyro_bmr.selection.by_free_energy import by_free_energy
+from pyro_bmr.selection.decision import Decision, decide
 from pyro_bmr.selection.flags import naive_delta_f
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
-from pyro_bmr.selection.problem import assign, read_problem, read_structure
+from pyro_bmr.selection.problem import ModelUnits, assign, find_zeroed, read_problem, read_units
+from pyro_bmr.selection.realised import ROWS, make_meter, measure_realised
 from pyro_bmr.selection.scores import score
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import run_stages
 from pyro_bmr.selection.summaries import sum_released, summarize, summarize_layers
+from pyro_bmr.selection.training_state import describe_training
+from pyro_bmr.selection.unread import find_unread
 
 
 @torch.inference_mode(False)
@@ -31,7 +37,7 @@ def reduce(
     model: Callable[..., Any] | None = None,
     sites: Iterable[str] | None = None,
     groups: Grouping | Sequence[Grouping] = elements,
-    select: Selection = by_evidence(),
+    select: Selection | None = None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
 ) -> Reduction:
     r"""Reduce a trained guide: score every nested sparse prior, and prune what is not worth it.
@@ -127,7 +133,7 @@ def reduce_for(
     model: Callable[..., Any] | None,
     sites: Iterable[str] | None,
     groups: Grouping | Sequence[Grouping],
-    select: Selection,
+    select: Selection | None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
 ) -> Reduction:
     """Reduce a guide, as `reduce` does; errors name the verb that the user called."""
@@ -140,14 +146,43 @@ def reduce_for(
     scores = score(with_reduced_priors(factors, reduced_priors))
     _check_stages(groupings, reduced_priors)
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
-    find_structure = cache(partial(read_structure, problem, spiked))
+    find_units = cache(partial(read_units, problem))
+    unknown: list[str] = []
+
+    def units_if_any() -> ModelUnits | None:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return find_units()
+        except (RuntimeError, ValueError) as error:
+            unknown.append(f"the units of the model are not known, so that none is unread: {error}")
+            return None
+
+    zeroed = find_zeroed(problem.factors, spiked)
+    find_structure = cache(lambda: find_units().with_released(zeroed))
+    whole = decide(problem.origin, scores.factors, scores.kept, spiked)
+    releasable = [n for f in scores.factors for n in f.released() if n in spiked]
+    meter, notes = _find_meter(whole) if args or kwargs else (None, ())
+    scores = replace(
+        scores,
+        decision=None if meter is None else whole,
+        find_unread=partial(
+            find_unread, releasable=releasable, zeroed=zeroed, read_units=units_if_any
+        ),
+    )
+    if select is None:
+        select = by_evidence() if meter is None else by_free_energy()
     chosen, stages = run_stages(scores, groupings, select, find_structure)
-    structure = find_structure() if find_structure.cache_info().currsize else None
-    decision = decide(problem.origin, scores.factors, chosen, spiked, structure)
+    structure = find_structure() if find_units.cache_info().currsize else None
+    decision = whole.and_drop(chosen).in_order(structure)
     remaining = decision.remaining()
     model, guide, masks = decision.assemble(remaining)
-    rows = summarize(scores, chosen, remaining, problem.reasons, sum_released(stages))
+    realised = None if meter is None else measure_realised(decision, meter)
+    rows = summarize(
+        *(scores, chosen, remaining, problem.reasons, sum_released(stages)),
+        realised=None if realised is None else realised.by_site,
+    )
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}
+    notes += (*unknown, *describe_training(scores, whole, meter))
     return Reduction(
         model=model,
         guide=guide,
@@ -156,12 +191,23 @@ def reduce_for(
         sites=rows,
         naive_delta_f=None if layers else naive_delta_f(scores, chosen, by_site),
         layers=layers,
+        realised=None if realised is None else realised.total,
+        realised_error=None if realised is None else realised.error,
+        notes=notes,
         decision=replace(decision, predicted=by_site),
     )
 
 
+def _find_meter(decision: Decision) -> tuple[Meter | None, tuple[str, ...]]:
+    """Make a meter if the model observes something; else a note says why there is none."""
+    try:
+        return make_meter(decision, ROWS, seed=1), ()
+    except ValueError as reason:
+        return None, (f"not measured: {reason}",)
+
+
 def _check_options(select: Any, reduced_prior: Any) -> None:
-    if not callable(select):
+    if not (select is None or callable(select)):
         msg = f"got select={select!r}. Expected a selection, such as pyro_bmr.by_evidence()"
         raise TypeError(msg)
     by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}

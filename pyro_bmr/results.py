@@ -58,6 +58,10 @@ class Reduction(Portable, Tabular):
         most 0, and no other; None if nothing is correlated, or groups were dropped.
     layers : tuple of LayerSummary
         One row per layer of groups; empty where elements stand for themselves.
+    realised, realised_error : float, optional
+        ΔF as measured on the data, in nats, with its standard error; None if nothing was measured.
+    notes : tuple of str
+        What to doubt in the whole, as that the guide has not been trained to its end.
     rounds : tuple of Round
         What `prune` went through, also after the round that was kept; empty after `reduce`.
     decision : Decision, optional
@@ -76,12 +80,15 @@ class Reduction(Portable, Tabular):
     sites: tuple[SiteSummary, ...]
     naive_delta_f: float | None = None
     layers: tuple[LayerSummary, ...] = ()
+    realised: float | None = None
+    realised_error: float | None = None
+    notes: tuple[str, ...] = ()
     rounds: tuple[Round, ...] = ()
     decision: Decision | None = field(default=None, repr=False)
 
     @property
     def delta_f(self) -> float:
-        """Joint ΔF in nats of all that was dropped; negative means lower free energy."""
+        """Joint ΔF in nats of all that was dropped, predicted; negative means lower free energy."""
         return sum(site.delta_f for site in self.sites)
 
     @property
@@ -120,8 +127,9 @@ class Reduction(Portable, Tabular):
         -------
         DataFrame
             Indexed by site; columns ``shape``, ``total``, ``kept``, ``pruned %``, ``shrunk`` if
-            any element was, ``delta_f`` (nats), ``undecided``, ``wide``, ``unscored`` (how many
-            elements to doubt, see ``undecided`` and ``sites``) and ``note``.
+            any element was, ``delta_f`` (nats), ``realised`` (nats) if it was measured,
+            ``undecided``, ``wide``, ``unscored`` (how many elements to doubt, see ``undecided`` and
+            ``sites``) and ``note``.
         """
         return frame_sites(self.sites, self.undecided)
 
@@ -350,18 +358,15 @@ class Reduction(Portable, Tabular):
             "scores": self.scores,
             "rows": [asdict(site) for site in self.sites],
             "naive_delta_f": self.naive_delta_f,
+            "realised": self.realised,
+            "realised_error": self.realised_error,
+            "notes": list(self.notes),
             "layers": [asdict(layer) for layer in self.layers],
             "rounds": [asdict(one) for one in self.rounds],
         }
 
     def __rich__(self) -> RenderableType:
-        naive = self.naive_delta_f
-        caption = ""
-        if naive is not None and abs(naive - self.delta_f) >= 0.005:
-            caption = (
-                "dropping every element whose own ΔF is at most 0 would have given "
-                f"ΔF = {naive:+.2f} nats"
-            )
+        caption = "\n".join(self._notes)
         return Group(
             *([draw_rounds(self.rounds)] if self.rounds else []),
             draw_sites(self.sites, self.undecided, self._title, caption),
@@ -373,14 +378,33 @@ class Reduction(Portable, Tabular):
         frames |= {"layers": self.layer_summary()} if self.layers else {}
         frames |= {"rounds": self.round_summary().round(3)} if self.rounds else {}
         return {
-            title: frame.round({"pruned %": 1, "delta_f": 2}) for title, frame in frames.items()
+            title: frame.round({"pruned %": 1, "delta_f": 2, "realised": 2})
+            for title, frame in frames.items()
         }
 
     @property
     def _title(self) -> str:
         total = sum(site.total for site in self.sites)
         shrunk = f", {self.shrunk:,} of {total:,} shrunk" if self.shrunk else ""
-        return f"{self.sparsity:.1%} pruned{shrunk}, ΔF = {self.delta_f:+.2f} nats"
+        if self.realised is None:
+            return f"{self.sparsity:.1%} pruned{shrunk}, ΔF = {self.delta_f:+.2f} nats"
+        return (
+            f"{self.sparsity:.1%} pruned{shrunk}, ΔF predicted {self.delta_f:+.2f}, "
+            f"realised {self.realised:+.2f} ± {self.realised_error:.2f} nats"
+        )
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        notes = list(self.notes)
+        naive = self.naive_delta_f
+        if naive is not None and abs(naive - self.delta_f) >= 0.005:
+            notes.append(
+                "dropping every element whose own ΔF is at most 0 would have given "
+                f"ΔF = {naive:+.2f} nats"
+            )
+        if self.realised is None and not self.rounds and self.decision is not None:
+            notes.append("predicted, not measured: reduce(guide, *data) measures")
+        return tuple(notes)
 
     def _elements(self, name: str) -> dict[str, Tensor]:
         delta_f = self.scores[name]

@@ -21,8 +21,9 @@ from pyro_bmr.mathematics.reduced_priors import Gaussian, ReducedPrior
 from pyro_bmr.mathematics.scale_search import Tuned
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
+from pyro_bmr.selection.decision import assemble
 from pyro_bmr.selection.groups import Labelling, read_labels
-from pyro_bmr.selection.problem import assemble, assign, read_problem
+from pyro_bmr.selection.problem import assign, read_problem
 
 
 @torch.inference_mode(False)

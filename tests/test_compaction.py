@@ -25,7 +25,7 @@ from pyro_bmr.graphs.capture import capture
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.nn import LAYERS, bayesianize
-from pyro_bmr.selection.problem import assemble
+from pyro_bmr.selection.decision import assemble
 from pyro_bmr.units.axes import find_structure
 
 

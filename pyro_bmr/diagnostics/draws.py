@@ -13,7 +13,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_bmr.diagnostics.batched_draws import LargestTensor, evaluate
 from pyro_bmr.diagnostics.drawn_sites import (
     SiteKinds,
     check_whole,
@@ -25,6 +24,7 @@ from pyro_bmr.diagnostics.drawn_sites import (
 )
 from pyro_bmr.display import warn
 from pyro_bmr.guides.traced_guides import left_alone
+from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger, refuse
 

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_bmr.diagnostics.batched_draws import LargestTensor, evaluate
+from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
 from pyro_bmr.programs.dry_run import dry_run
 
 

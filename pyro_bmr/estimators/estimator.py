@@ -48,19 +48,28 @@ class Estimator(ELBO, ABC):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Estimate the free energy, a scalar in nats, to differentiate it."""
-        plan = self._plan_for(model, guide, args, kwargs)
         particles = [
-            self._terms(plan, *self._get_trace(model, guide, args, kwargs))
+            self.differentiable_terms(model, guide, *args, **kwargs)
             for _ in range(self.num_particles)
         ]
         return torch.stack([complexity - accuracy for complexity, accuracy in particles]).mean()
 
-    def split_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[float, float]:
+    def differentiable_terms(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Estimate complexity and accuracy from one draw, in nats; F is their difference."""
+        plan = self._plan_for(model, guide, args, kwargs)
+        return self._terms(plan, *self._get_trace(model, guide, args, kwargs))
+
+    def split_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        """Estimate both as numbers."""
         with torch.no_grad():
-            plan = self._plan_for(model, guide, args, kwargs)
-            terms = self._terms(plan, *self._get_trace(model, guide, args, kwargs))
+            terms = self.differentiable_terms(model, guide, *args, **kwargs)
         return float(terms[0]), float(terms[1])
+
+    def learn(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> None:
+        """Learn the structure of model and guide, as the first call does."""
+        self._plan_for(model, guide, args, kwargs)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Estimate the free energy."""

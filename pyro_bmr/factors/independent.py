@@ -183,6 +183,25 @@ class IndependentFactor(Factor):
         """Means and standard deviations; those of pruned elements mean nothing."""
         return Diagonal(self.loc, self._scale_transform(self.scale))
 
+    def scale_gradient(self, gradient: Tensor) -> Tensor:
+        """Turn a gradient by what the guide optimises into one by the standard deviations.
+
+        Parameters
+        ----------
+        gradient : Tensor
+            Of the site's shape.
+
+        Returns
+        -------
+        Tensor
+            Of the same shape.
+        """
+        with torch.enable_grad():
+            parameter = self.scale.detach().requires_grad_()
+            total = self._scale_transform(parameter).sum()
+            (slope,) = torch.autograd.grad(total, parameter)
+        return gradient / slope
+
     def replaced(self, posterior: Diagonal, taken: Tensor) -> IndependentFactor:
         """Return the factor with another posterior of some elements, and no prior.
 

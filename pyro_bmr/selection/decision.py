@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,7 @@ from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.programs.switching import NewPrior
-from pyro_bmr.selection.problem import assemble
+from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.units.producers_and_readers import Structure
 
 _MOST_SAMPLED = 1024
@@ -29,6 +29,7 @@ def decide(
 ) -> Decision:
     """Write down what goes of a posterior, and how to tell whether that has been trained since."""
     sampled = {name: value.clone() for name, value in _sample(factors).items()}
+    masks = {name: mask.contiguous() for name, mask in masks.items()}
     return Decision(origin, factors, masks, spiked, sampled, _order(factors, structure))
 
 
@@ -55,6 +56,14 @@ class Decision:
         kept = {name: kept for factor in self.factors for name, kept in factor.kept().items()}
         masks = {n: m if n in sites else kept[n].contiguous() for n, m in self.masks.items()}
         return replace(self, masks=masks)
+
+    def and_drop(self, masks: Mapping[str, Tensor]) -> Decision:
+        """Drop also what masks, by reducible site, are False for."""
+        return replace(self, masks={n: m & masks.get(n, m) for n, m in self.masks.items()})
+
+    def in_order(self, structure: Structure | None) -> Decision:
+        """Put producers of units after what reads them."""
+        return replace(self, order=_order(self.factors, structure))
 
     def remaining(self) -> tuple[Factor, ...]:
         """Return the posterior given that all that goes is at zero."""
@@ -102,6 +111,26 @@ class Decision:
                 {n: self.masks[n] & kept for n, kept in factor.kept().items() if n in self.masks}
             ).items()
         }
+
+
+def assemble(
+    origin: Origin,
+    remaining: tuple[Factor, ...],
+    new_priors: Mapping[str, NewPrior],
+    spiked: Collection[str] = (),
+) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
+    """Make the model and the guide of a reduced posterior, and the masks of what is not zero."""
+    full_model: Any = origin.model
+    if new_priors:
+        full_model = SwitchedModel(full_model, new_priors)
+    masks = {
+        name: kept
+        for factor in remaining
+        for name, kept in factor.kept().items()
+        if name in spiked or not kept.all()
+    }
+    guide = PrunedGuide(remaining, replace(origin, model=full_model))
+    return PrunedModel(full_model, masks), guide, masks
 
 
 def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pyro_bmr.mathematics.group_search import eliminate_groups, search_groups, t
 from pyro_bmr.mathematics.group_subsets import search_all_groups
 from pyro_bmr.mathematics.membership import Membership
 from pyro_bmr.mathematics.subset_search import search_all
+from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.group_members import GroupLayer, Groups
 from pyro_bmr.selection.scores import ElementScores, Scores
 
@@ -118,6 +119,28 @@ class GroupScores(Scores):
             after = self._evidence.delta_f(so_far)
             parts[layer.name], before = after - before, after
         return parts
+
+    @property
+    def decision(self) -> Decision | None:
+        """See `Scores.decision`."""
+        return self.elements.decision
+
+    @override
+    def given(self, masks: Mapping[str, Tensor]) -> GroupScores:
+        return GroupScores(self.elements.given(self.element_masks(masks)), self.groups)
+
+    @override
+    def joint_delta_f(self, masks: Mapping[str, Tensor]) -> float:
+        return self._evidence.delta_f(self._dropped(masks))
+
+    @override
+    def item_sums(self, by_site: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        values = self._flat(self.elements.item_sums(by_site)).double()
+        return self._by_layer(self._members.sums(values) - self._producers.sums(values))
+
+    @override
+    def without_unread(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return masks
 
     @override
     def released_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:

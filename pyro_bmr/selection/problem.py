@@ -13,17 +13,16 @@ from torch import Tensor
 
 from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
-from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.programs.distributions import find_element_support
-from pyro_bmr.programs.handlers import PrunedModel
-from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.units.axes import find_structure
-from pyro_bmr.units.influence import find_released
+from pyro_bmr.units.influence import find_needed, find_released
 from pyro_bmr.units.producers_and_readers import Structure
 
 
@@ -110,11 +109,8 @@ def read_scores(
     return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
 
 
-def read_structure(problem: Problem, spiked: Collection[str]) -> Structure:
-    """Find the units of the model, which runs at the posterior's location.
-
-    ``released`` are those that nothing needs once what reads them, at ``spiked`` sites, is zero.
-    """
+def read_units(problem: Problem) -> ModelUnits:
+    """Find the units of the model, which runs at the posterior's location."""
     values = {
         site.name: site.constrain(factor.locations()[site.name])
         for factor in problem.factors
@@ -122,17 +118,38 @@ def read_structure(problem: Problem, spiked: Collection[str]) -> Structure:
     }
     origin = problem.origin
     call, captured = capture_few_rows(origin.model, origin.args, origin.kwargs, values)
-    structure = find_structure(captured)
-    zeroed = [
+    tensors = (*values.values(), *tensors_in(call))
+    return ModelUnits(captured, tensors, find_structure(captured))
+
+
+@dataclass(frozen=True)
+class ModelUnits:
+    """The graph of a model, the values of its sites and inputs, and its units."""
+
+    capture: Capture
+    inputs: tuple[Tensor, ...]
+    structure: Structure
+
+    def find_needed(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """Tell, by label, which units cannot go where sites are zero wherever a mask is False."""
+        with torch.enable_grad():
+            return find_needed(self.capture, self.inputs, self.structure, masks)
+
+    def with_released(self, sites: Collection[str]) -> Structure:
+        """Add which units nothing needs once what reads them, in ``sites``, is zero."""
+        with torch.enable_grad():
+            released = find_released(self.capture, self.inputs, self.structure, sites)
+        return replace(self.structure, released=released)
+
+
+def find_zeroed(factors: tuple[Factor, ...], spiked: Collection[str]) -> tuple[str, ...]:
+    """Name the spiked sites whose pruned elements are zero also on the support of the site."""
+    return tuple(
         site.name
-        for factor in problem.factors
+        for factor in factors
         for site in factor.sites
         if site.name in spiked and find_element_support(site.support) is constraints.real
-    ]
-    tensors = [*values.values(), *tensors_in(call)]
-    with torch.enable_grad():
-        released = find_released(captured, tensors, structure, zeroed)
-    return replace(structure, released=released)
+    )
 
 
 def assign(
@@ -155,26 +172,6 @@ def assign(
         by_site = dict.fromkeys(problem.priors, reduced_prior)
     _check_shapes(problem, {name: by_site[name] for name in problem.priors})
     return problem, {name: by_site[name] for name in problem.priors}
-
-
-def assemble(
-    origin: Origin,
-    remaining: tuple[Factor, ...],
-    new_priors: Mapping[str, NewPrior],
-    spiked: Collection[str] = (),
-) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
-    """Make the model and the guide of a reduced posterior, and the masks of what is not zero."""
-    full_model: Any = origin.model
-    if new_priors:
-        full_model = SwitchedModel(full_model, new_priors)
-    masks = {
-        name: kept
-        for factor in remaining
-        for name, kept in factor.kept().items()
-        if name in spiked or not kept.all()
-    }
-    guide = PrunedGuide(remaining, replace(origin, model=full_model))
-    return PrunedModel(full_model, masks), guide, masks
 
 
 def _check_guide(verb: str, guide: Any) -> None:

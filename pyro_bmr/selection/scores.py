@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.factors.factor import Factor, Search
 from pyro_bmr.factors.switched import SwitchedFactor
+from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.group_members import GroupLayer
 
 
@@ -86,6 +88,72 @@ class Scores(ABC):
 
     @property
     @abstractmethod
+    def decision(self) -> Decision | None:
+        """What can be measured: the posterior with its model and data; None without data."""
+
+    @abstractmethod
+    def given(self, masks: Mapping[str, Tensor]) -> Scores:
+        """Score what is left once some items are gone.
+
+        Parameters
+        ----------
+        masks : mapping
+            By name, True for items that are kept.
+
+        Returns
+        -------
+        Scores
+            Of the same items; those that are gone have the score 0.
+        """
+
+    @abstractmethod
+    def joint_delta_f(self, masks: Mapping[str, Tensor]) -> float:
+        """Return ΔF in nats of all that is dropped together.
+
+        Parameters
+        ----------
+        masks : mapping
+            By name, True for items that are kept.
+
+        Returns
+        -------
+        float
+            In closed form.
+        """
+
+    @abstractmethod
+    def item_sums(self, by_site: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Add up over each item what stands at its elements, those apart that it sets free.
+
+        Parameters
+        ----------
+        by_site : mapping
+            By reducible site, a value per element; a site that is not here counts as 0.
+
+        Returns
+        -------
+        dict of Tensor
+            By name.
+        """
+
+    @abstractmethod
+    def without_unread(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Drop also what nothing reads any more, or what only reads what is always zero.
+
+        Parameters
+        ----------
+        masks : mapping
+            By name, True for items that are kept.
+
+        Returns
+        -------
+        mapping
+            Masks; where elements stand for themselves they are a `TrimmedMasks`, so that ΔF counts
+            such elements by their divergence from the prior. Groups stay as they are.
+        """
+
+    @property
+    @abstractmethod
     def layers(self) -> tuple[GroupLayer, ...]:
         """The layers that groups are in; none where elements stand for themselves."""
 
@@ -120,7 +188,7 @@ class Scores(ABC):
         """
 
     @abstractmethod
-    def constrained(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def constrained(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Take back what has to stay by the options of a grouping, the dearest first.
 
         Parameters
@@ -165,12 +233,33 @@ class Scores(ABC):
         """
 
 
+class TrimmedMasks(dict[str, Tensor]):
+    """Masks by site, and in ``unread``, by site, which elements nothing depends on any more."""
+
+    def __init__(self, masks: Mapping[str, Tensor], unread: Mapping[str, Tensor]) -> None:
+        super().__init__({n: m & ~unread[n] if n in unread else m for n, m in masks.items()})
+        self.unread = unread
+
+
+def _find_nothing(_masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {}
+
+
+FindUnread = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
 @dataclass(frozen=True)
 class ElementScores(Scores):
-    """The reducible sites of a posterior and the evidence of dropping each element."""
+    """The reducible sites of a posterior and the evidence of dropping each element.
+
+    ``decision`` is what can be measured; its masks are of what is left. ``find_unread`` tells from
+    masks, by site, which elements nothing depends on.
+    """
 
     factors: tuple[Factor, ...]
     delta_f: Mapping[str, Tensor]
+    decision: Decision | None = None
+    find_unread: FindUnread = _find_nothing
 
     @cached_property
     def loc(self) -> dict[str, Tensor]:
@@ -227,11 +316,36 @@ class ElementScores(Scores):
 
     @override
     def released_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
-        return {}
+        unread = masks.unread if isinstance(masks, TrimmedMasks) else {}
+        released = {name: one for f in self.factors for name, one in f.released().items()}
+        return {
+            name: float(torch.where(mine, released[name] - self.delta_f[name], 0).sum())
+            for name, mine in unread.items()
+        }
 
     @override
-    def constrained(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(masks)
+    def given(self, masks: Mapping[str, Tensor]) -> ElementScores:
+        # What took another prior than the spike has not gone.
+        factors = (f if isinstance(f, SwitchedFactor) else f.prune(masks) for f in self.factors)
+        decision = self.decision and self.decision.and_drop(masks)
+        return replace(score(tuple(factors)), decision=decision, find_unread=self.find_unread)
+
+    @override
+    def joint_delta_f(self, masks: Mapping[str, Tensor]) -> float:
+        parts = [sum(f.delta_f(self.delta_f, masks).values()) for f in self.factors]
+        return sum(parts) + sum(self.released_delta_f(masks).values())
+
+    @override
+    def item_sums(self, by_site: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: by_site.get(n, torch.zeros_like(one)) for n, one in self.delta_f.items()}
+
+    @override
+    def without_unread(self, masks: Mapping[str, Tensor]) -> TrimmedMasks:
+        return TrimmedMasks(masks, self.find_unread(masks))
+
+    @override
+    def constrained(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return masks
 
     @override
     def element_masks(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,10 +59,10 @@ def by_evidence(margin: float = 0.0) -> Selection:
     (tensor([False, False,  True]), tensor([False,  True,  True]))
     """
 
-    def select(scores: Scores) -> dict[str, Tensor]:
-        return scores.search(search_greedily, margin)
+    def select(scores: Scores) -> Mapping[str, Tensor]:
+        return scores.without_unread(scores.search(search_greedily, margin))
 
-    _check_margin(margin, "by_evidence")
+    check_margin(margin, "by_evidence")
 
     return select
 
@@ -98,10 +98,10 @@ def exhaustive(margin: float = 0.0) -> Selection:
     (tensor([-0.1942, -0.1872]), tensor([False,  True]))
     """
 
-    def select(scores: Scores) -> dict[str, Tensor]:
-        return scores.search(search_all, margin)
+    def select(scores: Scores) -> Mapping[str, Tensor]:
+        return scores.without_unread(scores.search(search_all, margin))
 
-    _check_margin(margin, "exhaustive")
+    check_margin(margin, "exhaustive")
 
     return select
 
@@ -150,8 +150,8 @@ def by_blocks(size: int = 8) -> Selection:
         )
         raise ValueError(msg)
 
-    def select(scores: Scores) -> dict[str, Tensor]:
-        return scores.search(partial(search_blocks, size=size))
+    def select(scores: Scores) -> Mapping[str, Tensor]:
+        return scores.without_unread(scores.search(partial(search_blocks, size=size)))
 
     return select
 
@@ -194,7 +194,8 @@ def top_k(n: int) -> Selection:
     return select
 
 
-def _check_margin(margin: float, name: str) -> None:
+def check_margin(margin: float, name: str) -> None:
+    """Raise a ValueError if a margin is no number of nats."""
     if not isinstance(margin, int | float) or math.isnan(margin):
         msg = (
             f"{name} got margin={show(margin)}. Expected a number of nats, as in "

@@ -12,7 +12,7 @@ from pyro_bmr.display import warn
 from pyro_bmr.selection.group_members import form_groups
 from pyro_bmr.selection.group_scores import GroupScores
 from pyro_bmr.selection.groups import Grouping
-from pyro_bmr.selection.scores import ElementScores, Scores, score
+from pyro_bmr.selection.scores import ElementScores, Scores, TrimmedMasks
 from pyro_bmr.selection.selections import Selection
 from pyro_bmr.units.producers_and_readers import Structure
 
@@ -33,7 +33,7 @@ def run_stages(
     stages: list[Stage] = []
     for grouping in groupings:
         if stages:
-            scores = score(tuple(factor.prune(masks) for factor in scores.factors))
+            scores = scores.given(masks)
         groups = form_groups(grouping, shapes, find_structure) if shapes else None
         if groups is not None and not groups.layers:
             warn(f"groups={grouping!r} has no groups in this model")
@@ -88,4 +88,4 @@ def _checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
             )
             raise ValueError(msg)
         checked[name] = mask.contiguous()
-    return checked
+    return TrimmedMasks(checked, masks.unread) if isinstance(masks, TrimmedMasks) else checked

@@ -22,12 +22,13 @@ def summarize(
     remaining: tuple[Factor, ...],
     reasons: Mapping[str, str],
     released: Mapping[str, float],
+    realised: Mapping[str, float] | None = None,
 ) -> tuple[SiteSummary, ...]:
     """Tell site by site what a reduction did.
 
     ``chosen``: what the selection kept. ``remaining``: the factors after it, in the same order.
     ``reasons``: of sites that stayed whole. ``released``: what ΔF is less than that of spikes, in
-    nats.
+    nats. ``realised``: ΔF as measured, if it was.
     """  # noqa: DOC201
     rows = []
     for before, after in zip(scores.factors, remaining, strict=True):
@@ -45,6 +46,7 @@ def summarize(
                 wide.get(site.name, 0),
                 count_pruned(kept_before[site.name]),
                 int((kept[site.name] & ~chosen[site.name]).sum()) if site.name in shrunk else 0,
+                None if realised is None else realised.get(site.name, 0.0),
             )
             for site in before.sites
         ]
@@ -140,6 +142,8 @@ class SiteSummary:
         How many elements had been pruned before.
     shrunk : int
         How many elements took a reduced prior other than the spike.
+    realised : float, optional
+        Its part in ΔF as measured on the data, in nats; None if nothing was measured.
 
     Examples
     --------
@@ -156,6 +160,7 @@ class SiteSummary:
     wide: int = 0
     pruned_before: int = 0
     shrunk: int = 0
+    realised: float | None = None
 
     @property
     def total(self) -> int:

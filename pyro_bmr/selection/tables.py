@@ -18,7 +18,9 @@ def draw_sites(
     table = Table(title=title, title_justify="left")
     table.add_column("site")
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
-    for column in ("shape", "total", "kept", "pruned", *shrunk, "ΔF (nats)"):
+    measured = any(site.realised is not None for site in sites)
+    nats = ["ΔF predicted", "ΔF realised"] if measured else ["ΔF (nats)"]
+    for column in ("shape", "total", "kept", "pruned", *shrunk, *nats):
         table.add_column(column, justify="right")
     table.add_column("note")
     if caption:
@@ -31,7 +33,7 @@ def draw_sites(
             f"{site.kept:,}",
             f"{1 - site.kept / site.total:.1%}" if site.total else "",
             *(f"{site.shrunk:,}" for _ in shrunk),
-            f"{site.delta_f:+.2f}" if site.kept < site.total or site.shrunk else "",
+            *(_nats(x, site) for x in (site.delta_f, site.realised)[: len(nats)]),
             _note(site, undecided),
         )
     return table
@@ -86,6 +88,7 @@ def draw_rounds(rounds: tuple[Round, ...]) -> Table:
 def frame_sites(sites: tuple[SiteSummary, ...], undecided: Mapping[str, int]) -> pd.DataFrame:
     """Make a data frame with one row per site."""
     shrunk = any(site.shrunk for site in sites)
+    measured = any(site.realised is not None for site in sites)
     rows = [
         {
             "site": site.name,
@@ -95,6 +98,7 @@ def frame_sites(sites: tuple[SiteSummary, ...], undecided: Mapping[str, int]) ->
             "pruned %": 100 * (1 - site.kept / site.total) if site.total else 0.0,
             **({"shrunk": site.shrunk} if shrunk else {}),
             "delta_f": site.delta_f,
+            **({"realised": site.realised} if measured else {}),
             "undecided": undecided.get(site.name, 0),
             "wide": site.wide,
             "unscored": site.unscored,
@@ -109,6 +113,11 @@ def frame_rounds(rounds: tuple[Round, ...]) -> pd.DataFrame:
     """Make a data frame with one row per round."""
     columns = [field.name for field in fields(Round)]
     return pd.DataFrame([asdict(r) for r in rounds], columns=columns).set_index("index")
+
+
+def _nats(value: float | None, site: SiteSummary) -> str:
+    changed = site.kept < site.total or site.shrunk
+    return f"{value:+.2f}" if changed and value is not None else ""
 
 
 def _note(site: SiteSummary, undecided: Mapping[str, int]) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.pairs import check_programs
-from pyro_bmr.training.batches import Batches, BatchModel
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pyro_bmr.display import warn
+from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import dry_run, unconstrained_parameters
 from pyro_bmr.training.adam import AdamState, update
-from pyro_bmr.training.batches import Batches, BatchModel
 from pyro_bmr.training.compilation import (
     FixedNoise,
     Gradient,

@@ -25,7 +25,7 @@ from pyro_bmr.mathematics.group_evidence import Coupling, GroupEvidence, GroupWa
 from pyro_bmr.mathematics.group_search import search_groups
 from pyro_bmr.mathematics.group_subsets import search_all_groups
 from pyro_bmr.mathematics.membership import Membership
-from pyro_bmr.selection.problem import read_structure
+from pyro_bmr.selection.problem import read_units
 
 SIZES = (3, 4, 3, 2)
 
@@ -213,10 +213,10 @@ def one_structure(monkeypatch):
     found = []
 
     def read(*arguments):
-        found[:] = found or [read_structure(*arguments)]
+        found[:] = found or [read_units(*arguments)]
         return found[0]
 
-    monkeypatch.setattr("pyro_bmr.reduction.read_structure", read)
+    monkeypatch.setattr("pyro_bmr.reduction.read_units", read)
 
 
 def flat(masks):

@@ -56,6 +56,12 @@ def evaluate(
     return results
 
 
+def repeat_at_once(function: Callable[[], Tensor], count: int) -> Tensor:
+    """Evaluate a function so many times by `torch.vmap`, with random numbers of its own each."""
+    batched = _all_at_once(lambda _: {"": function()})
+    return batched({"": torch.zeros(count)})[""]
+
+
 class LargestTensor(TorchFunctionMode):
     """Watches how many elements the largest tensor has that is computed."""
 

@@ -1,0 +1,223 @@
+"""Measuring F of programs that differ in what is pruned, on the same rows and random numbers."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_bmr.estimators.elbos import UnbiasedELBO
+from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling
+from pyro_bmr.programs.batched_draws import repeat_at_once
+from pyro_bmr.programs.batches import Batches, BatchModel
+from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.given_values import ValueMessenger
+from pyro_bmr.programs.pairs import Pair
+
+# Estimates that are made at once.
+BLOCK = 4
+
+
+class Meter:
+    """Estimates F of similar programs, so that estimates can be subtracted from each other.
+
+    Estimate :math:`i` is of the same rows and random numbers for every program. Many rows are
+    measured a batch at a time: ``parts`` estimates in a row take each row once, and each by itself
+    has the expectation F. ``example`` is one of the programs. Nothing outside is changed.
+    """
+
+    def __init__(
+        self,
+        example: Pair,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._args, self._kwargs, self._seed = args, kwargs, seed
+        self._pair, self._indices = example, dict[str, Tensor]()
+        self._elbo = UnbiasedELBO()
+        self._batches = Batches(args, kwargs, None)
+        self._batch_model: Callable[..., Any] = self._model
+        self._plate = ""
+        self._rows, size = 1, 1
+        with poutine.block(), torch.no_grad():
+            plates = self._find_plates()
+            if plates:
+                self._plate, (self._rows, size) = max(plates.items(), key=lambda plate: plate[1])
+            else:
+                self._rows, size = self._split_arguments(batch_size)
+        self.parts = math.ceil(self._rows / size)
+        self._size = size
+        self._at_once = self.parts == 1 and not self._plate
+        with poutine.block(), torch.no_grad(), dry_run(*example):
+            first_args, first_kwargs = self._take(0)
+            self._elbo.learn(self._batch_model, self._guide, *first_args, **first_kwargs)
+
+    def measure(
+        self, pair: Pair, start: int, stop: int, couplings: Mapping[str, NoiseCoupling]
+    ) -> Tensor:
+        """Return estimates of F from ``start`` to before ``stop``, in nats and float64.
+
+        Both are multiples of `BLOCK`.
+        """
+        with torch.no_grad():
+            blocks = list(self._run_blocks(pair, start, stop, couplings))
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *blocks])
+
+    def differentiate(
+        self, pair: Pair, count: int, couplings: Mapping[str, NoiseCoupling]
+    ) -> tuple[dict[str, Tensor], ...]:
+        """Average the gradient of F over estimates, by unconstrained parameter of the guide.
+
+        One dict for each part of the guide, a `PrunedGuide`.
+        """
+        guide: Any = pair[1]
+        parts = [dict(part.named_parameters()) for part in guide.parts]
+        parameters = [parameter for part in parts for parameter in part.values()]
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        with torch.enable_grad():
+            for draws in self._run_blocks(pair, 0, count, couplings):
+                loss = draws.sum() / count
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                total = [t if g is None else t + g for t, g in zip(total, gradients, strict=True)]
+        ahead = iter(total)
+        return tuple({name: next(ahead) for name in part} for part in parts)
+
+    def _run_blocks(
+        self, pair: Pair, start: int, stop: int, couplings: Mapping[str, NoiseCoupling]
+    ) -> Iterator[Tensor]:
+        self._pair = pair
+        # What remains of a correlated posterior may be nothing, so that statements differ.
+        if couplings:
+            self._elbo = UnbiasedELBO()
+        wants_gradients = torch.is_grad_enabled()
+        with poutine.block(), dry_run(*pair):
+            args, kwargs = self._take(0)
+            with torch.set_grad_enabled(False):
+                self._elbo.learn(self._batch_model, self._guide, *args, **kwargs)
+            for block in range(start // BLOCK, stop // BLOCK):
+                with torch.set_grad_enabled(wants_gradients):
+                    yield self._run_block(block, couplings)
+
+    def _run_block(self, block: int, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
+        if self._at_once and not couplings:
+            try:
+                _set_seed(self._seed, block)
+                return repeat_at_once(lambda: self._run(self._args, self._kwargs), BLOCK).double()
+            except Exception:
+                # Other random numbers from here on, of all that is compared.
+                self._at_once = False
+        draws = []
+        for cell in range(block * BLOCK, (block + 1) * BLOCK):
+            args, kwargs = self._take(cell)
+            seed = _set_seed(self._seed, cell)
+            with CommonNoise(couplings, seed):
+                draws.append(self._run(args, kwargs))
+        return torch.stack(draws).double()
+
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        terms = self._elbo.differentiable_terms(self._batch_model, self._guide, *args, **kwargs)
+        return terms[0] - terms[1]
+
+    def _take(self, cell: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        if self.parts == 1 and not self._plate:
+            return self._args, self._kwargs
+        passes, part = divmod(cell, self.parts)
+        order = torch.randperm(self._rows, generator=torch.Generator().manual_seed(passes))
+        if self._plate:
+            # A plate always takes as many rows; where they do not go up, some come twice.
+            places = torch.arange(part * self._size, (part + 1) * self._size) % self._rows
+            self._indices = {self._plate: order[places]}
+            return self._args, self._kwargs
+        return self._batches.arguments(self._batches.take(order.tensor_split(self.parts)[part]))
+
+    def _find_plates(self) -> dict[str, tuple[int, int]]:
+        """Find sub-sampling plates: by name, the number of rows and how many they take."""
+        with dry_run(*self._pair):
+            guide = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
+            replayed = poutine.replay(self._model, trace=guide)
+            model = poutine.trace(replayed).get_trace(*self._args, **self._kwargs)
+        sites = {name: site for name, site in model.nodes.items() if site["type"] == "sample"}
+        if not any(site["is_observed"] for site in sites.values()):
+            msg = f"the model observes nothing with these arguments; its sites are {sorted(sites)}"
+            raise ValueError(msg)
+        fns = {name: site["fn"] for name, site in sites.items() if site_is_subsample(site)}
+        taken = {
+            name: (int(fn.size), int(fn.subsample_size or fn.size)) for name, fn in fns.items()
+        }
+        return {name: sizes for name, sizes in taken.items() if sizes[1] < sizes[0]}
+
+    def _split_arguments(self, batch_size: int) -> tuple[int, int]:
+        """Split the rows of all tensors among the arguments, if the likelihood is a sum over them.
+
+        Returns their number, and how many go together.
+        """
+        lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
+        rows = max(lengths, default=1)
+        if len(lengths) != 1 or rows <= batch_size:
+            return 1, 1
+        size = math.ceil(rows / math.ceil(rows / batch_size))
+        batches = Batches(self._args, self._kwargs, size)
+        with suppress(ValueError):
+            batch_model = BatchModel(self._model, batches)
+            if self._adds_up(batch_model, batches, rows, size):
+                self._batches, self._batch_model = batches, batch_model
+                return rows, size
+        return 1, 1
+
+    def _adds_up(self, batch_model: BatchModel, batches: Batches, rows: int, size: int) -> bool:
+        """Tell whether the parts of the log likelihood at one draw have the whole as their mean."""
+        with dry_run(*self._pair):
+            guide = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
+
+            def log_likelihood(model: Any, args: Any, kwargs: Any) -> Tensor:
+                replayed = poutine.replay(model, trace=guide)
+                trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+                trace.compute_log_prob()
+                return sum(
+                    (
+                        node["log_prob_sum"].double()
+                        for node in trace.nodes.values()
+                        if node["type"] == "sample" and node["is_observed"]
+                    ),
+                    torch.zeros((), dtype=torch.float64),
+                )
+
+            whole = log_likelihood(self._model, self._args, self._kwargs)
+            parts = torch.arange(rows).split(size)
+            mean = sum(
+                len(part)
+                / rows
+                * log_likelihood(batch_model, *batches.arguments(batches.take(part)))
+                for part in parts
+            )
+        return bool(torch.isclose(torch.as_tensor(mean), whole, rtol=1e-4))
+
+    def _model(self, *args: Any, **kwargs: Any) -> Any:
+        with ValueMessenger(self._indices):
+            return self._pair[0](*args, **kwargs)
+
+    def _guide(self, *args: Any, **kwargs: Any) -> Any:
+        with ValueMessenger(self._indices):
+            return self._pair[1](*args, **kwargs)
+
+
+def _set_seed(*numbers: int) -> int:
+    """Seed all generators by what follows from some numbers."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
+    # torch.manual_seed takes milliseconds, since it also tells devices that are not in use.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    return seed

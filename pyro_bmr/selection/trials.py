@@ -1,0 +1,136 @@
+"""Trials: what dropping some elements does to the measured free energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from scipy.special import ndtr, stdtrit
+from torch import Tensor
+
+from pyro_bmr.estimators.measurement import mean_and_error
+from pyro_bmr.estimators.meter import BLOCK
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.mathematics.first_order import first_order_correlated, first_order_independent
+from pyro_bmr.selection.decision import Decision
+from pyro_bmr.selection.realised import make_meter
+
+# Standard errors that decide.
+_ERRORS = 2.0
+_FEWEST = 4
+
+
+class Trials:
+    """A posterior of which more and more is dropped, as long as measured F falls.
+
+    F at the ``start``, at the present and in a trial are compared at the same random numbers and
+    rows: at few, and at more up to ``num_samples`` times all rows as long as the error leaves the
+    outcome open. ``count`` is that of the trials.
+    """
+
+    def __init__(self, start: Decision, num_samples: int, batch_size: int, seed: int) -> None:
+        self.start, self.count = start, 0
+        self._options = num_samples, batch_size
+        self._meter = make_meter(start, batch_size, seed)
+        self._most = BLOCK * math.ceil(num_samples * self._meter.parts / BLOCK)
+        self._first = self._present = self._tried = _Measured(start)
+        self._check_finite()
+
+    def measure(
+        self,
+        masks: Mapping[str, Tensor],
+        around: Iterable[float] = (0.0,),
+        errors: float = 2.0,
+    ) -> tuple[float, float]:
+        """Return ΔF of other masks against the present in nats, measured, and its error.
+
+        Measured until it is clear, by so many errors, on which side of each number ``around`` it
+        is, or for long.
+        """
+        self.count += 1
+        self._tried = _Measured(self.start.and_drop(masks))
+        wanted = BLOCK
+        while True:
+            mean, error = self._compare(self._present, self._tried, wanted)
+            bound = float(stdtrit(wanted - 1, ndtr(errors))) * error
+            if wanted >= self._most or all(abs(mean - x) > bound for x in around):
+                return mean, error
+            wanted = min(2 * wanted, self._most)
+
+    def accept(self) -> None:
+        """Go on from what was measured last."""
+        self._present = self._tried
+
+    def total(self) -> tuple[float, float]:
+        """Return ΔF of the present against the start in nats, and its error."""
+        return self._compare(self._first, self._present, max(BLOCK, len(self._present.draws)))
+
+    def again(self, seed: int) -> Trials:
+        """Begin again, with other random numbers."""
+        return Trials(self.start, *self._options, seed)
+
+    def first_order(self) -> dict[str, Tensor]:
+        """By site, what the gradient of F at the present adds to ΔF of each element, in nats."""
+        present = self._present.decision
+        model, guide, _ = present.assemble()
+        gradients = self._meter.differentiate((model, guide), BLOCK, present.couplings())
+        shifts: dict[str, Tensor] = {}
+        for before, part, gradient in zip(present.factors, guide.parts, gradients, strict=True):
+            factor = part.factor()
+            # An element that could take another prior than the spike does not go to zero.
+            if type(before) is type(factor):
+                shifts |= _SHIFTS.get(type(factor), _no_shift)(factor, gradient)
+        return shifts
+
+    def _compare(self, before: _Measured, after: _Measured, count: int) -> tuple[float, float]:
+        for one in (before, after):
+            if len(one.draws) < count:
+                pair, couplings = one.decision.assemble()[:2], one.decision.couplings()
+                more = self._meter.measure(pair, len(one.draws), count, couplings)
+                one.draws = torch.cat([one.draws, more])
+        difference = after.draws[:count] - before.draws[:count]
+        return mean_and_error(difference) if difference.isfinite().all() else (math.inf, 0.0)
+
+    def _check_finite(self) -> None:
+        self._compare(self._first, self._first, BLOCK)
+        if not self._first.draws.isfinite().all():
+            msg = (
+                "the free energy of the guide is NaN or infinite. Expected a finite one: look for "
+                "NaN in the data, or for observations that the model cannot make"
+            )
+            raise ValueError(msg)
+
+
+@dataclass
+class _Measured:
+    """A decision, and estimates of F so far."""
+
+    decision: Decision
+    draws: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+
+def _no_shift(_factor: Factor, _gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {}
+
+
+def _shift_independent(
+    factor: IndependentFactor, gradient: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    (marginal,) = factor.marginals().values()
+    d_scale = factor.scale_gradient(gradient["scale_unconstrained"])
+    shift = first_order_independent(marginal, gradient["loc_unconstrained"], d_scale)
+    return {factor.site.name: shift}
+
+
+def _shift_joint(factor: JointFactor, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    posterior, _ = factor.left()
+    shift = first_order_correlated(posterior, gradient["loc_unconstrained"])
+    return factor.spread(shift, 0.0)
+
+
+_SHIFTS: Any = {IndependentFactor: _shift_independent, JointFactor: _shift_joint}

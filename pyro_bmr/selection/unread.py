@@ -1,0 +1,74 @@
+"""Which elements nothing depends on any more, once others are zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.selection.problem import ModelUnits
+from pyro_bmr.units.producers_and_readers import Axis
+
+
+def find_unread(
+    masks: Mapping[str, Tensor],
+    releasable: Collection[str],
+    zeroed: Collection[str],
+    read_units: Callable[[], ModelUnits | None],
+) -> dict[str, Tensor]:
+    """Tell by site which elements nothing depends on once those that masks drop are zero.
+
+    What produces a unit that nothing reads, then what reads a unit that is always zero: both belong
+    to ``releasable`` sites. All others that are dropped, at ``zeroed`` sites, have to be zero for
+    that. Nothing if no slice of a site is dropped whole, or the units of the model are not known.
+    """
+    exact = {name: mask for name, mask in masks.items() if name in zeroed}
+    if not any(_has_dropped_slice(mask) for mask in exact.values()):
+        return {}
+    units = read_units()
+    if units is None:
+        return {}
+    axes = {
+        name: mine
+        for name in releasable
+        if (mine := units.structure.sites.get(name, ()))
+        and tuple(len(axis.units) for axis in mine) == tuple(masks[name].shape)
+    }
+    idle = ~units.find_needed(exact)
+    unread = idle & ~units.find_needed(_restore(exact, _belonging(axes, idle, reads=False)))
+    found = _either(
+        _belonging(axes, unread, reads=False), _belonging(axes, idle & ~unread, reads=True)
+    )
+    # What is left has to explain it: with these elements anywhere, their units must be idle still.
+    idle = ~units.find_needed(_restore(exact, found))
+    still = _either(_belonging(axes, idle, reads=False), _belonging(axes, idle, reads=True))
+    return {name: (mine & still[name]).to(masks[name].device) for name, mine in found.items()}
+
+
+def _has_dropped_slice(mask: Tensor) -> bool:
+    return any(not mask.any(dim).all() for dim in range(mask.dim()))
+
+
+def _belonging(
+    axes: Mapping[str, tuple[Axis, ...]], chosen: Tensor, reads: bool
+) -> dict[str, Tensor]:
+    """Tell by site which elements produce, or read, one of the units chosen by label."""
+    found = {}
+    for name, mine in axes.items():
+        belongs = torch.zeros([len(axis.units) for axis in mine], dtype=torch.bool)
+        for i, axis in enumerate(mine):
+            if axis.reads == reads and len(chosen):
+                units = axis.units.cpu()
+                here = (units >= 0) & chosen[units.clamp(min=0)]
+                belongs |= here.reshape(-1, *[1] * (len(mine) - i - 1))
+        found[name] = belongs
+    return found
+
+
+def _either(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mine | second[name] for name, mine in first.items()}
+
+
+def _restore(masks: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: m | live[n].to(m.device) if n in live else m for n, m in masks.items()}
