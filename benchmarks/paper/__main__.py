@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from experiments import BASELINES, COLUMNS, Cell, run
+from experiments import BASELINES, COLUMNS, MEASURED, Cell, run
 from problems import REGRESSION, SIGNALS
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-METHODS = (*BASELINES, "scratch", "longer")
+METHODS = ("bmr", *BASELINES, *MEASURED, "scratch", "longer")
 EXPERIMENTS = ("one-shot", "iterative", "splits")
 ESTIMATORS = ("global", "local", "moments")
 RESULTS = Path(__file__).with_name("results.csv")
@@ -48,7 +48,7 @@ def main() -> None:
         ProcessPoolExecutor(options.jobs, mp_context=context) as pool,
     ):
         task = progress.add_task("networks", total=len(cells))
-        futures = {pool.submit(run, cell, options.data_dir, options.epochs): cell for cell in cells}
+        futures = {pool.submit(run, cell, options.data_dir, options.epochs, options.networks): cell for cell in cells}
         try:
             for future in as_completed(futures):
                 cell = futures[future]
@@ -81,11 +81,12 @@ def _options() -> argparse.Namespace:
         add(name, nargs="+", type=kind, choices=choices, default=default, metavar="X", help=text)
 
     add("--data-dir", type=Path, help="with uci/NAME.csv and uci/NAME.splits.json")
+    add("--networks", type=Path, help="where trained networks are kept, to be trained only once")
     add("--output", type=Path, default=RESULTS)
     choose("--experiments", EXPERIMENTS, EXPERIMENTS, f"of {EXPERIMENTS}")
     choose("--datasets", (*REGRESSION, *SIGNALS), (*REGRESSION, *SIGNALS))
     choose("--estimators", ESTIMATORS, ESTIMATORS, f"of {ESTIMATORS}")
-    choose("--methods", METHODS, METHODS, f"of {METHODS}, next to bmr, which is always there")
+    choose("--methods", METHODS, METHODS, f"of {METHODS}; those of the paper need bmr")
     choose("--seeds", range(100), range(5), "for signals those below 3")
     choose("--splits", range(20), range(5), "of 0 to 19")
     add("--epochs", type=float, default=1.0, help="part of the epochs, for a try; needs --output")
@@ -113,14 +114,16 @@ def _cells(options: argparse.Namespace) -> Iterator[Cell]:
         if dataset in SIGNALS and seed >= SIGNAL_SEEDS:
             continue
         compared = baselines if dataset == "boston" or seed == 0 else []
+        compared = [m for m in options.methods if m in {"bmr", *compared, *MEASURED}]
         is_compared = estimator == "local" and dataset in REGRESSION and seed < LOOP_SEEDS
-        loops = ("bmr", *options.methods) if is_compared else ("bmr",)
+        loops = {"bmr", "measured"} | (set(METHODS) - {*MEASURED} if is_compared else set())
+        loops = [method for method in options.methods if method in loops]
         yield Cell(
             *(dataset, estimator, seed, None),
-            curves=("bmr", *compared) if "one-shot" in options.experiments else (),
-            loops=loops if "iterative" in options.experiments else (),
+            curves=tuple(compared) if "one-shot" in options.experiments else (),
+            loops=tuple(loops) if "iterative" in options.experiments else (),
         )
-    if "splits" in options.experiments:
+    if "splits" in options.experiments and "bmr" in options.methods:
         regression = [name for name in options.datasets if name in REGRESSION]
         for split, dataset, estimator in product(options.splits, regression, options.estimators):
             yield Cell(dataset, estimator, 0, split, curves=(), loops=("bmr",))
@@ -144,8 +147,9 @@ def _remaining(cells: Iterable[Cell], table: pd.DataFrame) -> Iterator[Cell]:
             # Nothing was to be pruned, so that there was no fraction for other methods either.
             loops = ()
         if curves or loops:
-            # Other methods go by the fractions of this one.
-            loops = ("bmr", *(name for name in loops if name != "bmr")) if loops else ()
+            # Other methods go by the fractions of this one, but for the one that measures.
+            if any(name != "measured" for name in loops):
+                loops = ("bmr", *(name for name in loops if name != "bmr"))
             yield replace(cell, curves=curves, loops=loops)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,13 +24,19 @@ DRAWS = 24
 COLUMNS = (
     *("experiment", "dataset", "estimator", "seed", "split", "method", "round", "pruned"),
     *("free_energy", "free_energy_error", "complexity", "accuracy"),
-    *("predicted_delta_f", "realised_delta_f", "rmse", "test_log_likelihood", "seconds"),
+    *("predicted_delta_f", "realised_delta_f", "realised_error"),
+    *("rmse", "test_log_likelihood", "seconds"),
 )
 BASELINES: Mapping[str, Callable[[float], Selection]] = {
     "snr": bmr.baselines.snr,
     "spr": bmr.baselines.spr,
     "magnitude": bmr.baselines.magnitude,
     "random": bmr.baselines.random,
+}
+# Reductions of a trained network in one go, of which F is measured before and after.
+MEASURED: Mapping[str, Selection] = {
+    "measured": bmr.by_free_energy(progress=False),
+    "evidence": bmr.by_evidence(),
 }
 
 
@@ -64,10 +71,13 @@ class Point:
     measured: FreeEnergy
     predicted_delta_f: float = 0.0
     realised_delta_f: float = 0.0
+    realised_error: float | None = None
     scores: Scores = Scores()
 
 
-def run(cell: Cell, directory: Path | None, epochs: float = 1.0) -> list[dict[str, Any]]:
+def run(
+    cell: Cell, directory: Path | None, epochs: float = 1.0, networks: Path | None = None
+) -> list[dict[str, Any]]:
     """Compute all points of a cell.
 
     Parameters
@@ -78,6 +88,8 @@ def run(cell: Cell, directory: Path | None, epochs: float = 1.0) -> list[dict[st
         Of the data.
     epochs : float
         Part of the numbers of epochs that is trained.
+    networks : Path, optional
+        Where trained networks are kept, so that each is trained once.
 
     Returns
     -------
@@ -88,7 +100,7 @@ def run(cell: Cell, directory: Path | None, epochs: float = 1.0) -> list[dict[st
     problem = load_problem(cell.dataset, cell.split, directory, epochs)
     rows = []
     start = time.perf_counter()
-    for point in _points(cell, problem):
+    for point in _points(cell, problem, networks):
         seconds = {"seconds": time.perf_counter() - start}
         values = vars(cell) | vars(point) | vars(point.measured) | vars(point.scores) | seconds
         rows.append({column: values[column] for column in COLUMNS})
@@ -96,9 +108,11 @@ def run(cell: Cell, directory: Path | None, epochs: float = 1.0) -> list[dict[st
     return rows
 
 
-def _points(cell: Cell, problem: Problem) -> Iterator[Point]:
+def _points(cell: Cell, problem: Problem, networks: Path | None) -> Iterator[Point]:
     network = _Network(problem, cell.estimator, cell.seed, Meter(problem))
-    full = network.train(problem.hidden)
+    name = f"{cell.dataset}_{cell.estimator}_{cell.seed}.pt"
+    kept = networks / name if networks and cell.split is None else None
+    full = network.train(problem.hidden, kept)
     if cell.curves:
         yield from network.curves(full, cell.curves)
     if not cell.loops:
@@ -107,8 +121,10 @@ def _points(cell: Cell, problem: Problem) -> Iterator[Point]:
     unpruned = network.point(experiment, "unpruned", 0, full)
     yield unpruned
     loop = partial(network.loop, experiment, full=full, unpruned=unpruned)
+    if "measured" in cell.loops:
+        yield from network.measured_loop(experiment, full)
     rounds = []
-    for point in loop("bmr", repeat(bmr.by_evidence(), MAX_ROUNDS)):
+    for point in loop("bmr", repeat(bmr.by_evidence(), MAX_ROUNDS)) if "bmr" in cell.loops else ():
         rounds.append(point)
         yield point
     for method in (name for name in cell.loops if name in BASELINES):
@@ -135,20 +151,34 @@ class _Network:
     seed: int
     meter: Meter
 
-    def train(self, hidden: int) -> bmr.Reduction:
-        """Train a network from the start, and return the reduction of it that prunes nothing."""
+    def train(self, hidden: int, kept: Path | None = None) -> bmr.Reduction:
+        """Train a network from the start, and return the reduction of it that prunes nothing.
+
+        One that is ``kept`` in a file is not trained again.
+        """
         # Pyro names the parameters of every such guide alike.
         pyro.clear_param_store()
         pyro.set_rng_seed(self.seed)
         model = self.problem.make_model(hidden)
         guide = make_guide(model)
-        self.fit(model, guide, self.problem.settings.num_epochs)
-        return bmr.reduce(guide, select=lambda scores: scores.kept)
+        if kept is not None and kept.exists():
+            guide(self.problem.x[:4], self.problem.y[:4])
+            guide.load_state_dict(torch.load(kept))
+        else:
+            self.fit(model, guide, self.problem.settings.num_epochs)
+        if kept is not None and not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(guide.state_dict(), kept)
+        return bmr.reduce(guide, model=model, select=lambda scores: scores.kept)
 
     def curves(self, full: bmr.Reduction, methods: Iterable[str]) -> Iterator[Point]:
         """Prune a trained network in steps of 1 %, by each method."""
         before = self.meter.measure(full, draws=1)
         yield Point("one-shot", "unpruned", 0, 0.0, before)
+        for name, select in MEASURED.items():
+            if name in methods:
+                yield self.measured(name, full, before, select)
+        methods = [name for name in methods if name not in MEASURED]
         total = _total(full)
         selections = {"bmr": lambda part: bmr.top_k(total - round(part * total)), **BASELINES}
         for method, percent in product(methods, range(1, 100)):
@@ -156,6 +186,45 @@ class _Network:
             after = self.meter.measure(reduction, draws=1)
             delta_f = reduction.delta_f, after.free_energy - before.free_energy
             yield Point("one-shot", method, 1, _pruned(reduction), after, *delta_f)
+
+    def measured(
+        self, name: str, full: bmr.Reduction, before: FreeEnergy, select: Selection
+    ) -> Point:
+        """Reduce a trained network once, with the data at hand."""
+        reduction = bmr.reduce(full.guide, self.problem.x, self.problem.y, select=select)
+        after = self.meter.measure(reduction, draws=1)
+        changes = reduction.delta_f, reduction.realised, reduction.realised_error
+        return Point("one-shot", name, 1, _pruned(reduction), after, *changes)
+
+    def measured_loop(self, experiment: str, full: bmr.Reduction) -> Iterator[Point]:
+        """Prune a trained network in rounds that are measured, as `pyro_bmr.prune` does."""
+        settings = self.problem.settings
+        result = bmr.prune(
+            *(full.model, full.guide, self.problem.x, self.problem.y),
+            num_epochs=0,
+            refit_epochs=settings.refit_epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            estimator=self.estimator,
+            num_samples=DRAWS,
+            seed=self.seed,
+            progress=False,
+        )
+        everything = sum(site.total for site in result.sites) / _total(full)
+        for one in result.rounds[1:]:
+            if one.counts and not one.kept:
+                measured = FreeEnergy(one.free_energy, math.nan, math.nan, one.free_energy_error)
+                changes = one.predicted, one.realised, one.realised_error
+                pruned = one.sparsity * everything
+                yield Point(experiment, "measured", one.index, pruned, measured, *changes)
+        kept = result.kept_round
+        point = self.point(experiment, "measured", kept.index, result)
+        yield replace(
+            point,
+            predicted_delta_f=kept.predicted,
+            realised_delta_f=kept.realised,
+            realised_error=kept.realised_error,
+        )
 
     def loop(
         self,

@@ -187,6 +187,8 @@ class Round:
         Measured F in nats after training, with its standard error.
     kept : bool
         Whether the result is the state after this round.
+    counts : bool
+        Whether what followed went on from here; not if F was higher after training than before.
 
     Examples
     --------
@@ -202,6 +204,7 @@ class Round:
     free_energy: float
     free_energy_error: float
     kept: bool = False
+    counts: bool = True
 
 
 def _note(name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str]) -> str:

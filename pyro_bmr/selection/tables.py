@@ -76,7 +76,7 @@ def draw_rounds(rounds: tuple[Round, ...]) -> Table:
         table.add_column(column, justify="right")
     for r in rounds:
         table.add_row(
-            f"{r.index}{' (kept)' if r.kept else ''}",
+            f"{r.index}{' (kept)' if r.kept else '' if r.counts else ' (refused)'}",
             f"{r.sparsity:.1%}",
             f"{r.predicted:+.1f}" if r.index else "",
             f"{r.realised:+.1f} ± {r.realised_error:.1f}" if r.index else "",

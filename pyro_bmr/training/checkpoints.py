@@ -19,7 +19,7 @@ from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 from pyro_bmr.training.states import Program, State
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,11 @@ class Checkpoint:
         """Tell whether there is something to go on from."""
         return self.path is not None and self.path.exists()
 
-    def write(self, last: State, best: State) -> None:
-        """Write two states, what identifies the run, and torch's random number generators."""
+    def write(self, last: State) -> None:
+        """Write a state, what identifies the run, and torch's random number generators."""
         if self.path is None:
             return
-        state = {"last": _pack(last), "best": _pack(best), "guide": _tensors(self.guide)}
+        state = {"last": _pack(last), "guide": _tensors(self.guide)}
         content = {
             "format": _FORMAT,
             "run": self._full_run,
@@ -50,8 +50,8 @@ class Checkpoint:
         with replace_file(self.path) as unfinished:
             torch.save(content, unfinished)
 
-    def load(self, reduce: Callable[..., Reduction]) -> tuple[State, State]:
-        """Go back to the last and the best state; ``reduce`` takes a guide and a selection.
+    def load(self, reduce: Callable[..., Reduction]) -> State:
+        """Go back to the last state; ``reduce`` takes a guide and a selection.
 
         Sets the guide, the model and torch's random number generators as they were. A file that is
         not a checkpoint, or is one of another run, raises a ValueError.
@@ -59,9 +59,9 @@ class Checkpoint:
         self.program.call(self.guide)
         saved = _read(cast(Path, self.path), self._full_run)
         _load_tensors(self.guide, saved["guide"])
-        last, best = (_unpack(saved[name], self.guide, reduce) for name in ("last", "best"))
+        last = _unpack(saved["last"], self.guide, reduce)
         self.program.set_values(last.values)
-        return last, best
+        return last
 
     @cached_property
     def _full_run(self) -> dict[str, Any]:
@@ -125,6 +125,9 @@ def _pack(state: State) -> dict[str, Any]:
         "sites": [asdict(site) for site in reduction.sites],
         "layers": [asdict(layer) for layer in reduction.layers],
         "naive_delta_f": reduction.naive_delta_f,
+        "realised": reduction.realised,
+        "realised_error": reduction.realised_error,
+        "notes": list(reduction.notes),
         "guide": _tensors(reduction.guide),
         "rounds": [asdict(r) for r in state.rounds],
         "draws": state.draws,
@@ -156,6 +159,9 @@ def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reductio
         sites=tuple(SiteSummary(**row) for row in saved["sites"]),
         layers=tuple(LayerSummary(**row) for row in saved["layers"]),
         naive_delta_f=saved["naive_delta_f"],
+        realised=saved["realised"],
+        realised_error=saved["realised_error"],
+        notes=tuple(saved["notes"]),
         decision=decision,
     )
     return State(reduction, parent, rounds, saved["draws"], saved["values"])

@@ -14,11 +14,13 @@ from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
+from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.fingerprints import fingerprint_run
 from pyro_bmr.training.fitting import fit
+from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 
 
@@ -30,10 +32,10 @@ def prune(
     num_epochs: int,
     refit_epochs: int | None = None,
     max_rounds: int = 20,
-    select: Selection = by_evidence(),
+    select: Selection | None = None,
     groups: Grouping | Sequence[Grouping] = elements,
     sites: Iterable[str] | None = None,
-    keep: str = "best",
+    algorithm: str = "measured",
     num_samples: int = 100,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
@@ -41,9 +43,15 @@ def prune(
 ) -> Reduction:
     r"""Train, reduce, train what remains, and so on until a round prunes nothing more.
 
-    The guide is trained in place by `fit`; each reduction has a guide of its own. After every round
-    the free energy is measured, so that the ΔF that was predicted stands beside the one that came
-    true. The state with the lowest measured free energy is kept.
+    The guide is trained in place by `fit`; each reduction has a guide of its own. What goes is
+    measured, as in ``reduce(guide, x, y)``, and so is the free energy after each round: a round
+    counts only if
+
+    .. math:: F_\text{after training} \le F_\text{before the reduction}
+
+    within two standard errors of the difference. Where a round prunes nothing more, or does not
+    count, one is tried that drops all that the evidence says, since F may fall below what it was
+    once the rest is trained; the run ends when that does not count either.
 
     Parameters
     ----------
@@ -54,16 +62,18 @@ def prune(
     kwargs : mapping, optional
         Keyword arguments of both.
     num_epochs : int
-        Passes over the data in the first training.
+        Passes over the data in the first training; 0 for a guide that has been trained.
     refit_epochs : int, optional
         Passes over the data after each reduction; ``num_epochs`` by default.
     max_rounds : int
         Reductions at most.
     select, groups, sites
-        As in `reduce`.
-    keep : str
-        ``"best"``: the state with the lowest measured free energy; ``"last"``: the last one, as in
-        the paper.
+        As in `reduce`; a selection that is given is the only one that is tried.
+    algorithm : str
+        ``"measured"``: as above, and the learning rate of each training is constant over its first
+        half and falls to a hundredth over the second, unless ``lr`` is a function. ``"paper"``:
+        that of Beckers et al.: what the evidence says goes, every round counts, the learning rate
+        is constant, and the run ends when a round prunes nothing more.
     num_samples : int
         Draws to measure a free energy with; two or more.
     checkpoint : str or Path, optional
@@ -78,8 +88,9 @@ def prune(
     Returns
     -------
     Reduction
-        As of `reduce`, with ``rounds``: what happened in each. ``delta_f`` is the sum over the
-        rounds up to the kept one, without what training added; ``scores`` are of the last of them.
+        As of `reduce`, with ``rounds``: what happened in each, also in those that did not count.
+        ``delta_f`` and ``realised`` are sums over the rounds that did, without what training added;
+        ``scores`` are of the last of them.
 
     Raises
     ------
@@ -109,15 +120,15 @@ def prune(
     True
     """
     check_programs("prune", model, guide)
-    unknown = sorted(fit_options.keys() - _FIT_OPTIONS)
+    unknown = sorted(fit_options.keys() - _FIT_OPTIONS.keys())
     if unknown:
         msg = (
             f"prune got the unknown options {unknown}. Expected its own, or those of fit; keywords "
             "of the model as in kwargs={'offset': offset}"
         )
         raise TypeError(msg)
-    if keep not in {"best", "last"}:
-        msg = f"got keep={keep!r}. Expected 'best' or 'last'"
+    if algorithm not in {"measured", "paper"}:
+        msg = f"got algorithm={algorithm!r}. Expected 'measured' or 'paper'"
         raise ValueError(msg)
     if num_samples < 2:
         msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
@@ -125,6 +136,19 @@ def prune(
     program = Program(model, args, dict(kwargs or {}), num_samples)
     names = None if sites is None else sorted({sites} if isinstance(sites, str) else sites)
     full_model = unwrap(model, PrunedModel)
+
+    if not (num_epochs or refit_epochs):
+        msg = "got num_epochs=0 and no refit_epochs. Expected a number of epochs to train with"
+        raise ValueError(msg)
+    measured = algorithm == "measured"
+    if select is None:
+        measuring = by_free_energy(progress=fit_options.get("progress", True))
+        selections = (measuring, by_evidence()) if measured else (by_evidence(),)
+    else:
+        selections = (select,)
+    rate = fit_options.get("lr", _FIT_OPTIONS["lr"].default)
+    if measured and not callable(rate):
+        fit_options["lr"] = hold_and_fall(rate)
 
     def reduced(parent: Any, **options: Any) -> Reduction:
         told = {"kwargs": program.kwargs, "model": full_model, "sites": names}
@@ -134,30 +158,38 @@ def prune(
         fit(model, guide, *args, kwargs=program.kwargs, num_epochs=num_epochs, **fit_options)
 
     options: dict[str, Any] = {"num_epochs": num_epochs, "refit_epochs": refit_epochs}
-    options |= {"num_samples": num_samples, "keep": keep, "seed": seed, **fit_options}
+    options |= {"num_samples": num_samples, "algorithm": algorithm, "seed": seed, **fit_options}
     options |= {"sites": names, "select": select, "groups": groups}
     run = fingerprint_run(guide, (*args, *program.kwargs.values()), options)
     path = None if checkpoint is None else Path(checkpoint)
     saved = Checkpoint(path, run, guide, program, full_model)
     if saved.exists():
-        last, best = saved.load(reduced)
+        last = saved.load(reduced)
     else:
         if seed is not None:
             pyro.set_rng_seed(seed)
-        train(model, guide, num_epochs)
+        if num_epochs:
+            train(model, guide, num_epochs)
+        program.call(guide)
         whole = reduced(guide, select=lambda scores: dict(scores.kept))
-        last = best = program.start(whole, guide)
-        saved.write(last, best)
-    while len(last.rounds) <= max_rounds:
-        reduction = reduced(last.reduction.guide, select=select, groups=groups)
+        last = program.start(whole, guide)
+        saved.write(last)
+    ahead = list(selections)
+    while ahead and len(last.rounds) <= max_rounds:
+        one = ahead.pop(0)
+        reduction = reduced(last.reduction.guide, select=one, groups=groups)
         if reduction.sparsity == last.reduction.sparsity:
-            break
+            continue
         realised = program.measure_change(last, reduction)
         train(reduction.model, reduction.guide, refit_epochs or num_epochs)
-        last = program.go_on(last, reduction, realised)
-        best = last if last.free_energy <= best.free_energy else best
-        saved.write(last, best)
-    return program.finish(best if keep == "best" else last, last.rounds)
+        after = program.go_on(last, reduction, realised)
+        if measured and not after.is_below(last):
+            last = last.refuse(after)
+            program.set_values(last.values)
+            continue
+        last, ahead = after, list(selections)
+        saved.write(last)
+    return program.finish(last)
 
 
-_FIT_OPTIONS = signature(fit).parameters.keys()
+_FIT_OPTIONS = signature(fit).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,10 +33,14 @@ class State:
     draws: Tensor
     values: Mapping[str, Tensor]
 
-    @property
-    def free_energy(self) -> float:
-        """Measured, in nats."""
-        return self.rounds[-1].free_energy
+    def is_below(self, before: State) -> bool:
+        """Tell whether F is not above that of another state, within two standard errors."""
+        mean, error = mean_and_error(self.draws - before.draws)
+        return mean <= 2 * error
+
+    def refuse(self, after: State) -> State:
+        """Stay here, but remember the round that led elsewhere."""
+        return replace(self, rounds=(*self.rounds, replace(after.rounds[-1], counts=False)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +68,12 @@ class Program:
         together = _add_up(last.reduction, reduction)
         return self._state(together, last.reduction.guide, last.rounds, changes)
 
-    def finish(self, kept: State, rounds: tuple[Round, ...]) -> Reduction:
+    def finish(self, last: State) -> Reduction:
         """Return the reduction of a state, with the model as it was then, and all rounds."""
-        self.set_values(kept.values)
-        index = kept.rounds[-1].index
-        marked = tuple(replace(one, kept=one.index == index) for one in rounds)
-        return replace(kept.reduction, rounds=marked)
+        self.set_values(last.values)
+        index = max(one.index for one in last.rounds if one.counts)
+        marked = tuple(replace(one, kept=one.index == index) for one in last.rounds)
+        return replace(last.reduction, rounds=marked)
 
     def call(self, guide: Callable[..., Any]) -> None:
         """Give a guide its parameters."""
@@ -123,11 +128,26 @@ def _add_up(before: Reduction, after: Reduction) -> Reduction:
     """Add to the ΔF of a reduction those of the rounds before it."""
     return replace(
         after,
-        sites=_add_rows(before.sites, after.sites),
+        sites=tuple(
+            replace(row, realised=_add_realised(earlier.realised, row.realised))
+            for earlier, row in zip(
+                before.sites, _add_rows(before.sites, after.sites), strict=True
+            )
+        ),
+        realised=_add_realised(before.realised, after.realised),
+        realised_error=_add_errors(before.realised_error, after.realised_error),
         layers=_add_rows(before.layers, after.layers),
         # What dropping one by one would have led to is known of one reduction only.
         naive_delta_f=None if before.delta_f else after.naive_delta_f,
     )
+
+
+def _add_realised(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else before + after
+
+
+def _add_errors(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else math.hypot(before, after)
 
 
 _Row = TypeVar("_Row", SiteSummary, LayerSummary)
