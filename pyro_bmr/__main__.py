@@ -54,7 +54,7 @@ def _run_demo(options: argparse.Namespace) -> None:
     full = AutoNormal(network, init_loc_fn=init_to_sample, init_scale=0.05)
     rows = (x[training], y[training])
     fit(network, full, *rows, num_epochs=options.epochs, batch_size=64, lr=2e-2)
-    result = reduce(full)
+    result = reduce(full, *rows)
     console.print(result)
 
     table = Table(

@@ -48,7 +48,8 @@ def main() -> None:
         ProcessPoolExecutor(options.jobs, mp_context=context) as pool,
     ):
         task = progress.add_task("networks", total=len(cells))
-        futures = {pool.submit(run, cell, options.data_dir, options.epochs, options.networks): cell for cell in cells}
+        how = options.data_dir, options.epochs, options.networks
+        futures = {pool.submit(run, cell, *how): cell for cell in cells}
         try:
             for future in as_completed(futures):
                 cell = futures[future]

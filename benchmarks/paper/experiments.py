@@ -177,7 +177,7 @@ class _Network:
         yield Point("one-shot", "unpruned", 0, 0.0, before)
         for name, select in MEASURED.items():
             if name in methods:
-                yield self.measured(name, full, before, select)
+                yield self.measured(name, full, select)
         methods = [name for name in methods if name not in MEASURED]
         total = _total(full)
         selections = {"bmr": lambda part: bmr.top_k(total - round(part * total)), **BASELINES}
@@ -187,9 +187,7 @@ class _Network:
             delta_f = reduction.delta_f, after.free_energy - before.free_energy
             yield Point("one-shot", method, 1, _pruned(reduction), after, *delta_f)
 
-    def measured(
-        self, name: str, full: bmr.Reduction, before: FreeEnergy, select: Selection
-    ) -> Point:
+    def measured(self, name: str, full: bmr.Reduction, select: Selection) -> Point:
         """Reduce a trained network once, with the data at hand."""
         reduction = bmr.reduce(full.guide, self.problem.x, self.problem.y, select=select)
         after = self.meter.measure(reduction, draws=1)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -16,10 +15,10 @@ from pyro_bmr.estimators.meter import BLOCK, Meter
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.selection.decision import Decision
-from pyro_bmr.selection.flags import NOISE
 
 # Rows that are measured at once, of more.
 ROWS = 12_000
+_DRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -37,27 +36,19 @@ def make_meter(decision: Decision, batch_size: int, seed: int) -> Meter:
     return Meter(decision.assemble()[:2], origin.args, origin.kwargs, batch_size, seed)
 
 
-def measure_realised(decision: Decision, meter: Meter, most: int = 32) -> Realised:
-    """Measure ΔF, all rows ``most`` times at most, as long as the error is over a percent of it."""
+def measure_realised(decision: Decision, meter: Meter) -> Realised:
+    """Measure ΔF, with all rows at least once, and as many draws however it comes out."""
     names = decision.changed()
     if not names:
         return Realised({}, 0.0, 0.0)
-    nothing, draws = torch.zeros(0, dtype=torch.float64), 0
-    before = after = nothing
-    while True:
-        draws = max(BLOCK * math.ceil(meter.parts / BLOCK), 2 * draws)
-        before = _measure(decision.restrict(()), meter, before, draws)
-        after = _measure(decision, meter, after, draws)
-        total, error = mean_and_error(after - before)
-        if error <= max(NOISE, 0.01 * abs(total)) or draws >= most * meter.parts:
-            break
-    by_site, last = {}, before
-    for i, name in enumerate(names, 1):
-        here = after
-        if i < len(names):
-            here = _measure(decision.restrict(names[:i]), meter, nothing, draws)
-        by_site[name], last = float((here - last).mean()), here
-    return Realised(by_site, total, error)
+    draws = BLOCK * math.ceil(max(_DRAWS, meter.parts) / BLOCK)
+    steps = [decision.restrict(names[:i]) for i in range(len(names) + 1)]
+    measured = [meter.measure(step.assemble()[:2], 0, draws, step.couplings()) for step in steps]
+    by_site = {
+        name: float((after - before).mean())
+        for name, before, after in zip(names, measured, measured[1:], strict=False)
+    }
+    return Realised(by_site, *mean_and_error(measured[-1] - measured[0]))
 
 
 def measure_step(decision: Decision, meter: Meter) -> tuple[float, float]:
@@ -104,8 +95,3 @@ def _move_independent(
 
 
 _MOVES: Any = {IndependentFactor: _move_independent}
-
-
-def _measure(decision: Decision, meter: Meter, draws: Tensor, count: int) -> Tensor:
-    pair, couplings = decision.assemble()[:2], decision.couplings()
-    return torch.cat([draws, meter.measure(pair, len(draws), count, couplings)])

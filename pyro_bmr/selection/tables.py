@@ -19,7 +19,7 @@ def draw_sites(
     table.add_column("site")
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
     measured = any(site.realised is not None for site in sites)
-    nats = ["ΔF predicted", "ΔF realised"] if measured else ["ΔF (nats)"]
+    nats = ["ΔF (nats)", "realised"] if measured else ["ΔF (nats)"]
     for column in ("shape", "total", "kept", "pruned", *shrunk, *nats):
         table.add_column(column, justify="right")
     table.add_column("note")

@@ -130,9 +130,7 @@ def _add_up(before: Reduction, after: Reduction) -> Reduction:
         after,
         sites=tuple(
             replace(row, realised=_add_realised(earlier.realised, row.realised))
-            for earlier, row in zip(
-                before.sites, _add_rows(before.sites, after.sites), strict=True
-            )
+            for earlier, row in zip(before.sites, _add_rows(before.sites, after.sites), strict=True)
         ),
         realised=_add_realised(before.realised, after.realised),
         realised_error=_add_errors(before.realised_error, after.realised_error),
