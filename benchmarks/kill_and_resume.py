@@ -43,7 +43,7 @@ def work(checkpoint: Path, output: Path, epochs: int) -> None:
         batch_size=20,
         estimator="local",
         select=bmr.by_evidence(margin=-1.0),
-        keep="last",
+        algorithm="paper",
         num_samples=20,
         checkpoint=checkpoint,
         seed=1,

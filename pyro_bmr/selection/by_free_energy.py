@@ -48,7 +48,7 @@ def by_free_energy(
         Where there are more rows, so many are measured at a time, if the log likelihood is a sum
         over rows.
     effort : int
-        How many trials there are at most.
+        How many trials there are at most; one that stays open for long counts more than once.
     seed : int
         Of all random numbers; those outside are left as they are.
     progress : bool
@@ -119,8 +119,9 @@ def by_free_energy(
 _GOAL = 0.75
 # A chunk that is refused is tried in so many parts; the one after a success is so much larger.
 _PARTS = 4
-# Of the order of the evidence, what is tried at last.
-_PREFIXES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+# Of the order of the evidence, what is tried at last; a third of the effort is kept for that.
+_PREFIXES = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98)
+_AT_LAST = 1 / 3
 # Standard errors by which a measurement has to contradict the evidence.
 _ERRORS = 3.0
 # A part of what F has fallen by that is not worth more trials.
@@ -138,16 +139,19 @@ class _Search:
 
     def run(self) -> Iterator[float]:
         """Search; yields the ΔF that is reached after each trial, in nats."""
-        self._try_evidence()
-        yield from self._follow_gradient()
-        for kept in self._prefixes():
+        evidence = self._flat(self.scores.search(search_greedily, self.margin)) & self.kept
+        self._try_evidence(evidence)
+        yield from self._follow_gradient(round((1 - _AT_LAST) * self.effort))
+        for kept in (evidence, *self._prefixes()):
+            if torch.equal(kept, self.kept):
+                continue
             if self.trials.count >= self.effort:
                 return
             accepted = self._try_keeping(kept, 0.0, doubt=-_ERRORS)
             yield self.trials.total()[0]
             if accepted:
                 self.refused[:] = False
-                yield from self._follow_gradient()
+                yield from self._follow_gradient(self.effort)
 
     def confirmed(self, seed: int) -> dict[str, Tensor]:
         """Return the masks; with other random numbers, the last ones that do not raise F."""
@@ -161,21 +165,19 @@ class _Search:
                 return self._masks(kept)
         return self._masks(self.history[0])
 
-    def _try_evidence(self) -> None:
+    def _try_evidence(self, kept: Tensor) -> None:
         """Drop what the evidence says if F falls as far as predicted."""
-        chosen = self.scores.search(search_greedily, self.margin)
-        kept = self._flat(chosen) & self.kept
         if torch.equal(kept, self.kept):
             return
-        predicted = self.scores.joint_delta_f(chosen)
+        predicted = self.scores.joint_delta_f(self._masks(kept))
         around = predicted - NOISE, predicted + NOISE
         mean, error = self.trials.measure(self._elements(kept), around, errors=_ERRORS)
         if abs(mean - predicted) <= NOISE + _ERRORS * error:
             self._accept(kept)
 
-    def _follow_gradient(self) -> Iterator[float]:
+    def _follow_gradient(self, effort: int) -> Iterator[float]:
         size, seen = len(self.kept), -1
-        while self.trials.count < self.effort:
+        while self.trials.count < effort:
             importance, evidence = self._importance()
             order = importance.argsort()
             count = int((importance < 0).sum())
@@ -188,7 +190,7 @@ class _Search:
                 self.refused[:] = False
                 continue
             size, at, accepted = min(size, count), 0, False
-            while at < count and self.trials.count < self.effort and not accepted:
+            while at < count and self.trials.count < effort and not accepted:
                 chunk = order[at : at + size]
                 kept = self.kept.clone()
                 kept[chunk] = False

@@ -30,7 +30,7 @@ class Trials:
 
     F at the ``start``, at the present and in a trial are compared at the same random numbers and
     rows: at few, and at more up to ``num_samples`` times all rows as long as the error leaves the
-    outcome open. ``count`` is that of the trials.
+    outcome open. ``count`` says how often there was something to measure.
     """
 
     def __init__(self, start: Decision, num_samples: int, batch_size: int, seed: int) -> None:
@@ -52,10 +52,10 @@ class Trials:
         Measured until it is clear, by so many errors, on which side of each number ``around`` it
         is, or for long.
         """
-        self.count += 1
         self._tried = _Measured(self.start.and_drop(masks))
         wanted = BLOCK
         while True:
+            self.count += 1
             mean, error = self._compare(self._present, self._tried, wanted)
             bound = float(stdtrit(wanted - 1, ndtr(errors))) * error
             if wanted >= self._most or all(abs(mean - x) > bound for x in around):

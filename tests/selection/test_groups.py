@@ -708,10 +708,10 @@ def test_of_ten_hidden_units_those_stay_that_are_needed(tmp_path):
     # prune() passes groups on, and a checkpoint knows them.
     rounds = {"num_epochs": 5, "max_rounds": 1, "num_samples": 2, "checkpoint": tmp_path / "run.pt"}
     groups = [bmr.units(at_least=4), bmr.elements]
-    pruned = bmr.prune(model, guide, *data, **rounds, **options, groups=groups, keep="last")
+    pruned = bmr.prune(model, guide, *data, **rounds, **options, groups=groups, algorithm="paper")
     (layer,) = pruned.layers
     assert (layer.name, layer.kept) == ("fc1.weight", 4)
-    again = bmr.prune(model, guide, *data, **rounds, **options, groups=groups, keep="last")
+    again = bmr.prune(model, guide, *data, **rounds, **options, groups=groups, algorithm="paper")
     assert again.layers == pruned.layers
     with pytest.raises(ValueError, match="groups"):
-        bmr.prune(model, guide, *data, **rounds, **options, groups=[bmr.units], keep="last")
+        bmr.prune(model, guide, *data, **rounds, **options, groups=[bmr.units], algorithm="paper")
