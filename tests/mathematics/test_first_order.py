@@ -1,4 +1,4 @@
-"""Savage-Dickey plus the first-order shift against ΔF of a Gaussian linear model, in closed form."""
+"""Savage-Dickey plus the first-order shift, against ΔF of Gaussian linear models."""
 
 import pytest
 import torch

@@ -1,73 +1,48 @@
 """Notes on whether the guide has been trained."""
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from exact_regression import ExactRegression
+from exact_regression import ObservedRegression
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
 
 import pyro_bmr as bmr
-
-ROWS, COLUMNS, NOISE = 40, 6, 0.5
-
-
-class Problem(ExactRegression):
-    def __init__(self):
-        x = torch.randn(ROWS, COLUMNS, dtype=torch.float64)
-        weights = torch.tensor([1.0, -0.7, 0.3, 0.0, 0.0, 0.0], dtype=torch.float64)
-        y = x @ weights + NOISE * torch.randn(ROWS, dtype=torch.float64)
-        super().__init__(x, y, NOISE, torch.zeros(COLUMNS).double(), torch.ones(COLUMNS).double())
-
-    def model(self, x=None, y=None):
-        x, y = (self.x, self.y) if x is None else (x, y)
-        w = pyro.sample("w", dist.Normal(self.loc, self.scale).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(x @ w, self.noise), obs=y)
-
-    def diagonal(self):
-        """At its own optimum."""
-        loc, covariance = self.posterior()
-        guide = AutoNormal(self.model)
-        guide()
-        guide.locs.w, guide.scales.w = loc, covariance.inverse().diagonal().rsqrt()
-        return guide
 
 
 @pytest.mark.parametrize("with_data", [False, True])
 @pytest.mark.parametrize("kind", ["dense", "low_rank", "diagonal"])
 def test_nothing_to_say_of_an_exact_posterior(kind, with_data):
-    problem = Problem()
+    problem = ObservedRegression()
     guide = getattr(problem, kind)()
-    args = (problem.x, problem.y) if with_data else ()
+    args = problem.data if with_data else ()
     assert bmr.reduce(guide, *args).notes == ()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_to_say_of_the_optimum_of_an_independent_guide(seed):
     pyro.set_rng_seed(seed)
-    problem = Problem()
-    assert bmr.reduce(problem.diagonal(), problem.x, problem.y).notes == ()
+    problem = ObservedRegression()
+    assert bmr.reduce(problem.diagonal(), *problem.data).notes == ()
 
 
 def test_an_untrained_guide_with_data():
-    problem = Problem()
+    problem = ObservedRegression()
     guide = AutoNormal(problem.model, init_scale=0.1)
     guide()
-    (note,) = bmr.reduce(guide, problem.x, problem.y).notes
+    (note,) = bmr.reduce(guide, *problem.data).notes
     assert note.startswith("F still falls by ") and "train the guide on" in note
-    assert note in str(bmr.reduce(guide, problem.x, problem.y)).replace("\n", " ")
+    assert note in str(bmr.reduce(guide, *problem.data)).replace("\n", " ")
 
 
 def test_an_untrained_guide_without_data():
-    guide = AutoNormal(Problem().model, init_scale=0.1)
+    guide = AutoNormal(ObservedRegression().model, init_scale=0.1)
     guide()
     (note,) = bmr.reduce(guide).notes
     assert note == "all posterior scales of w are equal, as before any training"
 
 
 def test_wide_scales_without_data():
-    problem = Problem()
+    problem = ObservedRegression()
     guide = AutoNormal(problem.model, init_loc_fn=init_to_value(values={"w": problem.loc}))
     guide()
     guide.scales.w = torch.tensor([0.1, 0.2, 0.3, 0.4, 1.5, 2.0], dtype=torch.float64)
@@ -76,10 +51,10 @@ def test_wide_scales_without_data():
 
 
 def test_trained_by_hand_the_note_goes():
-    problem = Problem()
+    problem = ObservedRegression()
     guide = AutoNormal(problem.model, init_scale=0.1)
     guide()
-    data = problem.x, problem.y
+    data = problem.data
     assert bmr.reduce(guide, *data).notes
     loc, covariance = problem.posterior()
     guide.locs.w, guide.scales.w = loc, covariance.inverse().diagonal().rsqrt()
@@ -87,6 +62,6 @@ def test_trained_by_hand_the_note_goes():
 
 
 def test_guides_of_other_families_have_none_of_equal_scales():
-    guide = AutoMultivariateNormal(Problem().model, init_scale=0.1)
+    guide = AutoMultivariateNormal(ObservedRegression().model, init_scale=0.1)
     guide()
     assert bmr.reduce(guide).notes == ()
