@@ -261,3 +261,49 @@ def test_a_model_of_which_nothing_can_be_reduced():
         pytest.raises(ValueError, match="nothing to measure"),
     ):
         bmr.reduce(guide, select=bmr.by_free_energy())
+
+
+def test_data_made_in_inference_mode():
+    problem, guide = untrained()
+    expected = bmr.reduce(guide, *problem.data)
+    with torch.inference_mode():
+        data = tuple(one.clone() for one in problem.data)
+        result = bmr.reduce(guide, *data)
+    for got in (result, bmr.reduce(guide, *data)):
+        assert torch.equal(got.masks["w"], expected.masks["w"])
+        assert got.realised == pytest.approx(expected.realised)
+
+
+def test_a_reduction_can_be_reduced_again_with_data():
+    """What is gone stays, and F falls no less."""
+    problem, guide = untrained()
+    half = bmr.reduce(guide, *problem.data, select=bmr.top_k(4))
+    result = bmr.reduce(half.guide, *problem.data)
+    assert not (result.masks["w"] & ~half.masks["w"]).any()
+    assert result.realised <= 0
+    nothing = bmr.reduce(bmr.reduce(guide, select=bmr.top_k(0)).guide, *problem.data)
+    assert (nothing.realised, nothing.realised_error) == (0.0, 0.0)
+
+
+def test_a_sub_sampling_plate():
+    problem, _ = untrained()
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(problem.loc, problem.scale).to_event(1))
+        with pyro.plate("data", len(x), subsample_size=10) as rows:
+            pyro.sample("y", dist.Normal(x[rows] @ w, problem.noise), obs=y[rows])
+
+    pyro.clear_param_store()
+    guide = AutoNormal(model, init_loc_fn=init_to_value(values={"w": problem.posterior()[0]}))
+    guide(*problem.data)
+    guide.scales.w = problem.diagonal().scales.w.detach()
+    expected = bmr.reduce(problem.diagonal()).masks["w"]
+    result = bmr.reduce(guide, *problem.data)
+    assert torch.equal(result.masks["w"], expected)
+
+
+@pytest.mark.parametrize("effort", [1, 3])
+def test_little_effort_does_not_raise_f(effort):
+    problem, guide = untrained()
+    result = bmr.reduce(guide, *problem.data, select=bmr.by_free_energy(effort=effort, **QUIET))
+    assert result.realised <= 3 * result.realised_error
