@@ -2,8 +2,10 @@
 
 import copy
 import math
+from pathlib import Path
 
 import never_worse
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -307,3 +309,10 @@ def test_little_effort_does_not_raise_f(effort):
     problem, guide = untrained()
     result = bmr.reduce(guide, *problem.data, select=bmr.by_free_energy(effort=effort, **QUIET))
     assert result.realised <= 3 * result.realised_error
+
+
+def test_f_rose_in_none_of_the_cases_of_the_benchmark():
+    table = pd.read_csv(Path(__file__).parents[2] / "benchmarks" / "never_worse.csv")
+    assert list(table["case"]) == list(range(len(table)))
+    risen = map(never_worse.rose, table["realised"], table["error"])
+    assert not any(risen)
