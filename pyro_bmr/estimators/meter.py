@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling
@@ -42,6 +43,7 @@ class Meter:
         batch_size: int,
         seed: int,
     ) -> None:
+        args, kwargs = tree_map_only(Tensor, _without_inference_mode, (args, dict(kwargs)))
         self._args, self._kwargs, self._seed = args, kwargs, seed
         self._pair, self._indices = example, dict[str, Tensor]()
         self._elbo = UnbiasedELBO()
@@ -209,6 +211,11 @@ class Meter:
     def _guide(self, *args: Any, **kwargs: Any) -> Any:
         with ValueMessenger(self._indices):
             return self._pair[1](*args, **kwargs)
+
+
+def _without_inference_mode(tensor: Tensor) -> Tensor:
+    """Copy what was made in inference mode, which cannot be differentiated."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _set_seed(*numbers: int) -> int:

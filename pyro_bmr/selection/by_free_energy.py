@@ -104,6 +104,8 @@ def by_free_energy(
                 "none"
             )
             raise ValueError(msg)
+        if not scores.delta_f:
+            return {}
         trials = Trials(scores.decision, num_samples, batch_size, seed)
         search = _Search(scores, trials, margin, effort)
         with progress_bar("trials", progress) as bar:
