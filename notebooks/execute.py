@@ -25,9 +25,19 @@ def execute(path: Path) -> None:
     NotebookClient(
         notebook, resources=resources, record_timing=False, coalesce_streams=True
     ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
     notebook.metadata.clear()
     notebook.metadata.update(METADATA)
     nbformat.write(notebook, path)
+
+
+def _is_progress(output: nbformat.NotebookNode) -> bool:
+    """Tell whether an output is a progress bar, or the nothing that is left of it."""
+    data = output.get("data", {})
+    widget = "application/vnd.jupyter.widget-view+json" in data
+    return widget or (bool(data) and not data.get("text/plain", "x").strip())
 
 
 if __name__ == "__main__":

@@ -50,8 +50,10 @@ def reduce(
     Of a unit, what reads it takes spikes; independent weights that produce it have no influence
     then, and add their divergence from a Gaussian prior, :math:`-KL(q \,\|\, p)`.
 
-    The guide, the param store and the random number generators are left as they were. The model is
-    run once, at the posterior's location, to read its priors.
+    Given the model's arguments, of which it observes something, the free energy is measured, and
+    does not rise: see `by_free_energy`. Without, all is predicted: the model is run once, at the
+    posterior's location, to read its priors. The guide, the param store and the random number
+    generators are left as they were.
 
     Parameters
     ----------
@@ -61,9 +63,10 @@ def reduce(
         guide of a reduction. Or a finished ``pyro.infer.MCMC``, or posterior samples by site, of
         which the moments are matched.
     *args
-        Of the model, to run it with (and a guide that has to be run to be read); those of the
-        guide's first call otherwise. Messengers, ``AutoStructured``, ``AutoGaussian``, guides
-        that you wrote and samples by site do not remember theirs.
+        Of the model: all of the data, to measure F on; to run the model (and a guide that has to
+        be run to be read), those of the guide's first call otherwise. Messengers,
+        ``AutoStructured``, ``AutoGaussian``, guides that you wrote and samples by site do not
+        remember theirs.
     kwargs : mapping, optional
         Keyword arguments of the model.
     model : callable, optional
@@ -77,10 +80,10 @@ def reduce(
         shape, or None for one group per element. Elements of the same label, over all sites, are a
         group; those of a negative label stay. Of a list, coarse to fine, each grouping selects
         among what those before have left.
-    select : callable
-        What to drop: `by_evidence`, `top_k`, one of ``pyro_bmr.baselines``, or any function from
-        ``pyro_bmr.extend.Scores`` to a mask per site, True for what is kept; of groups, a mask per
-        layer.
+    select : callable, optional
+        What to drop: `by_free_energy` (the default with data), `by_evidence` (the default without),
+        `top_k`, one of ``pyro_bmr.baselines``, or any function from ``pyro_bmr.extend.Scores`` to a
+        mask per site, True for what is kept; of groups, a mask per layer.
     reduced_prior : Spike, Gaussian, Laplace or mapping
         The prior of what is dropped, or by site. With `Gaussian` and `Laplace` nothing becomes
         zero: the elements that ``select`` does not keep take this prior, and the posterior
@@ -90,7 +93,8 @@ def reduce(
     Returns
     -------
     Reduction
-        The pruned model and guide, with the scores and the masks.
+        The pruned model and guide, with the scores and the masks, ΔF as predicted and, with data,
+        as realised.
 
     Raises
     ------

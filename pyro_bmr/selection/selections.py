@@ -28,7 +28,8 @@ def by_evidence(margin: float = 0.0) -> Selection:
 
     Independent elements decide each for itself. Sets of correlated ones are searched greedily,
     for the lowest joint :math:`\Delta F`, so that of two redundant weights one stays. So are sets
-    of groups that share elements, as the units of two layers do, or are correlated.
+    of groups that share elements, as the units of two layers do, or are correlated. Independent
+    elements that nothing depends on any more go as well, whatever their own :math:`\Delta F` was.
 
     Parameters
     ----------
