@@ -26,13 +26,16 @@ from pyro_bmr.programs.pairs import Pair
 # Estimates that are made at once.
 BLOCK = 4
 
+Gradient = tuple[dict[str, Tensor], ...]
+
 
 class Meter:
     """Estimates F of similar programs, so that estimates can be subtracted from each other.
 
-    Estimate :math:`i` is of the same rows and random numbers for every program. Many rows are
-    measured a batch at a time: ``parts`` estimates in a row take each row once, and each by itself
-    has the expectation F. ``example`` is one of the programs. Nothing outside is changed.
+    Estimate :math:`i` is of the same rows and random numbers for every program. Rows of more than
+    two batches are measured a batch at a time: ``parts`` estimates in a row take each row once, and
+    each by itself has the expectation F. ``example`` is one of the programs. Nothing outside is
+    changed.
     """
 
     def __init__(
@@ -77,22 +80,28 @@ class Meter:
 
     def differentiate(
         self, pair: Pair, count: int, couplings: Mapping[str, NoiseCoupling]
-    ) -> tuple[dict[str, Tensor], ...]:
-        """Average the gradient of F over estimates, by unconstrained parameter of the guide.
+    ) -> tuple[Gradient, Gradient]:
+        """Average the gradient of F over each half of some estimates.
 
-        One dict for each part of the guide, a `PrunedGuide`.
+        By part of the guide, a `PrunedGuide`, and by name of its unconstrained parameters.
         """
         guide: Any = pair[1]
         parts = [dict(part.named_parameters()) for part in guide.parts]
         parameters = [parameter for part in parts for parameter in part.values()]
-        total = [torch.zeros_like(parameter) for parameter in parameters]
+        halves = [[torch.zeros_like(one) for one in parameters] for _ in range(2)]
         with torch.enable_grad():
             for draws in self._run_blocks(pair, 0, count, couplings):
-                loss = draws.sum() / count
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-                total = [t if g is None else t + g for t, g in zip(total, gradients, strict=True)]
-        ahead = iter(total)
-        return tuple({name: next(ahead) for name in part} for part in parts)
+                for half, some in zip(halves, draws.chunk(2), strict=True):
+                    found = torch.autograd.grad(
+                        2 * some.sum() / count, parameters, allow_unused=True, retain_graph=True
+                    )
+                    for total, one in zip(half, found, strict=True):
+                        total += 0 if one is None else one
+        first, second = (
+            tuple({name: next(ahead) for name in part} for part in parts)
+            for ahead in map(iter, halves)
+        )
+        return first, second
 
     def _run_blocks(
         self, pair: Pair, start: int, stop: int, couplings: Mapping[str, NoiseCoupling]
@@ -165,7 +174,7 @@ class Meter:
         """
         lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
         rows = max(lengths, default=1)
-        if len(lengths) != 1 or rows <= batch_size:
+        if len(lengths) != 1 or rows <= 2 * batch_size:
             return 1, 1
         size = math.ceil(rows / math.ceil(rows / batch_size))
         batches = Batches(self._args, self._kwargs, size)

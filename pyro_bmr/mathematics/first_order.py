@@ -32,3 +32,18 @@ def first_order_correlated(posterior: Dense | LowRank, d_loc: Tensor) -> Tensor:
     root = posterior.root()
     moved = root @ (root.mT @ d_loc.to(root))
     return -posterior.loc * moved / posterior.marginals().scale.square()
+
+
+def settle(first: Tensor, second: Tensor, posterior: Diagonal) -> Tensor:
+    r"""Average two independent estimates of a shift, less twice their noise, but not beyond zero.
+
+    The noise of one element is that of its two estimates and of all elements, in units of
+    :math:`|z|`, half and half, since two numbers alone say little of it.
+    """  # noqa: DOC201
+    mean, noise = (first + second) / 2, (first - second).abs() / 2
+    z = torch.where(posterior.scale > 0, posterior.loc / posterior.scale, 0).abs()
+    weight = z + 0.5 * (z.square().clamp(max=_REACH) - 1).abs()
+    alive = (posterior.scale > 0) & (weight > 0)
+    common = (noise / weight)[alive].square().mean() if alive.any() else 0.0
+    noise = (0.5 * (noise.square() + weight.square() * common)).sqrt()
+    return mean.sign() * (mean.abs() - 2 * noise).clamp(min=0)

@@ -17,7 +17,7 @@ from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.selection.decision import Decision
 
 # Rows that are measured at once, of more.
-ROWS = 12_000
+ROWS = 6_000
 _DRAWS = 16
 
 
@@ -58,13 +58,14 @@ def measure_step(decision: Decision, meter: Meter) -> tuple[float, float]:
     """
     start = decision.restrict(())
     model, guide, _ = start.assemble()
-    gradients = meter.differentiate((model, guide), 2 * BLOCK, start.couplings())
+    halves = meter.differentiate((model, guide), 2 * BLOCK, start.couplings())
     before = meter.measure((model, guide), 0, 2 * BLOCK, start.couplings())
     fall, error = 0.0, 0.0
     for length in _LENGTHS:
         _, moved, _ = start.assemble()
-        for part, gradient in zip(moved.parts, gradients, strict=True):
+        for part, *gradients in zip(moved.parts, *halves, strict=True):
             factor = part.factor()
+            gradient = {n: (one + gradients[1][n]) / 2 for n, one in gradients[0].items()}
             _MOVES.get(type(factor), _stay)(part, factor, gradient, length)
         after = meter.measure((model, moved), 0, 2 * BLOCK, start.couplings())
         mean, its_error = mean_and_error(before - after)

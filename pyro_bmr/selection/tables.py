@@ -16,7 +16,7 @@ def draw_sites(
 ) -> Table:
     """Draw a table with one row per site; ``undecided``: how many elements of each."""
     table = Table(title=title, title_justify="left")
-    table.add_column("site")
+    table.add_column("site", no_wrap=True)
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
     measured = any(site.realised is not None for site in sites)
     nats = ["ΔF (nats)", "realised"] if measured else ["ΔF (nats)"]

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.estimators.meter import BLOCK
-from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
-from pyro_bmr.mathematics.first_order import first_order_correlated, first_order_independent
+from pyro_bmr.mathematics.first_order import (
+    first_order_correlated,
+    first_order_independent,
+    settle,
+)
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.realised import make_meter
 
@@ -29,7 +32,7 @@ class Trials:
     """A posterior of which more and more is dropped, as long as measured F falls.
 
     F at the ``start``, at the present and in a trial are compared at the same random numbers and
-    rows: at few, and at more up to ``num_samples`` times all rows as long as the error leaves the
+    rows: at few, and at up to ``num_samples`` batches of rows as long as the error leaves the
     outcome open. ``count`` says how often there was something to measure.
     """
 
@@ -37,7 +40,7 @@ class Trials:
         self.start, self.count = start, 0
         self._options = num_samples, batch_size
         self._meter = make_meter(start, batch_size, seed)
-        self._most = BLOCK * math.ceil(num_samples * self._meter.parts / BLOCK)
+        self._most = BLOCK * math.ceil(max(num_samples, self._meter.parts) / BLOCK)
         self._first = self._present = self._tried = _Measured(start)
         self._check_finite()
 
@@ -78,13 +81,15 @@ class Trials:
         """By site, what the gradient of F at the present adds to ΔF of each element, in nats."""
         present = self._present.decision
         model, guide, _ = present.assemble()
-        gradients = self._meter.differentiate((model, guide), BLOCK, present.couplings())
+        halves = self._meter.differentiate((model, guide), BLOCK, present.couplings())
         shifts: dict[str, Tensor] = {}
-        for before, part, gradient in zip(present.factors, guide.parts, gradients, strict=True):
+        for before, part, *gradients in zip(present.factors, guide.parts, *halves, strict=True):
             factor = part.factor()
             # An element that could take another prior than the spike does not go to zero.
-            if type(before) is type(factor):
-                shifts |= _SHIFTS.get(type(factor), _no_shift)(factor, gradient)
+            if type(before) is type(factor) and type(factor) in _SHIFTS:
+                first, second = (_SHIFTS[type(factor)](factor, one) for one in gradients)
+                marginals = factor.marginals()
+                shifts |= {n: settle(first[n], second[n], marginals[n]) for n in first}
         return shifts
 
     def _compare(self, before: _Measured, after: _Measured, count: int) -> tuple[float, float]:
@@ -112,10 +117,6 @@ class _Measured:
 
     decision: Decision
     draws: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-
-
-def _no_shift(_factor: Factor, _gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {}
 
 
 def _shift_independent(

@@ -236,7 +236,8 @@ def test_learnable_layers_of_the_model_are_in_the_state(data, tmp_path):
                 pyro.sample("y", dist.Normal(mean, 0.3), obs=y)
 
         options = OPTIONS | {"num_epochs": 10, "seed": 1, "max_rounds": 1}
-        result = bmr.prune(model, AutoNormal(model), *data, **options, checkpoint=path, algorithm="paper")
+        options |= {"checkpoint": path, "algorithm": "paper"}
+        result = bmr.prune(model, AutoNormal(model), *data, **options)
         return net, result
 
     net, result = run()

@@ -14,8 +14,8 @@ from torch import nn
 import pyro_bmr as bmr
 from conftest import DEVICES, Network
 from pyro_bmr.demo import Regression
-from pyro_bmr.training import compilation, fitting
 from pyro_bmr.programs.batches import Batches, BatchModel
+from pyro_bmr.training import compilation, fitting
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()
 Y = X @ torch.tensor([1.0, -2.0, 0.0]) + 0.3
