@@ -3,10 +3,10 @@
 Run with ``python benchmarks/measured.py --data-dir DIRECTORY``; writes ``benchmarks/measured.csv``
 and fails if a budget is missed, or if F rises by more than two standard errors: 5 seconds for
 D-50-O networks on UCI sets, 90 seconds for a 784-300-100-10 network on the 60,000 images of MNIST,
-reduced by units and then elements, on two cores. Networks are trained for it, those of the UCI sets by the
-settings of ``benchmarks/paper``, and kept in ``--networks``, so that a second run only reduces.
-Seconds depend on the machine; ``seconds per forward pass`` is that of F at all rows once, measured
-beside them.
+reduced by units and then elements, on two cores. Networks are trained for it, those of the UCI sets
+by the settings of ``benchmarks/paper``, and kept in ``--networks``, so that a second run only
+reduces. Seconds depend on the machine; ``seconds per forward pass`` is that of F at all rows once,
+measured beside them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run_demo(options: argparse.Namespace) -> None:
     """Train, reduce, compare."""
-    console = Console()
+    # Where there is no terminal, as wide as print(result).
+    console = Console(width=None if sys.stdout.isatty() else 100)
     data = datasets.load(options.data, options.data_dir)
     pyro.set_rng_seed(options.seed)
     order = torch.randperm(len(data.x))

@@ -360,7 +360,7 @@ class Reduction(Portable, Tabular):
             "naive_delta_f": self.naive_delta_f,
             "realised": self.realised,
             "realised_error": self.realised_error,
-            "notes": list(self.notes),
+            "notes": list(self._told),
             "layers": [asdict(layer) for layer in self.layers],
             "rounds": [asdict(one) for one in self.rounds],
         }
@@ -394,16 +394,21 @@ class Reduction(Portable, Tabular):
         )
 
     @property
+    def _told(self) -> tuple[str, ...]:
+        """The notes, and that nothing was measured; a file has that among its notes."""
+        if self.realised is None and not self.rounds and self.decision is not None:
+            return (*self.notes, "predicted, not measured: reduce(guide, *data) measures")
+        return self.notes
+
+    @property
     def _notes(self) -> tuple[str, ...]:
-        notes = list(self.notes)
+        notes = list(self._told)
         naive = self.naive_delta_f
         if naive is not None and abs(naive - self.delta_f) >= 0.005:
             notes.append(
                 "dropping every element whose own ΔF is at most 0 would have given "
                 f"ΔF = {naive:+.2f} nats"
             )
-        if self.realised is None and not self.rounds and self.decision is not None:
-            notes.append("predicted, not measured: reduce(guide, *data) measures")
         return tuple(notes)
 
     def _elements(self, name: str) -> dict[str, Tensor]:

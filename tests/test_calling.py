@@ -157,7 +157,7 @@ PUBLIC = [
 ]
 # What Pyro calls, in Pyro's way.
 PROGRAMS = {"forward", "median", "quantiles", "split_loss", "loss"}
-PROGRAMS |= {"loss_and_grads", "differentiable_loss"}
+PROGRAMS |= {"loss_and_grads", "differentiable_loss", "differentiable_terms", "learn"}
 VERBS = [one for one in PUBLIC if inspect.isfunction(one)] + [
     method
     for one in PUBLIC

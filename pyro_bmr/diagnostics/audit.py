@@ -11,7 +11,7 @@ A reduction is a success where F fell, whatever the verdict on its prediction: a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,9 @@ from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.flags import NOISE
+from pyro_bmr.selection.realised import ROWS, make_meter
+from pyro_bmr.selection.scores import score
+from pyro_bmr.selection.training_state import describe_training
 
 _ERRORS = 3.0
 
@@ -98,7 +101,8 @@ def run_audit(
             with trained_copy(refit, *pair, seed) as refitted:
                 now = measure(*refitted, steps.sites[-1])
             later.append(whole("after refit", after=now))
-    return Audit(rows, whole("total", after=draws[-1]), tuple(later), steps.notes())
+    remarks = _describe_training(decision, args, kwargs, seed)
+    return Audit(rows, whole("total", after=draws[-1]), tuple(later), steps.notes(), remarks)
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,8 @@ class Audit(Tabular):
         one: F should be lower still.
     notes : tuple of str
         What is not as the reduction had it.
+    remarks : tuple of str
+        Whether the guide that was reduced had been trained to its end; a common cause of failure.
 
     Examples
     --------
@@ -179,6 +185,7 @@ class Audit(Tabular):
     total: Check
     later: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -220,7 +227,7 @@ class Audit(Tabular):
 
     def __rich__(self) -> Table:
         table = Table("site", title=self._title, title_justify="left")
-        table.caption, table.caption_justify = "\n".join(self.notes) or None, "left"
+        table.caption, table.caption_justify = "\n".join(self._notes) or None, "left"
         for column in ("ΔF predicted", "ΔF realised"):
             table.add_column(column, justify="right")
         table.add_column("verdict")
@@ -237,7 +244,7 @@ class Audit(Tabular):
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        return self.notes
+        return (*self.notes, *self.remarks)
 
     def _frames(self) -> dict[str, pd.DataFrame]:
         return {self._title: self.summary().drop(columns=["excess", "bound"]).round(2)}
@@ -259,3 +266,15 @@ def _bound(error: float, draws: Tensor, rounding: float) -> float:
     # As far out for the few draws that there are as three errors are for many.
     errors = stdtrit(len(draws) - 1, ndtr(_ERRORS))
     return float(errors * error + NOISE + 4 * rounding * draws.abs().max())
+
+
+def _describe_training(
+    decision: Decision, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int
+) -> tuple[str, ...]:
+    origin = replace(decision.origin, args=args, kwargs=kwargs)
+    told = replace(decision, origin=origin).restrict(())
+    try:
+        meter = make_meter(told, ROWS, seed)
+    except ValueError:  # a model that observes nothing has nothing to be trained on
+        return ()
+    return describe_training(score(told.factors), told, meter)

@@ -35,7 +35,7 @@ def first_order_correlated(posterior: Dense | LowRank, d_loc: Tensor) -> Tensor:
 
 
 def settle(first: Tensor, second: Tensor, posterior: Diagonal) -> Tensor:
-    r"""Average two independent estimates of a shift, less twice their noise, but not beyond zero.
+    r"""Average two independent estimates of a shift, less their noise, but not beyond zero.
 
     The noise of one element is that of its two estimates and of all elements, in units of
     :math:`|z|`, half and half, since two numbers alone say little of it.
@@ -46,4 +46,4 @@ def settle(first: Tensor, second: Tensor, posterior: Diagonal) -> Tensor:
     alive = (posterior.scale > 0) & (weight > 0)
     common = (noise / weight)[alive].square().mean() if alive.any() else 0.0
     noise = (0.5 * (noise.square() + weight.square() * common)).sqrt()
-    return mean.sign() * (mean.abs() - 2 * noise).clamp(min=0)
+    return mean.sign() * (mean.abs() - noise).clamp(min=0)

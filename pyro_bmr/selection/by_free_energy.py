@@ -159,7 +159,7 @@ class _Search:
     def confirmed(self, seed: int) -> dict[str, Tensor]:
         """Return the masks; with other random numbers, the last ones that do not raise F."""
         mean, error = self.trials.total()
-        if mean < -5 * error:
+        if len(self.history) == 1 or mean < -5 * error:
             return self._masks(self.kept)
         fresh = self.trials.again(seed)
         for kept in reversed(self.history[1:]):

@@ -14,6 +14,7 @@ from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.estimators.meter import BLOCK, Meter
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.selection.decision import Decision
 
 # Rows that are measured at once, of more.
@@ -95,4 +96,11 @@ def _move_independent(
     part.scale_unconstrained.data.copy_(transform.inv(longer))
 
 
-_MOVES: Any = {IndependentFactor: _move_independent}
+def _move_joint(
+    part: Any, factor: JointFactor, gradient: Mapping[str, Tensor], length: float
+) -> None:
+    root = factor.posterior.root()
+    part.loc_unconstrained.data -= length * (root @ (root.mT @ gradient["loc_unconstrained"]))
+
+
+_MOVES: Any = {IndependentFactor: _move_independent, JointFactor: _move_joint}

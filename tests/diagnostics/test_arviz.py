@@ -18,8 +18,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_val
 from scipy import stats
 
 import pyro_bmr as bmr
-from pyro_bmr.diagnostics import batched_draws
 from pyro_bmr.diagnostics.draws import draw
+from pyro_bmr.programs import batched_draws
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
