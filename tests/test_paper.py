@@ -54,18 +54,7 @@ def data(tmp_path):
 
 def run(data, *options):
     command = [sys.executable, PAPER, "--data-dir", data, "--output", data / "results.csv"]
-    slice_of_it = [
-        "--datasets",
-        "yacht",
-        "--seeds",
-        "0",
-        "--methods",
-        "bmr",
-        "snr",
-        "measured",
-        "--jobs",
-        "1",
-    ]
+    slice_of_it = ["--datasets", "yacht", "--seeds", "0", "--methods", "bmr", "snr", "--jobs", "1"]
     command += [*slice_of_it, "--epochs", "0.02", *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     return pd.read_csv(data / "results.csv"), done.stdout
@@ -83,9 +72,7 @@ def test_a_slice_runs_and_goes_on(data):
     assert (curve.free_energy - start - curve.realised_delta_f).abs().max() < 0.01
     # Pruned weights leave the prior and the posterior.
     assert curve.complexity.is_monotonic_decreasing
-    assert set(curves.method) == {"unpruned", "bmr", "snr", "measured"}
-    measured = curves[curves.method == "measured"].iloc[0]
-    assert measured.realised_delta_f <= 2 * measured.realised_error
+    assert set(curves.method) == {"unpruned", "bmr", "snr"}
 
     table, output = run(data, *options, "--experiments", "one-shot", "splits")
     assert "yacht moments seed 0 split 3" in output
