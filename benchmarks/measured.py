@@ -75,7 +75,7 @@ def main() -> int:
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """Train networks, or take those that were kept."""
     sys.path.insert(0, str(Path(__file__).with_name("paper")))
-    from problems import load_problem, make_guide  # noqa: PLC0415
+    from problems import load_problem, make_guide
 
     for name in UCI:
         problem = load_problem(name, None, options.data_dir)

@@ -18,7 +18,7 @@ def first_order_independent(posterior: Diagonal, d_loc: Tensor, d_scale: Tensor)
     \partial F / \partial \sigma` with :math:`z = \mu / \sigma`: E_q[ln p(y | θ)] to second order in
     mean and variance (Opper & Archambeau 2009, eq. 9) minus the same at a stationary point, where
     what is left is the Savage-Dickey ratio.
-    """  # noqa: DOC201
+    """
     reach = (posterior.loc / posterior.scale).square().clamp(max=_REACH) - 1
     shift = 0.5 * reach * posterior.scale * d_scale - posterior.loc * d_loc
     return torch.where(posterior.scale > 0, shift, 0)
@@ -28,7 +28,7 @@ def first_order_correlated(posterior: Dense | LowRank, d_loc: Tensor) -> Tensor:
     r"""Return :math:`-\mu_i (\Sigma \, \partial F / \partial \mu)_i / \Sigma_{ii}` in nats.
 
     Conditioning on θ_i = 0 moves all means by :math:`-\Sigma_i \mu_i / \Sigma_{ii}`.
-    """  # noqa: DOC201
+    """
     root = posterior.root()
     moved = root @ (root.mT @ d_loc.to(root))
     return -posterior.loc * moved / posterior.marginals().scale.square()
@@ -39,7 +39,7 @@ def settle(first: Tensor, second: Tensor, posterior: Diagonal) -> Tensor:
 
     The noise of one element is that of its two estimates and of all elements, in units of
     :math:`|z|`, half and half, since two numbers alone say little of it.
-    """  # noqa: DOC201
+    """
     mean, noise = (first + second) / 2, (first - second).abs() / 2
     z = torch.where(posterior.scale > 0, posterior.loc / posterior.scale, 0).abs()
     weight = z + 0.5 * (z.square().clamp(max=_REACH) - 1).abs()
