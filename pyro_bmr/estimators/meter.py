@@ -25,6 +25,8 @@ from pyro_bmr.programs.pairs import Pair
 
 # Estimates that are made at once.
 BLOCK = 4
+# Rows are split if there are so many batches; fewer save little, and leave much to chance.
+_FEWEST_PARTS = 8
 
 Gradient = tuple[dict[str, Tensor], ...]
 
@@ -32,9 +34,9 @@ Gradient = tuple[dict[str, Tensor], ...]
 class Meter:
     """Estimates F of similar programs, so that estimates can be subtracted from each other.
 
-    Estimate :math:`i` is of the same rows and random numbers for every program. Rows of more than
-    two batches are measured a batch at a time: ``parts`` estimates in a row take each row once, and
-    each by itself has the expectation F. ``example`` is one of the programs. Nothing outside is
+    Estimate :math:`i` is of the same rows and random numbers for every program. Rows of eight
+    batches or more are measured a batch at a time: ``parts`` estimates in a row take each row once,
+    and each by itself has the expectation F. ``example`` is one of the programs. Nothing outside is
     changed.
     """
 
@@ -174,7 +176,7 @@ class Meter:
         """
         lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
         rows = max(lengths, default=1)
-        if len(lengths) != 1 or rows <= 2 * batch_size:
+        if len(lengths) != 1 or rows < _FEWEST_PARTS * batch_size:
             return 1, 1
         size = math.ceil(rows / math.ceil(rows / batch_size))
         batches = Batches(self._args, self._kwargs, size)

@@ -20,7 +20,7 @@ def by_free_energy(
     margin: float = 0.0,
     *,
     num_samples: int = 32,
-    batch_size: int = 6_000,
+    batch_size: int = 2_000,
     effort: int = 60,
     seed: int = 0,
     progress: bool = True,
@@ -46,8 +46,8 @@ def by_free_energy(
         How many estimates of F there are at most, each of so many rows, while a decision is open;
         4 or more.
     batch_size : int
-        Where there are more than twice as many rows, so many are measured at a time, if the log
-        likelihood is a sum over rows.
+        Where there are eight times as many rows or more, so many are measured at a time, if the
+        log likelihood is a sum over rows.
     effort : int
         How many trials there are at most; one that stays open for long counts more than once.
     seed : int

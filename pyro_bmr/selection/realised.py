@@ -11,7 +11,7 @@ from pyro_bmr.estimators.meter import BLOCK, Meter
 from pyro_bmr.selection.decision import Decision
 
 # Rows that are measured at once, of more.
-ROWS = 6_000
+ROWS = 2_000
 _DRAWS = 16
 
 

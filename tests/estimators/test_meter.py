@@ -88,7 +88,7 @@ def differentiate(pair, data, batch_size):
     return {name: (one + second[name]) / 2 for name, one in first.items()}
 
 
-@pytest.mark.parametrize("batch_size", [ROWS, 7])
+@pytest.mark.parametrize("batch_size", [ROWS, 3])
 @pytest.mark.parametrize("model", [linear, with_noise, branching, subsampling])
 def test_the_same_program_has_the_same_estimates(model, batch_size, data):
     pair = assemble(model, data)
@@ -111,7 +111,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [ROWS, 7])
+@pytest.mark.parametrize("batch_size", [ROWS, 3])
 @pytest.mark.parametrize(("model", "family"), FAMILIES.values(), ids=FAMILIES)
 def test_the_mean_is_that_of_free_energy(model, family, batch_size, data):
     pair = assemble(model, data, family, init_scale=0.1)
@@ -120,7 +120,7 @@ def test_the_mean_is_that_of_free_energy(model, family, batch_size, data):
     assert abs(mean - expected) < 4 * (error**2 + its_error**2) ** 0.5
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 10, 14])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, ROWS])
 def test_the_parts_of_a_pass_add_up(batch_size, data):
     """Each row comes once, whether or not batches are of equal size."""
     pair = narrow(linear, data)
@@ -140,22 +140,22 @@ def test_the_parts_of_a_pass_add_up(batch_size, data):
 
 def test_a_pass_takes_rows_in_an_order_of_its_own(data):
     pair = narrow(linear, data)
-    draws = measure(pair, data, 12, batch_size=10).reshape(4, 3)
+    draws = measure(pair, data, 40, batch_size=3).reshape(4, 10)
     assert draws[:, 0].std() > 1
 
 
 def test_a_part_by_itself_has_the_expectation_f(data):
     pair = narrow(linear, data)
     whole = measure(pair, data).mean().item()
-    draws = measure(pair, data, 200, batch_size=7)
-    _, error = mean_and_error(draws[::5])
-    assert draws.reshape(-1, 5)[:, 0].mean().item() == pytest.approx(whole, abs=4 * error)
+    draws = measure(pair, data, 400, batch_size=3)
+    _, error = mean_and_error(draws[::10])
+    assert draws.reshape(-1, 10)[:, 0].mean().item() == pytest.approx(whole, abs=4 * error)
 
 
 @pytest.mark.parametrize("model", [autoregressive, latent_rows])
 def test_what_is_not_a_sum_over_rows_is_measured_whole(model, data):
     pair = assemble(model, data, init_scale=0.1)
-    meter = Meter(pair, data, {}, batch_size=7, seed=0)
+    meter = Meter(pair, data, {}, batch_size=3, seed=0)
     assert meter.parts == 1
     mean, error = mean_and_error(meter.measure(pair, 0, 100, {}))
     expected, its_error = bmr.free_energy(*pair, *data, num_samples=100)
@@ -176,7 +176,7 @@ def test_a_sub_sampling_plate_is_measured_over_all_rows(data):
 def test_keyword_arguments(data):
     x, y = data
     pair = narrow(linear, data)
-    for batch_size in (ROWS, 10):
+    for batch_size in (ROWS, 3):
         meter = Meter(pair, (x,), {"y": y}, batch_size, seed=0)
         by_keyword = meter.measure(pair, 0, BLOCK, {})
         torch.testing.assert_close(by_keyword, measure(pair, data, batch_size=batch_size))
@@ -233,7 +233,7 @@ def test_the_gradient_is_zero_at_the_exact_posterior(data):
     assert (scale * found["scale_unconstrained"]).abs().max() < 4 * 400**-0.5
 
 
-@pytest.mark.parametrize("batch_size", [ROWS, 7])
+@pytest.mark.parametrize("batch_size", [ROWS, 3])
 @pytest.mark.parametrize("model", [linear, branching, subsampling])
 def test_nothing_outside_is_changed(model, batch_size, data):
     pair = assemble(model, data)
