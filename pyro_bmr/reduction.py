@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.decision import Decision, decide
 from pyro_bmr.selection.flags import naive_delta_f
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
-from pyro_bmr.selection.problem import ModelUnits, assign, find_zeroed, read_problem, read_units
+from pyro_bmr.selection.problem import Problem, UnitsOnDemand, assign, read_problem
 from pyro_bmr.selection.realised import ROWS, make_meter, measure_realised
-from pyro_bmr.selection.scores import score
+from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
-from pyro_bmr.selection.stages import run_stages
+from pyro_bmr.selection.stages import Stage, run_stages
 from pyro_bmr.selection.summaries import sum_released, summarize, summarize_layers
 from pyro_bmr.selection.training_state import describe_training
 from pyro_bmr.selection.unread import find_unread
@@ -146,54 +145,52 @@ def reduce_for(
     problem = read_problem(verb, guide, args, kwargs, model, sites)
     problem, reduced_priors = assign(problem, reduced_prior)
     problem.warn_if_empty()
+    _check_stages(groupings, reduced_priors)
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
     scores = score(with_reduced_priors(factors, reduced_priors))
-    _check_stages(groupings, reduced_priors)
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
-    find_units = cache(partial(read_units, problem))
-    unknown: list[str] = []
-
-    def units_if_any() -> ModelUnits | None:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                return find_units()
-        except (RuntimeError, ValueError) as error:
-            unknown.append(f"the units of the model are not known, so that none is unread: {error}")
-            return None
-
-    zeroed = find_zeroed(problem.factors, spiked)
-    find_structure = cache(lambda: find_units().with_released(zeroed))
     whole = decide(problem.origin, scores.factors, scores.kept, spiked)
-    releasable = [n for f in scores.factors for n in f.released() if n in spiked]
     meter, notes = _find_meter(whole) if args or kwargs else (None, ())
+    units = UnitsOnDemand(problem, spiked)
+    releasable = [n for f in scores.factors for n in f.released() if n in spiked]
     scores = replace(
         scores,
         decision=None if meter is None else whole,
-        find_unread=partial(
-            find_unread, releasable=releasable, zeroed=zeroed, read_units=units_if_any
-        ),
+        find_unread=partial(find_unread, releasable=releasable, known=units),
     )
     if select is None:
         select = by_evidence() if meter is None else by_free_energy()
-    chosen, stages = run_stages(scores, groupings, select, find_structure)
-    structure = find_structure() if find_units.cache_info().currsize else None
-    decision = whole.and_drop(chosen).in_order(structure)
+    chosen, stages = run_stages(scores, groupings, select, units.structure)
+    decision = whole.and_drop(chosen).in_order(units.structure_if_read())
+    notes += (*units.notes, *describe_training(scores, whole, meter))
+    return _conclude(problem, scores, stages, decision, meter, notes)
+
+
+def _conclude(
+    problem: Problem,
+    scores: ElementScores,
+    stages: tuple[Stage, ...],
+    decision: Decision,
+    meter: Meter | None,
+    notes: tuple[str, ...],
+) -> Reduction:
+    """Carry out what was decided, and write down what it does."""
     remaining = decision.remaining()
     model, guide, masks = decision.assemble(remaining)
     realised = None if meter is None else measure_realised(decision, meter)
     rows = summarize(
-        *(scores, chosen, remaining, problem.reasons, sum_released(stages)),
+        *(scores, decision.masks, remaining, problem.reasons, sum_released(stages)),
         realised=None if realised is None else realised.by_site,
     )
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}
-    notes += (*unknown, *describe_training(scores, whole, meter))
+    naive = None if layers else naive_delta_f(scores, decision.masks, by_site)
     return Reduction(
         model=model,
         guide=guide,
         masks=masks,
         scores=scores.delta_f,
         sites=rows,
-        naive_delta_f=None if layers else naive_delta_f(scores, chosen, by_site),
+        naive_delta_f=naive,
         layers=layers,
         realised=None if realised is None else realised.total,
         realised_error=None if realised is None else realised.error,

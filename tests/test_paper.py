@@ -133,7 +133,6 @@ def split_rows(split):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_pages_quote_the_results(modules, page):
-    report, tables = modules["report"], modules["tables"]
+    report = modules["report"]
     text = (ROOT / page).read_text()
-    results = tables.read_results(PAPER / "results.csv")
-    assert report.filled(text, results, tables.read_published(PAPER / "published.csv")) == text
+    assert report.filled(text, report.read_sources()) == text

@@ -34,9 +34,11 @@ BASELINES: Mapping[str, Callable[[float], Selection]] = {
     "random": bmr.baselines.random,
 }
 # Reductions of a trained network in one go, of which F is measured before and after.
+MARGINS = (-0.1, -0.3, -1.0, -3.0)
 MEASURED: Mapping[str, Selection] = {
     "measured": bmr.by_free_energy(progress=False),
     "evidence": bmr.by_evidence(),
+    **{f"margin {margin}": bmr.by_free_energy(margin, progress=False) for margin in MARGINS},
 }
 
 

@@ -89,7 +89,7 @@ def curve_at(results: pd.DataFrame, percent: float, method: str) -> pd.Series:
     return curve.loc[index].set_index(NETWORK[:3]).free_energy
 
 
-def summary_table(results: pd.DataFrame, datasets: Iterable[str]) -> str:
+def summary_table(results: pd.DataFrame, with_data: pd.DataFrame, datasets: Iterable[str]) -> str:
     """Tell what pruning once and pruning in rounds do to F.
 
     Returns
@@ -98,20 +98,23 @@ def summary_table(results: pd.DataFrame, datasets: Iterable[str]) -> str:
         In markdown; means over seeds with their standard errors.
     """
     table = loops(results).reset_index()
+    once = with_data[(with_data.experiment == "one-shot") & (with_data.method == "measured")]
     rows = []
     for dataset, estimator in product(datasets, ESTIMATORS):
+        measured = once[(once.dataset == dataset) & (once.estimator == estimator)]
         mine = table[(table.dataset == dataset) & (table.estimator == estimator)]
         if len(mine):
             rows.append(
                 [
                     *(dataset, f"`{estimator}`", len(mine), mean_error(mine.before)),
                     *(mean_error(mine.first_pruned, " %"), mean_error(mine["first"])),
+                    mean_error(measured.free_energy),
                     *(mean_error(mine.rounds), mean_error(mine.pruned, " %")),
                     *(mean_error(mine.after), mean_error(mine.best)),
                 ]
             )
     header = ["data", "estimator", "seeds", "F unpruned", "pruned once", "F pruned once"]
-    ends = ["rounds", "pruned in the end", "F in the end", "F of the best round"]
+    ends = ["with data", "rounds", "pruned in the end", "F in the end", "F of the best round"]
     return markdown([*header, *ends], rows)
 
 
@@ -413,38 +416,6 @@ def rounds_table(results: pd.DataFrame) -> str:
         )
     header = ["networks", "round", "reductions", "ΔF predicted", "ΔF realised", "difference"]
     return markdown([*header, "realised below 0"], cells)
-
-
-def stopping_table(results: pd.DataFrame) -> str:
-    """Tell what is gained by stopping where ΔF changes sign, and at the best point of each curve.
-
-    Returns
-    -------
-    str
-        In markdown: nats, means over seeds.
-    """
-    curves = results[
-        (results.experiment == "one-shot") & (results.method.isin(["bmr", "unpruned"]))
-    ]
-    table = loops(results)
-    cells = []
-    for dataset in [*REGRESSION, *SIGNALS]:
-        row = [dataset]
-        for estimator in ESTIMATORS:
-            stopped, possible = [], []
-            mine = curves[(curves.dataset == dataset) & (curves.estimator == estimator)]
-            for seed, curve in mine.groupby("seed"):
-                start = curve[curve.method == "unpruned"].free_energy.iloc[0]
-                stop = table.first_pruned.get((dataset, estimator, seed, -1))
-                if stop is not None:
-                    at = curve.pruned.sub(stop).abs().idxmin()
-                    stopped.append(start - curve.free_energy[at])
-                    possible.append(start - curve.free_energy.min())
-            gains = (mean_error(pd.Series(gain), digits=0) for gain in (stopped, possible))
-            row += gains if stopped else ("", "")
-        cells.append(row)
-    header = [cell for name in ESTIMATORS for cell in (f"`{name}`", "best")]
-    return markdown(["data", *header], cells)
 
 
 METHODS = ["bmr", "snr", "spr", "magnitude", "random"]

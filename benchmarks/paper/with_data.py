@@ -1,10 +1,12 @@
-"""The tables of what the data at hand bring, from ``with_data.csv``."""
+"""The tables of what the data at hand bring, from ``with_data.csv`` and ``predictions.csv``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import pandas as pd
+from experiments import MARGINS
 from tables import ESTIMATORS, REGRESSION, SIGNALS, markdown, mean_error
 
 _NETWORK = ["dataset", "estimator", "seed"]
@@ -45,21 +47,15 @@ def once_table(results: pd.DataFrame) -> str:
     str
         In markdown: nats, means over seeds.
     """
-    networks = once(results)
-    rows = []
-    for dataset, estimator in product([*REGRESSION, *SIGNALS], ESTIMATORS):
-        if (dataset, estimator) in networks.index.droplevel("seed"):
-            mine = networks.loc[(dataset, estimator)]
-            rose = int((mine.realised > 2 * mine.error).sum())
-            rows.append(
-                [
-                    *(dataset, f"`{estimator}`", len(mine)),
-                    *(mean_error(mine[name], digits=0) for name in ("evidence", "best")),
-                    mean_error(mine.measured, digits=0),
-                    *(f"{mine[n].mean():.1f} %" for n in ("pruned by evidence", "pruned")),
-                    rose,
-                ]
-            )
+    rows = [
+        [
+            *(dataset, f"`{estimator}`", len(mine)),
+            *(mean_error(mine[name], digits=0) for name in ("evidence", "best", "measured")),
+            *(f"{mine[name].mean():.1f} %" for name in ("pruned by evidence", "pruned")),
+            int((mine.realised > 2 * mine.error).sum()),
+        ]
+        for (dataset, estimator), mine in _pairs(once(results))
+    ]
     header = ["data", "estimator", "seeds", "evidence alone", "best of 99 points", "with data"]
     return markdown([*header, "pruned by evidence", "pruned with data", "rose"], rows)
 
@@ -75,16 +71,32 @@ def once_verdict(results: pd.DataFrame) -> str:
     networks = once(results)
     rose = networks.realised > 2 * networks.error
     alone = networks.evidence < 0
-    means = networks.groupby(level=["dataset", "estimator"])[["measured", "best"]].mean()
+    means = networks.groupby(level=_NETWORK[:2])[["measured", "best"]].mean()
     less = means[means.measured < means.best].index
-    named = ", ".join(f"{dataset} with `{estimator}`" for dataset, estimator in less)
     return (
         f"Of {len(networks)} networks F rose in {int(alone.sum())} by the evidence alone, and in "
         f"{int(rose.sum())} with data by more than two standard errors. In the mean over seeds at "
         f"least as much is gained with data as at the best of the 99 points in "
-        f"{len(means) - len(less)} of {len(means)} pairs of data and estimator"
-        f"{'; not on ' + named if named else ''}."
+        f"{len(means) - len(less)} of {len(means)} pairs of data and estimator{_but(less)}."
     )
+
+
+def rounds(results: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Put the ends of pruning in rounds, as in the paper and measured, beside each other.
+
+    Returns
+    -------
+    DataFrame
+        One row per network that was pruned in both ways; columns of the paper end in `` paper``.
+    """
+    ends = [
+        table[(table.experiment == "iterative") & (table.method == method)]
+        .sort_values("round")
+        .groupby(_NETWORK)[["free_energy", "pruned", "round"]]
+        .last()
+        for table, method in ((paper, "bmr"), (results, "measured"))
+    ]
+    return ends[0].join(ends[1], lsuffix=" paper", how="inner")
 
 
 def rounds_table(results: pd.DataFrame, paper: pd.DataFrame) -> str:
@@ -95,25 +107,108 @@ def rounds_table(results: pd.DataFrame, paper: pd.DataFrame) -> str:
     str
         In markdown: F in nats, means over seeds.
     """
-    loops = [
-        table[(table.experiment == "iterative") & (table.method == method)]
-        .sort_values("round")
-        .groupby(_NETWORK)[["free_energy", "pruned", "round"]]
-        .last()
-        for table, method in ((paper, "bmr"), (results, "measured"))
+    rows = [
+        [
+            *(dataset, f"`{estimator}`", len(mine)),
+            *(mean_error(mine[name]) for name in ("free_energy paper", "free_energy")),
+            *(mean_error(mine[name], " %") for name in ("pruned paper", "pruned")),
+            *(mean_error(mine[name]) for name in ("round paper", "round")),
+        ]
+        for (dataset, estimator), mine in _pairs(rounds(results, paper))
     ]
-    both = loops[0].join(loops[1], lsuffix=" before", how="inner")
-    rows = []
-    for dataset, estimator in product([*REGRESSION, *SIGNALS], ESTIMATORS):
-        if (dataset, estimator) in both.index.droplevel("seed"):
-            mine = both.loc[(dataset, estimator)]
-            rows.append(
-                [
-                    *(dataset, f"`{estimator}`", len(mine)),
-                    *(mean_error(mine["free_energy before"]), mean_error(mine.free_energy)),
-                    *(mean_error(mine[name], " %") for name in ("pruned before", "pruned")),
-                    *(mean_error(mine[name]) for name in ("round before", "round")),
-                ]
-            )
     header = ["data", "estimator", "seeds", "F, paper", "F, measured", "pruned, paper"]
     return markdown([*header, "pruned, measured", "rounds, paper", "rounds, measured"], rows)
+
+
+def rounds_verdict(results: pd.DataFrame, paper: pd.DataFrame) -> str:
+    """Say where pruning in measured rounds ends lower, and where with fewer weights pruned.
+
+    Returns
+    -------
+    str
+        A paragraph.
+    """
+    means = rounds(results, paper).groupby(level=_NETWORK[:2]).mean()
+    higher = means[means.free_energy > means["free_energy paper"]].index
+    larger = means[means.pruned < means["pruned paper"] - 2].index
+    return (
+        f"Measured rounds end at or below the mean F of the paper's in "
+        f"{len(means) - len(higher)} of {len(means)} pairs{_but(higher)}. They prune at most two "
+        f"points less in {len(means) - len(larger)}{_but(larger)}."
+    )
+
+
+def frontier_table(results: pd.DataFrame) -> str:
+    """Tell what fewer weights than at the lowest F cost, by the margin.
+
+    Returns
+    -------
+    str
+        In markdown: F in nats above that of no margin, and what is pruned; means over seeds.
+    """
+    rows = results[results.experiment == "one-shot"].set_index([*_NETWORK, "method"])
+    by_method = rows[["free_energy", "pruned"]].unstack().dropna(subset=[("pruned", _WIDEST)])
+    lines = []
+    for dataset, mine in by_method.groupby(level="dataset", sort=False):
+        above = mine.free_energy.sub(mine.free_energy.measured, axis=0).mean()
+        pruned = mine.pruned.mean()
+        others = [f"{above[name]:+.0f} ({pruned[name]:.1f} %)" for name in _MARGINS]
+        lines.append([dataset, len(mine), f"{pruned['measured']:.1f} %", *others])
+    header = ["data", "seeds", "pruned with no margin"]
+    return markdown([*header, *(name.replace("-", "−") for name in _MARGINS)], lines)
+
+
+def predictions_table(predictions: pd.DataFrame) -> str:
+    """Compare ways to predict ΔF of sets of weights with what came true.
+
+    Returns
+    -------
+    str
+        In markdown: nats, medians over networks.
+    """
+    kind = predictions.dataset.map(dict.fromkeys(SIGNALS, "signals")).fillna("other regression")
+    kind = kind.mask(predictions.dataset.isin(_HARD), predictions.dataset)
+    rows = []
+    for (name, part), mine in predictions.groupby([kind, "part"]):
+        gaps = [(mine[way] - mine.realised).abs().median() for way in WAYS]
+        wrong = [int(((mine[way] < 0) & (mine.realised > 2 * mine.error)).sum()) for way in WAYS]
+        cells = [f"{gap:.0f} ({count})" for gap, count in zip(gaps, wrong, strict=True)]
+        rows.append([name, _PARTS[part], len(mine), f"{mine.realised.median():.0f}", *cells])
+    header = ["networks", "dropped", "sets", "realised", "evidence", "and gradient"]
+    return markdown([*header, "and interaction", "and both", "gradient anew"], rows)
+
+
+def computing_time(results: pd.DataFrame, predictions: pd.DataFrame) -> str:
+    """Tell how long the files took.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    rows = results[results.experiment == "one-shot"]
+    once = rows[rows.method == "measured"].seconds
+    hours = (results.seconds.sum() + predictions.seconds.sum()) / 3600
+    return (
+        f"Reducing and measuring took {hours:.1f} hours of one core; one reduction with data "
+        f"{once.median():.1f} seconds in the median, {once.max():.0f} at most."
+    )
+
+
+_MARGINS = [f"margin {margin}" for margin in MARGINS]
+_WIDEST = _MARGINS[-1]
+# Where the evidence alone has failed.
+_HARD = ("concrete", "powerplant")
+_PARTS = {0.25: "a quarter", 0.5: "half", 1.0: "all"}
+WAYS = ("evidence", "gradient", "interaction", "both", "again")
+
+
+def _pairs(networks: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    for pair in product([*REGRESSION, *SIGNALS], ESTIMATORS):
+        if pair in networks.index.droplevel("seed"):
+            yield pair, networks.loc[pair]
+
+
+def _but(pairs: pd.Index) -> str:
+    named = ", ".join(f"{dataset} with `{estimator}`" for dataset, estimator in pairs)
+    return f", but not on {named}" if named else ""

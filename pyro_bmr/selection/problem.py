@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from inspect import isfunction
 from typing import Any
 
@@ -142,7 +144,38 @@ class ModelUnits:
         return replace(self.structure, released=released)
 
 
-def find_zeroed(factors: tuple[Factor, ...], spiked: Collection[str]) -> tuple[str, ...]:
+class UnitsOnDemand:
+    """The units of a model, read when they are first asked for.
+
+    Where they are only looked for, ``notes`` say why they could not be read.
+    """
+
+    def __init__(self, problem: Problem, spiked: Collection[str]) -> None:
+        self.zeroed = _find_zeroed(problem.factors, spiked)
+        self.notes: tuple[str, ...] = ()
+        self._read = cache(partial(read_units, problem))
+        self._structure = cache(lambda: self._read().with_released(self.zeroed))
+
+    def structure(self) -> Structure:
+        """Return the units that were found, with those that can be released."""
+        return self._structure()
+
+    def structure_if_read(self) -> Structure | None:
+        """Return the same if it is known by now."""
+        return self.structure() if self._read.cache_info().currsize else None
+
+    def if_any(self) -> ModelUnits | None:
+        """Look for the units of the model, in silence."""
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return self._read()
+        except (RuntimeError, ValueError) as error:
+            told = f"the units of the model are not known, so that none is unread: {error}"
+            self.notes = (*self.notes, told)
+            return None
+
+
+def _find_zeroed(factors: tuple[Factor, ...], spiked: Collection[str]) -> tuple[str, ...]:
     """Name the spiked sites whose pruned elements are zero also on the support of the site."""
     return tuple(
         site.name

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from pyro_bmr.selection.problem import ModelUnits
+from pyro_bmr.selection.problem import UnitsOnDemand
 from pyro_bmr.units.producers_and_readers import Axis
 
 
 def find_unread(
     masks: Mapping[str, Tensor],
     releasable: Collection[str],
-    zeroed: Collection[str],
-    read_units: Callable[[], ModelUnits | None],
+    known: UnitsOnDemand,
 ) -> dict[str, Tensor]:
     """Tell by site which elements nothing depends on once those that masks drop are zero.
 
     What produces a unit that nothing reads, then what reads a unit that is always zero: both belong
-    to ``releasable`` sites. All others that are dropped, at ``zeroed`` sites, have to be zero for
-    that. Nothing if no slice of a site is dropped whole, or the units of the model are not known.
+    to ``releasable`` sites. All others that are dropped have to be zero for that. Nothing if no
+    slice of a site is dropped whole, or the units of the model are not known.
     """
-    exact = {name: mask for name, mask in masks.items() if name in zeroed}
+    exact = {name: mask for name, mask in masks.items() if name in known.zeroed}
     if not any(_has_dropped_slice(mask) for mask in exact.values()):
         return {}
-    units = read_units()
+    units = known.if_any()
     if units is None:
         return {}
     axes = {

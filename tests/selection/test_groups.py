@@ -216,7 +216,7 @@ def one_structure(monkeypatch):
         found[:] = found or [read_units(*arguments)]
         return found[0]
 
-    monkeypatch.setattr("pyro_bmr.reduction.read_units", read)
+    monkeypatch.setattr("pyro_bmr.selection.problem.read_units", read)
 
 
 def flat(masks):
