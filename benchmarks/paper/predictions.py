@@ -55,7 +55,9 @@ def main() -> None:
     if not options.output.exists():
         pd.DataFrame(columns=COLUMNS).to_csv(options.output, index=False)
     done = set(pd.read_csv(options.output)[NETWORK].itertuples(index=False, name=None))
-    for path in track(sorted(options.networks.glob("*_*_*.pt")), "networks"):
+    # Seed by seed, so that a part of the run is a smaller experiment.
+    paths = sorted(options.networks.glob("*_*_*.pt"), key=lambda path: path.stem.split("_")[::-1])
+    for path in track(paths, "networks"):
         dataset, estimator, seed = path.stem.split("_")
         if (dataset, estimator, int(seed)) not in done:
             rows = [
