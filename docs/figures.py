@@ -1,4 +1,4 @@
-"""Draw the figures of the documentation: ``python docs/figures.py``, within a minute on one core.
+"""Draw the figures of the documentation: ``python docs/figures.py``, in some minutes.
 
 They go to docs/images/figures-NAME.png, all from small networks that are trained here. The figure
 of a network before and after is that of the demo: ``python -m pyro_bmr demo``.
