@@ -12,7 +12,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_bmr.estimators.elbos import UnbiasedELBO
-from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling
+from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import check_programs
 
@@ -111,7 +111,7 @@ def common_draws(
         elbo.split_loss(model, guide, *args, **kwargs)
         for one in seeds.tolist():
             pyro.set_rng_seed(one)
-            with CommonNoise(couplings or {}, one):
+            with CommonNoise(draw_noise(couplings or {}, one)):
                 terms.append(elbo.split_loss(model, guide, *args, **kwargs))
             advance()
     complexity, accuracy = torch.tensor(terms, dtype=torch.float64).unbind(-1)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from pyro_bmr.estimators.elbos import UnbiasedELBO
-from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling
-from pyro_bmr.programs.batched_draws import repeat_at_once
+from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
+from pyro_bmr.programs.batched_draws import evaluate_at_once
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger
@@ -122,23 +122,26 @@ class Meter:
                     yield self._run_block(block, couplings)
 
     def _run_block(self, block: int, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
-        if self._at_once and not couplings:
+        cells = range(block * BLOCK, (block + 1) * BLOCK)
+        noise = [draw_noise(couplings, _to_seed(self._seed, cell)) for cell in cells]
+        if self._at_once:
+            stacked = {name: torch.stack([one[name] for one in noise]) for name in couplings}
             try:
-                _set_seed(self._seed, block)
-                return repeat_at_once(lambda: self._run(self._args, self._kwargs), BLOCK).double()
+                _set_seed(_to_seed(self._seed, block))
+                return evaluate_at_once(self._run, stacked, BLOCK).double()
             except Exception:
                 # Other random numbers from here on, of all that is compared.
                 self._at_once = False
         draws = []
-        for cell in range(block * BLOCK, (block + 1) * BLOCK):
-            args, kwargs = self._take(cell)
-            seed = _set_seed(self._seed, cell)
-            with CommonNoise(couplings, seed):
-                draws.append(self._run(args, kwargs))
+        for cell, one in zip(cells, noise, strict=True):
+            _set_seed(_to_seed(self._seed, cell))
+            draws.append(self._run(one, cell))
         return torch.stack(draws).double()
 
-    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        terms = self._elbo.differentiable_terms(self._batch_model, self._guide, *args, **kwargs)
+    def _run(self, noise: Mapping[str, Tensor], cell: int = 0) -> Tensor:
+        args, kwargs = self._take(cell)
+        with CommonNoise(noise):
+            terms = self._elbo.differentiable_terms(self._batch_model, self._guide, *args, **kwargs)
         return terms[0] - terms[1]
 
     def _take(self, cell: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -229,13 +232,15 @@ def _without_inference_mode(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _set_seed(*numbers: int) -> int:
-    """Seed all generators by what follows from some numbers."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
+def _to_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
+
+
+def _set_seed(seed: int) -> None:
+    """Seed all generators."""
     # torch.manual_seed takes milliseconds, since it also tells devices that are not in use.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed)
-    return seed

@@ -41,27 +41,31 @@ def couple(
     }
 
 
-class CommonNoise(Messenger):
-    """Effect handler that draws correlated factors of a `PrunedGuide` from common noise.
+def draw_noise(couplings: Mapping[str, NoiseCoupling], seed: int) -> dict[str, Tensor]:
+    """Draw what remains of the noise of each factor; the same seed means the same draw of it."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {
+        name: torch.randn(coupling.size, generator=generator, dtype=torch.float64)
+        for name, coupling in couplings.items()
+    }
+    return {name: coupling.condition(noise[name]) for name, coupling in couplings.items()}
 
-    The same seed gives the same noise, whatever remains of a factor. Other statements draw as ever.
+
+class CommonNoise(Messenger):
+    """Effect handler that makes the draws of a `PrunedGuide` of correlated factors from noise.
+
+    By statement, from `draw_noise`. Other statements draw as ever.
     """
 
-    def __init__(self, couplings: Mapping[str, NoiseCoupling], seed: int) -> None:
+    def __init__(self, noise: Mapping[str, Tensor]) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self._couplings = couplings
-        self._noise = {
-            name: torch.randn(coupling.size, generator=generator, dtype=torch.float64)
-            for name, coupling in couplings.items()
-        }
+        self._noise = noise
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if msg["name"] not in self._couplings or type(fn).__name__ not in _GAUSSIANS:
+        if msg["name"] not in self._noise or type(fn).__name__ not in _GAUSSIANS:
             return
-        gaussian = _GAUSSIANS[type(fn).__name__](fn)
-        noise = self._couplings[msg["name"]].condition(self._noise[msg["name"]])
+        gaussian, noise = _GAUSSIANS[type(fn).__name__](fn), self._noise[msg["name"]]
         if len(noise) == gaussian.noise_size:
             msg["value"] = gaussian.transform(noise.to(fn.loc))
             msg["done"] = True

@@ -56,10 +56,15 @@ def evaluate(
     return results
 
 
-def repeat_at_once(function: Callable[[], Tensor], count: int) -> Tensor:
-    """Evaluate a function so many times by `torch.vmap`, with random numbers of its own each."""
-    batched = _all_at_once(lambda _: {"": function()})
-    return batched({"": torch.zeros(count)})[""]
+def evaluate_at_once(
+    function: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor], count: int
+) -> Tensor:
+    """Evaluate a function so many times by `torch.vmap`, with random numbers of its own each.
+
+    ``inputs`` have a leading axis of that length.
+    """
+    batched = _all_at_once(lambda one: {"": function(one)})
+    return batched({**inputs, "": torch.zeros(count)})[""]
 
 
 class LargestTensor(TorchFunctionMode):

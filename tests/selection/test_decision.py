@@ -12,7 +12,7 @@ from pyro.infer.autoguide import (
 )
 
 import pyro_bmr as bmr
-from pyro_bmr.guides.common_noise import CommonNoise
+from pyro_bmr.guides.common_noise import CommonNoise, draw_noise
 
 VALUES = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([1.0, -1.0])}
 
@@ -79,7 +79,7 @@ def test_common_noise_is_that_of_matherons_rule(family):
 
     def draw(decision):
         _, guide, _ = decision.assemble()
-        with CommonNoise(decision.couplings(), seed=0):
+        with CommonNoise(draw_noise(decision.couplings(), seed=0)):
             return torch.cat(list(guide().values())).detach()
 
     full, rest = draw(decision.restrict([])), draw(decision)
