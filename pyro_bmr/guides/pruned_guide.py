@@ -18,6 +18,8 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.program import ProgramFactor
+from pyro_bmr.guides.guide_program import GuideProgram
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import module_key
@@ -28,7 +30,7 @@ from pyro_bmr.programs.sites import Site
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that a guide was made for, and how it was first called.
+    """The model that a guide was made for, how it was first called, and what of it is still run.
 
     The model is without the handlers that an autoguide puts around it, and None if it is lost.
     """
@@ -37,6 +39,7 @@ class Origin:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     create_plates: Callable[..., Any] | None = None
+    program: GuideProgram | None = None
 
     def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Build the plates of a guide for the model, by name, for parts with ``sites``."""
@@ -53,9 +56,10 @@ class PrunedGuide(OwnNames):
 
     .. math:: q(\theta) = \delta(\theta_S) \prod_f N(\theta_f \mid \mu_f, \Sigma_f)
 
-    It draws like the autoguide that it comes from, takes the arguments of the model, has
-    parameters of its own under names of its own, and can be trained, copied, moved and reduced
-    again. No parameter reaches a pruned element.
+    It draws like the guide that it comes from, takes the arguments of the model, has parameters of
+    its own under names of its own, and can be trained, copied, moved and reduced again. No
+    parameter reaches a pruned element. Of a guide that was written by hand, or of a list of guides,
+    what was not reduced or is not Gaussian is run as it is, with the parameters that it has.
 
     Parameters
     ----------
@@ -105,25 +109,39 @@ class PrunedGuide(OwnNames):
             One value per site.
         """
         plates = self.origin.make_plates(self.parts, *args, **kwargs)
-        return {name: value for part in self.parts for name, value in part(plates)}
+        values = {name: value for part in self.parts for name, value in part(plates)}
+        if self._runs:
+            values |= self.origin.program.run(values, plates, args, kwargs)
+        return values
+
+    @property
+    def _runs(self) -> bool:
+        """Whether anything is left that the guide which came in has to draw."""
+        program = self.origin.program
+        own = {site.name for part in self.parts for site in part.sites}
+        return program is not None and bool(program.sites - own)
 
     @torch.no_grad()
-    def median(self, *_args: Any, **_kwargs: Any) -> dict[str, Tensor]:
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the posterior median of every site.
 
         Parameters
         ----------
-        *_args, **_kwargs
-            Not used; as in `pyro.infer.autoguide.AutoNormal.median`.
+        *args, **kwargs
+            As in `pyro.infer.autoguide.AutoNormal.median`: only used by what is run.
 
         Returns
         -------
         dict of Tensor
-            One value per site, 0 where pruned.
+            One value per site, 0 where pruned; none of what is run, unless it is an autoguide.
         """
-        return {
+        own = {
             site.name: site.constrain(marginal.loc).clone() for site, marginal in self._marginals()
         }
+        if not self._runs:
+            return own
+        plates = self.origin.make_plates(self.parts, *args, **kwargs)
+        return {**self.origin.program.median(plates, args, kwargs), **own}
 
     @torch.no_grad()
     def quantiles(
@@ -157,6 +175,8 @@ class PrunedGuide(OwnNames):
     def _marginals(self) -> Iterator[tuple[Site, Diagonal]]:
         for part in self.parts:
             factor = part.factor()
+            if isinstance(factor, ProgramFactor):
+                continue
             marginals = factor.marginals()
             for site in factor.sites:
                 yield site, marginals[site.name]
@@ -300,9 +320,28 @@ class _GammaPart(PyroModule):
             yield self.site.name, pyro.sample(self.site.name, fn.to_event(self.site.event_dim))
 
 
+class _ProgramPart(PyroModule):
+    """Holds the place of a site that is drawn by what is run."""
+
+    def __init__(self, factor: ProgramFactor) -> None:
+        super().__init__()
+        self._factor = factor
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return ()
+
+    def factor(self) -> ProgramFactor:
+        return self._factor
+
+    def forward(self, _plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        return iter(())
+
+
 _MODULES = {
     IndependentFactor: _IndependentPart,
     GammaFactor: _GammaPart,
+    ProgramFactor: _ProgramPart,
 }
 _JOINT_MODULES = {Dense: _DensePart, LowRank: _LowRankPart}
 

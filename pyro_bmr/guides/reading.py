@@ -10,10 +10,12 @@ With `autoguides` and `structured_autoguides` the only file that knows Pyro's au
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial, singledispatch
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import MCMC
 from pyro.infer.autoguide import (
     AutoCallable,
@@ -41,6 +43,7 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.auto_gamma import AutoGamma
 from pyro_bmr.guides.autoguides import (
     check_called,
@@ -49,12 +52,14 @@ from pyro_bmr.guides.autoguides import (
     read_value,
     read_whole_site,
 )
+from pyro_bmr.guides.guide_program import GuideProgram
 from pyro_bmr.guides.posterior_samples import match_moments
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.guides.structured_autoguides import read_gaussian, read_structured
-from pyro_bmr.guides.traced_guides import trace_factors
+from pyro_bmr.guides.traced_guides import draw_alone, left_alone, trace_factors
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.sites import Site
 
 
@@ -212,17 +217,29 @@ def _refuse(guide: Any, remedy: str) -> tuple[Factor, ...]:
 for _family, _remedy in _REMEDIES.items():
     read_factors.register(_family, partial(_refuse, remedy=_remedy))
 
+_LEFT = {
+    AutoDelta: "left to the guide: it is a point estimate",
+    AutoLaplaceApproximation: "left to the guide: it is a point estimate",
+    AutoNormalizingFlow: "left to the guide: it is a normalizing flow",
+    AutoDiscreteParallel: "it is discrete",
+    AutoGaussianFunsor: "left to the guide: its covariance is never formed",
+}
+
 _NO_FAMILY = {object, AutoGuideList, *_REMEDIES}
 
 
 @singledispatch
 def _read(guide: Any, origin: Origin) -> tuple[Factor, ...]:
     """Read a guide of a registered family, and any other by running it."""
-    registered: list[Any] = []
-    others: list[Any] = []
-    for part in _parts(guide):
-        (registered if _is_registered(part) else others).append(part)
+    parts = list(_parts(guide))
+    refused = [part for part in parts if type(part) in _REMEDIES]
+    if len(refused) == len(parts):
+        return read_factors(parts[0])
+    registered = [part for part in parts if _is_registered(part) and part not in refused]
+    others = [part for part in parts if not _is_registered(part)]
     factors = [factor for part in registered for factor in read_factors(part)]
+    reasons = dict(_list_refused(refused))
+    factors += draw_alone(guide, origin, reasons)
     if not others:
         return tuple(factors)
     for part in others:
@@ -230,9 +247,40 @@ def _read(guide: Any, origin: Origin) -> tuple[Factor, ...]:
             return read_factors(part)
         if isinstance(part, AutoGuide):
             check_called(part)
-    held = {site.name for factor in factors for site in factor.sites}
+    held = {site.name for factor in factors for site in factor.sites} | reasons.keys()
     traced = trace_factors(guide, origin, held=held, full_rows=_full_rows(others))
     return (*factors, *traced) or read_factors(guide)
+
+
+@_read.register
+def _(guide: PrunedGuide, origin: Origin) -> tuple[Factor, ...]:
+    factors = [f for f in read_factors(guide) if not isinstance(f, ProgramFactor)]
+    if len(factors) == len(guide.parts):
+        return tuple(factors)
+    held = {site.name for factor in factors for site in factor.sites}
+    return (*factors, *trace_factors(guide, origin, held=held))
+
+
+def _list_refused(parts: list[Any]) -> Iterator[tuple[str, str]]:
+    """Yield the sites of parts that are not Gaussian, and why."""
+    for part in parts:
+        check_called(part)
+        for name, _ in part.prototype_trace.iter_stochastic_nodes():
+            yield name, _LEFT[type(part)]
+
+
+def find_program(guide: Any, origin: Origin) -> GuideProgram | None:
+    """Find what of a guide is run if it is not reduced: all but the autoguides that are read."""
+    if not callable(guide) or isinstance(guide, PrunedGuide):
+        return None
+    parts = [p for p in _parts(guide) if type(p) in _REMEDIES or not _is_registered(p)]
+    if not parts:
+        return None
+    whole = guide if isinstance(guide, AutoGuideList) else None
+    program = GuideProgram(tuple(parts), whole=whole)
+    with dry_run(guide, origin.model), left_alone(guide, origin.model), poutine.block():
+        drawn = program.run({}, {}, origin.args, origin.kwargs)
+    return replace(program, sites=frozenset(drawn))
 
 
 @_read.register(MCMC)

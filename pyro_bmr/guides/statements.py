@@ -33,7 +33,22 @@ from pyro_bmr.programs.sites import Site
 
 
 class NotGaussianError(TypeError):
-    """A guide whose posterior is not Gaussian in unconstrained coordinates."""
+    """A guide whose posterior is not Gaussian in unconstrained coordinates.
+
+    ``why`` says it of one site, for a table.
+    """
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class PartialRowsError(ValueError):
+    """A posterior of which only some rows were drawn; ``why`` says it of one site, for a table."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -75,9 +90,9 @@ def read_statement(
     core, transforms = _unwrap(fn)
     family = next((_FAMILIES[t] for t in type(core).__mro__ if t in _FAMILIES), None)
     if family is None:
-        raise NotGaussianError(_refusal(name, _kind(core)))
+        raise _refusal(name, _kind(core))
     if isinstance(core, Gamma) and find_element_support(support) not in POSITIVE:
-        raise NotGaussianError(_refusal(name, f"it is a Gamma on the support {support}"))
+        raise _refusal(name, f"it is a Gamma on the support {support}")
     if isinstance(core, Gamma):
         ahead = transforms
     else:
@@ -87,7 +102,7 @@ def read_statement(
     if ahead:
         chain = ", ".join(type(t).__name__ for t in (transforms or ahead))
         why = f"it is a {type(core).__name__} seen through {chain} on the support {support}"
-        raise NotGaussianError(_refusal(name, why))
+        raise _refusal(name, why)
     loc, spread, posterior = family(core)
     event_dim = fn.event_dim + loc.dim() - len(fn.shape())
     frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
@@ -100,14 +115,15 @@ def read_statement(
     return Statement(site, loc, spread, posterior)
 
 
-def _refusal(name: str, why: str) -> str:
-    return (
+def _refusal(name: str, why: str) -> NotGaussianError:
+    msg = (
         f"cannot reduce a guide whose site {name!r} is not Gaussian in unconstrained coordinates: "
         f"{why}. Expected Normal, LogNormal, MultivariateNormal, LowRankMultivariateNormal or "
         "Gamma, or any of the first four through biject_to(support). Train such a guide, for "
         "example AutoNormal or AutoMultivariateNormal, or register this one with "
         "@pyro_bmr.extend.read_factors.register"
     )
+    return NotGaussianError(msg, f"left to the guide: {why}")
 
 
 def _kind(core: Any) -> str:
@@ -228,4 +244,4 @@ def _at_full_size(
         f"only some rows of the plate {plates}. Expected arguments with which it draws all rows, "
         "or a guide that holds them, such as AutoNormal"
     )
-    raise ValueError(msg)
+    raise PartialRowsError(msg, f"left to the guide: it drew only some rows of the plate {plates}")

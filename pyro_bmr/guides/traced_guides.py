@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -20,14 +21,25 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
+from torch.distributions import biject_to
+from torch.utils._pytree import tree_map_only
 
 from pyro_bmr.factors.factor import Factor, check_finite
 from pyro_bmr.factors.gamma import GammaFactor
+from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.linear_gaussian import Conditional, join
 from pyro_bmr.guides.pruned_guide import Origin
-from pyro_bmr.guides.statements import NotGaussianError, Statement, read_statement
+from pyro_bmr.guides.statements import (
+    NotGaussianError,
+    PartialRowsError,
+    Statement,
+    read_statement,
+)
+from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
+from pyro_bmr.programs.sites import Site
 
+_Failure = NotGaussianError | PartialRowsError
 _FullRows = Callable[[str], tuple[Tensor, Tensor] | None]
 
 
@@ -45,9 +57,10 @@ def trace_factors(
 
     in unconstrained coordinates. The weights :math:`W_{ij}` are gradients at the mean; that mean
     and covariance are such is checked at three other points, 1, 3 and 10 standard deviations away.
-    A site may also be Gamma, independent of all others. Anything else is a `NotGaussianError` that
-    says why; a guide that was never trained is a ValueError, one that does not run with these
-    arguments a RuntimeError.
+    A site may also be Gamma, independent of all others. Any other site, one that depends on the
+    arguments and one that depends on such a site, is a `ProgramFactor`; if there are no others, a
+    `NotGaussianError` says why. A guide that was never trained is a ValueError, one that does not
+    run with these arguments a RuntimeError.
 
     Sites in ``held`` are left out; ``full_rows`` maps a site in a sub-sampling plate to its mean
     and standard deviation at full size.
@@ -62,7 +75,7 @@ def trace_factors(
     """
     rows: dict[str, Tensor] = {}
 
-    def run(values: Mapping[str, Tensor]) -> _Reader:
+    def run(values: Mapping[str, Tensor], origin: Origin) -> _Reader:
         reader = _Reader(values, rows, frozenset(held), supports, full_rows)
         with reader:
             _call("guide", guide, origin)
@@ -70,9 +83,14 @@ def trace_factors(
 
     with dry_run(guide, origin.model), left_alone(guide, origin.model):
         supports = {} if isinstance(guide, GuideMessenger) else _supports(origin)
-        first = run({})
+        leaves, followed = _follow_arguments(origin)
+        try:
+            first = run({}, followed)
+        except RuntimeError:
+            leaves, first = [], run({}, origin)
         for name, statement in first.statements.items():
             check_finite(name, "location", statement.loc)
+        failures = {**first.unread, **_amortised(first, leaves)}
         weights = {name: first.weights(name) for name in first.statements}
         generator = torch.Generator().manual_seed(0)
         for reach in (1.0, 3.0, 10.0):
@@ -80,9 +98,27 @@ def trace_factors(
                 name: reach * s.step * torch.randn(s.step.shape, generator=generator).to(s.step)
                 for name, s in first.statements.items()
             }
-            moved = run({name: first.leaves[name].detach() + step for name, step in steps.items()})
-            _check_linear(first, weights, moved, steps)
-    return _factors(first.statements, weights)
+            values = {name: first.leaves[name].detach() + step for name, step in steps.items()}
+            failures = {**_nonlinear(first, weights, run(values, origin), steps), **failures}
+        failures = {**_unfit(first.statements, weights), **failures}
+        _spread_failures(failures, weights)
+        left = {n: s for n, s in first.statements.items() if n not in failures}
+        if failures and not left and not held:
+            raise next(iter(failures.values()))
+        drawn = tuple(
+            _draw(guide, origin, {n: failures[n].why for n in first.order if n in failures})
+        )
+    return (*_factors(left, weights), *drawn)
+
+
+def draw_alone(
+    guide: Callable[..., Any], origin: Origin, reasons: Mapping[str, str]
+) -> tuple[Factor, ...]:
+    """Read some sites of a guide by nothing but draws, and leave all as it was."""
+    if not reasons:
+        return ()
+    with dry_run(guide, origin.model), left_alone(guide, origin.model):
+        return tuple(_draw(guide, origin, reasons))
 
 
 @contextmanager
@@ -141,6 +177,8 @@ class _Reader(Messenger):
         self.supports, self.full_rows = supports, full_rows
         self.statements: dict[str, Statement] = {}
         self.leaves: dict[str, Tensor] = {}
+        self.unread: dict[str, _Failure] = {}
+        self.order: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -150,8 +188,13 @@ class _Reader(Messenger):
             return
         if msg["is_observed"] or msg["infer"].get("is_auxiliary") or name in self.held:
             return
+        self.order.append(name)
         prior = msg["infer"].get("prior", msg["fn"])
-        statement = read_statement(msg, self.supports.get(name, prior.support), self.full_rows)
+        try:
+            statement = read_statement(msg, self.supports.get(name, prior.support), self.full_rows)
+        except (NotGaussianError, PartialRowsError) as error:
+            self.unread[name] = error
+            return
         leaf = self.values.get(name, statement.loc).detach().clone().requires_grad_()
         self.statements[name], self.leaves[name] = statement, leaf
         msg["value"], msg["done"] = statement.site.constrain(leaf), True
@@ -192,13 +235,13 @@ class _Reader(Messenger):
         return {parent: jacobian for parent, jacobian in jacobians.items() if jacobian.any()}
 
 
-def _check_linear(
+def _nonlinear(
     first: _Reader,
     weights: Mapping[str, Mapping[str, Tensor]],
     moved: _Reader,
     steps: Mapping[str, Tensor],
-) -> None:
-    """Check what a guide does away from its mean against what was read there."""
+) -> dict[str, _Failure]:
+    """Find sites that do away from the mean what was not read there."""
     if first.statements.keys() != moved.statements.keys():
         sites = sorted(first.statements.keys() ^ moved.statements.keys())
         msg = (
@@ -206,6 +249,7 @@ def _check_linear(
             "the same sites in every run"
         )
         raise NotGaussianError(msg)
+    failures: dict[str, _Failure] = {}
     for name, s in first.statements.items():
         now = moved.statements[name]
         shift = torch.zeros_like(s.loc).reshape(-1)
@@ -222,9 +266,71 @@ def _check_linear(
             continue
         tensors = (now.loc,) if constant else now.spread
         parents = sorted({n for t in tensors for n in moved.parents(name, t)})
-        whence = " and ".join(map(repr, parents)) or "something that changes from run to run"
+        whence = " and ".join(map(repr, parents)) or _other(first, name)
         what = "mean depends in a nonlinear way" if constant else "covariance depends"
-        raise NotGaussianError(_refusal(name, f"its {what} on {whence}"))
+        failures[name] = _refusal(name, f"its {what} on {whence}")
+    return failures
+
+
+def _other(reader: _Reader, name: str) -> str:
+    """Say what it may be that a site depends on, if no site that was read."""
+    before = reader.order[: reader.order.index(name)]
+    unread = [n for n in before if n in reader.unread]
+    return " or ".join(map(repr, unread)) or "something that changes from run to run"
+
+
+def _follow_arguments(origin: Origin) -> tuple[list[Tensor], Origin]:
+    """Copy the arguments, so that gradients lead to them."""
+    leaves: list[Tensor] = []
+
+    def follow(value: Tensor) -> Tensor:
+        if not value.is_floating_point() or value.requires_grad:
+            return value
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    args, kwargs = tree_map_only(Tensor, follow, (origin.args, dict(origin.kwargs)))
+    return leaves, replace(origin, args=args, kwargs=kwargs)
+
+
+def _amortised(first: _Reader, leaves: list[Tensor]) -> dict[str, _Failure]:
+    """Find sites whose posterior is computed from the arguments of the guide."""
+    failures: dict[str, _Failure] = {}
+    for name, statement in first.statements.items():
+        tensors = [t for t in (statement.loc, *statement.spread) if t.requires_grad]
+        if not leaves or not tensors:
+            continue
+        total = torch.stack([t.sum() for t in tensors]).sum()
+        found = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+        if any(one is not None for one in found):
+            failures[name] = _refusal(name, "it depends on what the guide is given (amortised)")
+    return failures
+
+
+def _unfit(
+    statements: Mapping[str, Statement], weights: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, _Failure]:
+    """Find sites that depend on others in a way that cannot be put into one Gaussian."""
+    failures: dict[str, _Failure] = {}
+    for name, s in statements.items():
+        for parent in weights[name]:
+            if s.posterior is None or statements[parent].posterior is None:
+                why = f"it depends on {parent!r}, and one of the two is Gamma"
+                failures[name] = _refusal(name, why)
+            elif s.site.shape != s.loc.shape:
+                why = f"it depends on {parent!r} in a plate of which only some rows were drawn"
+                failures[name] = _refusal(name, why)
+    return failures
+
+
+def _spread_failures(
+    failures: dict[str, _Failure], weights: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Add what depends on sites that were not read; a site comes after those it depends on."""
+    for name, parents in weights.items():
+        unread = [parent for parent in parents if parent in failures]
+        if unread and name not in failures:
+            failures[name] = _refusal(name, f"it depends on {unread[0]!r}, which is not read")
 
 
 def _factors(
@@ -232,13 +338,6 @@ def _factors(
 ) -> tuple[Factor, ...]:
     gaussians, gammas = [], []
     for name, s in statements.items():
-        for parent in weights[name]:
-            if s.posterior is None or statements[parent].posterior is None:
-                why = f"it depends on {parent!r}, and one of the two is Gamma"
-                raise NotGaussianError(_refusal(name, why))
-            if s.site.shape != s.loc.shape:
-                why = f"it depends on {parent!r} in a plate of which only some rows were drawn"
-                raise NotGaussianError(_refusal(name, why))
         if s.posterior is None:
             gammas.append(GammaFactor(s.site, s.spread[0].detach(), s.loc.detach().exp()))
         else:
@@ -247,13 +346,49 @@ def _factors(
     return (*join(gaussians), *gammas)
 
 
-def _refusal(name: str, why: str) -> str:
-    return (
+def _draw(
+    guide: Callable[..., Any], origin: Origin, reasons: Mapping[str, str]
+) -> Iterator[ProgramFactor]:
+    """Draw sites that are not read, in a `dry_run`; one that is discrete or in part is left out."""
+    supports = {} if isinstance(guide, GuideMessenger) else _supports(origin)
+    pyro.set_rng_seed(0)
+    draws: dict[str, list[Tensor]] = {name: [] for name in reasons}
+    sites: dict[str, Site] = {}
+    for _ in range(_DRAWS if reasons else 0):
+        with poutine.block(), poutine.trace() as traced:
+            _call("guide", guide, origin)
+        for name in list(draws):
+            node = traced.trace.nodes[name]
+            support = supports.get(name, node["infer"].get("prior", node["fn"]).support)
+            frames = tuple(f for f in node["cond_indep_stack"] if f.vectorized)
+            partial = any(f.full_size not in (None, f.size) for f in frames)
+            if partial or support.is_discrete:
+                del draws[name]
+                continue
+            value = node["value"].detach()
+            free = biject_to(find_element_support(support)).inv(value)
+            event_dim = node["fn"].event_dim + free.dim() - value.dim()
+            sites[name] = Site(name, free.shape, event_dim, support, frames)
+            draws[name].append(free)
+        # A point estimate is the same each time.
+        if all(len(found) > 1 and torch.equal(*found[-2:]) for found in draws.values()):
+            break
+    for name, values in draws.items():
+        yield ProgramFactor(sites[name], torch.stack(values), reasons[name])
+
+
+# Enough for the expectation of a prior that depends on such a site.
+_DRAWS = 64
+
+
+def _refusal(name: str, why: str) -> NotGaussianError:
+    msg = (
         f"cannot reduce a guide whose posterior is not one Gaussian in unconstrained coordinates: "
         f"of the site {name!r}, {why}. Expected a mean that is linear in other sites and a "
         "covariance that is constant. Train a guide that has both, such as AutoStructured, "
         "AutoMultivariateNormal or AutoNormal"
     )
+    return NotGaussianError(msg, f"left to the guide: {why}")
 
 
 def _supports(origin: Origin) -> dict[str, constraints.Constraint]:

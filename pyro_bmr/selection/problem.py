@@ -17,8 +17,9 @@ from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
+from pyro_bmr.guides.guide_program import leave
 from pyro_bmr.guides.pruned_guide import Origin
-from pyro_bmr.guides.reading import read_guide, read_origin
+from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.programs.distributions import find_element_support
@@ -53,6 +54,11 @@ class Problem:
             {name: f"it is not among {option}=" for name in self.priors if name not in sites}
         )
 
+    def prior_factors(self) -> tuple[Factor, ...]:
+        """Return the factors with their priors; a guide that can be run keeps the others."""
+        factors = (factor.with_priors(self.priors) for factor in self.factors)
+        return tuple(leave(factors, self.origin.program))
+
     def warn_if_empty(self) -> None:
         """Warn if no site is left."""
         if not self.priors:
@@ -84,6 +90,8 @@ def read_problem(
             f"and how to call both: {verb}(guide, x, y, model=model)"
         )
         raise ValueError(msg)
+    if origin.program is None:
+        origin = replace(origin, program=find_program(guide, origin))
     factors = read_guide(guide, origin)
     if origin.model is None:
         msg = (
@@ -108,7 +116,7 @@ def read_scores(
     """Read a guide as `read_problem` does, and score each of its elements for a spike."""
     problem, _ = assign(read_problem(verb, guide, args, kwargs, model, sites), Spike())
     problem.warn_if_empty()
-    return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
+    return problem, score(problem.prior_factors())
 
 
 def read_units(problem: Problem) -> ModelUnits:
