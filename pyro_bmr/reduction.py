@@ -146,7 +146,8 @@ def reduce_for(
     problem, reduced_priors = assign(problem, reduced_prior)
     problem.warn_if_empty()
     _check_stages(groupings, reduced_priors)
-    scores = score(with_reduced_priors(problem.prior_factors(), reduced_priors))
+    factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
+    scores = score(with_reduced_priors(factors, reduced_priors))
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
     whole = decide(problem.origin, scores.factors, scores.kept, spiked)
     meter, notes = _find_meter(whole) if args or kwargs else (None, ())

@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
@@ -68,7 +69,7 @@ def check_guide_family(
     if model is not None:
         origin = replace(origin, model=model)
     before = _state(guide)
-    factors = read_guide(guide, origin)
+    factors = tuple(f for f in read_guide(guide, origin) if not isinstance(f, ProgramFactor))
     _check_same(factors, read_guide(PrunedGuide(factors, origin)))
     if callable(guide):
         _check_draws(guide, origin, factors, num_samples)

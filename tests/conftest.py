@@ -7,6 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -18,6 +19,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import HMC, MCMC, SVI, Trace_ELBO
 from pyro.infer.autoguide import (
+    AutoDelta,
     AutoDiagonalNormal,
     AutoGaussian,
     AutoGuideList,
@@ -200,6 +202,33 @@ def write_guide(model):
     return of_network if isinstance(model, Network) else of_functional
 
 
+def make_point(model):
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, hide=NOISE)))
+    guide.append(AutoDelta(poutine.block(model, expose=NOISE)))
+    return guide
+
+
+def write_mixed(model, amortised=False):
+    """Return a guide whose noise is neither Gaussian nor Gamma, or tempered and from the data."""
+    name = "precision" if isinstance(model, Network) else "scale"
+    gaussians = write_guide(model)
+
+    def guide(x, y=None):
+        with poutine.block(hide=[name]):
+            gaussians(x, y)
+        start = torch.tensor(1.0).to(x)
+        rate = pyro.param("mixed", start, constraint=constraints.positive)
+        if amortised:
+            with poutine.scale(scale=0.5):
+                loc = x.mean() * rate.log()
+                pyro.sample(name, dist.LogNormal(loc, 0.1 * torch.ones_like(loc)))
+        else:
+            pyro.sample(name, dist.Weibull(rate, 9 * torch.ones_like(rate)))
+
+    return guide
+
+
 def make_mcmc(model):
     kernel = HMC(model, step_size=0.05, num_steps=4)
     return MCMC(kernel, 60, warmup_steps=30, disable_progbar=True)
@@ -238,6 +267,9 @@ GUIDES = {
     "mean_field": Family(lambda model: bmr.mean_field(model, gamma=NOISE)),
     "TyXe": Family(tyxe_guide.AutoNormal),
     "hand-written": Family(write_guide, ("model", "args")),
+    "AutoDelta beside AutoNormal": Family(make_point),
+    "hand-written, other families": Family(write_mixed, ("model", "args")),
+    "amortised and tempered": Family(partial(write_mixed, amortised=True), ("model", "args")),
     "MCMC": Family(make_mcmc),
 }
 

@@ -1,8 +1,8 @@
-"""The user's own guides, run for the sites that a reduction leaves alone."""
+"""The user's own guides, run for the sites that are not read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,6 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_bmr.factors.factor import Factor
-from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.programs.given_values import ValueMessenger
 
 Plates = Mapping[str, Any]
@@ -35,6 +33,8 @@ class GuideProgram:
         self, given: Mapping[str, Tensor], plates: Plates, args: Any, kwargs: Any
     ) -> dict[str, Tensor]:
         """Run all, with what is ``given`` at its value and out of sight; return what they draw."""
+        # A plate that was made already takes the same rows, and is not in a trace twice.
+        given = {**given, **{name: plate.indices for name, plate in plates.items()}}
         with (
             _plates_of(self.whole, plates),
             poutine.block(hide=list(given)),
@@ -57,18 +57,6 @@ class GuideProgram:
                 if isinstance(guide, AutoGuide):
                     found |= guide.median(*args, **kwargs)
         return found
-
-
-def leave(factors: Iterable[Factor], program: GuideProgram | None) -> Iterator[Factor]:
-    """Leave to a program all that it draws and that has no prior, so is not reduced."""
-    for factor in factors:
-        names = {site.name for site in factor.sites}
-        if program is None or factor.priors or not names <= program.sites:
-            yield factor
-            continue
-        locations = factor.locations()
-        for site in factor.sites:
-            yield ProgramFactor(site, locations[site.name][None], factor.obstacle)
 
 
 @contextmanager

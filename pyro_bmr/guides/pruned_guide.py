@@ -110,16 +110,9 @@ class PrunedGuide(OwnNames):
         """
         plates = self.origin.make_plates(self.parts, *args, **kwargs)
         values = {name: value for part in self.parts for name, value in part(plates)}
-        if self._runs:
+        if self.origin.program is not None:
             values |= self.origin.program.run(values, plates, args, kwargs)
         return values
-
-    @property
-    def _runs(self) -> bool:
-        """Whether anything is left that the guide which came in has to draw."""
-        program = self.origin.program
-        own = {site.name for part in self.parts for site in part.sites}
-        return program is not None and bool(program.sites - own)
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -138,7 +131,7 @@ class PrunedGuide(OwnNames):
         own = {
             site.name: site.constrain(marginal.loc).clone() for site, marginal in self._marginals()
         }
-        if not self._runs:
+        if self.origin.program is None:
             return own
         plates = self.origin.make_plates(self.parts, *args, **kwargs)
         return {**self.origin.program.median(plates, args, kwargs), **own}

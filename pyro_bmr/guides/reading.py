@@ -9,7 +9,7 @@ With `autoguides` and `structured_autoguides` the only file that knows Pyro's au
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial, singledispatch
 from typing import Any
@@ -232,7 +232,7 @@ _NO_FAMILY = {object, AutoGuideList, *_REMEDIES}
 def _read(guide: Any, origin: Origin) -> tuple[Factor, ...]:
     """Read a guide of a registered family, and any other by running it."""
     parts = list(_parts(guide))
-    refused = [part for part in parts if type(part) in _REMEDIES]
+    refused = [part for part in parts if _is_refused(part)]
     if len(refused) == len(parts):
         return read_factors(parts[0])
     registered = [part for part in parts if _is_registered(part) and part not in refused]
@@ -266,18 +266,17 @@ def _list_refused(parts: list[Any]) -> Iterator[tuple[str, str]]:
     for part in parts:
         check_called(part)
         for name, _ in part.prototype_trace.iter_stochastic_nodes():
-            yield name, _LEFT[type(part)]
+            yield name, next(_LEFT[kind] for kind in type(part).__mro__ if kind in _LEFT)
 
 
-def find_program(guide: Any, origin: Origin) -> GuideProgram | None:
-    """Find what of a guide is run if it is not reduced: all but the autoguides that are read."""
-    if not callable(guide) or isinstance(guide, PrunedGuide):
+def find_program(guide: Any, origin: Origin, factors: Iterable[Factor]) -> GuideProgram | None:
+    """Find what has to be run, if some of the sites of a guide are not read: all but autoguides."""
+    if isinstance(guide, PrunedGuide):
+        return origin.program
+    if not any(isinstance(factor, ProgramFactor) for factor in factors):
         return None
-    parts = [p for p in _parts(guide) if type(p) in _REMEDIES or not _is_registered(p)]
-    if not parts:
-        return None
-    whole = guide if isinstance(guide, AutoGuideList) else None
-    program = GuideProgram(tuple(parts), whole=whole)
+    parts = [p for p in _parts(guide) if _is_refused(p) or not _is_registered(p)]
+    program = GuideProgram(tuple(parts), whole=guide if isinstance(guide, AutoGuideList) else None)
     with dry_run(guide, origin.model), left_alone(guide, origin.model), poutine.block():
         drawn = program.run({}, {}, origin.args, origin.kwargs)
     return replace(program, sites=frozenset(drawn))
@@ -310,6 +309,10 @@ def _parts(guide: Any) -> Iterator[Any]:
 def _is_registered(guide: Any) -> bool:
     unread = (read_factors.dispatch(kind) for kind in (object, AutoGuideList))
     return read_factors.dispatch(type(guide)) not in unread
+
+
+def _is_refused(guide: Any) -> bool:
+    return isinstance(read_factors.dispatch(type(guide)), partial)
 
 
 def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | None]:

@@ -37,7 +37,7 @@ from pyro_bmr.guides.statements import (
 )
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
-from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.sites import Site, is_scaled
 
 _Failure = NotGaussianError | PartialRowsError
 _FullRows = Callable[[str], tuple[Tensor, Tensor] | None]
@@ -90,7 +90,7 @@ def trace_factors(
             leaves, first = [], run({}, origin)
         for name, statement in first.statements.items():
             check_finite(name, "location", statement.loc)
-        failures = {**first.unread, **_amortised(first, leaves)}
+        failures = {**first.unread, **_amortised(first, leaves, run({}, _turn_over(origin)))}
         weights = {name: first.weights(name) for name in first.statements}
         generator = torch.Generator().manual_seed(0)
         for reach in (1.0, 3.0, 10.0):
@@ -189,6 +189,9 @@ class _Reader(Messenger):
         if msg["is_observed"] or msg["infer"].get("is_auxiliary") or name in self.held:
             return
         self.order.append(name)
+        if is_scaled(msg) or msg["mask"] is not None:
+            self.unread[name] = _refusal(name, "it is scaled or masked there")
+            return
         prior = msg["infer"].get("prior", msg["fn"])
         try:
             statement = read_statement(msg, self.supports.get(name, prior.support), self.full_rows)
@@ -293,18 +296,35 @@ def _follow_arguments(origin: Origin) -> tuple[list[Tensor], Origin]:
     return leaves, replace(origin, args=args, kwargs=kwargs)
 
 
-def _amortised(first: _Reader, leaves: list[Tensor]) -> dict[str, _Failure]:
+def _turn_over(origin: Origin) -> Origin:
+    """Put the rows of whole numbers, to which no gradient leads, in another order."""
+
+    def turn(value: Tensor) -> Tensor:
+        return value if value.is_floating_point() or not value.dim() else value.flip(0)
+
+    args, kwargs = tree_map_only(Tensor, turn, (origin.args, dict(origin.kwargs)))
+    return replace(origin, args=args, kwargs=kwargs)
+
+
+def _amortised(first: _Reader, leaves: list[Tensor], turned: _Reader) -> dict[str, _Failure]:
     """Find sites whose posterior is computed from the arguments of the guide."""
     failures: dict[str, _Failure] = {}
     for name, statement in first.statements.items():
-        tensors = [t for t in (statement.loc, *statement.spread) if t.requires_grad]
-        if not leaves or not tensors:
-            continue
-        total = torch.stack([t.sum() for t in tensors]).sum()
-        found = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
-        if any(one is not None for one in found):
+        mine, other = ((s.loc, *s.spread) for s in (statement, turned.statements[name]))
+        same = all(torch.equal(one, two) for one, two in zip(mine, other, strict=True))
+        if not same or _leads_to(leaves, (statement.loc, *statement.spread)):
             failures[name] = _refusal(name, "it depends on what the guide is given (amortised)")
     return failures
+
+
+def _leads_to(leaves: list[Tensor], tensors: tuple[Tensor, ...]) -> bool:
+    """Tell whether any of some tensors was computed from any of the leaves."""
+    tensors = tuple(tensor for tensor in tensors if tensor.requires_grad)
+    if not leaves or not tensors:
+        return False
+    total = torch.stack([tensor.sum() for tensor in tensors]).sum()
+    found = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+    return any(one is not None for one in found)
 
 
 def _unfit(

@@ -24,7 +24,7 @@ from pyro_bmr.priors.families import (
 from pyro_bmr.programs.distributions import POSITIVE, find_core, find_element_support
 from pyro_bmr.programs.dry_run import find_modules
 from pyro_bmr.programs.model_runs import ModelRuns, find_sources
-from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.sites import Site, is_scaled
 
 
 def read_priors(
@@ -206,10 +206,7 @@ def _depends(what: str, sources: Collection[str], qualifier: str = "") -> str:
 
 
 def _obstacle_of_scale(node: Any) -> str:
-    plates = 1.0
-    for frame in node["cond_indep_stack"]:
-        plates *= (frame.full_size or frame.size) / frame.size
-    if not torch.allclose(torch.as_tensor(node["scale"]).double(), torch.tensor(plates).double()):
+    if is_scaled(node):
         return "its log density is scaled (poutine.scale), so that its prior is tempered"
     return "it is masked out" if node["mask"] is False else ""
 

@@ -101,6 +101,15 @@ class Site:
         return replace(self, shape=shape, plates=tuple(cut(frame) for frame in self.plates))
 
 
+def is_scaled(node: Any) -> bool:
+    """Tell whether a log density is scaled by more than sub-sampling plates."""
+    plates = 1.0
+    for frame in node["cond_indep_stack"]:
+        plates *= (frame.full_size or frame.size) / frame.size
+    scale = torch.as_tensor(node["scale"]).double()
+    return not torch.allclose(scale, torch.tensor(plates).to(scale))
+
+
 Indices = tuple[Tensor | None, ...]
 """By axis of a tensor, the indices that stay, in ascending order; None if all do."""
 

@@ -17,7 +17,6 @@ from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
-from pyro_bmr.guides.guide_program import leave
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -54,11 +53,6 @@ class Problem:
             {name: f"it is not among {option}=" for name in self.priors if name not in sites}
         )
 
-    def prior_factors(self) -> tuple[Factor, ...]:
-        """Return the factors with their priors; a guide that can be run keeps the others."""
-        factors = (factor.with_priors(self.priors) for factor in self.factors)
-        return tuple(leave(factors, self.origin.program))
-
     def warn_if_empty(self) -> None:
         """Warn if no site is left."""
         if not self.priors:
@@ -90,9 +84,8 @@ def read_problem(
             f"and how to call both: {verb}(guide, x, y, model=model)"
         )
         raise ValueError(msg)
-    if origin.program is None:
-        origin = replace(origin, program=find_program(guide, origin))
     factors = read_guide(guide, origin)
+    origin = replace(origin, program=find_program(guide, origin, factors))
     if origin.model is None:
         msg = (
             f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
@@ -116,7 +109,7 @@ def read_scores(
     """Read a guide as `read_problem` does, and score each of its elements for a spike."""
     problem, _ = assign(read_problem(verb, guide, args, kwargs, model, sites), Spike())
     problem.warn_if_empty()
-    return problem, score(problem.prior_factors())
+    return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
 
 
 def read_units(problem: Problem) -> ModelUnits:
