@@ -20,7 +20,7 @@ Plates = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class GuideProgram:
-    """Guides that are run as they are, and the ``sites`` that they draw.
+    """Guides that are run as they are, for the ``sites`` that are not read of them.
 
     ``whole`` is the `pyro.infer.autoguide.AutoGuideList` that they are parts of, if they are.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.priors.expected_priors import expect_priors
 from pyro_bmr.priors.families import (
     Reading,
@@ -62,7 +63,8 @@ def read_priors(
     readable: dict[str, _Readable] = {}
     modules = find_modules(model)
     obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
-    for name in (name for name in latent if name in locations):
+    reasons |= {f.site.name: f.reason for f in factors if isinstance(f, ProgramFactor)}
+    for name in (name for name in latent if name in locations and name not in reasons):
         try:
             found = _read(latent[name], locations[name][0], latent, leaves)
             _check_parameters(latent[name], nodes, leaves, modules)

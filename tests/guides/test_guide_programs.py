@@ -1,0 +1,271 @@
+"""Guides of which some sites are read, and the others drawn by the user's own program."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer import Predictive
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiscreteParallel,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_value,
+)
+
+import pyro_bmr as bmr
+
+LOC, SCALE = torch.tensor([2.0, 0.0, 0.0, 0.02]), 0.05
+
+
+@pytest.fixture
+def data():
+    x = torch.randn(60, 4)
+    return x, 2 * x[:, 0] + 0.5 * torch.randn(60)
+
+
+def by_hand(width=1.0):
+    """What each weight's spike does to F."""
+    prior, posterior = dist.Normal(0.0, width), dist.Normal(LOC, SCALE)
+    return prior.log_prob(torch.zeros(4)) - posterior.log_prob(torch.zeros(4))
+
+
+def total(delta_f):
+    return float(delta_f.clamp(max=0).sum())
+
+
+def model_with(prior, mean=lambda w, other: w):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        other = pyro.sample("other", prior)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ mean(w, other), 0.5 + 0.01 * other.sum()), obs=y)
+
+    return model
+
+
+def weights():
+    loc = pyro.param("loc", LOC.clone())
+    scale = pyro.param("scale", torch.full((4,), SCALE), constraint=constraints.positive)
+    return pyro.sample("w", dist.Normal(loc, scale).to_event(1))
+
+
+def written(family, *values):
+    def guide(x, y=None):
+        weights()
+        positive = {"constraint": constraints.positive}
+        own = [pyro.param(f"p{i}", torch.tensor(v), **positive) for i, v in enumerate(values)]
+        pyro.sample("other", family(*own))
+
+    return guide
+
+
+# The prior, the guide's family with its parameters, and a word of why it is not read.
+FAMILIES = {
+    "HalfNormal": (dist.HalfNormal(1.0), dist.HalfNormal, [0.3], "AbsTransform"),
+    "Uniform": (dist.Uniform(0.0, 4.0), dist.Uniform, [0.5, 2.0], "a Uniform"),
+    "InverseGamma": (dist.InverseGamma(3.0, 1.0), dist.InverseGamma, [9.0, 4.0], "a Gamma seen"),
+    "StudentT": (dist.Normal(0.0, 1.0), dist.StudentT, [5.0, 0.1, 0.2], "a StudentT"),
+    "Delta": (dist.LogNormal(0.0, 1.0), dist.Delta, [0.7], "point mass"),
+    "Poisson": (dist.Poisson(3.0), dist.Poisson, [2.0], "it is discrete"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_family_beside_the_weights(name, data):
+    prior, family, values, why = FAMILIES[name]
+    model, guide = model_with(prior), written(family, *values)
+    guide(*data)
+    for options in ({"sites": ["w"]}, {}):
+        result = bmr.reduce(guide, *data, model=model, select=bmr.by_evidence(), **options)
+        assert result.delta_f == pytest.approx(total(by_hand()), abs=1e-3)
+    assert why in result.summary().loc["other", "note"]
+    pyro.set_rng_seed(0)
+    draws = Predictive(result.guide, num_samples=200)(*data)
+    pyro.set_rng_seed(1)
+    expected = family(*map(torch.tensor, values)).sample(torch.Size([200]))
+    error = (draws["other"].var(0) / 200 + expected.var(0) / 200).sqrt() + 1e-6
+    assert ((draws["other"].mean(0) - expected.mean(0)).abs() < 4 * error).all()
+    assert (draws["w"].reshape(200, 4)[:, ~result.masks["w"]] == 0).all()
+    if name == "Poisson":
+        assert result.realised is None
+        assert "has no reparameterised draws" in result.notes[0]
+        return
+    audit = result.audit(*data, num_samples=30, progress=False).total
+    assert audit.realised == pytest.approx(result.realised, abs=5 * (audit.error + 0.5))
+
+
+def test_what_is_drawn_is_trained_on(data):
+    model, guide = model_with(dist.HalfNormal(1.0)), written(dist.HalfNormal, 0.3)
+    guide(*data)
+    result = bmr.reduce(guide, *data, model=model, sites="w")
+    before = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    options = {"num_epochs": 3, "compile": False, "progress": False}
+    bmr.fit(result.model, result.guide, *data, **options)
+    after = pyro.get_param_store()
+    assert not torch.equal(after["p0"], before["p0"])
+    assert torch.equal(after["loc"], before["loc"]), "the guide that came in keeps its weights"
+
+
+def test_a_prior_at_the_point_estimate_of_its_scale(data):
+    def model(x, y=None):
+        width = pyro.sample("width", dist.HalfCauchy(1.0))
+        w = pyro.sample("w", dist.Normal(0.0, width).expand([4]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    start = init_to_value(values={"w": LOC, "width": torch.tensor(0.3)})
+    guide = AutoGuideList(model)
+    hidden, exposed = poutine.block(model, hide=["width"]), poutine.block(model, expose=["width"])
+    guide.append(AutoNormal(hidden, init_loc_fn=start, init_scale=SCALE))
+    guide.append(AutoDelta(exposed, init_loc_fn=start))
+    guide(*data)
+    result = bmr.reduce(guide, *data, select=bmr.by_evidence())
+    assert result.delta_f == pytest.approx(total(by_hand(0.3)), abs=1e-3)
+    assert "point estimate" in result.summary().loc["width", "note"]
+    assert result.guide.median(*data)["width"].item() == pytest.approx(0.3)
+
+
+def test_a_prior_is_expected_under_a_beta(data):
+    def model(x, y=None):
+        width = pyro.sample("width", dist.Beta(2.0, 2.0))
+        w = pyro.sample("w", dist.Normal(0.0, width).expand([4]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    def guide(x, y=None):
+        weights()
+        pyro.sample("width", dist.Beta(torch.tensor(8.0), torch.tensor(8.0)))
+
+    guide(*data)
+    result = bmr.reduce(guide, *data, model=model, sites="w", select=bmr.top_k(2))
+    gone = ~result.masks["w"]
+    # E[ln s] of Beta(8, 8), which is what the prior at zero depends on.
+    expected = torch.digamma(torch.tensor(8.0)) - torch.digamma(torch.tensor(16.0))
+    assert result.delta_f == pytest.approx(float((by_hand() - expected)[gone].sum()), abs=0.2)
+
+
+@pytest.mark.parametrize("part", [AutoDelta, AutoIAFNormal])
+def test_parts_of_a_list_that_are_not_gaussian(part, data):
+    prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    model = model_with(prior)
+    guide = AutoGuideList(model)
+    start = init_to_value(values={"w": LOC})
+    weights_only = poutine.block(model, hide=["other"])
+    guide.append(AutoMultivariateNormal(weights_only, init_loc_fn=start, init_scale=SCALE))
+    guide.append(part(poutine.block(model, expose=["other"])))
+    guide(*data)
+    result = bmr.reduce(guide, *data, select=bmr.by_evidence())
+    assert result.delta_f == pytest.approx(total(by_hand()), abs=1e-3)
+    again = bmr.reduce(result.guide, *data, select=lambda scores: scores.kept)
+    assert again.delta_f == 0 and again.sparsity == result.sparsity
+    values = Predictive(result.guide, num_samples=20)(*data)["other"]
+    assert bool((values.std(0) > 0).any()) == (part is AutoIAFNormal)
+    assert guide(*data).keys() == {"w", "other"}, "the list itself still runs"
+
+
+def test_a_discrete_part_of_a_list(data):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5 + k), obs=y)
+
+    start = init_to_value(values={"w": LOC})
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, hide=["k"]), init_loc_fn=start, init_scale=SCALE))
+    guide.append(AutoDiscreteParallel(poutine.block(model, expose=["k"])))
+    guide(*data)
+    result = bmr.reduce(guide, *data, select=bmr.by_evidence())
+    assert result.delta_f == pytest.approx(total(by_hand()), abs=1e-3)
+    assert "discrete" in result.summary().loc["k", "note"]
+    assert set(result.guide(*data)) == {"w", "k"}
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_codes_of_an_encoder_stay_with_it(embedded):
+    """Of an encoder, or of an embedding of whole numbers, to which no gradient leads."""
+    rows = torch.arange(30) if embedded else torch.randn(30, 5)
+    encoder = torch.nn.Embedding(30, 2) if embedded else torch.nn.Linear(5, 2)
+    y = torch.randn(30, 5)
+
+    def model(rows, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 5]).to_event(2))
+        with pyro.plate("rows", len(rows)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            pyro.sample("y", dist.Normal(z @ w, 0.3).to_event(1), obs=y)
+
+    def guide(rows, y=None):
+        pyro.module("encoder", encoder)
+        loc = pyro.param("loc", lambda: 0.02 * torch.randn(2, 5))
+        pyro.sample("w", dist.Normal(loc, 0.1).to_event(2))
+        with pyro.plate("rows", len(rows)):
+            pyro.sample("z", dist.Normal(encoder(rows), 1e-3).to_event(1))
+
+    guide(rows)
+    result = bmr.reduce(guide, rows, y, model=model, select=bmr.by_evidence())
+    assert "amortised" in result.summary().loc["z", "note"]
+    assert not result.masks["w"].all() and set(result.masks) == {"w"}
+    codes = result.guide(rows[20:])["z"].detach()
+    torch.testing.assert_close(codes, encoder(rows[20:]).detach(), atol=0.01, rtol=0)
+
+
+def test_a_plate_that_both_are_in(data):
+    def model(x, y=None):
+        with pyro.plate("inputs", 4):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            s = pyro.sample("s", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5 + s.mean()), obs=y)
+
+    def guide(x, y=None):
+        with pyro.plate("inputs", 4):
+            pyro.sample("w", dist.Normal(pyro.param("loc", LOC.clone()), SCALE))
+            pyro.sample("s", dist.HalfNormal(pyro.param("s_width", torch.full((4,), 0.2))))
+
+    guide(*data)
+    result = bmr.reduce(guide, *data, model=model, select=bmr.by_evidence())
+    assert result.delta_f == pytest.approx(total(by_hand()), abs=1e-3)
+    trace = poutine.trace(result.guide).get_trace(*data)
+    trace.compute_log_prob()
+    assert trace.nodes["s"]["fn"].shape() == (4,)
+    f, error = bmr.free_energy(model, guide, *data, num_samples=50)
+    reduced, its_error = bmr.free_energy(result.model, result.guide, *data, num_samples=50)
+    assert reduced - f == pytest.approx(result.realised, abs=5 * (error + its_error))
+
+
+def test_masked_and_scaled_statements_hold(data):
+    def model(x, y=None):
+        with poutine.mask(mask=False):
+            pyro.sample("v", dist.Normal(0.0, 1.0))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    def guide(x, y=None):
+        with poutine.mask(mask=False):
+            pyro.sample("v", dist.Normal(pyro.param("v_loc", torch.tensor(3.0)), 1.0))
+        weights()
+
+    guide(*data)
+    result = bmr.reduce(guide, *data, model=model, select=bmr.by_evidence())
+    assert "scaled or masked" in result.summary().loc["v", "note"]
+    trace = poutine.trace(result.guide).get_trace(*data)
+    trace.compute_log_prob()
+    assert trace.nodes["v"]["log_prob_sum"] == 0
+
+
+def test_copies_share_what_is_run(data):
+    model, guide = model_with(dist.HalfNormal(1.0)), written(dist.HalfNormal, 0.3)
+    guide(*data)
+    result = bmr.reduce(guide, *data, model=model)
+    twin = copy.deepcopy(result.guide)
+    assert set(twin(*data)) == {"w", "other"}
+    assert twin.median()["w"].equal(result.guide.median()["w"])
+    assert "other" not in twin.median(), "a program does not tell its median"
