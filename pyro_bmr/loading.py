@@ -11,6 +11,7 @@ from pyro_bmr.cutting.planning import LayerCut
 from pyro_bmr.files.packing import unpack_program
 from pyro_bmr.files.plans import read_plan
 from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.guides.reading import take_program
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
@@ -21,6 +22,7 @@ def load(
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     create_plates: Callable[..., Any] | None = None,
+    guide: Callable[..., Any] | None = None,
 ) -> Reduction | Compaction:
     """Read what `Reduction.save` or `Compaction.save` wrote.
 
@@ -42,6 +44,9 @@ def load(
         Keyword arguments of the model.
     create_plates : callable, optional
         As given to the autoguide that was reduced.
+    guide : callable, optional
+        The guide that was reduced, with the parameters that it had, if some of its sites were not
+        read but are drawn by itself; these are not in the file.
 
     Returns
     -------
@@ -77,9 +82,9 @@ def load(
     if plan["kind"] not in _RESULTS:
         msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"
         raise ValueError(msg)
-    origin = Origin(model, args, dict(kwargs or {}), create_plates)
-    pruned_model, guide = unpack_program(plan, origin)
-    return _RESULTS[plan["kind"]](plan, pruned_model, guide)
+    program = None if guide is None else take_program(guide, ())
+    origin = Origin(model, args, dict(kwargs or {}), create_plates, program)
+    return _RESULTS[plan["kind"]](plan, *unpack_program(plan, origin))
 
 
 def _reduction(plan: Mapping[str, Any], model: Any, guide: Any) -> Reduction:

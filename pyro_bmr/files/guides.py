@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
@@ -31,8 +33,15 @@ def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
         if isinstance(factor, IndependentFactor):
             what = f"the scale of the site {factor.site.name!r}"
             packed["scale_constraint"] = pack_support(factor.scale_constraint, what)
+        if isinstance(factor, ProgramFactor):
+            packed |= {"values": factor.values, "reason": factor.reason}
         factors.append(packed)
-    return {"factors": factors, "create_plates": guide.origin.create_plates is not None}
+    program = guide.origin.program
+    return {
+        "factors": factors,
+        "create_plates": guide.origin.create_plates is not None,
+        "program": [] if program is None else sorted(program.sites),
+    }
 
 
 def unpack_guide(packed: Mapping[str, Any], origin: Origin) -> PrunedGuide:
@@ -43,6 +52,16 @@ def unpack_guide(packed: Mapping[str, Any], origin: Origin) -> PrunedGuide:
             "Expected the same function again: load(path, model, create_plates=...)"
         )
         raise ValueError(msg)
+    if packed.get("program") and origin.program is None:
+        msg = (
+            f"the sites {packed['program']} are drawn by the guide that was reduced, which is not "
+            "saved. Expected that guide, with the parameters that it had: load(path, model, "
+            "guide=guide)"
+        )
+        raise ValueError(msg)
+    if origin.program is not None:
+        sites = frozenset(packed.get("program", ()))
+        origin = replace(origin, program=replace(origin.program, sites=sites) if sites else None)
     factors = tuple(_FACTOR[one["kind"]](one) for one in packed["factors"])
     guide = PrunedGuide(factors, origin)
     for part, one in zip(guide.parts, packed["factors"], strict=True):
@@ -98,15 +117,21 @@ def _gamma(packed: Mapping[str, Any]) -> Factor:
     return GammaFactor(site, ones, ones)
 
 
+def _program(packed: Mapping[str, Any]) -> Factor:
+    return ProgramFactor(*_unpack_sites(packed), packed["values"], packed["reason"])
+
+
 _KIND: dict[type, str] = {
     IndependentFactor: "independent",
     Dense: "dense",
     LowRank: "low rank",
     GammaFactor: "gamma",
+    ProgramFactor: "program",
 }
 _FACTOR: dict[str, Callable[[Mapping[str, Any]], Factor]] = {
     "independent": _independent,
     "dense": _dense,
     "low rank": _low_rank,
     "gamma": _gamma,
+    "program": _program,
 }

@@ -273,15 +273,21 @@ def find_program(guide: Any, origin: Origin, factors: Iterable[Factor]) -> Guide
     """Find what has to be run, if some of the sites of a guide are not read: all but autoguides."""
     if isinstance(guide, PrunedGuide):
         return origin.program
-    parts = [p for p in _parts(guide) if _is_refused(p) or not _is_registered(p)]
-    if not parts or not callable(guide):
+    program = take_program(guide, ())
+    if not program.guides:
         return None
-    program = GuideProgram(tuple(parts), whole=guide if isinstance(guide, AutoGuideList) else None)
     with dry_run(guide, origin.model), left_alone(guide, origin.model), poutine.block():
         drawn = program.run({}, {}, origin.args, origin.kwargs)
     read = (factor for factor in factors if not isinstance(factor, ProgramFactor))
     left = drawn.keys() - {site.name for factor in read for site in factor.sites}
     return replace(program, sites=frozenset(left)) if left else None
+
+
+def take_program(guide: Any, sites: Iterable[str]) -> GuideProgram:
+    """Take all of a guide that is no autoguide which is read, for some sites."""
+    parts = (p for p in _parts(guide) if callable(p) and (_is_refused(p) or not _is_registered(p)))
+    whole = guide if isinstance(guide, AutoGuideList) else None
+    return GuideProgram(tuple(parts), frozenset(sites), whole)
 
 
 @_read.register(MCMC)

@@ -269,3 +269,18 @@ def test_copies_share_what_is_run(data):
     assert set(twin(*data)) == {"w", "other"}
     assert twin.median()["w"].equal(result.guide.median()["w"])
     assert "other" not in twin.median(), "a program does not tell its median"
+
+
+def test_files_hold_what_was_read_only(data, tmp_path):
+    model, guide = model_with(dist.HalfNormal(1.0)), written(dist.HalfNormal, 0.3)
+    guide(*data)
+    result = bmr.reduce(guide, *data, model=model, select=bmr.by_evidence())
+    result.save(tmp_path / "result.bmr")
+    with pytest.raises(ValueError, match=r"\['other'\] are drawn by the guide.*guide=guide"):
+        bmr.load(tmp_path / "result.bmr", model, *data)
+    again = bmr.load(tmp_path / "result.bmr", model, *data, guide=guide)
+    assert str(again) == str(result)
+    pyro.set_rng_seed(0)
+    expected = result.guide(*data)
+    pyro.set_rng_seed(0)
+    assert all(torch.equal(value, expected[name]) for name, value in again.guide(*data).items())
