@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger
 
 Plates = Mapping[str, Any]
@@ -48,6 +49,12 @@ class GuideProgram:
             for name, node in prune_subsample_sites(traced.trace).iter_stochastic_nodes()
             if name not in given and not node["infer"].get("is_auxiliary")
         }
+
+    def parameters(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        """Return the parameters that a run uses."""
+        with dry_run(*self.guides), poutine.block(), poutine.trace(param_only=True) as traced:
+            self.run({}, {}, args, kwargs)
+        return {name: node["value"].detach() for name, node in traced.trace.nodes.items()}
 
     def median(self, plates: Plates, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Return the medians of those that tell them."""

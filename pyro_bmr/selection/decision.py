@@ -28,7 +28,7 @@ def decide(
     structure: Structure | None = None,
 ) -> Decision:
     """Write down what goes of a posterior, and how to tell whether that has been trained since."""
-    sampled = {name: value.clone() for name, value in _sample(factors).items()}
+    sampled = _sample(origin, factors)
     masks = {name: mask.contiguous() for name, mask in masks.items()}
     return Decision(origin, factors, masks, spiked, sampled, _order(factors, structure))
 
@@ -92,7 +92,7 @@ class Decision:
 
     def check_unchanged(self) -> None:
         """Raise a ``ValueError`` if the guide that was reduced has been trained since."""
-        now = _sample(self.factors)
+        now = _sample(self.origin, self.factors)
         if not all(torch.equal(now[name], then) for name, then in self.sampled.items()):
             msg = (
                 "the guide that was reduced has been trained on since, and a reduction keeps no "
@@ -152,10 +152,13 @@ def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[st
     return tuple(order)
 
 
-def _sample(factors: tuple[Factor, ...]) -> dict[str, Tensor]:
-    """Take some locations of every site, evenly spaced."""
+def _sample(origin: Origin, factors: tuple[Factor, ...]) -> dict[str, Tensor]:
+    """Take some locations of every site, and parameters of what is run, evenly spaced."""
+    found = {name: loc for factor in factors for name, loc in factor.locations().items()}
+    if origin.program is not None:
+        parameters = origin.program.parameters(origin.args, origin.kwargs)
+        found |= {f"program: {name}": value for name, value in parameters.items()}
     return {
-        name: loc.reshape(-1)[:: max(1, loc.numel() // _MOST_SAMPLED)]
-        for factor in factors
-        for name, loc in factor.locations().items()
+        name: value.reshape(-1)[:: max(1, value.numel() // _MOST_SAMPLED)].clone()
+        for name, value in found.items()
     }

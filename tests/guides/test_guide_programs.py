@@ -111,6 +111,9 @@ def test_what_is_drawn_is_trained_on(data):
     after = pyro.get_param_store()
     assert not torch.equal(after["p0"], before["p0"])
     assert torch.equal(after["loc"], before["loc"]), "the guide that came in keeps its weights"
+    # F of the pair that came in is not what it was.
+    with pytest.raises(ValueError, match="has been trained on since"):
+        result.audit(*data, progress=False)
 
 
 def test_a_prior_at_the_point_estimate_of_its_scale(data):
