@@ -92,7 +92,7 @@ def rounds(results: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     ends = [
         table[(table.experiment == "iterative") & (table.method == method)]
         .sort_values("round")
-        .groupby(_NETWORK)[["free_energy", "pruned", "round"]]
+        .groupby(_NETWORK)[["free_energy", "free_energy_error", "pruned", "round"]]
         .last()
         for table, method in ((paper, "bmr"), (results, "measured"))
     ]
@@ -128,13 +128,20 @@ def rounds_verdict(results: pd.DataFrame, paper: pd.DataFrame) -> str:
     str
         A paragraph.
     """
-    means = rounds(results, paper).groupby(level=_NETWORK[:2]).mean()
-    higher = means[means.free_energy > means["free_energy paper"]].index
+    ends = rounds(results, paper)
+    ends["above"] = ends.free_energy - ends["free_energy paper"]
+    ends["variance"] = ends.free_energy_error**2 + ends["free_energy_error paper"] ** 2
+    groups = ends.groupby(level=_NETWORK[:2])
+    means, error = groups.mean(), groups.variance.sum() ** 0.5 / groups.size()
+    higher = means[means.above > 0]
+    clearly = means[means.above > 2 * error].index
     larger = means[means.pruned < means["pruned paper"] - 2].index
     return (
         f"Measured rounds end at or below the mean F of the paper's in "
-        f"{len(means) - len(higher)} of {len(means)} pairs{_but(higher)}. They prune at most two "
-        f"points less in {len(means) - len(larger)}{_but(larger)}."
+        f"{len(means) - len(higher)} of {len(means)} pairs{_but(higher.index)}, there by "
+        f"{higher.above.max():.1f} nats at most; above it by more than two standard errors of "
+        f"measuring in {len(clearly)}. They prune at most two points less in "
+        f"{len(means) - len(larger)}{_but(larger)}."
     )
 
 
@@ -146,7 +153,8 @@ def frontier_table(results: pd.DataFrame) -> str:
     str
         In markdown: F in nats above that of no margin, and what is pruned; means over seeds.
     """
-    rows = results[results.experiment == "one-shot"].set_index([*_NETWORK, "method"])
+    rows = results[results.experiment == "one-shot"]
+    rows = rows[rows.method.isin(["measured", *_MARGINS])].set_index([*_NETWORK, "method"])
     by_method = rows[["free_energy", "pruned"]].unstack().dropna(subset=[("pruned", _WIDEST)])
     lines = []
     for dataset, mine in by_method.groupby(level="dataset", sort=False):

@@ -313,6 +313,6 @@ def test_little_effort_does_not_raise_f(effort):
 
 def test_f_rose_in_none_of_the_cases_of_the_benchmark():
     table = pd.read_csv(Path(__file__).parents[2] / "benchmarks" / "never_worse.csv")
-    assert list(table["case"]) == list(range(len(table))) and len(table) >= 74
+    assert list(table["case"]) == list(range(200))
     risen = map(never_worse.rose, table["realised"], table["error"])
     assert not any(risen)
