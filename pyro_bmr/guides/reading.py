@@ -54,8 +54,10 @@ from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.guides.structured_autoguides import read_gaussian, read_structured
 from pyro_bmr.guides.traced_guides import trace_factors
+from pyro_bmr.guides.wrapped_guides import check_seen, find_inner
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.wrapped import peel
 
 
 def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
@@ -255,6 +257,11 @@ def _parts(guide: Any) -> Iterator[Any]:
             yield from _parts(part)
     elif isinstance(guide, AutoCallable) and not _is_registered(guide):
         yield from _parts(guide._guide)
+    elif (inner := find_inner(guide)) is not guide:
+        for part in _parts(inner):
+            if _is_registered(part):
+                check_seen(guide, (site for factor in read_factors(part) for site in factor.sites))
+            yield part
     else:
         yield guide
 
@@ -293,6 +300,12 @@ def _(guide: PrunedGuide) -> Origin:
 @read_origin.register(MCMC)
 def _(guide: MCMC) -> Origin:
     return Origin(getattr(guide.kernel, "model", None), guide._args or (), guide._kwargs or {})
+
+
+@read_origin.register(partial)
+def _(guide: partial[Any]) -> Origin:
+    wrapped = peel(guide)
+    return read_origin(wrapped.program).bind(wrapped.args, wrapped.kwargs)
 
 
 @read_origin.register
