@@ -59,8 +59,8 @@ def reduce(
     guide : callable, MCMC or mapping
         A guide trained by SVI that is Gaussian in unconstrained coordinates: one of Pyro's
         autoguides or messengers, an ``AutoGuideList`` of these, a guide that you wrote, or the
-        guide of a reduction. Or a finished ``pyro.infer.MCMC``, or posterior samples by site, of
-        which the moments are matched.
+        guide of a reduction; also inside ``functools.partial`` or ``poutine.block``. Or a finished
+        ``pyro.infer.MCMC``, or posterior samples by site, of which the moments are matched.
     *args
         Of the model: all of the data, to measure F on; to run the model (and a guide that has to
         be run to be read), those of the guide's first call otherwise. Messengers,
@@ -98,10 +98,12 @@ def reduce(
     Raises
     ------
     TypeError
-        If the guide's family, ``select``, ``groups`` or ``reduced_prior`` is not known.
+        If the guide's family, ``select``, ``groups`` or ``reduced_prior`` is not known, or if the
+        guide is the model, or one that many processes train.
     ValueError
-        If the guide was never called or is not finite, if a named site cannot be reduced or
-        cannot take its reduced prior, or if ``select`` returns a mask that does not fit.
+        If the guide was never called, is not finite, or stands inside ``poutine.scale`` or
+        ``poutine.mask``, if a named site cannot be reduced or cannot take its reduced prior, or if
+        ``select`` returns a mask that does not fit.
 
     References
     ----------

@@ -1,12 +1,14 @@
 """Every message says what came in, what was expected, and what to do."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro import poutine
+from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -239,3 +241,72 @@ def test_a_guide_function_without_its_model():
         call = rf"written does not know its model.* {verb.__name__}\(guide, x, y, model=model\)"
         with pytest.raises(ValueError, match=call):
             verb(written)
+
+
+MODELS = {
+    "the model": lambda model: model,
+    "bound": partial,
+    "blocked": lambda model: poutine.block(model, hide=["y"]),
+    "enumerated": config_enumerate,
+    "reduced": lambda model: bmr.extend.PrunedModel(model, {"w": torch.ones(3) > 0}),
+    "blocked and reduced": lambda model: poutine.block(
+        bmr.extend.PrunedModel(model, {"w": torch.ones(3) > 0}), hide=["y"]
+    ),
+}
+OF_BOTH = {
+    "fit": lambda model, guide: bmr.fit(model, guide, 3, num_epochs=1, progress=False),
+    "prune": lambda model, guide: bmr.prune(model, guide, 3, num_epochs=1, progress=False),
+    "free_energy": lambda model, guide: bmr.free_energy(model, guide, 3),
+    "to_arviz": lambda model, guide: bmr.to_arviz(model, guide, 3),
+    "compare": lambda model, guide: bmr.compare((model, guide), 3),
+    "reduce": lambda model, guide: bmr.reduce(guide, 3, model=model),
+    "presence": lambda model, guide: bmr.presence(guide, 3, model=model),
+}
+
+
+@pytest.mark.parametrize("wrap", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("verb", OF_BOTH.values(), ids=OF_BOTH)
+def test_a_model_in_the_place_of_the_guide(verb, wrap):
+    with pytest.raises(TypeError, match="the model in the place of the guide.*Expected a guide"):
+        verb(model, wrap(model))
+
+
+@pytest.mark.parametrize("verb", OF_BOTH.values(), ids=OF_BOTH)
+def test_a_guide_in_the_place_of_the_model(verb, guide):
+    with pytest.raises(TypeError, match="got a AutoNormal in the place of the model. Expected"):
+        verb(guide, model)
+    reduced = bmr.reduce(guide)
+    with pytest.raises(TypeError, match="the model in the place of the guide"):
+        verb(reduced.guide, reduced.model)
+
+
+def test_what_observes_data_is_no_guide():
+    def observing(y=None):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    y = torch.tensor(1.0)
+    with pytest.raises(TypeError, match="Expected a guide that was trained"):
+        bmr.reduce(lambda y: observing(y), y, model=observing)
+    with pytest.raises(TypeError, match="Expected a guide that was trained"):
+        bmr.reduce(partial(observing, y), model=observing)
+
+    def weighted(y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.deterministic("double", 2 * w)
+        pyro.factor("penalty", torch.tensor(0.0), has_rsample=True)
+
+    assert bmr.reduce(weighted, y, model=observing).masks["w"].shape == ()
+
+
+def test_programs_that_share_code_are_not_the_same(guide):
+    """One function is model and guide, by what is bound to it."""
+
+    def program(role):
+        scale = 1.0 if role == "model" else pyro.param("scale", torch.tensor(0.1))
+        pyro.sample("v", dist.Normal(torch.zeros(2), scale).to_event(1))
+
+    as_model, as_guide = (partial(program, role) for role in ("model", "guide"))
+    as_guide()
+    assert bmr.free_energy(as_model, as_guide)[0] > 0
+    assert bmr.reduce(as_guide, model=as_model).masks["v"].tolist() == [False, False]

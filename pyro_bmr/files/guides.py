@@ -41,6 +41,7 @@ def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
         "factors": factors,
         "create_plates": guide.origin.create_plates is not None,
         "program": [] if program is None else sorted(program.sites),
+        "hidden": [] if program is None else sorted(program.hidden),
     }
 
 
@@ -60,8 +61,9 @@ def unpack_guide(packed: Mapping[str, Any], origin: Origin) -> PrunedGuide:
         )
         raise ValueError(msg)
     if origin.program is not None:
-        sites = frozenset(packed.get("program", ()))
-        origin = replace(origin, program=replace(origin.program, sites=sites) if sites else None)
+        sites, hidden = (frozenset(packed.get(key, ())) for key in ("program", "hidden"))
+        program = replace(origin.program, sites=sites, hidden=hidden)
+        origin = replace(origin, program=program if sites else None)
     factors = tuple(_FACTOR[one["kind"]](one) for one in packed["factors"])
     guide = PrunedGuide(factors, origin)
     for part, one in zip(guide.parts, packed["factors"], strict=True):

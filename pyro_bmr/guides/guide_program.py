@@ -24,11 +24,13 @@ class GuideProgram:
     """Guides that are run as they are, for the ``sites`` that are not read of them.
 
     ``whole`` is the `pyro.infer.autoguide.AutoGuideList` that they are parts of, if they are.
+    ``hidden`` are auxiliary statements of sites that are read.
     """
 
     guides: tuple[Callable[..., Any], ...]
     sites: frozenset[str] = frozenset()
     whole: Any = None
+    hidden: frozenset[str] = frozenset()
 
     def run(
         self, given: Mapping[str, Tensor], plates: Plates, args: Any, kwargs: Any
@@ -38,7 +40,7 @@ class GuideProgram:
         given = {**given, **{name: plate.indices for name, plate in plates.items()}}
         with (
             _plates_of(self.whole, plates),
-            poutine.block(hide=list(given)),
+            poutine.block(hide=[*given, *self.hidden]),
             ValueMessenger(given),
             poutine.trace() as traced,
         ):

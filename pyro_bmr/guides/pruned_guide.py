@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -45,6 +46,15 @@ class Origin:
         """Build the plates of a guide for the model, by name, for parts with ``sites``."""
         created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
         return make_plates(parts, created)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Origin:
+        """Bind arguments to the model, which the first call had among its own."""
+        if not (args or kwargs):
+            return self
+        programs = (self.model, self.create_plates)
+        model, create_plates = (p and partial(p, *args, **kwargs) for p in programs)
+        left = {name: value for name, value in self.kwargs.items() if name not in kwargs}
+        return Origin(model, self.args[len(args) :], left, create_plates)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         """Return itself: the copy of a guide is a guide for the same model."""

@@ -57,10 +57,12 @@ from pyro_bmr.guides.posterior_samples import match_moments
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.guides.structured_autoguides import read_gaussian, read_structured
-from pyro_bmr.guides.traced_guides import draw_alone, left_alone, trace_factors
+from pyro_bmr.guides.traced_guides import draw_alone, left_alone, read_sources, trace_factors
+from pyro_bmr.guides.wrapped_guides import check_seen, find_inner
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.wrapped import peel
 
 
 def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
@@ -278,9 +280,12 @@ def find_program(guide: Any, origin: Origin, factors: Iterable[Factor]) -> Guide
         return None
     with dry_run(guide, origin.model), left_alone(guide, origin.model), poutine.block():
         drawn = program.run({}, {}, origin.args, origin.kwargs)
-    read = (factor for factor in factors if not isinstance(factor, ProgramFactor))
-    left = drawn.keys() - {site.name for factor in read for site in factor.sites}
-    return replace(program, sites=frozenset(left)) if left else None
+        sources = read_sources(guide, origin)
+    factors = (factor for factor in factors if not isinstance(factor, ProgramFactor))
+    read = {site.name for factor in factors for site in factor.sites}
+    hidden = frozenset(source for source, name in sources.items() if name in read)
+    left = frozenset(drawn.keys() - read)
+    return replace(program, sites=left, hidden=hidden) if left else None
 
 
 def take_program(guide: Any, sites: Iterable[str]) -> GuideProgram:
@@ -310,6 +315,11 @@ def _parts(guide: Any) -> Iterator[Any]:
             yield from _parts(part)
     elif isinstance(guide, AutoCallable) and not _is_registered(guide):
         yield from _parts(guide._guide)
+    elif (inner := find_inner(guide)) is not guide:
+        for part in _parts(inner):
+            if _is_registered(part):
+                check_seen(guide, (site for factor in read_factors(part) for site in factor.sites))
+            yield part
     else:
         yield guide
 
@@ -352,6 +362,12 @@ def _(guide: PrunedGuide) -> Origin:
 @read_origin.register(MCMC)
 def _(guide: MCMC) -> Origin:
     return Origin(getattr(guide.kernel, "model", None), guide._args or (), guide._kwargs or {})
+
+
+@read_origin.register(partial)
+def _(guide: partial[Any]) -> Origin:
+    wrapped = peel(guide)
+    return read_origin(wrapped.program).bind(wrapped.args, wrapped.kwargs)
 
 
 @read_origin.register

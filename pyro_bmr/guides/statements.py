@@ -90,9 +90,9 @@ def read_statement(
     core, transforms = _unwrap(fn)
     family = next((_FAMILIES[t] for t in type(core).__mro__ if t in _FAMILIES), None)
     if family is None:
-        raise _refusal(name, _kind(core))
+        raise site_refusal(name, _kind(core))
     if isinstance(core, Gamma) and find_element_support(support) not in POSITIVE:
-        raise _refusal(name, f"it is a Gamma on the support {support}")
+        raise site_refusal(name, f"it is a Gamma on the support {support}")
     if isinstance(core, Gamma):
         ahead = transforms
     else:
@@ -102,7 +102,7 @@ def read_statement(
     if ahead:
         chain = ", ".join(type(t).__name__ for t in (transforms or ahead))
         why = f"it is a {type(core).__name__} seen through {chain} on the support {support}"
-        raise _refusal(name, why)
+        raise site_refusal(name, why)
     loc, spread, posterior = family(core)
     event_dim = fn.event_dim + loc.dim() - len(fn.shape())
     frames = tuple(frame for frame in msg["cond_indep_stack"] if frame.vectorized)
@@ -115,7 +115,8 @@ def read_statement(
     return Statement(site, loc, spread, posterior)
 
 
-def _refusal(name: str, why: str) -> NotGaussianError:
+def site_refusal(name: str, why: str) -> NotGaussianError:
+    """Say why a site is not Gaussian in unconstrained coordinates, and what to do."""
     msg = (
         f"cannot reduce a guide whose site {name!r} is not Gaussian in unconstrained coordinates: "
         f"{why}. Expected Normal, LogNormal, MultivariateNormal, LowRankMultivariateNormal or "

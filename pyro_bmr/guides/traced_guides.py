@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
@@ -34,9 +35,11 @@ from pyro_bmr.guides.statements import (
     PartialRowsError,
     Statement,
     read_statement,
+    site_refusal,
 )
-from pyro_bmr.programs.distributions import find_element_support
+from pyro_bmr.programs.distributions import find_core, find_element_support
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
+from pyro_bmr.programs.pairs import MODEL_AS_GUIDE
 from pyro_bmr.programs.sites import Site, is_scaled
 
 _Failure = NotGaussianError | PartialRowsError
@@ -57,10 +60,11 @@ def trace_factors(
 
     in unconstrained coordinates. The weights :math:`W_{ij}` are gradients at the mean; that mean
     and covariance are such is checked at three other points, 1, 3 and 10 standard deviations away.
-    A site may also be Gamma, independent of all others. Any other site, one that depends on the
-    arguments and one that depends on such a site, is a `ProgramFactor`; if there are no others, a
-    `NotGaussianError` says why. A guide that was never trained is a ValueError, one that does not
-    run with these arguments a RuntimeError.
+    A site may also be Gamma, independent of all others, or a Delta at the value of one auxiliary
+    Gaussian in unconstrained coordinates, as autoguides draw it. Any other site, one that depends
+    on the arguments and one that depends on such a site, is a `ProgramFactor`; if there are no
+    others, a `NotGaussianError` says why. A guide that was never trained is a ValueError, one that
+    does not run with these arguments a RuntimeError.
 
     Sites in ``held`` are left out; ``full_rows`` maps a site in a sub-sampling plate to its mean
     and standard deviation at full size.
@@ -74,9 +78,10 @@ def trace_factors(
             [2., 5.]])
     """
     rows: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
 
     def run(values: Mapping[str, Tensor], origin: Origin) -> _Reader:
-        reader = _Reader(values, rows, frozenset(held), supports, full_rows)
+        reader = _Reader(values, rows, sources, frozenset(held), supports, full_rows)
         with reader:
             _call("guide", guide, origin)
         return reader
@@ -88,6 +93,10 @@ def trace_factors(
             first = run({}, followed)
         except RuntimeError:
             leaves, first = [], run({}, origin)
+        if first.observes:
+            raise TypeError(MODEL_AS_GUIDE)
+        if sources:  # which are at their means only once they are known
+            first = run({}, followed if leaves else origin)
         for name, statement in first.statements.items():
             check_finite(name, "location", statement.loc)
         failures = {**first.unread, **_amortised(first, leaves, run({}, _turn_over(origin)))}
@@ -119,6 +128,15 @@ def draw_alone(
         return ()
     with dry_run(guide, origin.model), left_alone(guide, origin.model):
         return tuple(_draw(guide, origin, reasons))
+
+
+def read_sources(guide: Callable[..., Any], origin: Origin) -> dict[str, str]:
+    """Find the auxiliary sites whose values others are, in a `dry_run`; the other by the one."""
+    supports = {} if isinstance(guide, GuideMessenger) else _supports(origin)
+    reader = _Reader({}, {}, {}, frozenset(), supports, lambda _: None)
+    with reader:
+        _call("guide", guide, origin)
+    return reader.sources
 
 
 @contextmanager
@@ -168,17 +186,20 @@ class _Reader(Messenger):
         self,
         values: Mapping[str, Tensor],
         rows: dict[str, Tensor],
+        sources: dict[str, str],
         held: frozenset[str],
         supports: Mapping[str, constraints.Constraint],
         full_rows: _FullRows,
     ) -> None:
         super().__init__()
-        self.values, self.rows, self.held = values, rows, held
+        self.values, self.rows, self.sources, self.held = values, rows, sources, held
         self.supports, self.full_rows = supports, full_rows
         self.statements: dict[str, Statement] = {}
         self.leaves: dict[str, Tensor] = {}
         self.unread: dict[str, _Failure] = {}
         self.order: list[str] = []
+        self.auxiliary: dict[str, Statement | None] = {}
+        self.in_messenger = self.observes = False
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -186,15 +207,25 @@ class _Reader(Messenger):
             if name in self.rows:
                 msg["value"], msg["done"] = self.rows[name], True
             return
-        if msg["is_observed"] or msg["infer"].get("is_auxiliary") or name in self.held:
+        if msg["is_observed"]:
+            self.observes |= _is_data(msg) and not self.in_messenger
+            return
+        if msg["infer"].get("is_auxiliary"):
+            self._put_at_mean(msg)
+            return
+        if name in self.held:
             return
         self.order.append(name)
+        self.in_messenger |= "prior" in msg["infer"]
         if is_scaled(msg) or msg["mask"] is not None:
-            self.unread[name] = _refusal(name, "it is scaled or masked there")
+            self.unread[name] = site_refusal(name, "it is scaled or masked there")
             return
         prior = msg["infer"].get("prior", msg["fn"])
+        support = self.supports.get(name, prior.support)
         try:
-            statement = read_statement(msg, self.supports.get(name, prior.support), self.full_rows)
+            if isinstance(find_core(msg["fn"]), dist.Delta) and self._read_source(msg, support):
+                return
+            statement = read_statement(msg, support, self.full_rows)
         except (NotGaussianError, PartialRowsError) as error:
             self.unread[name] = error
             return
@@ -205,6 +236,40 @@ class _Reader(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self.rows[msg["name"]] = msg["value"]
+        elif msg["name"] in self.auxiliary:
+            leaf = msg["value"].detach().clone().requires_grad_()
+            self.leaves[msg["name"]] = msg["value"] = leaf
+
+    def _put_at_mean(self, msg: Any) -> None:
+        """Read an auxiliary statement; it is drawn at random unless it is known as a source."""
+        name, core = msg["name"], find_core(msg["fn"])
+        if isinstance(core, dist.Delta) or not core.has_rsample:
+            return
+        try:
+            statement = read_statement(msg, constraints.real, self.full_rows)
+        except (NotGaussianError, ValueError):
+            statement = None
+        self.auxiliary[name] = statement
+        if statement is not None and name in self.sources:
+            value = self.values.get(self.sources[name], statement.loc)
+            msg["value"], msg["done"] = value.detach(), True
+
+    def _read_source(self, msg: Any, support: constraints.Constraint) -> bool:
+        """Read a Delta at the value of an auxiliary site, as autoguides have them."""
+        name, value = msg["name"], find_core(msg["fn"]).v
+        sources = [n for n in self.auxiliary if _depends(value, self.leaves[n])]
+        if not sources:
+            return False
+        leaf, statement = self.leaves[sources[0]], self.auxiliary[sources[0]]
+        unshared = len(sources) == 1 and self.sources.get(sources[0], name) == name
+        if unshared and statement is not None:
+            site = replace(statement.site, name=name, support=support)
+            whole = site.constrain(leaf)
+            if whole.shape == value.shape and torch.allclose(whole, value, rtol=1e-4):
+                self.statements[name] = replace(statement, site=site)
+                self.leaves[name], self.sources[sources[0]] = leaf, name
+                return True
+        raise site_refusal(name, _THROUGH.format(sources))
 
     def parents(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Return the sites before one that a tensor depends on, by its gradients."""
@@ -236,6 +301,24 @@ class _Reader(Messenger):
             for i, parent in enumerate(parents)
         }
         return {parent: jacobian for parent, jacobian in jacobians.items() if jacobian.any()}
+
+
+_THROUGH = (
+    "it is computed from the auxiliary sites {}, and is not one of them, element by element and "
+    "alone; if an autoguide inside of this guide draws them, pass that one"
+)
+
+
+def _depends(value: Tensor, leaf: Tensor) -> bool:
+    if not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, retain_graph=True)
+    return gradient is not None
+
+
+def _is_data(msg: Any) -> bool:
+    """Tell an observation from `pyro.deterministic` and from `pyro.factor`."""
+    return not (msg["infer"].get("_deterministic") or isinstance(msg["fn"], dist.Unit))
 
 
 def _nonlinear(

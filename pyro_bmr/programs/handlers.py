@@ -58,7 +58,8 @@ class SiteBuffers(nn.Module):
 class PrunedModel(ModelWrapper):
     """A Pyro model whose pruned elements are exactly zero.
 
-    Called like the model that it wraps. The model itself is shared, not copied.
+    Called like the model that it wraps. The model itself is shared, not copied; attributes that
+    are not of this module are read from it.
 
     Parameters
     ----------

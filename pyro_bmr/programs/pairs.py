@@ -6,6 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
+
+from pyro_bmr.programs.many_processes import check_one_process
+from pyro_bmr.programs.wrapped import is_same_program, peel
+from pyro_bmr.programs.wrappers import ModelWrapper
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -35,6 +41,7 @@ def read_pair(value: Any, place: str = "", expected: str = _PAIR) -> Pair:
     if not (callable(model) and callable(guide)) or isinstance(value, torch.nn.Module):
         msg = f"got a {type(value).__name__}{place}. {expected}"
         raise TypeError(msg)
+    check_guide(model, guide)
     return model, guide
 
 
@@ -47,3 +54,24 @@ def check_programs(verb: str, model: Any, guide: Any) -> None:
             f"{verb}(result.model, result.guide, x, y)"
         )
         raise TypeError(msg)
+    check_guide(model, guide)
+
+
+def check_guide(model: Any, guide: Any) -> None:
+    """Raise a TypeError if a guide is a model, or one that many processes train together."""
+    if isinstance(peel(model).program, AutoGuide | GuideMessenger):
+        msg = (
+            f"got a {type(peel(model).program).__name__} in the place of the model. Expected the "
+            "model, and the guide after it or as guide="
+        )
+        raise TypeError(msg)
+    if isinstance(peel(guide).program, ModelWrapper) or is_same_program(model, guide):
+        raise TypeError(MODEL_AS_GUIDE)
+    check_one_process(guide)
+
+
+MODEL_AS_GUIDE = (
+    "got the model in the place of the guide, whose posterior would be the prior. Expected a guide "
+    "that was trained for this model, such as AutoNormal(model) after training, or result.guide "
+    "of a reduction"
+)

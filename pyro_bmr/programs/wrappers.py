@@ -10,11 +10,23 @@ from torch import nn
 
 
 class ModelWrapper(nn.Module):
-    """Abstract: a Pyro model that is called like the ``model`` inside, which is shared."""
+    """Abstract: a Pyro model that is called like the ``model`` inside, which is shared.
+
+    What it has not is read from that model, but for what Python looks up on every object.
+    """
 
     def __init__(self, model: Callable[..., Any]) -> None:
         super().__init__()
         self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the model inside has under this name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model" or name.startswith("__"):
+                raise
+            return getattr(self.model, name)
 
 
 _Kinds = type[ModelWrapper] | tuple[type[ModelWrapper], ...]

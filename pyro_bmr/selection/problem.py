@@ -22,6 +22,8 @@ from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.programs.distributions import find_element_support
+from pyro_bmr.programs.pairs import check_guide
+from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_needed, find_released
@@ -78,9 +80,11 @@ def read_problem(
         origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
     if model is not None:
         origin = replace(origin, model=model)
-    if origin.model is None and isfunction(guide):
+    check_guide(origin.model, guide)
+    program = peel(guide).program
+    if origin.model is None and isfunction(program):
         msg = (
-            f"a guide function such as {guide.__name__} does not know its model. Pass the model "
+            f"a guide function such as {program.__name__} does not know its model. Pass the model "
             f"and how to call both: {verb}(guide, x, y, model=model)"
         )
         raise ValueError(msg)

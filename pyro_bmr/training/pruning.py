@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 
+from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.wrappers import unwrap
@@ -120,6 +121,7 @@ def prune(
     True
     """
     check_programs("prune", model, guide)
+    check_unweighted(guide)
     unknown = sorted(fit_options.keys() - _FIT_OPTIONS.keys())
     if unknown:
         msg = (
