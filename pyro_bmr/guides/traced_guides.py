@@ -27,6 +27,7 @@ from pyro_bmr.guides.linear_gaussian import Conditional, join
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.statements import NotGaussianError, Statement, read_statement
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
+from pyro_bmr.programs.given_values import PriorMessenger
 
 _FullRows = Callable[[str], tuple[Tensor, Tensor] | None]
 
@@ -259,7 +260,8 @@ def _refusal(name: str, why: str) -> str:
 def _supports(origin: Origin) -> dict[str, constraints.Constraint]:
     if origin.model is None:
         return {}
-    with poutine.block(), poutine.trace() as traced:
+    drawn = PriorMessenger(*origin.args, **origin.kwargs)
+    with poutine.block(), drawn, poutine.trace() as traced:
         _call("model", origin.model, origin)
     latent = prune_subsample_sites(traced.trace).iter_stochastic_nodes()
     return {name: node["fn"].support for name, node in latent}
