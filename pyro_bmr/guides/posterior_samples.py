@@ -19,6 +19,7 @@ from pyro_bmr.guides.linear_gaussian import Conditional, join
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, triangular
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.sites import Site
 
 _DRAWS_PER_ELEMENT = 10
@@ -71,7 +72,7 @@ def _latent_nodes(samples: Mapping[str, Tensor], origin: Origin) -> dict[str, An
         )
         raise ValueError(msg)
     try:
-        with dry_run(origin.model):
+        with dry_run(origin.model), PriorMessenger(*origin.args, **origin.kwargs):
             trace = poutine.trace(origin.model).get_trace(*origin.args, **origin.kwargs)
     except Exception as error:
         msg = (

@@ -39,6 +39,7 @@ from pyro_bmr.guides.statements import (
 )
 from pyro_bmr.programs.distributions import find_core, find_element_support
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
+from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.pairs import MODEL_AS_GUIDE
 from pyro_bmr.programs.sites import Site, is_scaled
 
@@ -497,7 +498,8 @@ def _refusal(name: str, why: str) -> NotGaussianError:
 def _supports(origin: Origin) -> dict[str, constraints.Constraint]:
     if origin.model is None:
         return {}
-    with poutine.block(), poutine.trace() as traced:
+    drawn = PriorMessenger(*origin.args, **origin.kwargs)
+    with poutine.block(), drawn, poutine.trace() as traced:
         _call("model", origin.model, origin)
     latent = prune_subsample_sites(traced.trace).iter_stochastic_nodes()
     return {name: node["fn"].support for name, node in latent}

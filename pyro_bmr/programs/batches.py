@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.given_values import PriorMessenger
+
+# Relatively, how near a scale is that is meant to be the same.
+_ABOUT = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,11 @@ class Batches:
         return args, {name: parts.get(name, value) for name, value in self.kwargs.items()}
 
     def check(self) -> None:
-        """Raise a ValueError, or for numpy arrays a TypeError, if the data cannot be trained on."""
+        """Raise a ValueError, or for numpy arrays a TypeError, if batches cannot be taken."""
         for key, value in (*enumerate(self.args), *self.kwargs.items()):
             if isinstance(value, np.ndarray):
                 msg = f"argument {key!r} is a numpy array. Expected a tensor: torch.as_tensor(...)"
                 raise TypeError(msg)
-        for key, tensor in self.tensors.items():
-            _check_numbers(key, tensor)
         if self.batch_size is None:
             return
         lengths = {key: len(t) if t.dim() else None for key, t in self.tensors.items()}
@@ -78,20 +81,49 @@ class Batches:
             )
             raise ValueError(msg)
 
+    def take_first(self) -> tuple[Tensor, ...]:
+        """Return a first batch; one of its rows has NaN or inf, if any has."""
+        if self.batch_size is None:
+            return self.take(slice(None))
+        finite = [t.isfinite().unsqueeze(-1).flatten(1).all(1).cpu() for t in self.tensors.values()]
+        whole = torch.stack(finite).all(0)
+        rows = torch.arange(self.size)
+        order = torch.cat([rows[~whole][:1], rows[whole], rows[~whole][1:]])
+        return self.take(order[: self.batch_size])
+
+    def describe_missing(self) -> str:
+        """Say how many NaN or inf which arguments hold; nothing if none does."""
+        return " and ".join(
+            _describe_missing(key, tensor)
+            for key, tensor in self.tensors.items()
+            if not tensor.isfinite().all()
+        )
+
 
 class BatchModel:
     """A model whose likelihood of a batch stands for that of all rows.
 
     Observed sites are scaled by rows / batch, except where the model does so (in a sub-sampling
     plate, or by a scale that follows the size of the batch), and except terms that are the same for
-    every batch. The model is run on two batches to learn this. One that observes nothing, or has
-    latent sites with a row per observation, raises a ValueError.
+    every batch. The model is run on two batches to learn this. One that observes nothing, has
+    latent sites with a row per observation, or data that no batch cuts, raises a ValueError.
+
+    ``doubled`` are those of the ``scaled`` sites that the model scales by about as much itself, by
+    a constant.
     """
 
     def __init__(self, model: Callable[..., Any], batches: Batches) -> None:
         self.model = model
         self.batches = batches
-        self.scaled = self._find_scaled()
+        sites = self._sites(batches.batch_size or 1, batches.size)
+        observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        _check_observed(observed, sites)
+        whole = batches.batch_size in {None, batches.size}
+        if whole or all(self._is_subsampled(site) for site in observed.values()):
+            self.scaled, self.doubled = frozenset[str](), dict[str, float]()
+        else:
+            self.scaled = self._find_scaled(sites)
+            self.doubled = self._find_doubled(sites)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, with a batch in place of the data."""
@@ -102,19 +134,9 @@ class BatchModel:
         with _ScaleMessenger(self.scaled, self.batches.size / rows):
             return self.model(*args, **kwargs)
 
-    def _find_scaled(self) -> frozenset[str]:
-        size = self.batches.batch_size
-        sites = self._sites(size or 1)
-        observed = {name: site for name, site in sites.items() if site["is_observed"]}
-        if not observed:
-            msg = (
-                f"the model observes nothing: its sites are {sorted(sites)}. Expected an observed "
-                "site, pyro.sample(..., obs=y); are the targets among the arguments?"
-            )
-            raise ValueError(msg)
-        if size is None or size == self.batches.size:
-            return frozenset()
-        others = self._sites(size + 1)
+    def _find_scaled(self, sites: Mapping[str, Any]) -> frozenset[str]:
+        size = self.batches.batch_size or 1
+        others = self._sites(size + 1, size)
         if others.keys() != sites.keys():
             msg = (
                 f"batches of {size} and of {size + 1} rows have other sites: "
@@ -123,8 +145,9 @@ class BatchModel:
             )
             raise ValueError(msg)
         for name, site in sites.items():
-            follows = others[name]["fn"].shape() != site["fn"].shape()
-            if not site["is_observed"] and follows and not self._is_subsampled(site):
+            if site["is_observed"]:
+                _check_data(name, site, others[name], self.batches)
+            elif _shapes(site)[0] != _shapes(others[name])[0] and not self._is_subsampled(site):
                 msg = (
                     f"the latent site {name!r} has a row for each observation, so a batch would "
                     "have another posterior than the next one. Expected batch_size=None, or a "
@@ -133,15 +156,56 @@ class BatchModel:
                 raise ValueError(msg)
         return frozenset(
             name
-            for name, site in observed.items()
-            if not self._is_subsampled(site)
+            for name, site in sites.items()
+            if site["is_observed"]
+            and not self._is_subsampled(site)
             and _same_scale(site, others[name])
             and _depends_on_rows(site, others[name])
         )
 
-    def _sites(self, rows: int) -> dict[str, Any]:
+    def _find_doubled(self, sites: Mapping[str, Any]) -> dict[str, float]:
+        constants = {name: _constant_scale(site) for name, site in sites.items()}
+        # A scale that priors have as well is one of the whole model.
+        others = {constants[name] for name, site in sites.items() if not site["is_observed"]}
+        found = {name: constants[name] for name in sorted(self.scaled)}
+        return {
+            name: scale
+            for name, scale in found.items()
+            if scale is not None and scale not in {1.0, *others} and self._is_about_whole(scale)
+        }
+
+    def _is_about_whole(self, scale: float) -> bool:
+        """Tell whether a scale is rows / batch, or that as a whole number of batches."""
+        size, rows = self.batches.batch_size or 1, self.batches.size
+        factors = rows / size, rows // size, math.ceil(rows / size)
+        return any(math.isclose(scale, factor, rel_tol=_ABOUT) for factor in factors)
+
+    def _sites(self, rows: int, others: int) -> dict[str, Any]:
+        """Run the model on so many rows; a ValueError if it runs on another number of them only."""
+        try:
+            return self._run(rows)
+        except Exception as error:
+            if not self._runs(others):
+                raise
+            msg = (
+                f"the model runs on {others} rows, but not on {rows} of them "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected it to run "
+                "on any number: all that has a row for each observation comes as an argument, of "
+                "which a batch takes rows, and plates are as long as it, pyro.plate('data', "
+                "len(x)); or use batch_size=None"
+            )
+            raise ValueError(msg) from error
+
+    def _runs(self, rows: int) -> bool:
+        try:
+            self._run(rows)
+        except Exception:
+            return False
+        return True
+
+    def _run(self, rows: int) -> dict[str, Any]:
         args, kwargs = self.batches.arguments(self.batches.take(slice(rows)))
-        with poutine.block(), dry_run(self.model), torch.no_grad():
+        with poutine.block(), dry_run(self.model), torch.no_grad(), PriorMessenger(*args, **kwargs):
             torch.manual_seed(0)
             nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
         return {
@@ -172,6 +236,50 @@ class _ScaleMessenger(Messenger):
             msg["scale"] = msg["scale"] * self.scale
 
 
+def _check_observed(observed: Mapping[str, Any], sites: Mapping[str, Any]) -> None:
+    if not observed:
+        msg = (
+            f"the model observes nothing: its sites are {sorted(sites)}. Expected an observed "
+            "site, pyro.sample(..., obs=y); are the targets among the arguments?"
+        )
+        raise ValueError(msg)
+
+
+def _check_data(name: str, site: Any, other: Any, batches: Batches) -> None:
+    """Raise a ValueError if data and distribution differ in length because only one is cut."""
+    if _fits(site) and _fits(other):
+        return
+    (shape, data), (_, more) = _shapes(site), _shapes(other)
+    what = "data do" if data == more else "distribution does"
+    msg = (
+        f"at the observed site {name!r}, a batch of {batches.batch_size} of {batches.size} rows "
+        f"has data of shape {tuple(data)} and a distribution of shape {tuple(shape)}: its {what} "
+        "not come as an argument, of which a batch takes rows, but by pyro.condition, from a "
+        "closure or a module. Expected all that has a row for each observation among the "
+        f"arguments, fit(model, guide, x, y, ...) of a model(x, y) with pyro.sample({name!r}, ..., "
+        "obs=y); or batch_size=None"
+    )
+    raise ValueError(msg)
+
+
+def _shapes(site: Any) -> tuple[torch.Size, torch.Size]:
+    """Return the shapes of a site's distribution and of its value."""
+    return site["fn"].shape(), torch.as_tensor(site["value"]).shape
+
+
+def _fits(site: Any) -> bool:
+    try:
+        torch.broadcast_shapes(*_shapes(site))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _constant_scale(site: Any) -> float | None:
+    scales = torch.as_tensor(site["scale"]).unique()
+    return scales.item() if len(scales) == 1 else None
+
+
 def _same_scale(site: Any, other: Any) -> bool:
     """Tell whether a batch of one row more has the same scale, in the rows that both have."""
     scale, more = (torch.as_tensor(s["scale"]) for s in (site, other))
@@ -186,13 +294,8 @@ def _depends_on_rows(site: Any, other: Any) -> bool:
     return density.shape != more.shape or not torch.equal(density, more)
 
 
-def _check_numbers(key: int | str, tensor: Tensor) -> None:
+def _describe_missing(key: int | str, tensor: Tensor) -> str:
     bad = ~tensor.isfinite()
-    if bad.any():
-        columns = bad.any(0).flatten().nonzero().flatten().tolist() if tensor.dim() > 1 else []
-        where = f", in columns {columns[:10]}" if columns else ""
-        msg = (
-            f"got {int(bad.sum())} NaN or inf in argument {key!r}{where}. Expected numbers: leave "
-            "these rows out, or fill them in and tell the model by a mask of its own which they are"
-        )
-        raise ValueError(msg)
+    columns = bad.any(0).flatten().nonzero().flatten().tolist() if tensor.dim() > 1 else []
+    where = f", in columns {columns[:10]}" if columns else ""
+    return f"{int(bad.sum())} NaN or inf in argument {key!r}{where}"

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import biject_to
 
 
 class ValueMessenger(Messenger):
@@ -30,6 +32,31 @@ class ValueMessenger(Messenger):
         if self.fit is not None and value.shape != msg["fn"].shape():
             value = self.fit(value, msg)
         msg["value"], msg["done"] = value, True
+
+
+class PriorMessenger(Messenger):
+    """Effect handler that draws latent sites, also where a prior, if flat, has no draws."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        tensors = (one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+        self.device = next((tensor.device for tensor in tensors), None)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is not None:
+            return
+        try:
+            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+        except NotImplementedError:
+            msg["value"] = _draw_supported(msg["fn"], self.device)
+        msg["done"] = True
+
+
+def _draw_supported(prior: Any, device: torch.device | None) -> Tensor:
+    """Draw on the support, as `pyro.infer.autoguide.init_to_uniform` starts guides."""
+    transform = biject_to(prior.support)
+    shape = transform.inverse_shape(prior.shape())
+    return transform(torch.empty(shape, device=device).uniform_(-2, 2))
 
 
 class LocalSiteError(ValueError):

@@ -93,10 +93,18 @@ def fit(
     Raises
     ------
     ValueError
-        If the data hold NaN or inf, if they differ in length where there are batches, if a batch is
-        larger than the data, if the model observes nothing, or if an option makes no sense.
+        If NaN or inf in the data reach the loss or its gradient; with batches, if the data differ
+        in length, are not all arguments, or are fewer than a batch; if the model observes nothing,
+        or if an option makes no sense.
     FloatingPointError
-        If the loss becomes NaN or infinite; the guide is left in the last finite state.
+        If the loss or its gradient becomes NaN or infinite; the guide is left in the last finite
+        state.
+
+    Warns
+    -----
+    UserWarning
+        If the model scales what it observes by a constant of about N / B itself, or is trained
+        without compiling.
 
     Examples
     --------
@@ -119,7 +127,7 @@ def fit(
         pyro.set_rng_seed(seed)
     elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
     batch_model = BatchModel(model, batches)
-
+    _warn_of_scales(batch_model)
     loss = Loss(elbo, batch_model, guide, batches)
     parameters = _parameters(loss)
     steps_per_epoch = math.ceil(batches.size / (batch_size or 1))
@@ -155,13 +163,52 @@ def _make_steps(
 
 def _parameters(loss: Loss) -> dict[str, Tensor]:
     """Run model and guide once, so that they have their parameters."""
-    with poutine.trace(param_only=True) as capture:
-        loss(*loss.batches.take(slice(loss.batches.batch_size)))
+    missing = loss.batches.describe_missing()
+    try:
+        with poutine.trace(param_only=True) as capture:
+            value = loss(*loss.batches.take_first())
+    except ValueError as error:
+        if not missing:
+            raise
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise _refuse_missing(missing, f"a first step stops with ValueError: {reason}") from error
     parameters = unconstrained_parameters(capture.trace)
     if not parameters:
         msg = "model and guide have no parameters. Expected a guide to train, such as AutoNormal"
         raise ValueError(msg)
+    if missing:
+        _check_finite(value, parameters, missing)
     return parameters
+
+
+def _check_finite(loss: Tensor, parameters: Mapping[str, Tensor], missing: str) -> None:
+    """Raise a ValueError if what is missing in the data reaches the loss or its gradient."""
+    if not loss.isfinite():
+        raise _refuse_missing(missing, f"the free energy is {loss.item()}")
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and not gradient.isfinite().all():
+            reason = f"the free energy is finite, but its gradient for {name!r} is not"
+            raise _refuse_missing(missing, reason)
+
+
+def _refuse_missing(missing: str, reason: str) -> ValueError:
+    return ValueError(
+        f"got {missing}; {reason}. Expected numbers, or a model that leaves them out: put numbers "
+        "in their place before it computes with them, y.where(seen, 0.0), and mask what comes of "
+        "these, pyro.poutine.mask(mask=seen); or leave such rows out"
+    )
+
+
+def _warn_of_scales(model: BatchModel) -> None:
+    for name, scale in model.doubled.items():
+        warn(
+            f"the model has a scale of {scale:.4g} at the observed site {name!r}, about rows / "
+            "batch, by which fit scales what a model observes: together, each observation counts "
+            f"{scale:.4g} times. Expected one of the two: leave the scale out of the model, let it "
+            "follow the batch, poutine.scale(scale=num_rows / len(x)), or train with batch_size="
+            "None"
+        )
 
 
 def _shuffled(batches: Batches) -> tuple[Tensor, ...]:

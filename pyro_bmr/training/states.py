@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
+from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
@@ -107,7 +108,8 @@ class Program:
         return complexity - accuracy
 
     def _values(self) -> dict[str, Tensor]:
-        with dry_run(self.model), torch.no_grad(), poutine.trace(param_only=True) as capture:
+        drawn = PriorMessenger(*self.args, **self.kwargs)
+        with dry_run(self.model), torch.no_grad(), drawn, poutine.trace(param_only=True) as capture:
             self.model(*self.args, **self.kwargs)
             parameters = unconstrained_parameters(capture.trace)
         buffers = {

@@ -52,6 +52,7 @@ class Steps(ABC):
     """Steps of training that move the parameters of a guide."""
 
     steps_done = 0
+    _loss: Loss
 
     @abstractmethod
     def run(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
@@ -67,10 +68,13 @@ class Steps(ABC):
 
     def _fail(self, step: int, culprits: Sequence[str]) -> FloatingPointError:
         blown = f"{list(culprits)} blew up" if culprits else "no parameter is out of range"
+        missing = self._loss.batches.describe_missing()
+        found = f"; there are {missing}, which the model has to mask" if missing else ""
         return FloatingPointError(
-            f"the loss became NaN or infinite at step {self.steps_done + step}; {blown}. The guide "
-            "was left in its last finite state. Expected finite losses: try a smaller lr, "
-            "clip_norm=, a smaller init_scale of the guide, or look for extreme values in the data"
+            "the loss or its gradient became NaN or infinite at step "
+            f"{self.steps_done + step}; {blown}. The guide was left in its last finite state. "
+            "Expected finite losses: try a smaller lr, clip_norm=, a smaller init_scale of the "
+            f"guide, or look for extreme values in the data{found}"
         )
 
 
@@ -92,8 +96,8 @@ class EagerSteps(Steps):
                 with poutine.trace(param_only=True) as capture:
                     loss = self._loss(*self._loss.batches.take(batch))
             except ValueError as error:
-                # Pyro's validation notices parameters out of range before the loss is NaN.
-                if not self._before:
+                # Pyro's validation notices what is out of range before the loss is NaN.
+                if not (self._before or self._loss.batches.describe_missing()):
                     raise
                 raise self._restored(step) from error
             adam = self._optimizer(unconstrained_parameters(capture.trace), rate)
@@ -106,6 +110,8 @@ class EagerSteps(Steps):
                 nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_norm)
             adam.step()
             losses.append(loss.detach())
+        if not all(p.isfinite().all() for p in self._parameters.values()):
+            raise self._restored(len(losses) - 1)
         self.steps_done += len(losses)
         return torch.stack(losses)
 
@@ -213,6 +219,10 @@ class CompiledSteps(Steps):
             culprits = culprits or _blown_up(self._split(self._state))
             self._state = last_finite
             raise self._fail(bad, culprits)
+        if not self._state.values.isfinite().all():
+            culprits = _blown_up(self._split(self._state))
+            self._state = self._before
+            raise self._fail(len(steps) - 1, culprits)
         return torch.stack(losses)
 
     def _advance(self, rows: Tensor, rate: Tensor, noise: Tensor) -> Tensor:
