@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 
@@ -30,6 +31,18 @@ class ValueMessenger(Messenger):
         if self.fit is not None and value.shape != msg["fn"].shape():
             value = self.fit(value, msg)
         msg["value"], msg["done"] = value, True
+
+
+class RowMessenger(Messenger):
+    """Effect handler that chooses the rows of sub-sampling plates that nothing else chooses."""
+
+    def __init__(self, rows: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["name"] in self.rows and msg["value"] is None:
+            msg["value"] = self.rows[msg["name"]].to(msg["fn"].device)
 
 
 class LocalSiteError(ValueError):
