@@ -26,6 +26,7 @@ from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.guides.linear_gaussian import Conditional, join
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.statements import NotGaussianError, Statement, read_statement
+from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
 
 _FullRows = Callable[[str], tuple[Tensor, Tensor] | None]
@@ -150,8 +151,8 @@ class _Reader(Messenger):
             return
         if msg["is_observed"] or msg["infer"].get("is_auxiliary") or name in self.held:
             return
-        prior = msg["infer"].get("prior", msg["fn"])
-        statement = read_statement(msg, self.supports.get(name, prior.support), self.full_rows)
+        own = find_support(msg["infer"].get("prior", msg["fn"]))
+        statement = read_statement(msg, self.supports.get(name, own), self.full_rows)
         leaf = self.values.get(name, statement.loc).detach().clone().requires_grad_()
         self.statements[name], self.leaves[name] = statement, leaf
         msg["value"], msg["done"] = statement.site.constrain(leaf), True
@@ -262,7 +263,7 @@ def _supports(origin: Origin) -> dict[str, constraints.Constraint]:
     with poutine.block(), poutine.trace() as traced:
         _call("model", origin.model, origin)
     latent = prune_subsample_sites(traced.trace).iter_stochastic_nodes()
-    return {name: node["fn"].support for name, node in latent}
+    return {name: find_support(node["fn"]) for name, node in latent}
 
 
 def _call(what: str, program: Callable[..., Any], origin: Origin) -> None:
