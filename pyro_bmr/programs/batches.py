@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class BatchModel:
     def _find_scaled(self) -> frozenset[str]:
         size = self.batches.batch_size
         sites = self._sites(size or 1)
-        observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        observed = {name: site for name, site in sites.items() if is_likelihood(site)}
         if not observed:
             msg = (
                 f"the model observes nothing: its sites are {sorted(sites)}. Expected an observed "
@@ -124,7 +124,7 @@ class BatchModel:
             raise ValueError(msg)
         for name, site in sites.items():
             follows = others[name]["fn"].shape() != site["fn"].shape()
-            if not site["is_observed"] and follows and not self._is_subsampled(site):
+            if is_latent(site) and follows and not self._is_subsampled(site):
                 msg = (
                     f"the latent site {name!r} has a row for each observation, so a batch would "
                     "have another posterior than the next one. Expected batch_size=None, or a "
@@ -145,11 +145,7 @@ class BatchModel:
             torch.manual_seed(0)
             nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
         return {
-            name: node
-            for name, node in nodes.items()
-            if node["type"] == "sample"
-            and not site_is_subsample(node)
-            and not node["infer"].get("_deterministic", False)
+            name: node for name, node in nodes.items() if is_latent(node) or is_likelihood(node)
         }
 
     def _is_subsampled(self, site: Any) -> bool:
