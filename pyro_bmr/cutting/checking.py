@@ -20,6 +20,7 @@ from pyro_bmr.graphs.operations import is_random
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.model_runs import find_tensors
+from pyro_bmr.programs.site_kinds import is_deterministic, is_reparameterized
 from pyro_bmr.programs.sites import Indices, take
 from pyro_bmr.programs.wrappers import ModelWrapper
 
@@ -94,7 +95,9 @@ def _read(
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node):
             continue
-        if name not in values:
+        if is_reparameterized(node) and not is_deterministic(node):
+            yield f"the log density of the site {name!r}", node["fn"].log_prob(node["value"]).sum()
+        elif name not in values:
             for number, tensor in enumerate(find_tensors(node["fn"])):
                 yield f"the distribution of the site {name!r} ({number})", tensor
         else:

@@ -39,7 +39,8 @@ def to_arviz(
     The draws :math:`\theta_s \sim q(\theta)` of the guide are one chain. All of them are taken at
     once, and so is :math:`\ln p(y_i \mid \theta_s)`. The groups are
 
-    - ``posterior``: the latent sites, a pruned element at 0, and those of `pyro.deterministic`;
+    - ``posterior``: the latent sites, a pruned element at 0, and computed ones, of
+      `pyro.deterministic` and `pyro.poutine.reparam`;
     - ``unconstrained_posterior``: the latent sites on the real line, where there is such a map;
     - ``prior``: the same sites, drawn from the model;
     - ``posterior_predictive``, ``log_likelihood`` (of each datum, in nats) and ``observed_data``:

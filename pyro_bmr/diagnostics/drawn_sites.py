@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.programs.distributions import find_core
+from pyro_bmr.programs.site_kinds import is_computed, is_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +120,9 @@ def find_counted(fn: Any, mask: Any) -> Tensor | None:
 def _kind(name: str, node: Mapping[str, Any], latent: Collection[str]) -> str | None:
     if isinstance(node["fn"], Unit):
         return None
-    if node["infer"].get("_deterministic"):
+    if is_computed(node):
         return "deterministic"
-    if node["is_observed"]:
+    if is_data(node):
         return "observed"
     return "latent" if name in latent else "predicted"
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -25,8 +24,10 @@ from pyro_bmr.diagnostics.drawn_sites import (
 from pyro_bmr.display import warn
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
+from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger, refuse
+from pyro_bmr.programs.site_kinds import is_latent
 
 
 @torch.inference_mode(False)
@@ -139,11 +140,7 @@ class Draws:
 
 def _values(trace: Trace) -> dict[str, Tensor]:
     check_whole(trace, "guide")
-    return {
-        name: node["value"]
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not (node["is_observed"] or site_is_subsample(node))
-    }
+    return {name: node["value"] for name, node in trace.nodes.items() if is_latent(node)}
 
 
 def _check(kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor]) -> None:
@@ -194,5 +191,5 @@ def _assemble(
         deterministic={name: found[name] for name in kinds.deterministic},
         predicted={name: found[name] for name in kinds.predicted},
         axes={name: read_axes(first.nodes[name]) for name in names},
-        supports={name: first.nodes[name]["fn"].support for name in kinds.latent},
+        supports={name: find_support(first.nodes[name]["fn"]) for name in kinds.latent},
     )

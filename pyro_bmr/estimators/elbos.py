@@ -21,6 +21,7 @@ from pyro_bmr.estimators.expectations import expected_log_prob
 from pyro_bmr.estimators.gaussian_tensor import gaussian
 from pyro_bmr.estimators.local_reparameterization import local_weights
 from pyro_bmr.estimators.posteriors import SitePosterior
+from pyro_bmr.programs.site_kinds import is_likelihood
 
 
 class GlobalELBO(Estimator):
@@ -154,8 +155,7 @@ def _rows_meet(
         for weight in weights.values():
             weight.shift_first_row(shift)
         nodes = run(weights).nodes.values()
-        observed = [n for n in nodes if n["type"] == "sample" and n["is_observed"]]
-        densities.append([node["fn"].log_prob(node["value"]) for node in observed])
+        densities.append([n["fn"].log_prob(n["value"]) for n in nodes if is_likelihood(n)])
     for before, after in zip(*densities, strict=True):
         changed = ~torch.isclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)
         dims = [dim for dim, size in enumerate(changed.shape) if size in rows]

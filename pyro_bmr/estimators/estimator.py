@@ -30,8 +30,10 @@ from pyro_bmr.estimators.posteriors import SitePosterior, read_posteriors
 
 # From where the rules are, so that they are known.
 from pyro_bmr.estimators.propagation import GaussianTensor
+from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger
+from pyro_bmr.programs.site_kinds import is_deterministic, is_likelihood
 
 
 class Estimator(ELBO, ABC):
@@ -164,7 +166,7 @@ class Estimator(ELBO, ABC):
                     check_site_shape(site, self.max_plate_nesting)
             latent = {n: s for n, s in _sample_statements(model_trace) if not s["is_observed"]}
             _check_sites(guide_trace, latent)
-            supports = {name: site["fn"].support for name, site in latent.items()}
+            supports = {name: find_support(site["fn"]) for name, site in latent.items()}
             posteriors = read_posteriors(guide_trace, supports)
             plan = Plan(
                 model,
@@ -208,11 +210,7 @@ def _run(model: Any, guide_trace: Trace, values: Any, args: Any, kwargs: Any) ->
 
 def _sample_statements(trace: Trace) -> Iterator[tuple[str, Any]]:
     for name, node in trace.nodes.items():
-        if (
-            node["type"] == "sample"
-            and not site_is_subsample(node)
-            and not node["infer"].get("_deterministic", False)
-        ):
+        if node["type"] == "sample" and not site_is_subsample(node) and not is_deterministic(node):
             yield name, node
 
 
@@ -234,7 +232,7 @@ def _is_closed(posterior: SitePosterior, prior: Any) -> bool:
 def _rows(trace: Trace) -> Iterator[int]:
     """Yield what may be the number of observations."""
     for _, node in _sample_statements(trace):
-        if node["is_observed"]:
+        if is_likelihood(node):
             sizes = [f.size for f in node["cond_indep_stack"] if f.vectorized]
             yield from sizes or node["fn"].shape()[:1]
 

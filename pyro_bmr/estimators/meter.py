@@ -22,6 +22,7 @@ from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
+from pyro_bmr.programs.site_kinds import is_likelihood
 
 # Estimates that are made at once.
 BLOCK = 4
@@ -163,7 +164,7 @@ class Meter:
             replayed = poutine.replay(self._model, trace=guide)
             model = poutine.trace(replayed).get_trace(*self._args, **self._kwargs)
         sites = {name: site for name, site in model.nodes.items() if site["type"] == "sample"}
-        if not any(site["is_observed"] for site in sites.values()):
+        if not any(map(is_likelihood, sites.values())):
             msg = f"the model observes nothing with these arguments; its sites are {sorted(sites)}"
             raise ValueError(msg)
         fns = {name: site["fn"] for name, site in sites.items() if site_is_subsample(site)}
@@ -203,7 +204,7 @@ class Meter:
                     (
                         node["log_prob_sum"].double()
                         for node in trace.nodes.values()
-                        if node["type"] == "sample" and node["is_observed"]
+                        if is_likelihood(node)
                     ),
                     torch.zeros((), dtype=torch.float64),
                 )

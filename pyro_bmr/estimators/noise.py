@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_bmr.estimators.posteriors import SitePosterior
 from pyro_bmr.programs.distributions import find_core
+from pyro_bmr.programs.site_kinds import is_computed
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _noise_level(
 ) -> NoiseLevel | None:
     exponents = {}
     for site, node in before.items():
-        if site == name or node["infer"].get("_deterministic", False):
+        if site == name or is_computed(node):
             continue
         fn, changed = (find_core(nodes[site]["fn"]) for nodes in (before, after))
         if node["is_observed"] and isinstance(fn, Normal) and _close(fn.loc, changed.loc):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_bmr.programs.distributions import find_core
+from pyro_bmr.programs.site_kinds import is_computed
 
 
 class OutputError(ValueError):
@@ -28,7 +29,7 @@ def find_output(
     An output that is not there raises an `OutputError`.
     """
     sites = {name: node for name, node in nodes.items() if _is_site(node)}
-    data = [n for n, node in sites.items() if n not in latent and not _is_deterministic(node)]
+    data = [n for n, node in sites.items() if n not in latent and not is_computed(node)]
     if output is not None:
         return _named(output, sites, data, latent)
     leaves, spec = pytree.tree_flatten(returned)
@@ -110,7 +111,3 @@ def _is_site(node: Any) -> bool:
     return node["type"] == "sample" and not (
         isinstance(node["fn"], Unit) or type(node["fn"]).__name__ == "_Subsample"
     )
-
-
-def _is_deterministic(node: Any) -> bool:
-    return bool(node["infer"].get("_deterministic"))

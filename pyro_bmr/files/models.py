@@ -17,7 +17,9 @@ from pyro_bmr.files.compacted import pack_compacted, unpack_compacted
 from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.programs.distributions import find_core, is_pruned
 from pyro_bmr.programs.dry_run import dry_run, find_modules
+from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.programs.sites import find_full_shape
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.programs.wrappers import find_wrappers, unwrap
 
@@ -134,8 +136,9 @@ def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
 class SiteRecorder(Messenger):
     """Effect handler that writes down the latent sites of a model.
 
-    ``sites`` holds the shapes of those in ``names``, the sites of the guide, and for all others
-    whether they are observed; ``families`` holds the families of the priors of the former.
+    ``sites`` holds the shapes of those in ``names``, the sites of the guide, at the full size of
+    plates, and for all others whether they are observed; ``families`` holds the families of the
+    priors of the former.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -147,7 +150,7 @@ class SiteRecorder(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.names:
-            self.sites[name] = list(msg["fn"].shape())
+            self.sites[name] = list(find_full_shape(msg))
             core = find_core(msg["fn"])
             own = find_core(core.base_dist) if is_pruned(core) else core
             self.families[name] = type(own).__name__
@@ -183,10 +186,10 @@ def run_recorded(
     call: str,
 ) -> tuple[SiteRecorder, dict[str, tuple[Tensor, Any]]]:
     """Run a model; return its sites, and its parameters, unconstrained, with constraints."""
-    at_values = poutine.condition(model, data=dict(values))
+    recorder = SiteRecorder(values)
     try:
-        with dry_run(model), torch.no_grad(), SiteRecorder(values) as recorder:
-            nodes = poutine.trace(at_values).get_trace(*args, **kwargs).nodes
+        with dry_run(model), torch.no_grad(), recorder, ValueMessenger(values, take_rows):
+            nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
             store = pyro.get_param_store().get_state()
     except Exception as error:
         msg = (

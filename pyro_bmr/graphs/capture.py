@@ -22,6 +22,7 @@ from pyro_bmr.programs.distributions import find_core
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.model_runs import find_tensors
+from pyro_bmr.programs.site_kinds import is_deterministic, is_reparameterized
 
 
 def capture(
@@ -100,7 +101,8 @@ class Capture:
     and ``originals`` are what the program finds elsewhere: parameters, buffers, entries of Pyro's
     param store (unconstrained, as in ``parameters``), constants (``constant 3``). ``outputs`` are
     computed from sites and no views of one: the tensors in distributions of observed sites, log
-    factors, deterministic sites, what the model returns. ``priors`` are the tensors in a site's
+    factors, deterministic sites, what the model returns; of a site that `pyro.poutine.reparam`
+    replaced, the log density alone. ``priors`` are the tensors in a site's
     distribution, ``tied`` how many of its last axes are not independent.
     """
 
@@ -174,10 +176,12 @@ class _Sites(ValueMessenger):
             return
         if msg["name"] in self.values and not msg["is_observed"]:
             self.run.record_prior(msg["name"], msg["fn"])
+        elif is_reparameterized(msg) and not is_deterministic(msg):
+            self.run.record_output(msg["name"], find_core(msg["fn"]).log_density)
         else:
             tensors = list(find_tensors(msg["fn"]))
             self.run.record_output(msg["name"], tensors)
-            if not msg["infer"].get("_deterministic"):
+            if not is_deterministic(msg):
                 self.run.record_observed(tensors)
 
 

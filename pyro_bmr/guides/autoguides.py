@@ -10,6 +10,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import transform_to
 
+from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import check_owned
 from pyro_bmr.programs.sites import Site
 
@@ -45,7 +46,8 @@ def read_value(guide: AutoGuide, path: str, constraint: constraints.Constraint) 
 
 def read_site(node: Any, shape: torch.Size, event_dim: int) -> Site:
     """Read a sample site; ``shape`` is that of its unconstrained value, at full size."""
-    return Site(node["name"], shape, event_dim, node["fn"].support, node["cond_indep_stack"])
+    support = find_support(node["fn"])
+    return Site(node["name"], shape, event_dim, support, node["cond_indep_stack"])
 
 
 def read_whole_site(guide: AutoGuide, node: Any, shape: torch.Size, event_dim: int) -> Site:

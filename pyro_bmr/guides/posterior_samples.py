@@ -18,6 +18,7 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.guides.linear_gaussian import Conditional, join
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, triangular
+from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.sites import Site
@@ -52,11 +53,12 @@ def match_moments(
                 "of the run?"
             )
             raise ValueError(msg)
-        unconstrained = biject_to(node["fn"].support).inv(values)
+        support = find_support(node["fn"])
+        unconstrained = biject_to(support).inv(values)
         shape = unconstrained.shape[lead:]
         event_dim = node["fn"].event_dim + len(shape) - node["value"].dim()
         frames = tuple(frame for frame in node["cond_indep_stack"] if frame.vectorized)
-        sites.append(Site(name, shape, event_dim, node["fn"].support, frames))
+        sites.append(Site(name, shape, event_dim, support, frames))
         parts.append(unconstrained.reshape(*values.shape[:lead], -1))
     draws = torch.cat(parts, -1).double()
     draws = draws if chains else draws[None]

@@ -37,10 +37,11 @@ from pyro_bmr.guides.statements import (
     read_statement,
     site_refusal,
 )
-from pyro_bmr.programs.distributions import find_core, find_element_support
+from pyro_bmr.programs.distributions import find_core, find_element_support, find_support
 from pyro_bmr.programs.dry_run import check_owned, dry_run, find_modules
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.pairs import MODEL_AS_GUIDE
+from pyro_bmr.programs.site_kinds import is_data
 from pyro_bmr.programs.sites import Site, is_scaled
 
 _Failure = NotGaussianError | PartialRowsError
@@ -209,7 +210,7 @@ class _Reader(Messenger):
                 msg["value"], msg["done"] = self.rows[name], True
             return
         if msg["is_observed"]:
-            self.observes |= _is_data(msg) and not self.in_messenger
+            self.observes |= is_data(msg) and not self.in_messenger
             return
         if msg["infer"].get("is_auxiliary"):
             self._put_at_mean(msg)
@@ -221,8 +222,8 @@ class _Reader(Messenger):
         if is_scaled(msg) or msg["mask"] is not None:
             self.unread[name] = site_refusal(name, "it is scaled or masked there")
             return
-        prior = msg["infer"].get("prior", msg["fn"])
-        support = self.supports.get(name, prior.support)
+        own = find_support(msg["infer"].get("prior", msg["fn"]))
+        support = self.supports.get(name, own)
         try:
             if isinstance(find_core(msg["fn"]), dist.Delta) and self._read_source(msg, support):
                 return
@@ -315,11 +316,6 @@ def _depends(value: Tensor, leaf: Tensor) -> bool:
         return False
     (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, retain_graph=True)
     return gradient is not None
-
-
-def _is_data(msg: Any) -> bool:
-    """Tell an observation from `pyro.deterministic` and from `pyro.factor`."""
-    return not (msg["infer"].get("_deterministic") or isinstance(msg["fn"], dist.Unit))
 
 
 def _nonlinear(
@@ -463,7 +459,7 @@ def _draw(
             _call("guide", guide, origin)
         for name in list(draws):
             node = traced.trace.nodes[name]
-            support = supports.get(name, node["infer"].get("prior", node["fn"]).support)
+            support = supports.get(name, find_support(node["infer"].get("prior", node["fn"])))
             frames = tuple(f for f in node["cond_indep_stack"] if f.vectorized)
             partial = any(f.full_size not in (None, f.size) for f in frames)
             if partial or support.is_discrete:
@@ -502,7 +498,7 @@ def _supports(origin: Origin) -> dict[str, constraints.Constraint]:
     with poutine.block(), drawn, poutine.trace() as traced:
         _call("model", origin.model, origin)
     latent = prune_subsample_sites(traced.trace).iter_stochastic_nodes()
-    return {name: node["fn"].support for name, node in latent}
+    return {name: find_support(node["fn"]) for name, node in latent}
 
 
 def _call(what: str, program: Callable[..., Any], origin: Origin) -> None:

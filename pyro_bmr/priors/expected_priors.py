@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Diagonal, Natural
-from pyro_bmr.priors.families import Reading, UnreadablePriorError, read_prior
+from pyro_bmr.priors.all_rows import read_prior
+from pyro_bmr.priors.families import Reading, UnreadablePriorError
 from pyro_bmr.programs.model_runs import ModelRuns
 
 # Pairs of draws u and 2 E[u] - u per half, and so many directions that are orthogonal in them.
@@ -68,10 +69,11 @@ def expect_priors(
     failures: dict[str, str] = {}
     with runs.elsewhere() as run:
         for index in range(2 * _PAIRS):
-            plus, minus = (run(_merged(next(draws))) for _ in range(2))
+            places = [_merged(next(draws)) for _ in range(2)]
+            both = [(run(place), partial(run, place)) for place in places]
             for name in parents.keys() - failures.keys():
                 try:
-                    pair = _Pair(read_prior(plus[name]), read_prior(minus[name]))
+                    pair = _Pair(*(read_prior(name, nodes, rerun) for nodes, rerun in both))
                 except UnreadablePriorError as error:
                     failures[name] = f"at some values of {', '.join(sorted(wanted))} {error}"
                     continue

@@ -1,6 +1,6 @@
 """What the prior of a sample site is: its density at zero, and whether it is Gaussian.
 
-`log_density_at_zero` is where a prior family is registered; `read_prior` reads a site of a trace.
+`log_density_at_zero` is where a prior family is registered; `read_rows` reads a site of a trace.
 """
 
 from __future__ import annotations
@@ -118,7 +118,11 @@ def _(prior: MixtureSameFamily) -> Tensor:
             "mixture per element, such as MixtureSameFamily(Categorical(...), Normal(...))"
         )
         raise UnregisteredPriorError(msg)
-    log_weights = prior.mixture_distribution.logits.double().log_softmax(-1)
+    given = vars(prior.mixture_distribution)
+    if "probs" in given:
+        log_weights = _collapse(given["probs"]).double().log()
+    else:
+        log_weights = _collapse(given["logits"]).double()
     return (log_weights + log_density_at_zero(prior.component_distribution)).logsumexp(-1)
 
 
@@ -135,7 +139,7 @@ class UnreadablePriorError(ValueError):
 
 @dataclass(frozen=True)
 class Reading:
-    """The prior of a site in one run, in float64; one row for all of a sub-sampling plate.
+    """The prior of a site in float64; one row for all of a plate where it was expanded from one.
 
     ``log_density`` is ln p(θ = 0) in nats, ``inf`` also where there is no prior (``masked``).
     """
@@ -145,8 +149,11 @@ class Reading:
     gaussian: Diagonal | None = None
 
 
-def read_prior(node: Any) -> Reading:
-    """Read the prior of a site of a trace, or raise an `UnreadablePriorError` that says why not."""
+def read_rows(node: Any) -> Reading:
+    """Read the prior of a site of a trace, in the rows of plates that this has.
+
+    A density of 0 at zero, or one that is no number, is an `UnreadablePriorError`.
+    """  # noqa: DOC201, DOC501
     fn = node["fn"]
     core = find_core(fn)
     if is_transformed_by_support(core):
@@ -158,15 +165,10 @@ def read_prior(node: Any) -> Reading:
         raise UnreadablePriorError(msg)
     bare = detach_provenance(log_density_at_zero(core)).detach()
     masked = density.isposinf() & ~bare.isposinf()
-    if masked.numel() and masked.all():
-        msg = "it is masked out"
-        raise UnreadablePriorError(msg)
-    density, masked = (_at_full_size(node, part) for part in (density, masked))
     if not isinstance(core, Normal):
         return Reading(density, masked)
     loc, scale = (_collapse(t).detach().double() for t in (core.loc, core.scale))
-    gaussian = Diagonal(_at_full_size(node, loc), _at_full_size(node, scale))
-    return Reading(density, masked, gaussian)
+    return Reading(density, masked, Diagonal(loc, scale))
 
 
 def _unregistered(prior: Any) -> str:
@@ -193,24 +195,6 @@ def _parts(transforms: list[Any]) -> list[Transform]:
         elif transform != AffineTransform(0.0, 1.0):
             parts.append(transform)
     return parts
-
-
-def _at_full_size(node: Any, values: Tensor) -> Tensor:
-    """Return what broadcasts to all rows of the plates, of which the trace saw some."""
-    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
-        full_size = frame.full_size or frame.size
-        dim = frame.dim - node["fn"].event_dim
-        if full_size == frame.size or values.dim() < -dim:
-            continue
-        row = values.narrow(dim, 0, 1)
-        if not (values == row).all():
-            msg = (
-                f"its prior differs along the plate {frame.name!r}, of which only {frame.size} of "
-                f"{full_size} rows were seen; other data may show all rows"
-            )
-            raise UnreadablePriorError(msg)
-        values = row
-    return values
 
 
 def _collapse(tensor: Tensor) -> Tensor:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.factors.program import ProgramFactor
+from pyro_bmr.priors.all_rows import read_prior
+from pyro_bmr.priors.dependence import find_parents
 from pyro_bmr.priors.expected_priors import expect_priors
 from pyro_bmr.priors.families import (
     Reading,
     UnreadablePriorError,
     UnregisteredPriorError,
     is_transformed_by_support,
-    read_prior,
 )
 from pyro_bmr.programs.distributions import POSITIVE, find_core, find_element_support
 from pyro_bmr.programs.dry_run import find_modules
 from pyro_bmr.programs.model_runs import ModelRuns, find_sources
-from pyro_bmr.programs.sites import Site, is_scaled
+from pyro_bmr.programs.site_kinds import is_computed, is_latent
+from pyro_bmr.programs.sites import Site, find_full_shape, is_scaled
 
 
 def read_priors(
@@ -38,10 +39,10 @@ def read_priors(
     """Run the model at the posterior's location and read the prior of the sites to be reduced.
 
     Where a prior depends on other sites, the model runs again at draws of these, and the prior is
-    the expected one: see `pyro_bmr.priors.expected_priors`. Where it depends on learnable
-    parameters, it is read at their current values. Dependence is found through tensors: a model
-    that turns a sampled value into a Python number, or branches on it, and makes a prior of that,
-    hides it.
+    the expected one: see `pyro_bmr.priors.expected_priors`. A site that enters it times zero, say,
+    and so never changes it, is none of these. Where it depends on learnable parameters, it is read
+    at their current values. Dependence is found through tensors: a model that turns a sampled value
+    into a Python number, or branches on it, and makes a prior of that, hides it.
 
     A site that the prior of a reduced site depends on stays whole, because ΔF would not add up;
     naming it instead reduces it and leaves those whole. By default ``sites`` are all over the real
@@ -57,7 +58,7 @@ def read_priors(
     }
     runs = ModelRuns(model, args, kwargs, locations)
     nodes, leaves = runs.here()
-    latent = {name: node for name, node in nodes.items() if _is_latent(node)}
+    latent = {name: node for name, node in nodes.items() if is_latent(node)}
     _check_held(locations, nodes, latent)
     reasons = {name: _absence(node) for name, node in latent.items() if name not in locations}
     readable: dict[str, _Readable] = {}
@@ -66,7 +67,7 @@ def read_priors(
     reasons |= {f.site.name: f.reason for f in factors if isinstance(f, ProgramFactor)}
     for name in (name for name in latent if name in locations and name not in reasons):
         try:
-            found = _read(latent[name], locations[name][0], latent, leaves)
+            found = _read(runs, nodes, locations[name][0], latent, leaves)
             _check_parameters(latent[name], nodes, leaves, modules)
         except (UnregisteredPriorError, UnreadablePriorError) as error:
             reasons[name] = str(error)
@@ -75,6 +76,13 @@ def read_priors(
             reasons[name] = obstacles[name]
         else:
             readable[name] = found
+    parents = find_parents(
+        runs,
+        {name: node["fn"] for name, node in latent.items()},
+        leaves,
+        {name: found.parents for name, found in readable.items() if found.parents},
+    )
+    readable |= {name: replace(readable[name], parents=them) for name, them in parents.items()}
     # pyro.sample(name, ..., obs_mask=mask) makes a latent site of what is missing.
     missing = {
         name
@@ -122,19 +130,12 @@ class _Readable:
     parents: tuple[str, ...]
 
 
-def _is_latent(node: Any) -> bool:
-    return (
-        node["type"] == "sample"
-        and not node["is_observed"]
-        and not site_is_subsample(node)
-        and not node["infer"].get("_deterministic", False)
-    )
-
-
-def _check_held(held: Iterable[str], nodes: Collection[str], latent: Mapping[str, Any]) -> None:
+def _check_held(held: Iterable[str], nodes: Mapping[str, Any], latent: Mapping[str, Any]) -> None:
     for name in held:
         if name not in latent:
-            fate = "observed" if name in nodes else "not in the model"
+            computed = name in nodes and is_computed(nodes[name])
+            observed = "computed from others" if computed else "observed"
+            fate = observed if name in nodes else "not in the model"
             msg = (
                 f"the guide holds the site {name!r}, which is now {fate}. Expected the model that "
                 f"the guide was trained for, which has the latent sites {sorted(latent)}. Pass "
@@ -150,9 +151,14 @@ def _absence(node: Any) -> str:
 
 
 def _read(
-    node: Any, site: Site, latent: Collection[str], leaves: Mapping[str, Tensor]
+    runs: ModelRuns,
+    nodes: Mapping[str, Any],
+    site: Site,
+    latent: Collection[str],
+    leaves: Mapping[str, Tensor],
 ) -> _Readable:
     """Read a site, or say why it cannot be reduced."""
+    node = nodes[site.name]
     mask_sources, parents = (
         find_sources(value, leaves) & set(latent)
         for value in ((node["mask"], node["scale"]), node["fn"])
@@ -168,7 +174,8 @@ def _read(
     _check_shape(node, site)
     # As the model has it: that of the guide may be a copy, which torch does not take for the same.
     support = find_element_support(node["fn"].support)
-    return _Readable(site, support, read_prior(node), tuple(sorted(parents)))
+    reading = read_prior(site.name, nodes, runs.at_rows)
+    return _Readable(site, support, reading, tuple(sorted(parents)))
 
 
 def _check_parameters(
@@ -306,10 +313,8 @@ def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
 
 
 def _check_shape(node: Any, site: Site) -> None:
-    shape = list(node["fn"].shape())
-    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
-        shape[frame.dim - node["fn"].event_dim] = frame.full_size or frame.size
-    if tuple(shape) != tuple(site.shape):
+    shape = find_full_shape(node)
+    if shape != site.shape:
         msg = (
             f"the site {site.name!r} has shape {tuple(site.shape)} in the guide and "
             f"{tuple(shape)} in the model. Expected the model that the guide was trained for, "

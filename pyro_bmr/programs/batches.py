@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import PriorMessenger
+from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 
 # Relatively, how near a scale is that is meant to be the same.
 _ABOUT = 0.02
@@ -209,11 +209,7 @@ class BatchModel:
             torch.manual_seed(0)
             nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
         return {
-            name: node
-            for name, node in nodes.items()
-            if node["type"] == "sample"
-            and not site_is_subsample(node)
-            and not node["infer"].get("_deterministic", False)
+            name: node for name, node in nodes.items() if is_latent(node) or is_likelihood(node)
         }
 
     def _is_subsampled(self, site: Any) -> bool:

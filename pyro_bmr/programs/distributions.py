@@ -153,6 +153,23 @@ def find_element_support(support: constraints.Constraint) -> constraints.Constra
     return support
 
 
+def find_support(fn: Any) -> constraints.Constraint:
+    """Return the support of a distribution, that of the components for a mixture.
+
+    `torch.distributions.biject_to` has no map for the constraint that torch gives to mixtures.
+    """
+    return _without_mixtures(fn.support)
+
+
+def _without_mixtures(support: constraints.Constraint) -> constraints.Constraint:
+    if isinstance(support, MixtureSameFamilyConstraint):
+        return _without_mixtures(support.base_constraint)
+    if not isinstance(support, constraints.independent):
+        return support
+    base = _without_mixtures(support.base_constraint)
+    return constraints.independent(base, support.reinterpreted_batch_ndims)
+
+
 def find_core(fn: Any) -> Any:
     """Unwrap a distribution from ``to_event``, ``mask`` and ``expand``."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):

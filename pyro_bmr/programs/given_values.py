@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -57,6 +58,18 @@ def _draw_supported(prior: Any, device: torch.device | None) -> Tensor:
     transform = biject_to(prior.support)
     shape = transform.inverse_shape(prior.shape())
     return transform(torch.empty(shape, device=device).uniform_(-2, 2))
+
+
+class RowMessenger(Messenger):
+    """Effect handler that chooses the rows of sub-sampling plates that nothing else chooses."""
+
+    def __init__(self, rows: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["name"] in self.rows and msg["value"] is None:
+            msg["value"] = self.rows[msg["name"]].to(msg["fn"].device)
 
 
 class LocalSiteError(ValueError):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.given_values import ValueMessenger, take_rows
+from pyro_bmr.programs.given_values import RowMessenger, ValueMessenger, take_rows
 from pyro_bmr.programs.sites import Site
 
 
@@ -56,19 +56,28 @@ class ModelRuns:
             raise RuntimeError(msg) from error
 
     @contextmanager
-    def elsewhere(self) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Any]]]:
+    def elsewhere(self) -> Iterator[Callable[..., dict[str, Any]]]:
         """Run with some sites elsewhere, and the same random numbers every time.
 
-        Yields a function from their unconstrained values to the nodes of the trace.
+        Yields a function from their unconstrained values, and from the rows of plates that choose
+        rows by themselves, to the nodes of the trace.
         """
 
-        def run(values: Mapping[str, Tensor]) -> dict[str, Any]:
+        def run(
+            values: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None
+        ) -> dict[str, Any]:
             pyro.set_rng_seed(0)
             here = {name: loc.clone() for name, (_, loc) in self.locations.items()}
-            return self._trace(here | dict(values))
+            with RowMessenger(rows or {}):
+                return self._trace(here | dict(values))
 
         with dry_run(self.model), torch.no_grad():
             yield run
+
+    def at_rows(self, rows: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Run once at the locations, with given rows of plates that choose rows by themselves."""
+        with self.elsewhere() as run:
+            return run({}, rows)
 
     def _tracked(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
         with dry_run(self.model), TrackProvenance():
@@ -90,16 +99,21 @@ def find_sources(value: Any, leaves: Mapping[str, Tensor]) -> set[str]:
     """
     found: set[str] = set()
     for tensor in find_tensors(value):
-        found |= get_provenance(tensor)
-        plain = detach_provenance(tensor)
-        if plain.requires_grad and leaves:
-            with torch.enable_grad():
-                total = plain.sum()
-            gradients = torch.autograd.grad(
-                total, list(leaves.values()), retain_graph=True, allow_unused=True
-            )
-            found |= {name for name, g in zip(leaves, gradients, strict=True) if g is not None}
+        found |= get_provenance(tensor) | find_gradients(tensor, leaves).keys()
     return found
+
+
+def find_gradients(tensor: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Differentiate the sum of a tensor in a run of `ModelRuns.here` by what it depends on."""
+    plain = detach_provenance(tensor)
+    if not (plain.requires_grad and leaves):
+        return {}
+    with torch.enable_grad():
+        total = plain.sum()
+    gradients = torch.autograd.grad(
+        total, list(leaves.values()), retain_graph=True, allow_unused=True
+    )
+    return {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
 
 
 def find_tensors(value: Any) -> Iterator[Tensor]:

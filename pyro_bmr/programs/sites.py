@@ -110,6 +110,14 @@ def is_scaled(node: Any) -> bool:
     return not torch.allclose(scale, torch.tensor(plates).to(scale))
 
 
+def find_full_shape(node: Any) -> torch.Size:
+    """Return the shape of the value of a sample statement at the full size of its plates."""
+    shape = list(node["fn"].shape())
+    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
+        shape[frame.dim - node["fn"].event_dim] = frame.full_size or frame.size
+    return torch.Size(shape)
+
+
 Indices = tuple[Tensor | None, ...]
 """By axis of a tensor, the indices that stay, in ascending order; None if all do."""
 

@@ -13,9 +13,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from networks import NETWORKS
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 from unit_pruning import prune_units
@@ -170,7 +176,12 @@ import sys
 import torch, pyro, pyro.distributions as dist
 from torch import nn
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 import pyro_bmr as bmr
 
 torch.manual_seed(1)
@@ -486,3 +497,71 @@ def test_priors_of_written_sizes(tmp_path):
     small.save(tmp_path / "small.bmr")
     loaded = bmr.load(tmp_path / "small.bmr", model, x)
     torch.testing.assert_close(loaded.to_module(x)(x), small.to_module(x)(x), rtol=0, atol=0)
+
+
+def rows_of_five():
+    with pyro.plate("rows", 5, subsample_size=4):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("v", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def vectors_in_nested_plates():
+    rows, columns = pyro.plate("r", 5, subsample_size=2, dim=-2), pyro.plate("c", 4, dim=-1)
+    with rows, columns:
+        pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("v", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def prior_of_each_row():
+    with pyro.plate("rows", 5, subsample_size=2) as index:
+        pyro.sample("w", dist.Normal(0.0, 1.0 + index))
+    pyro.sample("v", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def of_all_sites(model):
+    return AutoNormal(model)
+
+
+def list_of(family):
+    def make(model):
+        guide = AutoGuideList(model)
+        guide.append(AutoNormal(poutine.block(model, expose=["w"])))
+        guide.append(family(poutine.block(model, hide=["w"])))
+        return guide
+
+    return make
+
+
+@pytest.mark.parametrize("model", [rows_of_five, vectors_in_nested_plates, prior_of_each_row])
+@pytest.mark.parametrize(
+    "make", [of_all_sites, list_of(AutoDiagonalNormal), list_of(AutoMultivariateNormal)]
+)
+def test_sub_sampled_plates(tmp_path, model, make):
+    """The guide holds all rows, the model draws some of them."""
+    pyro.set_rng_seed(0)
+    guide = make(model)
+    guide()
+    result = bmr.reduce(guide, select=bmr.baselines.random(0.5))
+    result.save(tmp_path / "result.bmr")
+    loaded = bmr.load(tmp_path / "result.bmr", model)
+    assert_same(loaded.masks, result.masks)
+    assert loaded.delta_f == result.delta_f
+    assert_same(loaded.guide.median(), result.guide.median())
+    assert_same(draws(loaded, ()), draws(result, ()))
+    loaded.model()
+    assert bmr.reduce(loaded.guide, select=lambda scores: dict(scores.kept)).delta_f == 0
+
+
+def test_sub_sampled_plates_of_another_size(tmp_path):
+    guide = AutoNormal(rows_of_five)
+    guide()
+    bmr.reduce(guide, select=bmr.baselines.random(0.5)).save(tmp_path / "result.bmr")
+
+    def other():
+        with pyro.plate("rows", 6, subsample_size=4):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("v", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    loaded = bmr.load(tmp_path / "result.bmr", other)
+    with pytest.raises(ValueError, match="plate"):
+        loaded.model()

@@ -141,18 +141,6 @@ def test_a_sub_sampling_plate_has_all_its_rows():
         torch.testing.assert_close(replayed.nodes["w"]["log_prob_sum"], expected)
 
 
-def test_a_prior_that_varies_along_a_sub_sampling_plate_stays_whole():
-    loc = torch.randn(40)
-
-    def model():
-        with pyro.plate("rows", 40, subsample_size=8) as index:
-            pyro.sample("w", dist.Normal(loc[index], 1.0))
-
-    with pytest.warns(UserWarning, match="no site of this guide can be reduced"):
-        result = reduced(model)
-    assert "only 8 of 40 rows were seen" in result.summary().loc["w", "note"]
-
-
 class LearnablePriorScale(PyroModule):
     def __init__(self):
         super().__init__()
