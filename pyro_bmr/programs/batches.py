@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.enumeration import is_enumerated, sample_statements
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,11 @@ class Batches:
 class BatchModel:
     """A model whose likelihood of a batch stands for that of all rows.
 
-    Observed sites are scaled by rows / batch, except where the model does so (in a sub-sampling
-    plate, or by a scale that follows the size of the batch), and except terms that are the same for
-    every batch. The model is run on two batches to learn this. One that observes nothing, or has
-    latent sites with a row per observation, raises a ValueError.
+    Observed sites, and discrete ones of single rows that are summed out, are scaled by
+    rows / batch, except where the model does so (in a sub-sampling plate, or by a scale that
+    follows the size of the batch), and except terms that are the same for every batch. The model is
+    run on two batches to learn this. One that observes nothing, or has other latent sites with a
+    row per observation, raises a ValueError.
     """
 
     def __init__(self, model: Callable[..., Any], batches: Batches) -> None:
@@ -105,8 +106,7 @@ class BatchModel:
     def _find_scaled(self) -> frozenset[str]:
         size = self.batches.batch_size
         sites = self._sites(size or 1)
-        observed = {name: site for name, site in sites.items() if site["is_observed"]}
-        if not observed:
+        if not any(site["is_observed"] for site in sites.values()):
             msg = (
                 f"the model observes nothing: its sites are {sorted(sites)}. Expected an observed "
                 "site, pyro.sample(..., obs=y); are the targets among the arguments?"
@@ -123,8 +123,8 @@ class BatchModel:
             )
             raise ValueError(msg)
         for name, site in sites.items():
-            follows = others[name]["fn"].shape() != site["fn"].shape()
-            if not site["is_observed"] and follows and not self._is_subsampled(site):
+            latent = not (site["is_observed"] or is_enumerated(site))
+            if latent and _follows_rows(site, others[name]) and not self._is_subsampled(site):
                 msg = (
                     f"the latent site {name!r} has a row for each observation, so a batch would "
                     "have another posterior than the next one. Expected batch_size=None, or a "
@@ -133,24 +133,17 @@ class BatchModel:
                 raise ValueError(msg)
         return frozenset(
             name
-            for name, site in observed.items()
+            for name, site in sites.items()
             if not self._is_subsampled(site)
             and _same_scale(site, others[name])
-            and _depends_on_rows(site, others[name])
+            and (_depends_on_rows if site["is_observed"] else _follows_rows)(site, others[name])
         )
 
     def _sites(self, rows: int) -> dict[str, Any]:
         args, kwargs = self.batches.arguments(self.batches.take(slice(rows)))
         with poutine.block(), dry_run(self.model), torch.no_grad():
             torch.manual_seed(0)
-            nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
-        return {
-            name: node
-            for name, node in nodes.items()
-            if node["type"] == "sample"
-            and not site_is_subsample(node)
-            and not node["infer"].get("_deterministic", False)
-        }
+            return dict(sample_statements(poutine.trace(self.model).get_trace(*args, **kwargs)))
 
     def _is_subsampled(self, site: Any) -> bool:
         """Tell whether the model itself says of how many rows the batch is a part."""
@@ -178,6 +171,10 @@ def _same_scale(site: Any, other: Any) -> bool:
     if scale.shape != more.shape:
         more = more[tuple(slice(size) for size in scale.shape)]
     return torch.allclose(scale, more)
+
+
+def _follows_rows(site: Any, other: Any) -> bool:
+    return other["fn"].shape() != site["fn"].shape()
 
 
 def _depends_on_rows(site: Any, other: Any) -> bool:
