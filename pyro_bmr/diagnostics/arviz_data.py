@@ -181,12 +181,12 @@ def convert(
 
 def _log_likelihoods(observed: Mapping[str, Observed]) -> dict[str, Tensor]:
     """Take those of sites whose rows are independent given the draws."""
-    for name, one in observed.items():
-        if one.coupling:
-            warn(
-                f"the log likelihood of {name!r} is left out, since it is not a sum over rows: "
-                f"{one.coupling}. free_energy and audit sum all of it"
-            )
+    coupled = [name for name, one in observed.items() if one.coupling]
+    if coupled:
+        warn(
+            f"the log likelihood of {coupled} is left out, since it is not a sum over rows: "
+            f"{observed[coupled[0]].coupling}. bmr.free_energy and audit sum all of it"
+        )
     return {name: one.log_prob for name, one in observed.items() if not one.coupling}
 
 

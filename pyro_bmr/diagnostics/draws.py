@@ -22,12 +22,12 @@ from pyro_bmr.diagnostics.drawn_sites import (
     read_values,
     sort_sites,
 )
-from pyro_bmr.diagnostics.summed_sites import find_couplings, sum_out
+from pyro_bmr.diagnostics.summed_sites import find_couplings, sum_out, warn_of_prior_draws
 from pyro_bmr.display import warn
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
 from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.enumeration import find_enumerated, refuse_by_name
+from pyro_bmr.programs.enumeration import Enumeration, find_enumerated, refuse_by_name
 from pyro_bmr.programs.given_values import ValueMessenger, refuse
 
 
@@ -67,22 +67,27 @@ def draw(
     def run_guide(_: Any = None) -> Trace:
         return poutine.trace(guide).get_trace(*args, **kwargs)
 
-    def run(model: Callable[..., Any], values: Mapping[str, Tensor]) -> Trace:
+    def run_model(values: Mapping[str, Tensor]) -> Trace:
         with ValueMessenger(values, refuse("the same, so pass the data of the training")):
             return poutine.trace(model).get_trace(*args, **kwargs)
+
+    def run_enumerated(enumeration: Enumeration, values: Mapping[str, Tensor]) -> Trace:
+        with ValueMessenger(values):
+            return poutine.trace(enumeration(model)).get_trace(*args, **kwargs)
 
     with dry_run(model, guide), torch.no_grad():
         torch.manual_seed(seed)
         with left_alone(guide, model):
             held = _values(run_guide())
             with LargestTensor() as seen:
-                first = run(model, held)
+                first = run_model(held)
                 enumeration = find_enumerated(first, held)
                 with refuse_by_name(enumeration):
-                    summed = run(enumeration(model), held)
+                    summed = run_enumerated(enumeration, held)
                     sum_out(summed, enumeration)
             kinds = sort_sites(first, held.keys())
             _check(kinds, first, held, enumeration.sites)
+            warn_of_prior_draws(summed, enumeration)
             values = evaluate(
                 lambda _: read_values(run_guide(), kinds.latent),
                 {"draw": torch.arange(num_samples)},
@@ -94,9 +99,9 @@ def draw(
         changed = [n for n in kinds.latent if not torch.equal(first.nodes[n]["value"], held[n])]
 
         def read(drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            one = _read(run(model, drawn), kinds, changed)
+            one = _read(run_model(drawn), kinds, changed)
             if enumeration.sites:
-                summed = sum_out(run(enumeration(model), drawn), enumeration)
+                summed = sum_out(run_enumerated(enumeration, drawn), enumeration)
                 one |= {key: tensor.reshape(one[key].shape) for key, tensor in summed.items()}
             return one
 

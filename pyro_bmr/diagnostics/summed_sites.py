@@ -9,6 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_bmr.diagnostics.drawn_sites import describe
+from pyro_bmr.display import warn
 from pyro_bmr.programs.enumeration import Enumeration, Mixture, find_mixtures
 
 
@@ -18,6 +19,19 @@ def find_couplings(trace: Trace, enumeration: Enumeration) -> dict[str, str]:
         name: mixture.describe_coupling(name) for name, mixture in _observed(trace, enumeration)
     }
     return {name: reason for name, reason in found.items() if reason}
+
+
+def warn_of_prior_draws(trace: Trace, enumeration: Enumeration) -> None:
+    """Warn if a guide knows more of the discrete sites that predictions are drawn with."""
+    for name, mixture in _observed(trace, enumeration):
+        hidden = {n: term for n, term in mixture.terms.items() if not term.is_observed}
+        telling = [n for n, term in hidden.items() if not term.is_enumerated]
+        if telling:
+            drawn = [n for n in hidden if n not in telling]
+            warn(
+                f"draws of {name!r} take {drawn} from their prior, though {telling}, which the "
+                "guide holds, tell of them; log likelihoods and means take that into account"
+            )
 
 
 def sum_out(trace: Trace, enumeration: Enumeration) -> dict[str, Tensor]:

@@ -89,9 +89,10 @@ def refuse_by_name(enumeration: Enumeration) -> Iterator[None]:
             raise
         msg = (
             f"the discrete sites {sorted(enumeration.sites)} cannot be summed out "
-            f"({type(error).__name__}: {error}). Expected a model that takes all of their values "
-            "at once, along axes left of its plates, as for pyro.infer.TraceEnum_ELBO; or a "
-            "mixture that is written out, as in dist.MixtureSameFamily"
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected a model that "
+            "takes all of their values at once, along axes left of its plates, as for "
+            "pyro.infer.TraceEnum_ELBO; or a mixture that is written out, as in "
+            "dist.MixtureSameFamily"
         )
         raise ValueError(msg) from error
 
@@ -99,8 +100,8 @@ def refuse_by_name(enumeration: Enumeration) -> Iterator[None]:
 def find_mixtures(trace: Trace, enumeration: Enumeration) -> list[Mixture]:
     """Find what is summed out together in a run of an enumerated model.
 
-    Where an axis of a log density has no plate, or a site outside of a plate depends on one that
-    is summed out inside, a ValueError names the site.
+    Where an axis of a log density has no plate, or a site outside of a plate depends on one that is
+    summed out inside, a ValueError names the site.
     """  # noqa: DOC201, DOC501
     if not enumeration.sites:
         return []
@@ -263,28 +264,32 @@ def _add_up(terms: Sequence[Any]) -> Any:
 def _find_terms(trace: Trace, enumeration: Enumeration) -> Iterator[tuple[str, _Term]]:
     """Find the log densities that have an axis of what is summed out."""
     for name, node in sample_statements(trace):
-        own_axis = node["infer"].get("_enumerate_symbol") if name in enumeration.sites else None
-        log_density = node["fn"].log_prob(node["value"])
-        if own_axis is None:
-            # A mask on a site that is summed out would count its values.
-            log_density = scale_and_mask(log_density, mask=node["mask"])
-        leading = log_density.shape[: max(0, log_density.dim() - enumeration.nesting)]
-        if own_axis is None and leading.numel() == 1:
-            continue
-        symbols = node["infer"]["_dim_to_symbol"]
-        try:
-            log_density = packed.pack(log_density, symbols)
-        except ValueError as error:
+        symbols, shape = node["infer"]["_dim_to_symbol"], _batch_shape(node)
+        used = {dim - len(shape) for dim, size in enumerate(shape) if size > 1}
+        if not used <= symbols.keys():
             msg = (
-                f"the log density of the site {name!r} has the shape {tuple(log_density.shape)}, "
-                f"of which some axes have no plate, where {sorted(enumeration.sites)} are summed "
-                "out. Expected pyro.plate around axes that are independent, or .to_event()"
+                f"the log density of the site {name!r} has the shape {tuple(shape)}, of which some "
+                f"axes have no plate, where {sorted(enumeration.sites)} are summed out. Expected "
+                "pyro.plate around axes that are independent, or .to_event(); and a site that "
+                "depends on those that are summed out inside of their plates"
             )
-            raise ValueError(msg) from error
-        used = frozenset(log_density._pyro_dims)
-        axes = frozenset(s for dim, s in symbols.items() if dim < -enumeration.nesting) & used
-        plates = frozenset(s for dim, s in symbols.items() if dim >= -enumeration.nesting)
-        yield name, _Term(log_density, plates, axes, own_axis, node["is_observed"], node["scale"])
+            raise ValueError(msg)
+        own_axis = node["infer"].get("_enumerate_symbol") if name in enumeration.sites else None
+        axes = frozenset(symbols[dim] for dim in used if dim < -enumeration.nesting)
+        if own_axis or axes:
+            log_density = node["fn"].log_prob(node["value"])
+            if not own_axis:
+                # A mask on a site that is summed out would count its values.
+                log_density = scale_and_mask(log_density, mask=node["mask"])
+            plates = frozenset(s for dim, s in symbols.items() if dim >= -enumeration.nesting)
+            terms = packed.pack(log_density, symbols), plates, axes, own_axis
+            yield name, _Term(*terms, node["is_observed"], node["scale"])
+
+
+def _batch_shape(node: Mapping[str, Any]) -> torch.Size:
+    value, mask = node["value"], torch.as_tensor(True if node["mask"] is None else node["mask"])
+    rows = value.shape[: value.dim() - node["fn"].event_dim]
+    return torch.broadcast_shapes(node["fn"].batch_shape, rows, mask.shape)
 
 
 def _check_plates(terms: Mapping[str, _Term]) -> None:
