@@ -36,7 +36,7 @@ def labelled(x, y=None):
     w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
-        logits = torch.stack([w[0] * k, w[1] + x[:, 0] + 0 * k], -1)
+        logits = torch.stack(torch.broadcast_tensors(w[0] * k, w[1] + x[:, 0]), -1)
         pyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
 
