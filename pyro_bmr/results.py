@@ -120,6 +120,11 @@ class Reduction(Portable, Tabular):
         """The round of `prune` whose state this is; None after `reduce`."""
         return next((one for one in self.rounds if one.kept), None)
 
+    @property
+    def free_energy(self) -> float | None:
+        """F in nats, measured in the round of `prune` that was kept; None after `reduce`."""
+        return None if self.kept_round is None else self.kept_round.free_energy
+
     def summary(self) -> pd.DataFrame:
         """Return a table with one row per site.
 

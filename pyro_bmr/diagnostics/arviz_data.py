@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_bmr.diagnostics.dimensions import Dimensions
-from pyro_bmr.diagnostics.draws import Draws, draw
+from pyro_bmr.diagnostics.draws import Draws, Observed, draw
 from pyro_bmr.diagnostics.prior_draws import draw_prior
+from pyro_bmr.display import warn
 from pyro_bmr.programs.calls import read_call
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.pairs import check_programs
@@ -91,7 +92,9 @@ def to_arviz(
     Notes
     -----
     The scale of `pyro.poutine.scale` is not in the log likelihood, nor are `pyro.factor`
-    statements. Where a mask is False, it is 0.
+    statements. Where a mask is False, it is 0. Discrete sites that the model marks by
+    ``infer={"enumerate": "parallel"}``, and that the guide does not sample, are summed out of it;
+    where several rows share one, it is left out, with a warning.
 
     Examples
     --------
@@ -152,7 +155,7 @@ def convert(
     observed = draws.observed
     predictive = {name: one.draws for name, one in observed.items()} | dict(draws.predicted)
     groups["posterior_predictive"] = _label(predictive, axes)
-    groups["log_likelihood"] = _label({n: one.log_prob for n, one in observed.items()}, axes)
+    groups["log_likelihood"] = _label(_log_likelihoods(observed), axes)
     datasets = {group: dimensions.dataset(tensors) for group, tensors in groups.items() if tensors}
     fixed = {
         "observed_data": {n: (axes[n], one.value) for n, one in observed.items()},
@@ -175,6 +178,17 @@ def convert(
     if "bmr" in datasets:
         datasets["bmr"].attrs |= dict(attributes or {})
     return join_groups(datasets)
+
+
+def _log_likelihoods(observed: Mapping[str, Observed]) -> dict[str, Tensor]:
+    """Take those of sites whose rows are independent given the draws."""
+    coupled = [name for name, one in observed.items() if one.coupling]
+    if coupled:
+        warn(
+            f"the log likelihood of {coupled} is left out, since it is not a sum over rows: "
+            f"{observed[coupled[0]].coupling}. bmr.free_energy and audit sum all of it"
+        )
+    return {name: one.log_prob for name, one in observed.items() if not one.coupling}
 
 
 def _label(

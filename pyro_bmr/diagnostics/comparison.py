@@ -117,8 +117,11 @@ def compare(
                 _check_same(name, draws, next(iter(programs)), before)
             terms = common_draws(*pair, args, kwargs, num_samples, seed=seed, advance=advance)
             mine = _split(*terms)
-            if loo:
-                sites = trained.observed.values()
+            sites = trained.observed.values()
+            coupled = [site.coupling for site in sites if site.coupling]
+            if loo and coupled:
+                notes.append(f"{name}: no elpd_loo, which leaves out single rows: {coupled[0]}")
+            elif loo:
                 rows = [s.log_prob.reshape(num_samples, -1).cpu()[:, s.rows] for s in sites]
                 found = leave_one_out(torch.cat(rows, -1))
                 mine["elpd_loo"], bad_k[name] = Score.sum(found.terms), found.bad

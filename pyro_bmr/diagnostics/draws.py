@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,13 @@ from pyro_bmr.diagnostics.drawn_sites import (
     read_values,
     sort_sites,
 )
+from pyro_bmr.diagnostics.summed_sites import find_couplings, sum_out, warn_of_prior_draws
 from pyro_bmr.display import warn
 from pyro_bmr.guides.traced_guides import left_alone
 from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.enumeration import Enumeration, find_enumerated, refuse_by_name
 from pyro_bmr.programs.given_values import ValueMessenger, refuse
 from pyro_bmr.programs.site_kinds import is_latent
 
@@ -49,7 +51,8 @@ def draw(
     All draws are taken at once, by `torch.vmap`, in chunks that bound the memory. The model, the
     guide, the param store and the random number generators are left as they were. The draws of the
     guide do not depend on the model. A latent site that it does not hold is drawn from the model,
-    with a warning if there are data.
+    with a warning if there are data, unless the model marks it by ``infer={"enumerate":
+    "parallel"}``: then log probabilities, means and probabilities of classes are summed over it.
 
     A guide that was never called, or has no site of the model or one of another shape, is a
     ValueError, as is a plate that takes a part of the data.
@@ -69,14 +72,23 @@ def draw(
         with ValueMessenger(values, refuse("the same, so pass the data of the training")):
             return poutine.trace(model).get_trace(*args, **kwargs)
 
+    def run_enumerated(enumeration: Enumeration, values: Mapping[str, Tensor]) -> Trace:
+        with ValueMessenger(values):
+            return poutine.trace(enumeration(model)).get_trace(*args, **kwargs)
+
     with dry_run(model, guide), torch.no_grad():
         torch.manual_seed(seed)
         with left_alone(guide, model):
             held = _values(run_guide())
             with LargestTensor() as seen:
                 first = run_model(held)
+                enumeration = find_enumerated(first, held)
+                with refuse_by_name(enumeration):
+                    summed = run_enumerated(enumeration, held)
+                    sum_out(summed, enumeration)
             kinds = sort_sites(first, held.keys())
-            _check(kinds, first, held)
+            _check(kinds, first, held, enumeration.sites)
+            warn_of_prior_draws(summed, enumeration)
             values = evaluate(
                 lambda _: read_values(run_guide(), kinds.latent),
                 {"draw": torch.arange(num_samples)},
@@ -86,14 +98,22 @@ def draw(
             )
         # What the model makes of a value that was not drawn under its masks.
         changed = [n for n in kinds.latent if not torch.equal(first.nodes[n]["value"], held[n])]
+
+        def read(drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            one = _read(run_model(drawn), kinds, changed)
+            if enumeration.sites:
+                summed = sum_out(run_enumerated(enumeration, drawn), enumeration)
+                one |= {key: tensor.reshape(one[key].shape) for key, tensor in summed.items()}
+            return one
+
         found = evaluate(
-            lambda drawn: _read(run_model(drawn), kinds, changed),
+            read,
             values,
             largest=seen.elements,
             seed=seed + 1,
             what="model",
         )
-    return _assemble(first, kinds, values, found)
+    return _assemble(first, kinds, values, found, find_couplings(summed, enumeration))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +124,8 @@ class Observed:
     mask leaves out; ``log_prob`` in nats ``(S, *batch)``; ``mean``, None if there is none, and
     ``draws`` from the posterior predictive distribution ``(S, *batch, *event)``;
     ``probabilities`` of K classes ``(S, *batch, K)``, if it is Categorical or Bernoulli.
+    ``coupling`` says why its rows are not independent given the draws, where they are not:
+    ``log_prob`` is then of each by itself.
     """
 
     value: Tensor
@@ -112,6 +134,7 @@ class Observed:
     probabilities: Tensor | None
     draws: Tensor
     counted: Tensor | None = None
+    coupling: str | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -143,7 +166,9 @@ def _values(trace: Trace) -> dict[str, Tensor]:
     return {name: node["value"] for name, node in trace.nodes.items() if is_latent(node)}
 
 
-def _check(kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor]) -> None:
+def _check(
+    kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor], summed: Collection[str]
+) -> None:
     check_whole(trace, "model")
     if not kinds.latent:
         msg = (
@@ -151,9 +176,10 @@ def _check(kinds: SiteKinds, trace: Trace, held: Mapping[str, Tensor]) -> None:
             f"{list(kinds.predicted)}. Expected a model and its guide"
         )
         raise ValueError(msg)
-    if kinds.observed and kinds.predicted:
+    unknown = [name for name in kinds.predicted if name not in summed]
+    if kinds.observed and unknown:
         warn(
-            f"the guide does not hold the latent sites {list(kinds.predicted)}, which are drawn "
+            f"the guide does not hold the latent sites {unknown}, which are drawn "
             "from the model, given what the guide draws: as if the data told nothing more of them"
         )
 
@@ -170,7 +196,11 @@ def _read(trace: Trace, kinds: SiteKinds, changed: list[str]) -> dict[str, Tenso
 
 
 def _assemble(
-    first: Trace, kinds: SiteKinds, values: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    first: Trace,
+    kinds: SiteKinds,
+    values: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    couplings: Mapping[str, str],
 ) -> Draws:
     def observed(name: str) -> Observed:
         node = first.nodes[name]
@@ -182,6 +212,7 @@ def _assemble(
             probabilities=found.get(f"{name} probabilities"),
             draws=found[f"{name} draws"],
             counted=find_counted(node["fn"], node["mask"]),
+            coupling=couplings.get(name),
         )
 
     names = (*kinds.latent, *kinds.deterministic, *kinds.observed, *kinds.predicted)

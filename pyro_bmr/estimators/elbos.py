@@ -221,6 +221,13 @@ class MomentsELBO(Estimator):
 
     @override
     def _refine(self, plan: Plan, run: Run, posteriors: Mapping[str, SitePosterior]) -> Plan:
+        if plan.enumeration.sites:
+            msg = (
+                f"the discrete sites {sorted(plan.enumeration.sites)} are summed out, and the "
+                "expectation of the logarithm of that sum is not known by moments. Expected a "
+                "model without such sites; use the estimator 'global'"
+            )
+            raise ValueError(msg)
         for name, posterior in posteriors.items():
             if name not in plan.analytic and name not in plan.noise:
                 msg = (

@@ -19,7 +19,6 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -32,8 +31,16 @@ from pyro_bmr.estimators.posteriors import SitePosterior, read_posteriors
 from pyro_bmr.estimators.propagation import GaussianTensor
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.enumeration import (
+    Enumeration,
+    Mixture,
+    find_enumerated,
+    find_mixtures,
+    refuse_by_name,
+    sample_statements,
+)
 from pyro_bmr.programs.given_values import ValueMessenger
-from pyro_bmr.programs.site_kinds import is_deterministic, is_likelihood
+from pyro_bmr.programs.site_kinds import is_likelihood
 
 
 class Estimator(ELBO, ABC):
@@ -41,9 +48,11 @@ class Estimator(ELBO, ABC):
 
     .. math:: F = -E_q[\ln p(y \mid \theta)] + KL(q \,\|\, p)
 
-    A loss like `pyro.infer.Trace_ELBO`, for reparameterised guides. At its first call it runs the
-    model a few times more, which leaves no trace, to learn its structure; that must not change.
-    A latent site whose posterior it cannot use is a ValueError.
+    A loss like `pyro.infer.Trace_ELBO`, for reparameterised guides. Discrete sites that the model
+    marks by ``infer={"enumerate": "parallel"}``, and that the guide does not sample, are summed
+    out, as by `pyro.infer.TraceEnum_ELBO`. At its first call it runs the model a few times more,
+    which leaves no trace, to learn its structure; that must not change. A latent site whose
+    posterior it cannot use is a ValueError.
     """
 
     _plan: Plan | None = None
@@ -106,7 +115,7 @@ class Estimator(ELBO, ABC):
         values = dict(self._values(plan, {name: posteriors[name] for name in plan.analytic}))
         for name, level in plan.noise.items():
             values[name], _ = plug_in(posteriors[name].fn, level.exponent)
-        return _run(model, guide_trace, values, args, kwargs), guide_trace
+        return _run(plan.enumeration(model), guide_trace, values, args, kwargs), guide_trace
 
     def _terms(self, plan: Plan, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         """Return complexity and accuracy."""
@@ -120,7 +129,14 @@ class Estimator(ELBO, ABC):
         # against all priors, since several sites may share a statement.
         complexity, accuracy = torch.zeros(()), torch.zeros(())
         closed: set[str] = set()
-        for name, node in _sample_statements(model_trace):
+        mixed: set[str] = set()
+        for mixture in find_mixtures(model_trace, plan.enumeration):
+            prior, likelihood = mixture.sum_out()
+            complexity, accuracy = complexity - prior, accuracy + likelihood
+            mixed.update(mixture.terms)
+        for name, node in sample_statements(model_trace):
+            if name in mixed:
+                continue
             if node["is_observed"]:
                 density = self._log_likelihood(node["fn"], node["value"])
                 if name in offsets:
@@ -141,7 +157,7 @@ class Estimator(ELBO, ABC):
             else:
                 draw = posteriors[name].draw
                 complexity = complexity - _total(node, node["fn"].log_prob(draw))
-        for name, node in _sample_statements(guide_trace):
+        for name, node in sample_statements(guide_trace):
             if name not in closed:
                 complexity = complexity + _total(node, node["fn"].log_prob(node["value"]))
         return complexity, accuracy
@@ -154,28 +170,41 @@ class Estimator(ELBO, ABC):
     def _make_plan(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Plan:
         guide_trace = poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
 
-        def run(values: Mapping[str, Any]) -> Trace:
-            return _run(model, guide_trace, values, args, kwargs)
-
         validate = is_validation_enabled()
         with poutine.block(), dry_run(model), torch.no_grad():
-            model_trace = run({})
+            model_trace = _run(model, guide_trace, {}, args, kwargs)
             if validate:
                 model_trace.compute_log_prob()
-                for _, site in _sample_statements(model_trace):
+                for _, site in sample_statements(model_trace):
                     check_site_shape(site, self.max_plate_nesting)
-            latent = {n: s for n, s in _sample_statements(model_trace) if not s["is_observed"]}
+            enumeration = find_enumerated(model_trace, guide_trace.nodes)
+            latent = {
+                name: site
+                for name, site in sample_statements(model_trace)
+                if not (site["is_observed"] or name in enumeration.sites)
+            }
             _check_sites(guide_trace, latent)
             supports = {name: find_support(site["fn"]) for name, site in latent.items()}
             posteriors = read_posteriors(guide_trace, supports)
+            rows = frozenset(_rows(model_trace))
+
+            def run(values: Mapping[str, Any]) -> Trace:
+                return _run(enumeration(model), guide_trace, values, args, kwargs)
+
+            mixtures = _find_mixtures(run, enumeration)
+            mixed = {name for mixture in mixtures for name in mixture.terms}
+            noise = find_noise(run, posteriors)
+            apart = all(mixture.keeps_rows_apart(rows) for mixture in mixtures)
+            normal = frozenset(n for n, x in posteriors.items() if x.normal is not None) - mixed
             plan = Plan(
                 model,
                 guide,
                 supports,
-                find_noise(run, posteriors),
-                frozenset(n for n, s in latent.items() if _is_closed(posteriors[n], s)),
-                frozenset(n for n, posterior in posteriors.items() if posterior.normal is not None),
-                frozenset(_rows(model_trace)),
+                {name: level for name, level in noise.items() if mixed.isdisjoint(level.observed)},
+                frozenset(n for n, s in latent.items() if _is_closed(posteriors[n], s)) - mixed,
+                normal if apart else frozenset(),
+                rows,
+                enumeration,
             )
             return self._refine(plan, run, posteriors)
 
@@ -190,7 +219,8 @@ class Plan:
 
     ``closed`` sites have a closed divergence from the prior. ``analytic`` ones have independent
     normal elements, of which the expectation is taken; a row takes those of them in ``repeated``
-    more than once. ``rows`` are possible numbers of observations.
+    more than once. ``rows`` are possible numbers of observations; ``enumeration`` has the sites
+    that are summed out, with which nothing is analytic unless rows are independent given θ.
     """
 
     model: Any
@@ -200,6 +230,7 @@ class Plan:
     closed: frozenset[str]
     analytic: frozenset[str]
     rows: frozenset[int]
+    enumeration: Enumeration
     repeated: frozenset[str] = frozenset()
 
 
@@ -208,10 +239,13 @@ def _run(model: Any, guide_trace: Trace, values: Any, args: Any, kwargs: Any) ->
         return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
-def _sample_statements(trace: Trace) -> Iterator[tuple[str, Any]]:
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample" and not site_is_subsample(node) and not is_deterministic(node):
-            yield name, node
+def _find_mixtures(run: Run, enumeration: Enumeration) -> list[Mixture]:
+    """Find what is summed out, which must be such as can be."""
+    with refuse_by_name(enumeration):
+        mixtures = find_mixtures(run({}), enumeration) if enumeration.sites else []
+        for mixture in mixtures:
+            mixture.sum_out()
+    return mixtures
 
 
 def _total(node: Any, density: Tensor) -> Tensor:
@@ -231,7 +265,7 @@ def _is_closed(posterior: SitePosterior, prior: Any) -> bool:
 
 def _rows(trace: Trace) -> Iterator[int]:
     """Yield what may be the number of observations."""
-    for _, node in _sample_statements(trace):
+    for _, node in sample_statements(trace):
         if is_likelihood(node):
             sizes = [f.size for f in node["cond_indep_stack"] if f.vectorized]
             yield from sizes or node["fn"].shape()[:1]
@@ -252,11 +286,11 @@ def _check_sites(guide_trace: Trace, latent: Mapping[str, Any]) -> None:
         msg = (
             f"the guide does not sample {missing}. Expected a guide for all latent sites of the "
             "model, and all data that it observes as arguments; condition the model on those that "
-            "shall be fixed, and use "
-            "pyro.infer.TraceEnum_ELBO where discrete ones are enumerated"
+            'shall be fixed, and mark discrete ones that shall be summed out by infer={"enumerate":'
+            ' "parallel"}, or by pyro.infer.config_enumerate(model)'
         )
         raise ValueError(msg)
-    for name, node in _sample_statements(guide_trace):
+    for name, node in sample_statements(guide_trace):
         if not node["fn"].has_rsample:
             msg = (
                 f"the guide's {type(node['fn']).__name__} of the site {name!r} has no "

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -20,6 +21,7 @@ from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
 from pyro_bmr.programs.batched_draws import evaluate_at_once
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
 from pyro_bmr.programs.site_kinds import is_likelihood
@@ -197,17 +199,12 @@ class Meter:
             guide = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
 
             def log_likelihood(model: Any, args: Any, kwargs: Any) -> Tensor:
-                replayed = poutine.replay(model, trace=guide)
-                trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-                trace.compute_log_prob()
-                return sum(
-                    (
-                        node["log_prob_sum"].double()
-                        for node in trace.nodes.values()
-                        if is_likelihood(node)
-                    ),
-                    torch.zeros((), dtype=torch.float64),
-                )
+                def run(model: Any) -> Trace:
+                    replayed = poutine.replay(model, trace=guide)
+                    return poutine.trace(replayed).get_trace(*args, **kwargs)
+
+                enumeration = find_enumerated(run(model), guide.nodes)
+                return sum_log_likelihood(run(enumeration(model)), enumeration)
 
             whole = log_likelihood(self._model, self._args, self._kwargs)
             parts = torch.arange(rows).split(size)

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.enumeration import is_enumerated
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 
@@ -103,10 +104,11 @@ class Batches:
 class BatchModel:
     """A model whose likelihood of a batch stands for that of all rows.
 
-    Observed sites are scaled by rows / batch, except where the model does so (in a sub-sampling
-    plate, or by a scale that follows the size of the batch), and except terms that are the same for
-    every batch. The model is run on two batches to learn this. One that observes nothing, has
-    latent sites with a row per observation, or data that no batch cuts, raises a ValueError.
+    Observed sites, and discrete ones of single rows that are summed out, are scaled by
+    rows / batch, except where the model does so (in a sub-sampling plate, or by a scale that
+    follows the size of the batch), and except terms that are the same for every batch. The model is
+    run on two batches to learn this. One that observes nothing, has other latent sites with a row
+    per observation, or data that no batch cuts, raises a ValueError.
 
     ``doubled`` are those of the ``scaled`` sites that the model scales by about as much itself, by
     a constant.
@@ -147,7 +149,11 @@ class BatchModel:
         for name, site in sites.items():
             if site["is_observed"]:
                 _check_data(name, site, others[name], self.batches)
-            elif _shapes(site)[0] != _shapes(others[name])[0] and not self._is_subsampled(site):
+            elif (
+                not is_enumerated(site)
+                and _follows_rows(site, others[name])
+                and not self._is_subsampled(site)
+            ):
                 msg = (
                     f"the latent site {name!r} has a row for each observation, so a batch would "
                     "have another posterior than the next one. Expected batch_size=None, or a "
@@ -157,10 +163,9 @@ class BatchModel:
         return frozenset(
             name
             for name, site in sites.items()
-            if site["is_observed"]
-            and not self._is_subsampled(site)
+            if not self._is_subsampled(site)
             and _same_scale(site, others[name])
-            and _depends_on_rows(site, others[name])
+            and (_depends_on_rows if site["is_observed"] else _follows_rows)(site, others[name])
         )
 
     def _find_doubled(self, sites: Mapping[str, Any]) -> dict[str, float]:
@@ -282,6 +287,10 @@ def _same_scale(site: Any, other: Any) -> bool:
     if scale.shape != more.shape:
         more = more[tuple(slice(size) for size in scale.shape)]
     return torch.allclose(scale, more)
+
+
+def _follows_rows(site: Any, other: Any) -> bool:
+    return other["fn"].shape() != site["fn"].shape()
 
 
 def _depends_on_rows(site: Any, other: Any) -> bool:

@@ -8,7 +8,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Predictive, Trace_ELBO
+from mixtures import ROWS_APART, X, Y
+from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from torch import nn
 
@@ -278,3 +279,24 @@ def test_killed_and_resumed():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "the results are the same" in done.stdout
+
+
+@pytest.mark.parametrize("estimator", ["global", TraceEnum_ELBO(max_plate_nesting=1)])
+def test_discrete_sites_are_summed_out_in_training_and_in_measuring(estimator):
+    pair = ROWS_APART["outliers"]
+    guide = pair.guide(X, Y)
+    options = OPTIONS | {"batch_size": None, "estimator": estimator, "progress": False}
+    result = bmr.prune(pair.summed, guide, X, Y, **options)
+    start, *rounds = result.rounds
+    assert rounds
+    assert result.free_energy == result.kept_round.free_energy < start.free_energy
+    written_out = bmr.reduce(guide, X, Y, model=pair.written_out, select=lambda _: result.masks)
+    mean, error = bmr.free_energy(written_out.model, result.guide, X, Y, num_samples=400)
+    its_error = result.kept_round.free_energy_error
+    assert abs(mean - result.free_energy) < 4 * (error**2 + its_error**2) ** 0.5
+
+
+def test_a_reduction_that_was_not_trained_has_no_free_energy(data):
+    model, guide = make()
+    fit(model, guide, *data, num_epochs=2, progress=False)
+    assert bmr.reduce(guide, *data).free_energy is None
