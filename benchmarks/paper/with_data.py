@@ -96,7 +96,7 @@ def rounds(results: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
         .last()
         for table, method in ((paper, "bmr"), (results, "measured"))
     ]
-    return ends[0].join(ends[1], lsuffix=" paper", how="inner")
+    return ends[0].add_suffix(" paper").join(ends[1], how="inner")
 
 
 def rounds_table(results: pd.DataFrame, paper: pd.DataFrame) -> str:
