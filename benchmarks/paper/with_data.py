@@ -198,7 +198,8 @@ def computing_time(results: pd.DataFrame, predictions: pd.DataFrame) -> str:
     once = rows[rows.method == "measured"].seconds
     hours = (results.seconds.sum() + predictions.seconds.sum()) / 3600
     return (
-        f"Reducing and measuring took {hours:.1f} hours of one core; one reduction with data "
+        f"Reducing and measuring, with a part of the training, took {hours:.1f} hours of one core "
+        f"beside other work; one reduction with data "
         f"{once.median():.1f} seconds in the median, {once.max():.0f} at most."
     )
 
