@@ -96,7 +96,7 @@ def rounds(results: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
         .last()
         for table, method in ((paper, "bmr"), (results, "measured"))
     ]
-    return ends[0].join(ends[1], lsuffix=" paper", how="inner")
+    return ends[0].add_suffix(" paper").join(ends[1], how="inner")
 
 
 def rounds_table(results: pd.DataFrame, paper: pd.DataFrame) -> str:
@@ -198,7 +198,8 @@ def computing_time(results: pd.DataFrame, predictions: pd.DataFrame) -> str:
     once = rows[rows.method == "measured"].seconds
     hours = (results.seconds.sum() + predictions.seconds.sum()) / 3600
     return (
-        f"Reducing and measuring took {hours:.1f} hours of one core; one reduction with data "
+        f"Reducing and measuring, with a part of the training, took {hours:.1f} hours of one core "
+        f"beside other work; one reduction with data "
         f"{once.median():.1f} seconds in the median, {once.max():.0f} at most."
     )
 
