@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+from torch import Tensor
 
 from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.handlers import PrunedModel
@@ -17,6 +18,7 @@ from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import Grouping, elements
+from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.fingerprints import fingerprint_run
@@ -52,7 +54,8 @@ def prune(
 
     within two standard errors of the difference. Where a round prunes nothing more, or does not
     count, one is tried that drops all that the evidence says, since F may fall below what it was
-    once the rest is trained; the run ends when that does not count either.
+    once the rest is trained, and then one that only trains; the run ends when F does not fall in
+    that by more than two standard errors either.
 
     Parameters
     ----------
@@ -173,25 +176,33 @@ def prune(
         if num_epochs:
             train(model, guide, num_epochs)
         program.call(guide)
-        whole = reduced(guide, select=lambda scores: dict(scores.kept))
+        whole = reduced(guide, select=_keep_all)
         last = program.start(whole, guide)
         saved.write(last)
+    if measured:
+        selections = (*selections, _keep_all)
     ahead = list(selections)
     while ahead and len(last.rounds) <= max_rounds:
         one = ahead.pop(0)
         reduction = reduced(last.reduction.guide, select=one, groups=groups)
-        if reduction.sparsity == last.reduction.sparsity:
+        trains_only = one is _keep_all
+        if reduction.sparsity == last.reduction.sparsity and not trains_only:
             continue
         realised = program.measure_change(last, reduction)
         train(reduction.model, reduction.guide, refit_epochs or num_epochs)
         after = program.go_on(last, reduction, realised)
-        if measured and not after.is_below(last):
+        pays = after.is_lower(last) if trains_only else after.is_below(last)
+        if measured and not pays:
             last = last.refuse(after)
             program.set_values(last.values)
             continue
         last, ahead = after, list(selections)
         saved.write(last)
     return program.finish(last)
+
+
+def _keep_all(scores: Scores) -> dict[str, Tensor]:
+    return dict(scores.kept)
 
 
 _FIT_OPTIONS = signature(fit).parameters

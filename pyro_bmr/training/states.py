@@ -39,6 +39,11 @@ class State:
         mean, error = mean_and_error(self.draws - before.draws)
         return mean <= 2 * error
 
+    def is_lower(self, than: State) -> bool:
+        """Tell whether F is below that of another state by more than two standard errors."""
+        mean, error = mean_and_error(self.draws - than.draws)
+        return mean < -2 * error
+
     def refuse(self, after: State) -> State:
         """Stay here, but remember the round that led elsewhere."""
         return replace(self, rounds=(*self.rounds, replace(after.rounds[-1], counts=False)))
