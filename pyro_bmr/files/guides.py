@@ -120,7 +120,8 @@ def _gamma(packed: Mapping[str, Any]) -> Factor:
 
 
 def _program(packed: Mapping[str, Any]) -> Factor:
-    return ProgramFactor(*_unpack_sites(packed), packed["values"], packed["reason"])
+    (site,) = _unpack_sites(packed)
+    return ProgramFactor(site, packed["values"], packed["reason"])
 
 
 _KIND: dict[type, str] = {
