@@ -44,7 +44,7 @@ def prune(
     seed: int | None = None,
     **fit_options: Any,
 ) -> Reduction:
-    r"""Train, reduce, train what remains, and so on until a round prunes nothing more.
+    r"""Train, reduce, train what remains, and so on as long as the free energy falls.
 
     The guide is trained in place by `fit`; each reduction has a guide of its own. What goes is
     measured, as in ``reduce(guide, x, y)``, and so is the free energy after each round: a round
@@ -72,7 +72,7 @@ def prune(
     max_rounds : int
         Reductions at most.
     select, groups, sites
-        As in `reduce`; a selection that is given is the only one that is tried.
+        As in `reduce`; where a selection is given, nothing else drops anything.
     algorithm : str
         ``"measured"``: as above, and the learning rate of each training is constant over its first
         half and falls to a hundredth over the second, unless ``lr`` is a function. ``"paper"``:
