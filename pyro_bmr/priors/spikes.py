@@ -69,21 +69,14 @@ def _at_number(site: Site, loc: float | Tensor) -> dict[str, Center]:
         return {}
     offset = transform.inv(value)
     if not (support.check(value) & offset.isfinite()).all():
-        raise UnreadablePriorError(_outside(site.name, value, support))
+        raise UnreadablePriorError(_outside(value, support))
     return {site.name: Center(offset.expand(site.shape), torch.zeros(site.shape).bool())}
 
 
-def _outside(name: str, value: Tensor, support: Any) -> str:
-    spike = f"{value:g}" if value.dim() == 0 else "the spike"
-    if support in POSITIVE:
-        return (
-            f"it is positive, and its density at {spike} is 0; reduced_prior="
-            f"{{{name!r}: Spike(loc=1.0)}} names another spike"
-        )
-    return (
-        f"it is constrained to {support}, and {spike} is not inside of that; reduced_prior="
-        f"{{{name!r}: Spike(loc=...)}} names another spike"
-    )
+def _outside(value: Tensor, support: Any) -> str:
+    spike = f"{value:g}" if value.dim() == 0 else "some of the spike"
+    kind = "positive" if support in POSITIVE else f"constrained to {support}"
+    return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
 
 
 class _Means:
