@@ -306,11 +306,21 @@ def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
     )
     largest = float(error.max()) if error.numel() else 0.0
     notes = [
+        _describe_spike(found.site),
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",
     ]
     return "; ".join(filter(None, notes))
+
+
+def _describe_spike(site: Site) -> str:
+    if site.center is None:
+        return ""
+    if site.center.at_mean.all():
+        return "spike at the mean of its prior"
+    points = site.constrain(torch.zeros(())).unique()
+    return f"spike at {float(points):g}" if len(points) == 1 else ""
 
 
 def _check_shape(node: Any, site: Site) -> None:
