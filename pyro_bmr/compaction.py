@@ -234,11 +234,11 @@ def _check(model: Any, guide: Any) -> None:
 
 
 def _find_zeros(model: PrunedModel, sites: list[Site]) -> dict[str, Tensor]:
-    """By site, False where it is zero: where it is pruned, unless that is at another origin."""
+    """By site, False where it is zero: where it is pruned, unless its center is elsewhere."""
     masks = {name: mask.cpu() for name, mask in model.masks.by_site().items()}
     for site in sites:
         if site.name in masks:
-            masks[site.name] = masks[site.name] | (site.constrain(torch.zeros(())) != 0).cpu()
+            masks[site.name] = masks[site.name] | ~site.zero_at_center().cpu()
     return masks
 
 

@@ -101,8 +101,9 @@ def tune_prior(
             "shape of a site to labels, such as pyro_bmr.elements"
         )
         raise ValueError(msg)
-    problem = read_problem("tune_prior", guide, args, kwargs, model, sites)
-    problem, _ = assign(problem, Gaussian(0.0, 1.0))
+    wide = Gaussian(0.0, 1.0)
+    problem = read_problem("tune_prior", guide, args, kwargs, model, sites, wide)
+    problem, _ = assign(problem, wide)
     problem.warn_if_empty()
     factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
     labels = _label(factors, shared)

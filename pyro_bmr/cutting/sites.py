@@ -71,7 +71,9 @@ def _cut_core(fn: Any, todo: dict[int, Tensor]) -> Any:
     if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         return _cut(fn, {dim - fn.event_dim: index for dim, index in todo.items()})
     if isinstance(fn, PrunedDistribution):
-        return PrunedDistribution(_cut_core(fn.base_dist, todo), _cut_tensor(fn.mask, todo))
+        center = fn.center and fn.center.map(lambda t: _cut_tensor(t, todo))
+        cut, mask = _cut_core(fn.base_dist, todo), _cut_tensor(fn.mask, todo)
+        return PrunedDistribution(cut, mask, center)
     if isinstance(fn, SwitchedDistribution):
         first, other = (_cut_core(part, todo) for part in (fn.base_dist, fn.other))
         return SwitchedDistribution(first, other, _cut_tensor(fn.mask, todo))

@@ -85,16 +85,16 @@ class JointFactor(Factor):
 
     @override
     def kept(self) -> dict[str, Tensor]:
-        return self._by_site(self._mask)
+        return self._by_site(self.flat_mask)
 
     @override
     def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
         mine = [torch.full(s.shape, s.name in names).reshape(-1) for s in self.sites]
         wanted = torch.cat(mine).to(self.posterior.loc.device)
-        held, _ = self._exact.split(wanted[self._mask])
+        held, _ = self._exact.split(wanted[self.flat_mask])
         for noise in normals(held.noise_size):
             full = torch.zeros_like(wanted, dtype=self.posterior.loc.dtype)
-            full[wanted & self._mask] = held.transform(noise.to(held.loc)).to(full)
+            full[wanted & self.flat_mask] = held.transform(noise.to(held.loc)).to(full)
             by_site = self._by_site(full)
             yield {name: by_site[name] for name in names}
 
@@ -160,13 +160,14 @@ class JointFactor(Factor):
     def take(self, kept: Mapping[str, Indices]) -> JointFactor:
         whole = {site.name: (None,) * len(site.shape) for site in self.sites}
         mine = {site.name: kept.get(site.name, whole[site.name]) for site in self.sites}
-        places = self._by_site(torch.arange(len(self._mask), device=self._mask.device))
-        stay = torch.zeros_like(self._mask)
+        places = self._by_site(torch.arange(len(self.flat_mask), device=self.flat_mask.device))
+        stay = torch.zeros_like(self.flat_mask)
         for name, indices in mine.items():
             stay[take(places[name], indices)] = True
-        marginal, _ = self._exact.split(stay[self._mask])
+        marginal, _ = self._exact.split(stay[self.flat_mask])
+        left = self._by_site(stay)
         return JointFactor(
-            tuple(site.take(mine[site.name]) for site in self.sites),
+            tuple(_take_site(site, mine[site.name], left) for site in self.sites),
             marginal.to(self.posterior.loc.dtype),
             None if self.mask is None else self.mask[stay],
         )
@@ -213,8 +214,8 @@ class JointFactor(Factor):
         dict of Tensor
             By site, of its shape after the leading dimensions of ``vector``.
         """
-        full = vector.new_full(vector.shape[:-1] + self._mask.shape, fill)
-        full[..., self._mask] = vector
+        full = vector.new_full(vector.shape[:-1] + self.flat_mask.shape, fill)
+        full[..., self.flat_mask] = vector
         parts = full.split([site.shape.numel() for site in self.sites], -1)
         return {
             site.name: part.reshape(vector.shape[:-1] + site.shape)
@@ -235,10 +236,11 @@ class JointFactor(Factor):
             In the order of `left`.
         """
         parts = [by_site[site.name].expand(site.shape).reshape(-1) for site in self.sites]
-        return torch.cat(parts)[self._mask]
+        return torch.cat(parts)[self.flat_mask]
 
     @property
-    def _mask(self) -> Tensor:
+    def flat_mask(self) -> Tensor:
+        """Boolean, over all elements of all sites; True for those that ``posterior`` holds."""
         if self.mask is not None:
             return self.mask
         return torch.ones_like(self.posterior.loc, dtype=torch.bool)
@@ -265,8 +267,8 @@ class JointFactor(Factor):
 
     def _embed(self, vector: Tensor, fill: float | bool) -> Tensor:
         """Put the elements that the posterior holds into a vector over all elements."""
-        full = vector.new_full(self._mask.shape, fill)
-        full[self._mask] = vector
+        full = vector.new_full(self.flat_mask.shape, fill)
+        full[self.flat_mask] = vector
         return full
 
     def _by_site(self, vector: Tensor) -> dict[str, Tensor]:
@@ -278,3 +280,12 @@ class JointFactor(Factor):
 
     def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
         return {name: part for name, part in self._by_site(vector).items() if name in self.priors}
+
+
+def _take_site(site: Site, kept: Indices, left: Mapping[str, Tensor]) -> Site:
+    """Take some of a site, whose center is computed from what is left of other sites."""
+    taken = site.take(kept)
+    if taken.center is None:
+        return taken
+    weights = {n: weight[:, left[n].reshape(-1)] for n, weight in taken.center.weights.items()}
+    return replace(taken, center=replace(taken.center, weights=weights))

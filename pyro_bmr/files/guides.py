@@ -14,6 +14,7 @@ from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.factors.program import ProgramFactor
+from pyro_bmr.files.centers import pack_center, unpack_center
 from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
@@ -78,6 +79,7 @@ def _pack_site(site: Site) -> dict[str, Any]:
         "event_dim": site.event_dim,
         "support": pack_support(site.support, f"the site {site.name!r}"),
         "plates": [list(frame) for frame in site.plates],
+        "center": None if site.center is None else pack_center(site.center),
     }
 
 
@@ -89,6 +91,7 @@ def _unpack_sites(packed: Mapping[str, Any]) -> tuple[Site, ...]:
             one["event_dim"],
             unpack_support(one["support"]),
             tuple(CondIndepStackFrame(*frame) for frame in one["plates"]),
+            one["center"] and unpack_center(one["center"]),
         )
         for one in packed["sites"]
     )

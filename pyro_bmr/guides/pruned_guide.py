@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from pyro_bmr.factors.centering import value_marginals
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
@@ -180,9 +181,9 @@ class PrunedGuide(OwnNames):
             factor = part.factor()
             if isinstance(factor, ProgramFactor):
                 continue
-            marginals = factor.marginals()
+            marginals = value_marginals(factor)
             for site in factor.sites:
-                yield site, marginals[site.name]
+                yield replace(site, center=None), marginals[site.name]
 
 
 def latent_name(sites: tuple[Site, ...]) -> str:

@@ -7,10 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PRIOR_MEAN = "prior"
+
 
 @dataclass(frozen=True)
 class Spike:
-    """The reduced prior that is a point mass at zero.
+    r"""The reduced prior that is a point mass, :math:`\delta(\theta - c)`, at zero or elsewhere.
+
+    Parameters
+    ----------
+    loc : float, Tensor or str
+        :math:`c`: a number, a tensor that broadcasts to the shape of a site, or ``"prior"`` for the
+        mean of the site's prior. Where that mean is computed from the values of other sites, as
+        that of a group, a pruned element is equal to it in every draw.
+
+    Raises
+    ------
+    ValueError
+        If a location is not finite, or another word than ``"prior"``.
 
     Examples
     --------
@@ -23,7 +37,21 @@ class Spike:
     >>> _ = guide()
     >>> reduce(guide, reduced_prior=Spike()).guide.median()
     {'w': tensor(0.)}
+    >>> reduce(guide, reduced_prior=Spike(loc=0.2)).guide.median()
+    {'w': tensor(0.2000)}
     """
+
+    loc: float | Tensor | str = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loc, str) and self.loc == PRIOR_MEAN:
+            return
+        if isinstance(self.loc, str) or not torch.as_tensor(self.loc).isfinite().all():
+            msg = (
+                f"got Spike(loc={self.loc!r}). Expected a finite number, a tensor of such, or "
+                '"prior" for the mean of the prior'
+            )
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)

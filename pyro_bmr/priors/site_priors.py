@@ -35,6 +35,8 @@ def read_priors(
     kwargs: Mapping[str, Any],
     factors: Sequence[Factor],
     sites: Iterable[str] | None = None,
+    failures: Mapping[str, str] | None = None,
+    also: Collection[str] = (),
 ) -> tuple[dict[str, Prior], dict[str, str]]:
     """Run the model at the posterior's location and read the prior of the sites to be reduced.
 
@@ -46,7 +48,8 @@ def read_priors(
 
     A site that the prior of a reduced site depends on stays whole, because ΔF would not add up;
     naming it instead reduces it and leaves those whole. By default ``sites`` are all over the real
-    line; one with another support is reduced, in unconstrained coordinates, only if it is named.
+    line; one with another support is reduced, in unconstrained coordinates, only if it is named,
+    or if it is among ``also``. ``failures`` say of sites why they cannot be reduced.
 
     Returns the priors of the sites that may be reduced, and why each other latent site stays whole.
     A ValueError says that guide and model do not fit, or that a named site cannot be reduced.
@@ -64,6 +67,7 @@ def read_priors(
     readable: dict[str, _Readable] = {}
     modules = find_modules(model)
     obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
+    obstacles |= failures or {}
     reasons |= {f.site.name: f.reason for f in factors if isinstance(f, ProgramFactor)}
     for name in (name for name in latent if name in locations and name not in reasons):
         try:
@@ -89,7 +93,7 @@ def read_priors(
         for name in readable
         if name.endswith("_unobserved") and f"{name.removesuffix('_unobserved')}_observed" in nodes
     }
-    chosen = _choose(sites, readable, missing, reasons)
+    chosen = _choose(sites, readable, missing, also, reasons)
     priors = _priors(runs, factors, {name: readable[name] for name in chosen}, reasons)
     if sites is not None:
         check_named(chosen, readable, reasons)
@@ -232,12 +236,13 @@ def _choose(
     sites: Iterable[str] | None,
     readable: Mapping[str, _Readable],
     missing: Collection[str],
+    also: Collection[str],
     reasons: dict[str, str],
 ) -> list[str]:
     """Return the sites to reduce, and note why the others stay whole."""
     if sites is None:
         wanted = {name for name, found in readable.items() if found.support is constraints.real}
-        wanted -= set(missing)
+        wanted = (wanted - set(missing)) | (readable.keys() & set(also))
     else:
         wanted = {sites} if isinstance(sites, str) else set(sites)
         check_named(wanted, readable, reasons)
@@ -267,11 +272,7 @@ def _not_wanted(found: _Readable, *, named: bool) -> str:
         return "it is not among sites="
     if found.support is constraints.real:
         return "it stands for missing observations; sites= may name it"
-    image = found.site.constrain(torch.zeros(found.site.shape)).reshape(-1)
-    pruned = f"{image[0]:g}" if len(image) and (image == image[0]).all() else "the image of 0"
-    return (
-        f"{_constrained(found.support)}; sites= may name it, which sets pruned elements to {pruned}"
-    )
+    return f"{_constrained(found.support)}; sites= may name it"
 
 
 def _priors(
@@ -305,11 +306,21 @@ def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
     )
     largest = float(error.max()) if error.numel() else 0.0
     notes = [
+        _describe_spike(found.site),
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",
     ]
     return "; ".join(filter(None, notes))
+
+
+def _describe_spike(site: Site) -> str:
+    if site.center is None:
+        return ""
+    if site.center.at_mean.all():
+        return "spike at the mean of its prior"
+    points = site.constrain(torch.zeros(())).unique()
+    return f"spike at {float(points):g}" if len(points) == 1 else ""
 
 
 def _check_shape(node: Any, site: Site) -> None:

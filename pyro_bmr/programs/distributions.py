@@ -24,6 +24,8 @@ from torch.distributions import (
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 from typing_extensions import override
 
+from pyro_bmr.programs.centers import Center
+
 POSITIVE = (constraints.positive, constraints.nonnegative)
 
 
@@ -34,18 +36,22 @@ class PrunedDistribution(TorchDistribution):
               + \sum_{i \notin \text{kept}} \ln \delta(\theta_i)
 
     A pruned element is 0 in every draw and adds exactly 0 to the log density; any other value has
-    the log density ``-inf``, and is an error where arguments are validated. Where the support is
-    not the real line, a pruned element is where 0 in unconstrained coordinates leads to: at 1 if
-    it is positive.
+    the log density ``-inf``, and is an error where arguments are validated. Where there is a
+    ``center``, of the shape of the batch, a pruned element is there instead.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(
-        self, base_dist: TorchDistribution, mask: Tensor, validate_args: bool | None = None
+        self,
+        base_dist: TorchDistribution,
+        mask: Tensor,
+        center: Center | None = None,
+        validate_args: bool | None = None,
     ) -> None:
         self.base_dist = base_dist
         self.mask = mask.expand(base_dist.batch_shape)
+        self.center = center
         super().__init__(base_dist.batch_shape, validate_args=validate_args)
 
     @property
@@ -69,16 +75,21 @@ class PrunedDistribution(TorchDistribution):
         return torch.where(self.mask, self.base_dist.variance, 0)
 
     def origin(self, like: Tensor) -> Tensor | float:
-        """Return where pruned elements are: what 0 in unconstrained coordinates leads to."""
-        if find_element_support(self.support) is constraints.real:
+        """Return where pruned elements are: where their center is on the support."""
+        support = find_element_support(self.support)
+        if self.center is None and support is constraints.real:
             return 0.0
-        return biject_to(find_element_support(self.support))(like.new_zeros(()))
+        center = like.new_zeros(()) if self.center is None else self.center.locate(self.base_dist)
+        return biject_to(support)(center.to(like))
 
     def put_at_origin(self, value: Tensor) -> Tensor:
         """Put the pruned elements of a value at the origin."""
         # Draws in parallel have one dimension less than the distribution that Pyro expanded.
         mask = self.mask[(0,) * max(0, self.mask.dim() - value.dim())]
-        return torch.where(mask, value, self.origin(value))
+        origin = self.origin(value)
+        if isinstance(origin, Tensor):
+            origin = origin[(0,) * max(0, origin.dim() - value.dim())]
+        return torch.where(mask, value, origin)
 
     @override
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
@@ -91,7 +102,10 @@ class PrunedDistribution(TorchDistribution):
     @override
     def log_prob(self, value: Tensor) -> Tensor:
         origin = self.origin(value)
-        at_origin = value == origin
+        if self.center is None:
+            at_origin = value == origin
+        else:  # which guide and model compute each in its own way
+            at_origin = torch.isclose(value, torch.as_tensor(origin), rtol=1e-4, atol=1e-6)
         if self._validate_args and not (self.mask | at_origin).all():
             msg = (
                 f"a pruned element has a value other than {origin}. Expected the guide of the same "
@@ -110,13 +124,16 @@ class PrunedDistribution(TorchDistribution):
         new = self._get_checked_instance(PrunedDistribution, _instance)
         new.base_dist = self.base_dist.expand(batch_shape)
         new.mask = self.mask.expand(batch_shape)
+        new.center = self.center
         super(PrunedDistribution, new).__init__(batch_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
 
-def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution:
-    """Put elements of a distribution at zero, inside any ``to_event`` and ``mask``; True keeps.
+def prune_distribution(
+    fn: TorchDistribution, mask: Tensor, center: Center | None = None
+) -> TorchDistribution:
+    """Put elements at zero or a center, inside any ``to_event`` and ``mask``; True keeps.
 
     A ValueError says that the mask does not broadcast to ``fn.shape()``, or that the elements are
     not independent.
@@ -133,17 +150,17 @@ def prune_distribution(fn: TorchDistribution, mask: Tensor) -> TorchDistribution
         )
         raise ValueError(msg)
     if isinstance(fn, Independent):
-        inner = prune_distribution(fn.base_dist, mask)
+        inner = prune_distribution(fn.base_dist, mask, center)
         return Independent(inner, fn.reinterpreted_batch_ndims)
     if isinstance(fn, MaskedDistribution):
-        return MaskedDistribution(prune_distribution(fn.base_dist, mask), fn._mask)
+        return MaskedDistribution(prune_distribution(fn.base_dist, mask, center), fn._mask)
     if fn.event_dim:
         msg = (
             f"elements of a {type(fn).__name__} cannot be put at zero one by one, because they "
             "are not independent. Expected univariate elements, such as Normal(...).to_event(n)"
         )
         raise ValueError(msg)
-    return PrunedDistribution(fn, mask)
+    return PrunedDistribution(fn, mask, center)
 
 
 def find_element_support(support: constraints.Constraint) -> constraints.Constraint:

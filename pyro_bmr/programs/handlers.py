@@ -9,28 +9,30 @@ import pyro
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_bmr.programs.centers import Center, take_center
 from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribution
 from pyro_bmr.programs.wrappers import ModelWrapper
 
 
 class _PruneMessenger(Messenger):
-    """Effect handler that puts the pruned elements of latent sites at zero.
+    """Effect handler that puts the pruned elements of latent sites at zero, or at their centers.
 
-    At zero in unconstrained coordinates: a pruned element of a positive site is 1. Masks have the
-    shape of their site at the full size of its plates; True keeps.
+    Masks and centers have the shape of their site at the full size of its plates; True keeps.
 
     The distribution of a site is changed before it is sampled, so that draws, replayed values and
     log densities agree wherever a trace is taken; a value that comes from elsewhere (a guide that
     knows nothing of the masks) is zeroed before the model uses it.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, masks: Mapping[str, Tensor], centers: Mapping[str, Center]) -> None:
         super().__init__()
-        self.masks = masks
+        self.masks, self.centers = masks, centers
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.masks and not msg["is_observed"]:
-            msg["fn"] = prune_distribution(msg["fn"], self._mask(msg))
+            center = self.centers.get(msg["name"])
+            rows = None if center is None else take_center(center, msg)
+            msg["fn"] = prune_distribution(msg["fn"], self._mask(msg), rows)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # Handlers outside may by now have called the site observed (poutine.condition, Predictive).
@@ -67,6 +69,8 @@ class PrunedModel(ModelWrapper):
         Any Pyro model.
     masks : mapping
         By site, a boolean tensor of the site's shape; True keeps.
+    centers : mapping, optional
+        By site whose pruned elements are elsewhere than at zero, where they are.
 
     Raises
     ------
@@ -81,9 +85,15 @@ class PrunedModel(ModelWrapper):
     True
     """
 
-    def __init__(self, model: Callable[..., Any], masks: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        masks: Mapping[str, Tensor],
+        centers: Mapping[str, Center] | None = None,
+    ) -> None:
         super().__init__(model)
         self.masks = SiteBuffers(masks)
+        self.centers = dict(centers or {})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -98,7 +108,7 @@ class PrunedModel(ModelWrapper):
         object
             What the model returns.
         """
-        with _PruneMessenger(self.masks.by_site()):
+        with _PruneMessenger(self.masks.by_site(), self.centers):
             return self.model(*args, **kwargs)
 
 

@@ -15,6 +15,7 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from pyro_bmr.programs.centers import CenterMessenger, add_weighted
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import RowMessenger, ValueMessenger, take_rows
 from pyro_bmr.programs.sites import Site
@@ -84,10 +85,14 @@ class ModelRuns:
             return self._trace(values)
 
     def _trace(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
-        constrained = {
-            name: self.locations[name][0].constrain(value) for name, value in values.items()
-        }
-        with ValueMessenger(constrained, take_rows):
+        sites = {name: site for name, (site, _) in self.locations.items()}
+        centers = {name: site.center for name, site in sites.items() if site.center is not None}
+        if any(center.weights for center in centers.values()):
+            flat = {name: values[name].reshape(-1) for name in sites}
+            added = add_weighted(sites.values(), flat)
+            values = {name: own.reshape(values[name].shape) for name, own in added.items()}
+        constrained = {name: sites[name].constrain(value) for name, value in values.items()}
+        with CenterMessenger(centers), ValueMessenger(constrained, take_rows):
             return dict(poutine.trace(self.model).get_trace(*self.args, **self.kwargs).nodes)
 
 

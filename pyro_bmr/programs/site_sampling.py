@@ -13,6 +13,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_bmr.programs.centers import add_weighted
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.sites import Site
 
@@ -56,7 +57,9 @@ def sample_sites(
     batch_shape = latent.shape[:-1]
     sizes = [site.shape.numel() for site in sites]
     masks = [None] * len(sizes) if mask is None else mask.split(sizes)
-    for site, part, kept in zip(sites, latent.split(sizes, -1), masks, strict=True):
+    parts = {site.name: part for site, part in zip(sites, latent.split(sizes, -1), strict=True)}
+    parts = add_weighted(sites, parts)
+    for site, part, kept in zip(sites, parts.values(), masks, strict=True):
         shape = torch.broadcast_shapes(site.shape, batch_shape + (1,) * site.event_dim)
         left = None if kept is None else kept.reshape(site.shape)
         yield site.name, sample_site(site, part.reshape(shape), plates, left)
@@ -66,6 +69,10 @@ def sample_site(
     site: Site, unconstrained: Tensor, plates: Mapping[str, Any], kept: Tensor | None = None
 ) -> Tensor:
     """Sample a site at an unconstrained value; elements that are not kept have log density 0."""
+    if site.center is not None:
+        with inside_plates(site, plates):
+            offset = pyro.subsample(site.center.offset, event_dim=site.event_dim)
+        unconstrained = unconstrained + offset.to(unconstrained)
     transform = biject_to(find_element_support(site.support))
     value = transform(unconstrained)
     # A site's event may have other dimensions than its unconstrained value (a simplex has).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_bmr.programs.centers import Center
 from pyro_bmr.programs.distributions import find_element_support
 
 
@@ -29,6 +30,8 @@ class Site:
         Support of the value; `torch.distributions.biject_to` leads there.
     plates : tuple
         Pyro's frames of the plates that it lies in.
+    center : Center, optional
+        The point that its unconstrained coordinates are measured from; None for zero.
 
     Examples
     --------
@@ -41,6 +44,7 @@ class Site:
     event_dim: int = 0
     support: constraints.Constraint = constraints.real
     plates: tuple[Any, ...] = ()
+    center: Center | None = field(default=None, compare=False)
 
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Map an unconstrained value to the support.
@@ -48,14 +52,27 @@ class Site:
         Parameters
         ----------
         unconstrained : Tensor
-            A value on the real line.
+            A value on the real line, from the center on.
 
         Returns
         -------
         Tensor
             The value of the sample site.
         """
+        if self.center is not None:
+            unconstrained = unconstrained + self.center.offset.to(unconstrained)
         return biject_to(find_element_support(self.support))(unconstrained)
+
+    def zero_at_center(self) -> Tensor:
+        """Tell which elements are zero where pruned, whatever the values of other sites are.
+
+        Returns
+        -------
+        Tensor
+            Boolean; broadcasts to the site's shape.
+        """
+        zero = self.constrain(torch.zeros(())) == 0
+        return zero if self.center is None else zero & ~self.center.at_mean
 
     def take(self, kept: Indices) -> Site:
         """Return the site with some indices of its axes only.
@@ -98,7 +115,16 @@ class Site:
                 return frame
             return frame._replace(size=shape[axis], full_size=shape[axis])
 
-        return replace(self, shape=shape, plates=tuple(cut(frame) for frame in self.plates))
+        plates = tuple(cut(frame) for frame in self.plates)
+        return replace(self, shape=shape, plates=plates, center=self._cut_center(kept))
+
+    def _cut_center(self, kept: Indices) -> Center | None:
+        if self.center is None:
+            return None
+        cut = self.center.map(lambda t: take(t, kept))
+        rows = take(torch.arange(self.shape.numel()).reshape(self.shape), kept).reshape(-1)
+        weights = {name: weight[rows] for name, weight in self.center.weights.items()}
+        return replace(cut, weights=weights)
 
 
 def is_scaled(node: Any) -> bool:

@@ -171,7 +171,7 @@ def switch_prior(fn: Any, new: NewPrior) -> Any:
     if isinstance(fn, MaskedDistribution):
         return MaskedDistribution(switch_prior(fn.base_dist, new), fn._mask)
     if isinstance(fn, PrunedDistribution):
-        return PrunedDistribution(switch_prior(fn.base_dist, new), fn.mask)
+        return PrunedDistribution(switch_prior(fn.base_dist, new), fn.mask, fn.center)
     shape = fn.batch_shape
     if fn.event_dim or torch.broadcast_shapes(new.mask.shape, shape) != shape:
         msg = (

@@ -130,7 +130,9 @@ def assemble(
         if name in spiked or not kept.all()
     }
     guide = PrunedGuide(remaining, replace(origin, model=full_model))
-    return PrunedModel(full_model, masks), guide, masks
+    sites = (site for factor in remaining for site in factor.sites)
+    centers = {site.name: site.center for site in sites if site.center is not None}
+    return PrunedModel(full_model, masks, centers), guide, masks
 
 
 def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[str, ...]:

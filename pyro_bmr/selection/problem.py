@@ -10,10 +10,10 @@ from inspect import isfunction
 from typing import Any
 
 import torch
-from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_bmr.display import warn
+from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
@@ -21,7 +21,7 @@ from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
-from pyro_bmr.programs.distributions import find_element_support
+from pyro_bmr.priors.spikes import find_centers
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.scores import ElementScores, score
@@ -69,10 +69,12 @@ def read_problem(
     kwargs: Mapping[str, Any] | None,
     model: Callable[..., Any] | None,
     sites: Iterable[str] | None,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
 ) -> Problem:
     """Read a guide, and the priors of the model that it was trained for.
 
     ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
+    Coordinates are measured from where the spike of ``reduced_prior`` is.
     """
     _check_guide(verb, guide)
     origin = read_origin(guide)
@@ -98,7 +100,12 @@ def read_problem(
         )
         raise ValueError(msg)
     named = (sites,) if isinstance(sites, str) else None if sites is None else tuple(sites)
-    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, factors, named)
+    program = origin.model, origin.args, origin.kwargs
+    factors = recenter(factors, {})
+    centers, failures = find_centers(*program, factors, reduced_prior)
+    factors = recenter(factors, centers)
+    also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
+    priors, reasons = read_priors(*program, factors, named, failures, also)
     return Problem(factors, origin, priors, reasons, named)
 
 
@@ -111,7 +118,8 @@ def read_scores(
     sites: Iterable[str] | None,
 ) -> tuple[Problem, ElementScores]:
     """Read a guide as `read_problem` does, and score each of its elements for a spike."""
-    problem, _ = assign(read_problem(verb, guide, args, kwargs, model, sites), Spike())
+    problem = read_problem(verb, guide, args, kwargs, model, sites, Spike())
+    problem, _ = assign(problem, Spike())
     problem.warn_if_empty()
     return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
 
@@ -119,7 +127,7 @@ def read_scores(
 def read_units(problem: Problem) -> ModelUnits:
     """Find the units of the model, which runs at the posterior's location."""
     values = {
-        site.name: site.constrain(factor.locations()[site.name])
+        site.name: replace(site, center=None).constrain(value_locations(factor)[site.name])
         for factor in problem.factors
         for site in factor.sites
     }
@@ -181,13 +189,9 @@ class UnitsOnDemand:
 
 
 def _find_zeroed(factors: tuple[Factor, ...], spiked: Collection[str]) -> tuple[str, ...]:
-    """Name the spiked sites whose pruned elements are zero also on the support of the site."""
-    return tuple(
-        site.name
-        for factor in factors
-        for site in factor.sites
-        if site.name in spiked and find_element_support(site.support) is constraints.real
-    )
+    """Name the spiked sites whose pruned elements are zero."""
+    sites = (site for factor in factors for site in factor.sites)
+    return tuple(s.name for s in sites if s.name in spiked and bool(s.zero_at_center().all()))
 
 
 def assign(

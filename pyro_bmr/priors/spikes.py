@@ -1,0 +1,202 @@
+"""Where the spike of each site is: at a number, or at the mean of its prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from pyro.ops.provenance import detach_provenance
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_bmr.factors.centering import value_locations
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.priors.families import UnreadablePriorError
+from pyro_bmr.programs.centers import Center, find_mean, shift
+from pyro_bmr.programs.distributions import POSITIVE, find_element_support
+from pyro_bmr.programs.model_runs import ModelRuns, find_gradients
+from pyro_bmr.programs.sites import Site
+
+# A guide that was copied has copies of these.
+_POSITIVE = {str(support) for support in POSITIVE}
+# More correlated elements than this take too much memory.
+_MOST_JOINT = 4_096
+# In unconstrained coordinates of a support that has ends.
+_FARTHEST = 100.0
+
+
+def find_centers(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    factors: Sequence[Factor],
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+) -> tuple[dict[str, Center], dict[str, str]]:
+    """Find the centers of sites whose spike is not at zero, and why others have none.
+
+    ``factors`` are measured from zero but for what was pruned before.
+    """
+    priors = cache(lambda: _Priors(model, args, kwargs, factors))
+    centers: dict[str, Center] = {}
+    failures: dict[str, str] = {}
+    gaussian = (f for f in factors if isinstance(f, IndependentFactor | JointFactor))
+    for site in (site for factor in gaussian for site in factor.sites):
+        mapping = isinstance(reduced_prior, Mapping)
+        spike = reduced_prior.get(site.name) if mapping else reduced_prior
+        try:
+            if not isinstance(spike, Spike):
+                continue
+            if isinstance(spike.loc, str):
+                centers[site.name] = priors().center_at_mean(site)
+            elif (offset := _find_offset(site, spike.loc)).any():
+                centers[site.name] = priors().center_at(site, offset)
+        except UnreadablePriorError as error:
+            failures[site.name] = str(error)
+    return centers, failures
+
+
+def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
+    """Return the unconstrained value of a spike; 0 of one whose shape is refused elsewhere."""
+    value, support = torch.as_tensor(loc, dtype=torch.float64), find_element_support(site.support)
+    transform = biject_to(support)
+    if transform.domain.event_dim:
+        msg = f"it is constrained to {support}, which ties its elements together"
+        raise UnreadablePriorError(msg)
+    if not _fits(value, site.shape):
+        return torch.zeros(())
+    offset = transform.inv(value)
+    # Inverses stop short of infinity at the ends of a support.
+    inside = type(support) is type(constraints.real) or bool((offset.abs() < _FARTHEST).all())
+    if not (inside and support.check(value).all()):
+        raise UnreadablePriorError(_outside(value, support))
+    return offset
+
+
+def _outside(value: Tensor, support: Any) -> str:
+    spike = f"{value:g}" if value.dim() == 0 else "some of the spike"
+    kind = "positive" if str(support) in _POSITIVE else f"constrained to {support}"
+    return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
+
+
+class _Priors:
+    """Priors in a run of the model, and their means as functions of other sites."""
+
+    def __init__(self, model: Any, args: Any, kwargs: Any, factors: Sequence[Factor]) -> None:
+        self.holders = {site.name: factor for factor in factors for site in factor.sites}
+        locations = {
+            site.name: (replace(site, center=None), value_locations(factor)[site.name])
+            for factor in factors
+            for site in factor.sites
+        }
+        self.runs = ModelRuns(model, args, kwargs, locations)
+        self.nodes, self.leaves = self.runs.here()
+
+    def center_at(self, site: Site, offset: Tensor) -> Center:
+        """Put the center of a site at a number."""
+        self._read(site)
+        return Center(offset.expand(site.shape), torch.zeros(site.shape).bool())
+
+    def center_at_mean(self, site: Site) -> Center:
+        r"""Write the mean of a prior as :math:`c_0 + \sum_j W_j v_j`, or say why that cannot be."""
+        mean = self._mean(site, self._read(site))
+        with torch.enable_grad():
+            flat = detach_provenance(mean).expand(site.shape).reshape(-1)
+            weights = self._differentiate(flat)
+        self._check_held(site, weights)
+        offset = flat.detach().double()
+        for name, weight in weights.items():
+            offset = offset - weight @ self.leaves[name].detach().double().reshape(-1)
+        center = Center(offset.reshape(site.shape), torch.ones(site.shape).bool(), weights)
+        self._check_linear(site, center)
+        return center
+
+    def _read(self, site: Site) -> Any:
+        """Return the prior of a site, of a family that can be measured from elsewhere."""
+        if site.name not in self.nodes:
+            msg = "it is not in the model"
+            raise UnreadablePriorError(msg)
+        prior = self.nodes[site.name]["fn"]
+        try:
+            shift(prior, torch.zeros(()))
+        except NotImplementedError as error:
+            msg = f"its prior is a {error}, which only Spike(loc=0.0) knows"
+            raise UnreadablePriorError(msg) from None
+        return prior
+
+    def _mean(self, site: Site, prior: Any) -> Tensor:
+        with torch.enable_grad():
+            mean = find_mean(prior)
+        if not mean.isfinite().all():
+            msg = "its prior has no mean for the spike to be at"
+            raise UnreadablePriorError(msg)
+        try:
+            mean.expand(site.shape)
+        except RuntimeError:
+            msg = (
+                "the mean of its prior is known only in some rows of its plates; pass arguments "
+                "that show all rows"
+            )
+            raise UnreadablePriorError(msg) from None
+        return mean
+
+    def _differentiate(self, flat: Tensor) -> dict[str, Tensor]:
+        parents = [name for name, slope in find_gradients(flat, self.leaves).items()]
+        if not parents:
+            return {}
+        leaves = [self.leaves[name] for name in parents]
+        rows = [
+            torch.autograd.grad(one, leaves, retain_graph=True, allow_unused=True) for one in flat
+        ]
+        found = {}
+        for i, (name, leaf) in enumerate(zip(parents, leaves, strict=True)):
+            parts = [torch.zeros_like(leaf) if row[i] is None else row[i] for row in rows]
+            weight = torch.stack(parts).reshape(len(flat), -1).double()
+            if weight.any():
+                found[name] = weight
+        return found
+
+    def _check_held(self, site: Site, weights: Iterable[str]) -> None:
+        names = [name for name in self.holders if name in {site.name, *weights}]
+        factors = {id(self.holders[name]): self.holders[name] for name in names}.values()
+        for factor in factors:
+            if not isinstance(factor, IndependentFactor | JointFactor):
+                msg = f"the mean of its prior depends on {factor.sites[0].name!r}, not a Gaussian"
+                raise UnreadablePriorError(msg)
+        size = sum(s.shape.numel() for factor in factors for s in factor.sites)
+        if len(names) > 1 and size > _MOST_JOINT:
+            msg = (
+                f"the mean of its prior is computed from {sorted({*weights})}, and their joint "
+                f"posterior has {size:,} elements, more than {_MOST_JOINT:,}"
+            )
+            raise UnreadablePriorError(msg)
+
+    def _check_linear(self, site: Site, center: Center) -> None:
+        """Move all sites, and see whether the mean goes where it should."""
+        generator = torch.Generator().manual_seed(0)
+        for reach in (1.0, 10.0):
+            moved = {
+                name: loc + reach * torch.randn(loc.shape, generator=generator).to(loc)
+                for name, (_, loc) in self.runs.locations.items()
+            }
+            with self.runs.elsewhere() as run:
+                mean = find_mean(run(moved)[site.name]["fn"]).expand(site.shape).double()
+            expected = center.offset.reshape(-1)
+            for name, weight in center.weights.items():
+                expected = expected + weight @ moved[name].double().reshape(-1)
+            if not torch.allclose(mean.reshape(-1), expected, rtol=1e-3, atol=1e-4):
+                names = sorted(center.weights) or "other sites"
+                msg = f"the mean of its prior is not linear in the values of {names}"
+                raise UnreadablePriorError(msg)
+
+
+def _fits(value: Tensor, shape: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(value.shape, shape) == shape
+    except RuntimeError:
+        return False
