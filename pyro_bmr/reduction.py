@@ -60,7 +60,8 @@ def reduce(
         A guide trained by SVI that is Gaussian in unconstrained coordinates: one of Pyro's
         autoguides or messengers, an ``AutoGuideList`` of these, a guide that you wrote, or the
         guide of a reduction; also inside ``functools.partial`` or ``poutine.block``. Or a finished
-        ``pyro.infer.MCMC``, or posterior samples by site, of which the moments are matched.
+        ``pyro.infer.MCMC``, or posterior samples by site, of which the moments are matched. An
+        autoguide that was never called is read with ``*args``, if the param store was loaded.
     *args
         Of the model: all of the data, to measure F on; to run the model (and a guide that has to
         be run to be read), those of the guide's first call otherwise. Messengers,

@@ -17,6 +17,7 @@ from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
+from pyro_bmr.guides.autoguides import take_from_store
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -75,6 +76,8 @@ def read_problem(
     ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
     """
     _check_guide(verb, guide)
+    if args or kwargs:
+        guide = take_from_store(guide, args, kwargs or {})
     origin = read_origin(guide)
     if args or kwargs:
         origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
