@@ -182,7 +182,8 @@ def _conclude(
     model, guide, masks = decision.assemble(remaining)
     realised = None if meter is None else measure_realised(decision, meter)
     rows = summarize(
-        *(scores, decision.masks, remaining, problem.reasons, sum_released(stages)),
+        *(scores, decision.masks, remaining, problem.reasons, problem.absent),
+        released=sum_released(stages),
         realised=None if realised is None else realised.by_site,
     )
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}

@@ -35,7 +35,7 @@ def read_priors(
     kwargs: Mapping[str, Any],
     factors: Sequence[Factor],
     sites: Iterable[str] | None = None,
-) -> tuple[dict[str, Prior], dict[str, str]]:
+) -> tuple[dict[str, Prior], dict[str, str], dict[str, torch.Size]]:
     """Run the model at the posterior's location and read the prior of the sites to be reduced.
 
     Where a prior depends on other sites, the model runs again at draws of these, and the prior is
@@ -48,7 +48,8 @@ def read_priors(
     naming it instead reduces it and leaves those whole. By default ``sites`` are all over the real
     line; one with another support is reduced, in unconstrained coordinates, only if it is named.
 
-    Returns the priors of the sites that may be reduced, and why each other latent site stays whole.
+    Returns the priors of the sites that may be reduced, why each other latent site stays whole, and
+    the shapes of those that the guide does not hold.
     A ValueError says that guide and model do not fit, or that a named site cannot be reduced.
     """
     locations = {
@@ -60,7 +61,8 @@ def read_priors(
     nodes, leaves = runs.here()
     latent = {name: node for name, node in nodes.items() if is_latent(node)}
     _check_held(locations, nodes, latent)
-    reasons = {name: _absence(node) for name, node in latent.items() if name not in locations}
+    absent = {name: node for name, node in latent.items() if name not in locations}
+    reasons = {name: _absence(node) for name, node in absent.items()}
     readable: dict[str, _Readable] = {}
     modules = find_modules(model)
     obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
@@ -93,7 +95,7 @@ def read_priors(
     priors = _priors(runs, factors, {name: readable[name] for name in chosen}, reasons)
     if sites is not None:
         check_named(chosen, readable, reasons)
-    return priors, reasons
+    return priors, reasons, {name: find_full_shape(node) for name, node in absent.items()}
 
 
 def check_named(

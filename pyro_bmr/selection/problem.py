@@ -35,13 +35,14 @@ from pyro_bmr.units.producers_and_readers import Structure
 class Problem:
     """A posterior, the priors of the sites that may be reduced, and why others may not.
 
-    ``sites`` are those that the user named; None stands for all.
+    ``absent`` are the shapes of sites that the posterior does not hold. ``sites`` are those that the user named; None stands for all.
     """
 
     factors: tuple[Factor, ...]
     origin: Origin
     priors: Mapping[str, Prior]
     reasons: Mapping[str, str]
+    absent: Mapping[str, torch.Size]
     sites: tuple[str, ...] | None = None
 
     def without(self, reasons: Mapping[str, str]) -> Problem:
@@ -101,8 +102,8 @@ def read_problem(
         )
         raise ValueError(msg)
     named = (sites,) if isinstance(sites, str) else None if sites is None else tuple(sites)
-    priors, reasons = read_priors(origin.model, origin.args, origin.kwargs, factors, named)
-    return Problem(factors, origin, priors, reasons, named)
+    read = read_priors(origin.model, origin.args, origin.kwargs, factors, named)
+    return Problem(factors, origin, *read, named)
 
 
 def read_scores(

@@ -242,6 +242,24 @@ def test_create_plates_is_honoured():
         Trace_ELBO().loss(result.model, result.guide, data[rows_drawn], rows_drawn)
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_many_sites_that_stay_whole_for_the_same_reason_are_one_row_where_printed(count):
+    def wide_model():
+        pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        for i in range(count):
+            pyro.sample(f"b{i}", dist.Normal(0.0, 1.0).expand([2, i]).to_event(2))
+        pyro.sample("tau", dist.Gamma(1.0, 1.0))
+
+    guide = AutoNormal(wide_model)
+    guide()
+    result = bmr.reduce(guide, sites="w", select=drop_first)
+    assert len(result.sites) == len(result.summary()) == count + 2
+    for shown in (str(result), result._repr_html_()):
+        few = count == 3
+        assert ("b0 and 39 others" in shown, "1560" in shown.replace(",", "")) == (not few, not few)
+        assert shown.count("not reduced: it is not among") == (3 if few else 1)
+
+
 def test_a_whole_site_is_conditioned_too_when_it_is_correlated():
     guide = trained(AutoMultivariateNormal)
     result = bmr.reduce(guide, select=drop_first)
