@@ -285,6 +285,7 @@ def _priors(
     parents = {name: found.parents for name, found in chosen.items() if found.parents}
     expected, failures = expect_priors(runs, factors, parents)
     reasons |= failures
+    beside = {s.name: {t.name for t in factor.sites} for factor in factors for s in factor.sites}
     priors = {}
     for name, found in ((n, f) for n, f in chosen.items() if n not in failures):
         reading = found.reading
@@ -294,12 +295,12 @@ def _priors(
         if infinite.numel() and infinite.all():
             reasons[name] = "its prior density at zero is infinite"
             continue
-        note = _note(found, infinite, error)
+        note = _note(found, infinite, error, beside[name].intersection(found.parents))
         priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note)
     return priors
 
 
-def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
+def _note(found: _Readable, infinite: Tensor, error: Tensor, correlated: Collection[str]) -> str:
     shape = found.site.shape
     masked, unbounded = (
         int(t.count_nonzero()) * (shape.numel() // max(1, t.numel()))
@@ -310,6 +311,10 @@ def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",
+        f"prior expected over {_listed(correlated)}, which moves as correlated elements go: in two "
+        "steps, ΔF is not that of one"
+        if correlated
+        else "",
     ]
     return "; ".join(filter(None, notes))
 
