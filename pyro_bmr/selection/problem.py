@@ -35,8 +35,8 @@ from pyro_bmr.units.producers_and_readers import Structure
 class Problem:
     """A posterior, the priors of the sites that may be reduced, and why others may not.
 
-    ``absent`` are the shapes of sites that the posterior does not hold. ``sites`` are those that the
-    user named; None stands for all.
+    ``absent`` are the shapes of sites that the posterior does not hold. ``sites`` are those that
+    the user named; None stands for all.
     """
 
     factors: tuple[Factor, ...]
