@@ -22,7 +22,7 @@ from pyro_bmr.selection.realised import ROWS, make_meter, measure_realised
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import Stage, run_stages
-from pyro_bmr.selection.summaries import sum_released, summarize, summarize_layers
+from pyro_bmr.selection.summaries import note_held, sum_released, summarize, summarize_layers
 from pyro_bmr.selection.training_state import describe_training
 from pyro_bmr.selection.unread import find_unread
 
@@ -165,7 +165,7 @@ def reduce_for(
         select = by_evidence() if meter is None else by_free_energy()
     chosen, stages = run_stages(scores, groupings, select, units.structure)
     decision = whole.and_drop(chosen).in_order(units.structure_if_read())
-    notes += (*units.notes, *describe_training(scores, whole, meter))
+    notes += (*note_held(stages), *units.notes, *describe_training(scores, whole, meter))
     return _conclude(problem, scores, stages, decision, meter, notes)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.graphs.sized_calls import RECURRENT
+
 Place = tuple[int | str, int | None]
 """Of an argument by position or name, the whole, or an item of it."""
 
@@ -177,6 +179,10 @@ def _convolution(call: Any, results: Any, _operands: Any) -> Change:
     return Change(call.function, {place: int(whole.all(1).sum())})
 
 
+def _says_none(call: Any, _results: Any, _operands: Any) -> Change:
+    return Change(call.function, {})
+
+
 REWRITING_RULES: dict[str, Callable[..., Change]] = {
     **dict.fromkeys(
         (
@@ -204,6 +210,7 @@ REWRITING_RULES: dict[str, Callable[..., Change]] = {
     "tile": _repeat,
     "narrow": _narrow,
     "unflatten": _unflatten,
+    **dict.fromkeys(RECURRENT, _says_none),
 }  # fmt: skip
 """By name of a torch function, how a call is made with other sizes."""
 

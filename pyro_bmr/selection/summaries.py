@@ -14,6 +14,7 @@ from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.selection.flags import count_pruned, count_wide
 from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.selection.stages import Stage
+from pyro_bmr.units.producers_and_readers import HELD
 
 
 def summarize(
@@ -93,6 +94,23 @@ def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
             for layer in stage.scores.layers
         ]
     return tuple(rows)
+
+
+def note_held(stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    """Say in which layers units went that cannot be cut out."""
+    names = [
+        layer.name
+        for stage in stages
+        for layer in stage.scores.layers
+        if layer.held and not stage.masks[layer.name].all()
+    ]
+    if not names:
+        return ()
+    told = (
+        f"compact() will not cut units out of {', '.join(names)}: {HELD}; RNNCell, LSTMCell and "
+        "GRUCell do not"
+    )
+    return (told,)
 
 
 def sum_released(stages: tuple[Stage, ...]) -> dict[str, float]:
