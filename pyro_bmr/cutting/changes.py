@@ -39,7 +39,8 @@ def change_call(call: Any, stays: Stays) -> Change | None:
     results, operands = masks[: len(call.nodes)], masks[len(call.nodes) :]
     rule = REWRITING_RULES.get(_name(call.function))
     if rule is None:
-        _refuse(call, results)
+        if _name(call.function) not in RECURRENT:
+            _refuse(call, results)
         return None
     change = rule(call, results, operands)
     said = dict(find_sizes(call.args, call.kwargs))
@@ -179,10 +180,6 @@ def _convolution(call: Any, results: Any, _operands: Any) -> Change:
     return Change(call.function, {place: int(whole.all(1).sum())})
 
 
-def _says_none(call: Any, _results: Any, _operands: Any) -> Change:
-    return Change(call.function, {})
-
-
 REWRITING_RULES: dict[str, Callable[..., Change]] = {
     **dict.fromkeys(
         (
@@ -210,7 +207,6 @@ REWRITING_RULES: dict[str, Callable[..., Change]] = {
     "tile": _repeat,
     "narrow": _narrow,
     "unflatten": _unflatten,
-    **dict.fromkeys(RECURRENT, _says_none),
 }  # fmt: skip
 """By name of a torch function, how a call is made with other sizes."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.util import get_rng_state, set_rng_state
@@ -157,7 +157,7 @@ _FILLED = {
     *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.clone, torch.clone),
 }
 
-_DATA = Tensor.data.__get__
+_DATA = cast(Any, Tensor.data).__get__
 
 
 def _one_by_one(
