@@ -126,7 +126,7 @@ def bayesianize(
     in a model whose ``self.net`` it is. The module that came in is left as it was.
 
     Norm layers and `torch.nn.PReLU` keep parameters that are learned without a prior; ask for
-    ``layers=(*LAYERS, torch.nn.LayerNorm)`` to give them one. Frozen parameters
+    ``layers=(*pyro_bmr.nn.LAYERS, torch.nn.LayerNorm)`` to give them one. Frozen parameters
     (``requires_grad=False``) become buffers, which Pyro does not train. A parameter that several
     modules share is sampled once; where else it stands is a deterministic site. The padding row of
     an embedding stays at its value: its site has this row too, but the output does not use it.
@@ -381,7 +381,7 @@ def _obstacle(layer: Any, known: set[int]) -> str | None:
     if own and not isinstance(layer, _NOT_BAYESIAN):
         return (
             f"has parameters of its own ({', '.join(own)}) and is not among layers=. If its "
-            f"forward reads them as attributes (self.{own[0]}), pass layers=(*LAYERS, "
+            f"forward reads them as attributes (self.{own[0]}), pass layers=(*pyro_bmr.nn.LAYERS, "
             f"{type(layer).__name__}); otherwise build it from layers that are "
             "(torch.nn.GRUCell for torch.nn.GRU), or freeze it with requires_grad_(False)"
         )

@@ -22,7 +22,7 @@ from pyro_bmr.selection.realised import ROWS, make_meter, measure_realised
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import Stage, run_stages
-from pyro_bmr.selection.summaries import sum_released, summarize, summarize_layers
+from pyro_bmr.selection.summaries import note_held, sum_released, summarize, summarize_layers
 from pyro_bmr.selection.training_state import describe_training
 from pyro_bmr.selection.unread import find_unread
 
@@ -60,7 +60,8 @@ def reduce(
         A guide trained by SVI that is Gaussian in unconstrained coordinates: one of Pyro's
         autoguides or messengers, an ``AutoGuideList`` of these, a guide that you wrote, or the
         guide of a reduction; also inside ``functools.partial`` or ``poutine.block``. Or a finished
-        ``pyro.infer.MCMC``, or posterior samples by site, of which the moments are matched.
+        ``pyro.infer.MCMC``, or posterior samples by site, of which the moments are matched. An
+        autoguide that was never called is read with ``*args``, if the param store was loaded.
     *args
         Of the model: all of the data, to measure F on; to run the model (and a guide that has to
         be run to be read), those of the guide's first call otherwise. Messengers,
@@ -165,7 +166,7 @@ def reduce_for(
         select = by_evidence() if meter is None else by_free_energy()
     chosen, stages = run_stages(scores, groupings, select, units.structure)
     decision = whole.and_drop(chosen).in_order(units.structure_if_read())
-    notes += (*units.notes, *describe_training(scores, whole, meter))
+    notes += (*note_held(stages), *units.notes, *describe_training(scores, whole, meter))
     return _conclude(problem, scores, stages, decision, meter, notes)
 
 
@@ -182,7 +183,8 @@ def _conclude(
     model, guide, masks = decision.assemble(remaining)
     realised = None if meter is None else measure_realised(decision, meter)
     rows = summarize(
-        *(scores, decision.masks, remaining, problem.reasons, sum_released(stages)),
+        *(scores, decision.masks, remaining, problem.reasons, problem.absent),
+        released=sum_released(stages),
         realised=None if realised is None else realised.by_site,
     )
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}

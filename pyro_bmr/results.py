@@ -23,7 +23,7 @@ from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.flags import count_undecided
-from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
+from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary, fold_alike
 from pyro_bmr.selection.tables import (
     draw_layers,
     draw_rounds,
@@ -127,6 +127,8 @@ class Reduction(Portable, Tabular):
 
     def summary(self) -> pd.DataFrame:
         """Return a table with one row per site.
+
+        Where it is printed, many sites that are left whole for the same reason are one row.
 
         Returns
         -------
@@ -379,7 +381,7 @@ class Reduction(Portable, Tabular):
         )
 
     def _frames(self) -> dict[str, pd.DataFrame]:
-        frames = {self._title: self.summary()}
+        frames = {self._title: frame_sites(fold_alike(self.sites), self.undecided)}
         frames |= {"layers": self.layer_summary()} if self.layers else {}
         frames |= {"rounds": self.round_summary().round(3)} if self.rounds else {}
         return {

@@ -597,17 +597,43 @@ class AttentionNetwork(nn.Module):
 
 
 class RecurrentNetwork(nn.Module):
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.gru, self.leave = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 2)
+        self.enter, self.leave = nn.Linear(3, 4), nn.Linear(6, 2)
+        self.memory = getattr(nn, kind)(4, 5, batch_first=True)
+        self.out = nn.Linear(5, 6)
 
     def forward(self, x):
-        return self.leave(self.gru(x)[0][:, -1])
+        return self.leave(self.out(self.memory(self.enter(x))[0][:, -1]).tanh())
 
 
-def reduce_sequence_model(net, cut):
+class DirectNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 15), nn.Linear(5, 15)
+        self.leave = nn.Linear(5, 2)
+
+    def forward(self, x):
+        weights = [self.inner.weight, self.outer.weight, self.inner.bias, self.outer.bias]
+        start = x.new_zeros(1, len(x), 5)
+        h, _ = torch.gru(x, start, weights, True, 1, 0.0, False, False, True)
+        return self.leave(h[:, -1])
+
+
+class CheckedNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.enter(x).mean(1).tanh()
+        assert h.shape[-1] == 5
+        return self.leave(h)
+
+
+def reduce_sequence_model(net, cut, **options):
     torch.manual_seed(0)
-    layers = (*LAYERS, nn.MultiheadAttention, nn.GRU)
+    layers = (*LAYERS, nn.MultiheadAttention, nn.RNNBase)
     model = networks.Regression(bayesianize(net, layers=layers))
     args = torch.randn(4, 6, 3), torch.randn(4, 2)
     guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.1)
@@ -618,7 +644,7 @@ def reduce_sequence_model(net, cut):
         cut(masks)
         return masks
 
-    return bmr.reduce(guide, select=select), args
+    return bmr.reduce(guide, select=select, **options), args
 
 
 def test_heads_of_torch_attention():
@@ -633,13 +659,44 @@ def test_heads_of_torch_attention():
         assert_same(result.model, result.guide, compaction, args)
 
 
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_units_of_fused_recurrent_layers_stay_which_reduce_tells(kind):
+    def cut(masks):
+        assert [*masks] == ["net.enter.weight", "net.memory.weight_ih_l0", "net.out.weight"]
+        for mask in masks.values():
+            mask[:2] = False
+
+    net = RecurrentNetwork(kind)
+    result, args = reduce_sequence_model(net, cut, groups=bmr.units)
+    told = "not cut units out of net.enter.weight, net.memory.weight_ih_l0: torch.nn.RNN, LSTM and"
+    assert told in result.notes[0]
+    compaction = result.compact(inputs=True)
+    assert [(layer.before, layer.after) for layer in compaction.layers] == [
+        *((4, 4), (5, 5), (6, 4), (3, 3))
+    ]
+    kept = {"2 kept: torch.nn.RNN, LSTM and GRU check their sizes"}
+    assert {*compaction.summary()["note"][:2]} == kept
+    assert_same(result.model, result.guide, compaction, args)
+
+
+def test_units_of_the_fused_operation_itself_are_cut():
+    def cut(masks):
+        (mask,) = masks.values()
+        mask[:2] = False
+
+    result, args = reduce_sequence_model(DirectNetwork(), cut, groups=bmr.units)
+    assert not any("compact()" in note for note in result.notes)
+    compaction = result.compact()
+    assert compaction.guide.median()["net.outer.weight"].shape == (9, 3)
+    assert_same(result.model, result.guide, compaction, args)
+
+
 def test_a_module_that_checks_its_sizes_is_named():
     def cut(masks):
         masks["net.leave.weight"][:, :2] = False
-        masks["net.gru.weight_hh_l0"][:, :2] = False
 
-    result, _ = reduce_sequence_model(RecurrentNetwork(), cut)
-    with pytest.raises(RuntimeError, match="in a PyroGRU .Expected hidden size"):
+    result, _ = reduce_sequence_model(CheckedNetwork(), cut)
+    with pytest.raises(RuntimeError, match="AssertionError in a PyroCheckedNetwork"):
         result.compact()
 
 

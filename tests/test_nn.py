@@ -266,9 +266,9 @@ def test_scales_that_are_none(make, scale):
         (nn.Sequential(nn.GRU(3, 4)), r"'0', a GRU .*weight_ih_l0.*GRUCell"),
         (
             nn.TransformerEncoderLayer(4, 2, 8),
-            r"'self_attn', a MultiheadAttention .*in_proj_weight",
+            r"'self_attn', a MultiheadAttention .*in_proj_weight.*\*pyro_bmr.nn.LAYERS, Multihead",
         ),
-        (Scaled(), r"got a Scaled .*\(gain\).*layers=\(\*LAYERS, Scaled\)"),
+        (Scaled(), r"got a Scaled .*\(gain\).*layers=\(\*pyro_bmr.nn.LAYERS, Scaled\)"),
         (nn.Sequential(nn.LazyLinear(3)), "'0', a LazyLinear that is lazy"),
         (nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d(affine=False)), "'1', .* is lazy"),
         (nn.Embedding(3, 2, max_norm=1.0), "max_norm=1.0"),

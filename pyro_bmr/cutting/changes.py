@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.graphs.sized_calls import RECURRENT
+
 Place = tuple[int | str, int | None]
 """Of an argument by position or name, the whole, or an item of it."""
 
@@ -37,7 +39,8 @@ def change_call(call: Any, stays: Stays) -> Change | None:
     results, operands = masks[: len(call.nodes)], masks[len(call.nodes) :]
     rule = REWRITING_RULES.get(_name(call.function))
     if rule is None:
-        _refuse(call, results)
+        if _name(call.function) not in RECURRENT:
+            _refuse(call, results)
         return None
     change = rule(call, results, operands)
     said = dict(find_sizes(call.args, call.kwargs))

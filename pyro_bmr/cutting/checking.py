@@ -55,8 +55,8 @@ def check_same(
                     f"the compacted model does not run: {type(first).__name__} in "
                     f"{_find_place(first)} ({reason}). Expected a program whose sizes follow from "
                     "its tensors, or are written out in calls of torch functions such as view and "
-                    "zeros. A module that compares its input with sizes of its own (torch.nn.GRU; "
-                    "GRUCell does not), or a distribution that is expanded to written sizes, "
+                    "zeros. A module that compares its input with sizes of its own, or a "
+                    "distribution that is expanded to written sizes, "
                     "cannot be made smaller: write it otherwise, or leave the units of that layer "
                     "whole when reducing"
                 )

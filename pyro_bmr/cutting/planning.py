@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_bmr.graphs.capture import input_name
 from pyro_bmr.programs.sites import Indices, Site, take
-from pyro_bmr.units.producers_and_readers import Structure
+from pyro_bmr.units.producers_and_readers import HELD, Structure
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ _CONSTANT = "constant activation"
 _UNREAD = "unread, with live elements"
 _UNUSED = "unused, kept: inputs=True removes them"
 _PLATE = "its plate has other units"
+_HELD = f"kept: {HELD}"
 
 
 def choose_units(
@@ -52,7 +53,9 @@ def choose_units(
     Unused inputs go if ``inputs``.
     """
     stays = needed.clone()
-    reasons: dict[int, str] = {}
+    held = structure.held
+    reasons = {int(unit): _HELD for unit in held[~stays[held]]}
+    stays[held] = True
     for layer in structure.layers:
         if layer.kind == "input" and not inputs:
             reasons |= {int(unit): _UNUSED for unit in layer.units[~stays[layer.units]]}

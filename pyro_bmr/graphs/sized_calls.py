@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -47,7 +47,7 @@ class SizedCalls(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call in which the program says sizes, at a place (``where``) in the program.
+    """A call in which the program says or checks sizes, at a place (``where``) in the program.
 
     Tensors among its arguments are left out (None): ``operands`` are their nodes in the graph,
     ``nodes`` those of the results.
@@ -59,6 +59,12 @@ class SizedCall:
     nodes: tuple[fx.Node, ...]
     operands: tuple[fx.Node, ...]
     where: str
+
+    @property
+    def checks_sizes(self) -> bool:
+        """Whether it is of `torch.nn.RNN`, LSTM or GRU, which check sizes before they call it."""
+        module = self.where.partition(":")[0]
+        return module == nn.modules.rnn.__name__ and self.function.__name__ in RECURRENT
 
 
 # Attention with its body in sight of the mode, which else sees the call as a whole.
@@ -114,6 +120,8 @@ _CONVOLUTIONS = {
 
 _NORMS = {F.layer_norm, F.group_norm, F.rms_norm}
 
+RECURRENT = {"rnn_tanh", "rnn_relu", "lstm", "gru"}
+
 
 def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if func in _NORMS:
@@ -123,7 +131,7 @@ def _says_sizes(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if func in {Tensor.__getitem__, Tensor.__setitem__}:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(part, slice) for part in index)
-    return getattr(func, "__name__", "") in _SHAPING | MAKING
+    return getattr(func, "__name__", "") in _SHAPING | MAKING | RECURRENT
 
 
 # Torch's own Python between a call in the program and the mode.

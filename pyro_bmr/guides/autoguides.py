@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_bmr.programs.distributions import find_support
-from pyro_bmr.programs.dry_run import check_owned
+from pyro_bmr.programs.dry_run import check_owned, dry_run
 from pyro_bmr.programs.sites import Site
 
 
@@ -20,9 +24,39 @@ def check_called(guide: AutoGuide) -> None:
     if guide.prototype_trace is None:
         msg = (
             f"this {type(guide).__name__} has never been called, so it has no parameters. Expected "
-            "a trained guide: train it by SVI, or call guide(*args) once"
+            "a trained guide: train it by SVI, or load the param store of one, and call "
+            "guide(*args) once or pass these arguments"
         )
         raise ValueError(msg)
+
+
+def take_from_store(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call a copy of an autoguide that was never called, if the param store holds its parameters.
+
+    It is a ValueError if the store lacks some. Any other guide is returned as it is.
+    """  # noqa: DOC201
+    store = pyro.get_param_store()
+    if not isinstance(guide, AutoGuide) or guide.prototype_trace is not None or not guide._model:
+        return guide
+
+    def own_parameters() -> set[str]:
+        return {name for name in store if name.startswith(f"{guide._pyro_name}.")}
+
+    held = own_parameters()
+    if not held or pyro.settings.get("module_local_params"):
+        return guide
+    called = _copy_with_models(guide)
+    with dry_run(guide.model, called), poutine.block():
+        called(*args, **kwargs)
+        lacking = sorted(own_parameters() - held)
+    if lacking:
+        msg = (
+            f"this {type(guide).__name__} has never been called, and Pyro's param store lacks its "
+            f"parameters {lacking}. Expected the store that was saved after this guide was trained "
+            "for this model"
+        )
+        raise ValueError(msg)
+    return called
 
 
 def read_parameter(guide: AutoGuide, path: str) -> Tensor:
@@ -61,3 +95,15 @@ def read_whole_site(guide: AutoGuide, node: Any, shape: torch.Size, event_dim: i
             )
             raise ValueError(msg)
     return read_site(node, shape, event_dim)
+
+
+def _copy_with_models(guide: AutoGuide) -> AutoGuide:
+    """Copy an autoguide; copy.deepcopy takes the model away from the copy and the original."""
+    parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
+    before = [(part._model, part.master) for part in parts]
+    copied = copy.deepcopy(guide)
+    copies = [part for part in copied.modules() if isinstance(part, AutoGuide)]
+    for part, own, (model, master) in zip(parts, copies, before, strict=True):
+        part._model = own._model = model
+        part.master = master
+    return copied

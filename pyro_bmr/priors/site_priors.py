@@ -37,7 +37,7 @@ def read_priors(
     sites: Iterable[str] | None = None,
     failures: Mapping[str, str] | None = None,
     also: Collection[str] = (),
-) -> tuple[dict[str, Prior], dict[str, str]]:
+) -> tuple[dict[str, Prior], dict[str, str], dict[str, torch.Size]]:
     """Run the model at the posterior's location and read the prior of the sites to be reduced.
 
     Where a prior depends on other sites, the model runs again at draws of these, and the prior is
@@ -51,7 +51,8 @@ def read_priors(
     line; one with another support is reduced, in unconstrained coordinates, only if it is named,
     or if it is among ``also``. ``failures`` say of sites why they cannot be reduced.
 
-    Returns the priors of the sites that may be reduced, and why each other latent site stays whole.
+    Returns the priors of the sites that may be reduced, why each other latent site stays whole, and
+    the shapes of those that the guide does not hold.
     A ValueError says that guide and model do not fit, or that a named site cannot be reduced.
     """
     locations = {
@@ -63,7 +64,8 @@ def read_priors(
     nodes, leaves = runs.here()
     latent = {name: node for name, node in nodes.items() if is_latent(node)}
     _check_held(locations, nodes, latent)
-    reasons = {name: _absence(node) for name, node in latent.items() if name not in locations}
+    absent = {name: node for name, node in latent.items() if name not in locations}
+    reasons = {name: _absence(node) for name, node in absent.items()}
     readable: dict[str, _Readable] = {}
     modules = find_modules(model)
     obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
@@ -97,7 +99,7 @@ def read_priors(
     priors = _priors(runs, factors, {name: readable[name] for name in chosen}, reasons)
     if sites is not None:
         check_named(chosen, readable, reasons)
-    return priors, reasons
+    return priors, reasons, {name: find_full_shape(node) for name, node in absent.items()}
 
 
 def check_named(
@@ -284,6 +286,7 @@ def _priors(
     parents = {name: found.parents for name, found in chosen.items() if found.parents}
     expected, failures = expect_priors(runs, factors, parents)
     reasons |= failures
+    beside = {s.name: {t.name for t in factor.sites} for factor in factors for s in factor.sites}
     priors = {}
     for name, found in ((n, f) for n, f in chosen.items() if n not in failures):
         reading = found.reading
@@ -293,12 +296,12 @@ def _priors(
         if infinite.numel() and infinite.all():
             reasons[name] = "its prior density at zero is infinite"
             continue
-        note = _note(found, infinite, error)
+        note = _note(found, infinite, error, beside[name].intersection(found.parents))
         priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note)
     return priors
 
 
-def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
+def _note(found: _Readable, infinite: Tensor, error: Tensor, correlated: Collection[str]) -> str:
     shape = found.site.shape
     masked, unbounded = (
         int(t.count_nonzero()) * (shape.numel() // max(1, t.numel()))
@@ -310,6 +313,10 @@ def _note(found: _Readable, infinite: Tensor, error: Tensor) -> str:
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",
+        f"prior expected over {_listed(correlated)}, which moves as correlated elements go: in two "
+        "steps, ΔF is not that of one"
+        if correlated
+        else "",
     ]
     return "; ".join(filter(None, notes))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, cast
 
 import torch
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -89,8 +90,30 @@ _CHUNK = 2**22
 def _all_at_once(
     function: Callable[[Mapping[str, Tensor]], _Tensors],
 ) -> Callable[[Mapping[str, Tensor]], _Tensors]:
+    # Memory of its own for every constant is needed seldom, and costs.
+    ways = [_batched(function, makers) for makers in (_UNFILLED, _UNFILLED | _FILLED)]
+
+    def run(inputs: Mapping[str, Tensor]) -> _Tensors:
+        random_state = get_rng_state()
+        try:
+            return ways[0](inputs)
+        except Exception as error:
+            set_rng_state(random_state)
+            try:
+                found = ways[-1](inputs)
+            except Exception:
+                raise error from None
+            del ways[0]
+            return found
+
+    return run
+
+
+def _batched(
+    function: Callable[[Mapping[str, Tensor]], _Tensors], makers: Collection[Any]
+) -> Callable[[Mapping[str, Tensor]], _Tensors]:
     def one(inputs: Mapping[str, Tensor], any_draw: Tensor) -> _Tensors:
-        with _OwnMemory(any_draw):
+        with _OwnMemory(any_draw, makers):
             return function(inputs)
 
     batched = torch.vmap(one, randomness="different")
@@ -106,24 +129,35 @@ def _all_at_once(
 class _OwnMemory(TorchFunctionMode):
     """Gives every draw memory of its own where a tensor is made to be filled in place.
 
-    So distributions of torch make their random numbers, which `torch.vmap` refuses to write into
-    memory that all draws share.
+    So distributions of torch make their random numbers, and `pyro.distributions.OrderedLogistic`
+    its probabilities, which `torch.vmap` refuses to write into memory that all draws share. It
+    refuses ``x.data``, too, by which Pyro adds a jitter in `pyro.distributions.GaussianHMM`.
     """
 
-    def __init__(self, any_draw: Tensor) -> None:
+    def __init__(self, any_draw: Tensor, makers: Collection[Any]) -> None:
         super().__init__()
-        self.any_draw = any_draw
+        self.any_draw, self.makers = any_draw, makers
 
     @override
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _DATA:
+            return args[0].detach()
         result = func(*args, **(kwargs or {}))
-        if func not in _UNFILLED:
+        if func not in self.makers:
             return result
         of_each = self.any_draw.to(result.device).expand(result.shape)
-        return torch.empty_like(of_each, dtype=result.dtype, memory_format=torch.contiguous_format)
+        own = torch.empty_like(of_each, dtype=result.dtype, memory_format=torch.contiguous_format)
+        return own if func in _UNFILLED else own.copy_(result)
 
 
 _UNFILLED = {torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty}
+
+_FILLED = {
+    *(torch.zeros, torch.ones, torch.full, torch.zeros_like, torch.ones_like, torch.full_like),
+    *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.clone, torch.clone),
+}
+
+_DATA = cast(Any, Tensor.data).__get__
 
 
 def _one_by_one(

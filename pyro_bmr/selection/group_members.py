@@ -27,7 +27,8 @@ class GroupLayer:
     """Groups beside each other: ``count`` of all groups, from ``start`` on.
 
     Selections know it by ``name``. ``kind`` is that of a layer of the model, ``"group"`` for labels
-    of a user, or ``"element"`` for elements of a site of which each stands for itself.
+    of a user, or ``"element"`` for elements of a site of which each stands for itself. ``held``
+    says that units can be zero, but not be cut out.
     """
 
     name: str
@@ -36,6 +37,7 @@ class GroupLayer:
     count: int
     at_least: int = 0
     round_to: int = 1
+    held: bool = False
 
     @property
     def slice(self) -> slice:
@@ -120,7 +122,8 @@ def _group_units(
         first += len(layer.units)
         if count:
             name = _unused(layer, {other.name for other in layers})
-            options = grouping.at_least, grouping.round_to
+            held = bool(torch.isin(layer.units, structure.held).any())
+            options = grouping.at_least, grouping.round_to, held
             layers.append(GroupLayer(name, layer.kind, at, count, *options))
         at += count
     rank = present.cumsum(0) - 1

@@ -17,6 +17,7 @@ from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
+from pyro_bmr.guides.autoguides import take_from_store
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -34,13 +35,15 @@ from pyro_bmr.units.producers_and_readers import Structure
 class Problem:
     """A posterior, the priors of the sites that may be reduced, and why others may not.
 
-    ``sites`` are those that the user named; None stands for all.
+    ``absent`` are the shapes of sites that the posterior does not hold. ``sites`` are those that
+    the user named; None stands for all.
     """
 
     factors: tuple[Factor, ...]
     origin: Origin
     priors: Mapping[str, Prior]
     reasons: Mapping[str, str]
+    absent: Mapping[str, torch.Size]
     sites: tuple[str, ...] | None = None
 
     def without(self, reasons: Mapping[str, str]) -> Problem:
@@ -77,6 +80,8 @@ def read_problem(
     Coordinates are measured from where the spike of ``reduced_prior`` is.
     """
     _check_guide(verb, guide)
+    if args or kwargs:
+        guide = take_from_store(guide, args, kwargs or {})
     origin = read_origin(guide)
     if args or kwargs:
         origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
@@ -105,8 +110,8 @@ def read_problem(
     centers, failures = find_centers(*program, factors, reduced_prior)
     factors = recenter(factors, centers)
     also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
-    priors, reasons = read_priors(*program, factors, named, failures, also)
-    return Problem(factors, origin, priors, reasons, named)
+    read = read_priors(*program, factors, named, failures, also)
+    return Problem(factors, origin, *read, named)
 
 
 def read_scores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.selection.flags import count_pruned, count_wide
 from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.selection.stages import Stage
+from pyro_bmr.units.producers_and_readers import HELD
 
 
 def summarize(
@@ -21,14 +22,16 @@ def summarize(
     chosen: Mapping[str, Tensor],
     remaining: tuple[Factor, ...],
     reasons: Mapping[str, str],
+    absent: Mapping[str, torch.Size],
     released: Mapping[str, float],
     realised: Mapping[str, float] | None = None,
 ) -> tuple[SiteSummary, ...]:
     """Tell site by site what a reduction did.
 
     ``chosen``: what the selection kept. ``remaining``: the factors after it, in the same order.
-    ``reasons``: of sites that stayed whole. ``released``: what ΔF is less than that of spikes, in
-    nats. ``realised``: ΔF as measured, if it was.
+    ``reasons``: of sites that stayed whole. ``absent``: shapes of those of them that the guide does
+    not hold. ``released``: what ΔF is less than that of spikes, in nats. ``realised``: ΔF
+    as measured, if it was.
     """  # noqa: DOC201
     rows = []
     for before, after in zip(scores.factors, remaining, strict=True):
@@ -50,13 +53,28 @@ def summarize(
             )
             for site in before.sites
         ]
-    held = {row.name for row in rows}
-    absent = [
-        SiteSummary(n, (0,), 0, 0.0, f"not reduced: {r}")
-        for n, r in reasons.items()
-        if n not in held
+    rows += [
+        SiteSummary(name, tuple(shape), 0, 0.0, f"{_WHOLE}{reasons[name]}", held=False)
+        for name, shape in absent.items()
     ]
-    return tuple(rows + absent)
+    return tuple(rows)
+
+
+def fold_alike(sites: tuple[SiteSummary, ...]) -> tuple[SiteSummary, ...]:
+    """Make one row of many sites that stayed whole for the same reason, as one long vector."""
+    alike: dict[tuple[str, bool], list[SiteSummary]] = {}
+    for site in sites:
+        alike.setdefault((site.note, site.held), []).append(site)
+    folded = []
+    for site in sites:
+        same = alike[site.note, site.held]
+        if len(same) <= _FEW or not site.note.startswith(_WHOLE):
+            folded.append(site)
+        elif site is same[0]:
+            shape = (sum(torch.Size(one.shape).numel() for one in same),)
+            name, kept = f"{site.name} and {len(same) - 1} others", sum(one.kept for one in same)
+            folded.append(replace(site, name=name, shape=shape, kept=kept))
+    return tuple(folded)
 
 
 def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
@@ -76,6 +94,23 @@ def summarize_layers(stages: tuple[Stage, ...]) -> tuple[LayerSummary, ...]:
             for layer in stage.scores.layers
         ]
     return tuple(rows)
+
+
+def note_held(stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    """Say in which layers units went that cannot be cut out."""
+    names = [
+        layer.name
+        for stage in stages
+        for layer in stage.scores.layers
+        if layer.held and not stage.masks[layer.name].all()
+    ]
+    if not names:
+        return ()
+    told = (
+        f"compact() will not cut units out of {', '.join(names)}: {HELD}; RNNCell, LSTMCell and "
+        "GRUCell do not"
+    )
+    return (told,)
 
 
 def sum_released(stages: tuple[Stage, ...]) -> dict[str, float]:
@@ -144,6 +179,8 @@ class SiteSummary:
         How many elements took a reduced prior other than the spike.
     realised : float, optional
         Its part in ΔF as measured on the data, in nats; None if nothing was measured.
+    held : bool
+        Whether the guide holds it; not a discrete site, say, whose elements count nowhere.
 
     Examples
     --------
@@ -161,11 +198,12 @@ class SiteSummary:
     pruned_before: int = 0
     shrunk: int = 0
     realised: float | None = None
+    held: bool = True
 
     @property
     def total(self) -> int:
-        """How many elements it has."""
-        return torch.Size(self.shape).numel()
+        """How many elements the guide has of it."""
+        return torch.Size(self.shape).numel() if self.held else 0
 
 
 @dataclass(frozen=True)
@@ -207,8 +245,14 @@ class Round:
     counts: bool = True
 
 
+_WHOLE = "not reduced: "
+
+# So many sites that stayed whole for the same reason have rows of their own.
+_FEW = 3
+
+
 def _note(name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str]) -> str:
     if name in reasons:
-        return f"not reduced: {reasons[name]}"
+        return f"{_WHOLE}{reasons[name]}"
     wider = [f"{wide:,} wider than the prior"] if wide else []
     return "; ".join(scores.obstacles(name) + wider)

@@ -8,13 +8,13 @@ from dataclasses import asdict, fields
 import pandas as pd
 from rich.table import Table
 
-from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
+from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary, fold_alike
 
 
 def draw_sites(
     sites: tuple[SiteSummary, ...], undecided: Mapping[str, int], title: str, caption: str
 ) -> Table:
-    """Draw a table with one row per site; ``undecided``: how many elements of each."""
+    """Draw a table of sites, alike ones in one row; ``undecided``: how many elements of each."""
     table = Table(title=title, title_justify="left")
     table.add_column("site", no_wrap=True)
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
@@ -25,12 +25,12 @@ def draw_sites(
     table.add_column("note")
     if caption:
         table.caption, table.caption_justify = caption, "left"
-    for site in sites:
+    for site in fold_alike(sites):
         table.add_row(
             site.name,
             " × ".join(map(str, site.shape)),
-            f"{site.total:,}",
-            f"{site.kept:,}",
+            f"{site.total:,}" if site.held else "",
+            f"{site.kept:,}" if site.held else "",
             f"{1 - site.kept / site.total:.1%}" if site.total else "",
             *(f"{site.shrunk:,}" for _ in shrunk),
             *(_nats(x, site) for x in (site.delta_f, site.realised)[: len(nats)]),

@@ -26,7 +26,7 @@ Compare Fang et al. (2023), arXiv:2301.12900, sec. 3, whose graph joins layers, 
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,8 +67,17 @@ def find_structure(captured: Capture) -> Structure:
         labelling = _Pass(captured, Labels(decisions)).run()
         moved = labelling.labels.moved
         if not moved:
-            return write_structure(labelling, find_components(labelling.labels))
+            structure = write_structure(labelling, find_components(labelling.labels))
+            return replace(structure, held=_find_held(captured, structure.nodes))
         decisions = decisions | {name: decisions.get(name, 0) + 1 for name in moved}
+
+
+def _find_held(captured: Capture, units: Mapping[str, tuple[Tensor, ...]]) -> Tensor:
+    """Find the units of what a module is called with that checks its sizes."""
+    calls = (call for call in captured.sized if call.checks_sizes)
+    found = [axis for call in calls for node in call.operands for axis in units.get(node.name, ())]
+    held = torch.cat([torch.zeros(0, dtype=torch.long), *found]).unique()
+    return held[held >= 0]
 
 
 LABEL_RULES: dict[Any, Rule] = ELEMENTWISE | VIEWS | CONTRACTIONS | INDEXING | REDUCTIONS

@@ -109,7 +109,7 @@ def _find_layers(
     found: list[tuple[str, list[int]]] = []
     taken: set[int] = set()
     for reads in (False, True):
-        groups: list[tuple[str, dict[int, None]]] = []
+        groups: list[tuple[list[str], dict[int, None]]] = []
         for name, axis in ((name, axis) for name, axes in sites.items() for axis in axes):
             if axis.reads != reads:
                 continue
@@ -117,18 +117,24 @@ def _find_layers(
             if not units:
                 continue
             same = [group for group in groups if units.keys() & group[1].keys()]
-            if not same:
-                groups.append((name, units))
-                continue
-            # Axes that share units are of one layer, which has the name of the first.
-            for other in [*(group[1] for group in same[1:]), units]:
+            # Axes that share units are of one layer.
+            same.append(([name], units))
+            if len(same) == 1:
+                groups += same
+            for other_names, other in same[1:]:
+                same[0][0].extend(other_names)
                 same[0][1].update(other)
             groups = [group for group in groups if not any(group is s for s in same[1:])]
-        found += [(name, list(units)) for name, units in groups]
+        found += [(_choose_name(names, sites), list(units)) for names, units in groups]
         taken |= {unit for _, units in groups for unit in units}
     return tuple(
         Layer(name, _find_kind(units, marked), torch.tensor(units)) for name, units in found
     )
+
+
+def _choose_name(names: list[str], sites: Mapping[str, tuple[Axis, ...]]) -> str:
+    """Name a layer by its first weight, also where its bias is sampled before, as in attention."""
+    return next((name for name in names if len(sites[name]) > 1), names[0])
 
 
 def _find_kind(units: Iterable[int], marked: Iterable[tuple[str, set[int]]]) -> str:

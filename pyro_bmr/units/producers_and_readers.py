@@ -24,12 +24,17 @@ class Axis:
 class Layer:
     """Units beside each other, in the order of the axis, of which any number may go.
 
-    Named by the first site that produces them, or reads inputs; a unit, channel, head or input.
+    Named by the first weight that produces them, or reads inputs; else by the first site, such as a
+    bias. A unit, channel, head or input.
     """
 
     name: str
     kind: str
     units: Tensor
+
+
+HELD = "torch.nn.RNN, LSTM and GRU check their sizes"
+"""Why the number of some units has to stay as it is."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Structure:
     ``tensors`` are parameters, buffers and constants, by their name in the capture. Layers are
     disjoint and hold every label. ``protected`` says, where that is not plain, why axes of a site
     or tensor cannot be cut. ``released`` is boolean, by label: units that nothing needs once what
-    reads them is zero; None if not known. ``nodes`` are the labels per axis of each graph node.
+    reads them is zero; None if not known. ``nodes`` are the labels per axis of each graph node, and
+    ``held`` those of units whose number a module of torch compares with a size of its own.
     """
 
     sites: Mapping[str, tuple[Axis, ...]]
@@ -48,6 +54,7 @@ class Structure:
     protected: Mapping[str, str]
     released: Tensor | None = None
     nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    held: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def find_readers(self, name: str) -> set[str]:
         """Return the sites, maybe itself, that read what a site produces and nothing else needs."""

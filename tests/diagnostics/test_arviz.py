@@ -335,6 +335,49 @@ def test_all_at_once_or_one_by_one(family, monkeypatch):
         np.testing.assert_allclose(draws.observed["y"].log_prob, expected, rtol=1e-4, atol=1e-4)
 
 
+def _kalman(x, y=None):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5).expand([2]).to_event(1))
+    state, noise = (dist.Normal(0.0, torch.ones(n)).to_event(1) for n in (2, 1))
+    moves = dist.Normal(0.0, scale).to_event(1)
+    matrices = torch.tensor([[0.9, 0.0], [0.1, 0.8]]), torch.ones(2, 1)
+    fn = dist.GaussianHMM(state, matrices[0], moves, matrices[1], noise, duration=len(x))
+    pyro.sample("y", fn, obs=y)
+
+
+def _ordinal(x, y=None):
+    weight = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.OrderedLogistic(x @ weight, torch.tensor([-1.0, 1.0])), obs=y)
+
+
+def _written_in_place(x, y=None):
+    weight = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    mean = x.clone()
+    mean[:, 0] = x @ weight
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(mean[:, 0], 1.0), obs=y)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("model", "y"),
+    [
+        (_kalman, Y[:, None]),
+        (_ordinal, torch.arange(len(Y)) % 3),
+        (_written_in_place, Y),
+    ],
+)
+def test_what_writes_into_memory_of_all_draws_still_runs_at_once(model, y):
+    guide = made(model, X, y)
+    draws = draw(model, guide, (X, y), num_samples=4)
+    assert len(draws.observed["y"].draws.double().flatten(1).unique(dim=0)) == 4
+    for i, log_prob in enumerate(draws.observed["y"].log_prob):
+        values = {name: value[i] for name, value in draws.latent.items()}
+        trace = poutine.trace(poutine.condition(model, values)).get_trace(X, y)
+        expected = trace.nodes["y"]["fn"].log_prob(y)
+        torch.testing.assert_close(log_prob, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_names_from_the_caller(guide):
     columns = ["a", "b", "c"]
     data = bmr.to_arviz(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 
 import pyro_bmr as bmr
@@ -96,6 +96,47 @@ def test_trap_the_param_store_and_the_guide_disagree(tmp_path):
     torch.testing.assert_close(read_guide(guide)[0].loc, trained_loc)
     guide(X)
     bmr.reduce(guide)
+
+
+@pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal, AutoGuideList])
+def test_trap_a_fresh_guide_beside_a_loaded_store(family, tmp_path):
+    def make(the_model):
+        guide = family(the_model)
+        if family is AutoGuideList:
+            guide.append(AutoNormal(poutine.block(the_model, expose=["w"])))
+            guide.append(AutoNormal(poutine.block(the_model, expose=["scale"])))
+        return guide
+
+    expected = bmr.reduce(trained(make), X, Y, select=drop_first)
+    store = pyro.get_param_store()
+    store.save(tmp_path / "store.pt")
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match="never been called.*pass these arguments"):
+        bmr.reduce(make(model), X, Y)
+    store.load(tmp_path / "store.pt")
+    guide = make(model)
+    parts = [(part, part._model, part.master) for part in guide.modules()]
+    before, random_state = store.get_state()["params"], torch.get_rng_state()
+    result = bmr.reduce(guide, X, Y, select=drop_first)
+    assert result.delta_f == expected.delta_f != 0
+    assert result.realised == expected.realised
+    assert guide.prototype_trace is None and not [*guide.parameters()]
+    assert parts == [(part, part._model, part.master) for part, *_ in parts]
+    assert store.get_state()["params"] == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+    with pytest.raises(ValueError, match="never been called"):
+        bmr.reduce(guide)
+
+
+def test_trap_a_fresh_guide_beside_the_store_of_another_model():
+    trained()
+
+    def other(x, y=None):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        model(x + b, y)
+
+    with pytest.raises(ValueError, match=r"lacks its parameters \['AutoNormal.locs.b', 'Auto"):
+        bmr.reduce(AutoNormal(other), X, Y)
 
 
 def test_trap_guide_model_draws_initial_values_instead_of_the_prior():
@@ -199,6 +240,24 @@ def test_create_plates_is_honoured():
         drawn = result.guide(data[rows_drawn], rows_drawn)["z"]
         assert torch.equal(drawn != 0, keep[rows_drawn])
         Trace_ELBO().loss(result.model, result.guide, data[rows_drawn], rows_drawn)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_many_sites_that_stay_whole_for_the_same_reason_are_one_row_where_printed(count):
+    def wide_model():
+        pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        for i in range(count):
+            pyro.sample(f"b{i}", dist.Normal(0.0, 1.0).expand([2, i]).to_event(2))
+        pyro.sample("tau", dist.Gamma(1.0, 1.0))
+
+    guide = AutoNormal(wide_model)
+    guide()
+    result = bmr.reduce(guide, sites="w", select=drop_first)
+    assert len(result.sites) == len(result.summary()) == count + 2
+    for shown in (str(result), result._repr_html_()):
+        few = count == 3
+        assert ("b0 and 39 others" in shown, "1560" in shown.replace(",", "")) == (not few, not few)
+        assert shown.count("not reduced: it is not among") == (3 if few else 1)
 
 
 def test_a_whole_site_is_conditioned_too_when_it_is_correlated():

@@ -267,6 +267,39 @@ def test_delta_f_is_what_the_free_energy_changes_by():
     assert abs(result.delta_f) > 1
 
 
+@pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
+def test_two_steps_add_up_to_one_or_it_is_noted_that_they_do_not(family):
+    def ard():
+        tau = pyro.sample("tau", dist.LogNormal(0 * ONE, ONE))
+        w = pyro.sample("w", dist.Normal(0.0, tau).expand([3]).to_event(1))
+        pyro.sample("y", dist.Normal(w, ONE).to_event(1), obs=torch.tensor([2, 0.1, 0.3]).double())
+
+    def keep(*kept):
+        return lambda _: {"w": torch.tensor(kept)}
+
+    torch.manual_seed(0)
+    guide = family(ard)
+    guide()
+    if family is AutoMultivariateNormal:
+        guide.loc.data.copy_(torch.tensor([0.2, 1.5, -0.8, 0.5]))
+        guide.scale_tril = torch.eye(4).double() + 0.5 * torch.randn(4, 4).double().tril(-1)
+    first = bmr.reduce(guide, select=keep(True, False, True))
+    second = bmr.reduce(first.guide, select=keep(True, False, False))
+    once = bmr.reduce(guide, select=keep(True, False, False))
+    # The prior at zero is -ln tau and a constant, and the first step moves ln tau.
+    moved = second.decision.factors[0].locations()["tau"] - read_guide(guide)[0].locations()["tau"]
+    difference = first.delta_f + second.delta_f - once.delta_f
+    assert difference == pytest.approx(-float(moved), abs=1e-6)
+    note = once.summary().loc["w", "note"]
+    if family is AutoNormal:
+        assert (difference, note) == (pytest.approx(0, abs=1e-6), "")
+        return
+    assert abs(difference) > 0.01
+    assert note.startswith("prior expected over 'tau', which moves as correlated elements go")
+    for one, other in zip(read_guide(second.guide), read_guide(once.guide), strict=True):
+        torch.testing.assert_close(one.posterior.loc, other.posterior.loc)
+
+
 def test_delta_f_bounds_what_refitting_reaches():
     """The scale is free to move when coefficients are gone."""
     problem = Conjugate()

@@ -229,12 +229,17 @@ def test_a_discrete_site_that_is_hidden_from_the_guide_is_listed():
     @config_enumerate
     def model():
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        z = pyro.sample("z", dist.Bernoulli(0.5))
-        pyro.sample("y", dist.Normal(w + z, 1.0), obs=torch.tensor(0.0))
+        with pyro.plate("rows", 7):
+            z = pyro.sample("z", dist.Bernoulli(0.5).expand([7, 2]).to_event(1))
+            pyro.sample("y", dist.Normal(w + z[:, 0], 1.0), obs=torch.zeros(7))
 
     result = reduced(poutine.block(model, hide=["z"]))
+    row = result.summary().loc["z"]
+    assert (row["shape"], row["total"], row["kept"]) == ((7, 2), 0, 0)
+    assert "│ z    │ 7 × 2 │       │      │" in str(result)
     assert result.summary().loc["z", "note"] == "not reduced: it is discrete"
     assert set(result.masks) == {"w"}
+    assert result.sparsity in {0.0, 1.0}, "only what the guide holds counts"
     assert "z" in poutine.trace(result.model).get_trace().nodes
 
 

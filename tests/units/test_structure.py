@@ -80,7 +80,7 @@ EXPECTED = {
     ],
     "embedding_mlp": [("net.embedding.weight", "unit", 4), ("net.fc1.weight", "unit", 6)],
     "hierarchical": [("w1", "unit", 7), ("w1", "input", 5)],
-    "noncentred": [("unit_scale", "unit", 7), ("z1", "input", 5)],
+    "noncentred": [("z1", "unit", 7), ("z1", "input", 5)],
 }
 EXPECTED["vit_with_class_token"] = EXPECTED["vit"]
 
@@ -386,7 +386,11 @@ def test_sizes_inside_attention():
     net, x = bayesianize(Attend(), layers=(*LAYERS, nn.MultiheadAttention)), torch.randn(2, 5, 12)
     captured = capture(net, (x,), {}, draw(net, x))
     structure = find_structure(captured)
-    assert [layer[1:] for layer in layers(structure)] == [("head", 3), ("unit", 12), ("input", 12)]
+    assert layers(structure) == [
+        ("attention.in_proj_weight", "head", 3),
+        ("attention.out_proj.weight", "unit", 12),
+        ("attention.in_proj_weight", "input", 12),
+    ]
     said = [(call.function.__name__, call.args) for call in captured.sized]
     assert ("view", (None, 5, 6, 4)) in said
 
