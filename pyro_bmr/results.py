@@ -403,7 +403,8 @@ class Reduction(Portable, Tabular):
     @property
     def _told(self) -> tuple[str, ...]:
         """The notes, and that nothing was measured; a file has that among its notes."""
-        if self.realised is None and not self.rounds and self.decision is not None:
+        told = any(note.startswith("not measured: ") for note in self.notes)
+        if self.realised is None and not (self.rounds or self.decision is None or told):
             return (*self.notes, "predicted, not measured: reduce(guide, *data) measures")
         return self.notes
 

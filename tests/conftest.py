@@ -1,4 +1,4 @@
-"""Two models, each trained by every guide family, on every device that there is."""
+"""Models, trained by guides of every family, on every device that there is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 import tyxe_guide
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer import HMC, MCMC, SVI, Trace_ELBO
+from pyro.infer import HMC, MCMC, SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -32,6 +32,7 @@ from pyro.infer.autoguide import (
     AutoRegressiveMessenger,
     AutoStructured,
 )
+from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
@@ -51,7 +52,7 @@ DEVICES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its data, and a trained guide or a finished MCMC."""
+    """A model, its data, and a trained guide or a finished MCMC; ``summed`` are values of rows."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
@@ -59,10 +60,12 @@ class Case:
     given: tuple[Any, ...]
     told: dict[str, Any]
     groups: Any = bmr.elements
+    elbo: Callable[[], Any] = Trace_ELBO
+    summed: tuple[dict[str, torch.Tensor], ...] = ({},)
 
     def train(self, model: Any, guide: Any, steps: int, **optim_args: float) -> None:
         optim = pyro.optim.Adam({"lr": 0.02} | optim_args)
-        svi = SVI(model, guide, optim, Trace_ELBO())
+        svi = SVI(model, guide, optim, self.elbo())
         for _ in range(steps):
             svi.step(*self.args)
 
@@ -116,22 +119,60 @@ class Network(PyroModule):
             return pyro.sample("y", dist.Normal(mean, scale), obs=y)
 
 
+def regress(x, one):
+    with pyro.plate("inputs", 4):
+        weight = pyro.sample("weight", dist.Normal(0 * one, one))
+    bias = pyro.sample("bias", dist.Laplace(0 * one, one))
+    scale = pyro.sample("scale", dist.LogNormal(0 * one, one))
+    return (x * weight.unsqueeze(-2)).sum(-1) + bias, scale
+
+
 def make_functional(device):
     one = torch.ones((), device=device)
 
     def model(x, y=None):
-        with pyro.plate("inputs", 4):
-            weight = pyro.sample("weight", dist.Normal(0 * one, one))
-        bias = pyro.sample("bias", dist.Laplace(0 * one, one))
-        scale = pyro.sample("scale", dist.LogNormal(0 * one, one))
-        mean = pyro.deterministic("mean", (x * weight.unsqueeze(-2)).sum(-1) + bias)
+        loc, scale = regress(x, one)
+        mean = pyro.deterministic("mean", loc)
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Normal(mean, scale), obs=y)
 
     return model
 
 
-MODELS = {"network": Network, "functional": make_functional}
+def make_outliers(device):
+    """As the functional one, with rows that are outliers; which ones is summed out."""
+    one = torch.ones((), device=device)
+
+    def model(x, y=None):
+        mean, scale = regress(x, one)
+        with pyro.plate("data", len(x)):
+            fn, infer = dist.Bernoulli(0.1 * one), {"enumerate": "parallel"}
+            outlier = pyro.sample("outlier", fn, infer=infer)
+            return pyro.sample("y", dist.Normal(mean, scale + 3 * outlier), obs=y)
+
+    return model
+
+
+def make_hierarchy(device):
+    one = torch.ones((), device=device)
+
+    def model(x, y=None):
+        location = pyro.sample("location", dist.Normal(0 * one, one))
+        spread = pyro.sample("spread", dist.LogNormal(0 * one, one))
+        with pyro.plate("inputs", 4):
+            weight = pyro.sample("weight", dist.Normal(location, spread))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal((x * weight.unsqueeze(-2)).sum(-1), one), obs=y)
+
+    return poutine.reparam(model, {"weight": LocScaleReparam(0.0)})
+
+
+MODELS = {
+    "network": Network,
+    "functional": make_functional,
+    "enumerated": make_outliers,
+    "reparameterised": make_hierarchy,
+}
 
 
 NOISE = ["precision", "scale"]
@@ -292,10 +333,16 @@ def new_case(model_name: str, guide_name: str, device: str) -> Case:
     x = torch.randn(40, 4)
     y = x[:, 0] - 2 * x[:, 1] + 0.3 * torch.randn(40)
     args = (x.to(device), y.to(device))
-    model, family = MODELS[model_name](device), GUIDES[guide_name]
+    model, family, options = MODELS[model_name](device), GUIDES[guide_name], {}
+    guided = model
+    if model_name == "enumerated":
+        guided = poutine.block(model, hide=["outlier"])
+        values = (torch.zeros(40, device=device), torch.ones(40, device=device))
+        options["summed"] = tuple({"outlier": value} for value in values)
+        options["elbo"] = partial(TraceEnum_ELBO, max_plate_nesting=1)
     given = args if "args" in family.told else ()
     told = {"model": model} if "model" in family.told else {}
-    return Case(model, args, family.make(model), given, told)
+    return Case(model, args, family.make(guided), given, told, **options)
 
 
 def make_case(model_name: str, guide_name: str, device: str = "cpu") -> Case:
@@ -322,15 +369,20 @@ def guide_name(request):
     return request.param
 
 
-# Guides of independent, correlated and low-rank factors, which are reduced by units too.
-BY_UNITS = ["AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal"]
+# Guides of independent, correlated and low-rank factors; the others have the same kinds.
+KINDS = ["AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal"]
+OF_SOME = {
+    "network by units": KINDS,
+    "enumerated": [*KINDS, "hand-written", "AutoDelta beside AutoNormal"],
+    "reparameterised": KINDS,
+}
 
 
 @pytest.fixture(params=[*MODELS, "network by units"])
 def case(request, guide_name, device):
+    if guide_name not in OF_SOME.get(request.param, GUIDES):
+        pytest.skip("the other guides have the same kinds of factors")
     if request.param == "network by units":
-        if guide_name not in BY_UNITS:
-            pytest.skip("the other guides have the same kinds of factors")
         return replace(make_case("network", guide_name, device), groups=bmr.units)
     if GUIDES[guide_name].not_for == request.param:
         pytest.skip(f"{guide_name} is not for the {request.param}")

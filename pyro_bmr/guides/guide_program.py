@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,8 @@ class GuideProgram:
         with _plates_of(self.whole, plates):
             for guide in self.guides:
                 if isinstance(guide, AutoGuide):
-                    found |= guide.median(*args, **kwargs)
+                    with suppress(NotImplementedError):  # flows, and guides of discrete sites
+                        found |= guide.median(*args, **kwargs)
         return found
 
 

@@ -170,10 +170,11 @@ def test_parts_of_a_list_that_are_not_gaussian(part, data):
     assert again.delta_f == 0 and again.sparsity == result.sparsity
     values = Predictive(result.guide, num_samples=20)(*data)["other"]
     assert bool((values.std(0) > 0).any()) == (part is AutoIAFNormal)
+    assert ("other" in result.guide.median(*data)) == (part is AutoDelta), "a flow tells no median"
     assert guide(*data).keys() == {"w", "other"}, "the list itself still runs"
 
 
-def test_a_discrete_part_of_a_list(data):
+def test_a_discrete_part_of_a_list(data, tmp_path):
     def model(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
         k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
@@ -189,6 +190,11 @@ def test_a_discrete_part_of_a_list(data):
     assert result.delta_f == pytest.approx(total(by_hand()), abs=1e-3)
     assert "discrete" in result.summary().loc["k", "note"]
     assert set(result.guide(*data)) == {"w", "k"}
+    assert "predicted, not measured" not in str(result), "that the data were given is known"
+    assert set(result.guide.median(*data)) == {"w"}, "a guide of discrete sites tells no median"
+    result.save(tmp_path / "result.bmr")
+    again = bmr.load(tmp_path / "result.bmr", model, *data, guide=guide)
+    assert str(again) == str(result)
 
 
 @pytest.mark.parametrize("embedded", [False, True])
