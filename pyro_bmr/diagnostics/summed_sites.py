@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_bmr.diagnostics.drawn_sites import describe
 from pyro_bmr.display import warn
-from pyro_bmr.programs.enumeration import Enumeration, Mixture, find_mixtures
+from pyro_bmr.programs.enumeration import Enumeration, SummedSites, find_mixtures
 
 
 def find_couplings(trace: Trace, enumeration: Enumeration) -> dict[str, str]:
@@ -60,7 +60,7 @@ def _leading(tensor: Tensor, others: int) -> tuple[int, ...]:
     return tuple(range(tensor.dim() - others))
 
 
-def _observed(trace: Trace, enumeration: Enumeration) -> Iterator[tuple[str, Mixture]]:
+def _observed(trace: Trace, enumeration: Enumeration) -> Iterator[tuple[str, SummedSites]]:
     for mixture in find_mixtures(trace, enumeration):
         for name, term in mixture.terms.items():
             if term.is_observed and not isinstance(trace.nodes[name]["fn"], Unit):

@@ -33,7 +33,7 @@ from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import (
     Enumeration,
-    Mixture,
+    SummedSites,
     find_enumerated,
     find_mixtures,
     refuse_by_name,
@@ -239,7 +239,7 @@ def _run(model: Any, guide_trace: Trace, values: Any, args: Any, kwargs: Any) ->
         return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
-def _find_mixtures(run: Run, enumeration: Enumeration) -> list[Mixture]:
+def _find_mixtures(run: Run, enumeration: Enumeration) -> list[SummedSites]:
     """Find what is summed out, which must be such as can be."""
     with refuse_by_name(enumeration):
         mixtures = find_mixtures(run({}), enumeration) if enumeration.sites else []

@@ -91,7 +91,7 @@ def _unpack_sites(packed: Mapping[str, Any]) -> tuple[Site, ...]:
             one["event_dim"],
             unpack_support(one["support"]),
             tuple(CondIndepStackFrame(*frame) for frame in one["plates"]),
-            one["center"] and unpack_center(one["center"]),
+            unpack_center(one["center"]) if one.get("center") else None,
         )
         for one in packed["sites"]
     )

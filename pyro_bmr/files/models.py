@@ -55,7 +55,9 @@ def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> 
     """Put around the user's model what `pack_handlers` described."""
     for one in reversed(packed):
         if one["kind"] == "pruned":
-            centers = {name: unpack_center(center) for name, center in one["centers"].items()}
+            centers = {
+                name: unpack_center(center) for name, center in one.get("centers", {}).items()
+            }
             model = PrunedModel(model, one["masks"], centers)
         elif one["kind"] == "compacted":
             model = unpack_compacted(one["cut"], model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -101,7 +102,9 @@ def trace_factors(
             first = run({}, followed if leaves else origin)
         for name, statement in first.statements.items():
             check_finite(name, "location", statement.loc)
-        failures = {**first.unread, **_amortised(first, leaves, run({}, _turn_over(origin)))}
+        given = _find_given(first, leaves, partial(run, {}), origin)
+        why = "it depends on what the guide is given (amortised)"
+        failures = {**first.unread, **{name: _refusal(name, why) for name in given}}
         weights = {name: first.weights(name) for name in first.statements}
         generator = torch.Generator().manual_seed(0)
         for reach in (1.0, 3.0, 10.0):
@@ -271,7 +274,11 @@ class _Reader(Messenger):
                 self.statements[name] = replace(statement, site=site)
                 self.leaves[name], self.sources[sources[0]] = leaf, name
                 return True
-        raise site_refusal(name, _THROUGH.format(sources))
+        refusal = self.unread[name] = site_refusal(name, _THROUGH.format(sources))
+        # Sites that share a source are not independent of each other.
+        for other in {self.sources[source] for source in sources if source in self.sources}:
+            self.unread.setdefault(other, site_refusal(other, _SHARED.format(name)))
+        raise refusal
 
     def parents(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Return the sites before one that a tensor depends on, by its gradients."""
@@ -305,6 +312,7 @@ class _Reader(Messenger):
         return {parent: jacobian for parent, jacobian in jacobians.items() if jacobian.any()}
 
 
+_SHARED = "it is the value of an auxiliary site, from which {!r} is computed, too"
 _THROUGH = (
     "it is computed from the auxiliary sites {}, and is not one of them, element by element and "
     "alone; if an autoguide inside of this guide draws them, pass that one"
@@ -386,15 +394,27 @@ def _turn_over(origin: Origin) -> Origin:
     return replace(origin, args=args, kwargs=kwargs)
 
 
-def _amortised(first: _Reader, leaves: list[Tensor], turned: _Reader) -> dict[str, _Failure]:
+def _find_given(
+    first: _Reader, leaves: list[Tensor], run: Callable[[Origin], _Reader], origin: Origin
+) -> set[str]:
     """Find sites whose posterior is computed from the arguments of the guide."""
-    failures: dict[str, _Failure] = {}
+    found = {
+        name
+        for name, statement in first.statements.items()
+        if _leads_to(leaves, (statement.loc, *statement.spread))
+    }
+    changed = _find_changed(first, run(_turn_over(origin)))
+    # What changes from run to run says nothing of the arguments.
+    return found | (changed - _find_changed(first, run(origin)) if changed else changed)
+
+
+def _find_changed(first: _Reader, other: _Reader) -> set[str]:
+    changed = set()
     for name, statement in first.statements.items():
-        mine, other = ((s.loc, *s.spread) for s in (statement, turned.statements[name]))
-        same = all(torch.equal(one, two) for one, two in zip(mine, other, strict=True))
-        if not same or _leads_to(leaves, (statement.loc, *statement.spread)):
-            failures[name] = _refusal(name, "it depends on what the guide is given (amortised)")
-    return failures
+        both = zip(*((s.loc, *s.spread) for s in (statement, other.statements[name])), strict=True)
+        if not all(torch.equal(one, two) for one, two in both):
+            changed.add(name)
+    return changed
 
 
 def _leads_to(leaves: list[Tensor], tensors: tuple[Tensor, ...]) -> bool:

@@ -97,7 +97,7 @@ def refuse_by_name(enumeration: Enumeration) -> Iterator[None]:
         raise ValueError(msg) from error
 
 
-def find_mixtures(trace: Trace, enumeration: Enumeration) -> list[Mixture]:
+def find_mixtures(trace: Trace, enumeration: Enumeration) -> list[SummedSites]:
     """Find what is summed out together in a run of an enumerated model.
 
     Where an axis of a log density has no plate, or a site outside of a plate depends on one that is
@@ -119,7 +119,7 @@ def find_mixtures(trace: Trace, enumeration: Enumeration) -> list[Mixture]:
         groups = [g for g in groups if g not in joined] + [merged | {name: term}]
     for group in groups:
         _check_plates(group)
-    return [Mixture(group, enumeration.nesting, trace.symbol_to_dim, sizes) for group in groups]
+    return [SummedSites(group, enumeration.nesting, trace.symbol_to_dim, sizes) for group in groups]
 
 
 def sum_log_likelihood(trace: Trace, enumeration: Enumeration) -> Tensor:
@@ -135,7 +135,7 @@ def sum_log_likelihood(trace: Trace, enumeration: Enumeration) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class SummedSites:
     """Sites whose log densities are summed out together, by message passing."""
 
     terms: Mapping[str, _Term]
