@@ -105,7 +105,9 @@ def _recenter_independent(
 ) -> IndependentFactor:
     center = _target(factor.site, factor.kept()[factor.site.name], centers)
     before, after = _offsets([factor.site]), _offsets([replace(factor.site, center=center)])
-    shifted = factor.loc + (before - after).to(factor.loc).reshape(factor.loc.shape)
+    step = (before - after).to(factor.loc).reshape(factor.loc.shape)
+    # What is pruned may be at minus infinity.
+    shifted = factor.loc + torch.where(factor.kept()[factor.site.name], step, 0)
     moved = factor.site.center is not None or center is not None
     return replace(
         factor,

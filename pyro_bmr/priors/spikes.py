@@ -14,6 +14,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_bmr.factors.centering import value_locations
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -55,6 +56,20 @@ def find_centers(
         except UnreadablePriorError as error:
             failures[site.name] = str(error)
     return centers, failures
+
+
+def find_vanishing(
+    factors: Sequence[Factor], reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+) -> list[str]:
+    """Find positive sites whose spike is at zero, where only the free energy can be measured."""
+    found = []
+    for site in (f.site for f in factors if isinstance(f, IndependentFactor | GammaFactor)):
+        mapping = isinstance(reduced_prior, Mapping)
+        spike = reduced_prior.get(site.name) if mapping else reduced_prior
+        at_zero = isinstance(spike, Spike) and spike.loc == 0
+        if find_element_support(site.support) in POSITIVE and at_zero:
+            found.append(site.name)
+    return found
 
 
 def _at_number(site: Site, loc: float | Tensor) -> dict[str, Center]:

@@ -15,13 +15,14 @@ from torch import Tensor
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
-from pyro_bmr.priors.spikes import find_centers
+from pyro_bmr.priors.spikes import find_centers, find_vanishing
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.scores import ElementScores, score
@@ -70,11 +71,14 @@ def read_problem(
     model: Callable[..., Any] | None,
     sites: Iterable[str] | None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+    *,
+    measure: bool = False,
 ) -> Problem:
     """Read a guide, and the priors of the model that it was trained for.
 
     ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
-    Coordinates are measured from where the spike of ``reduced_prior`` is.
+    Coordinates are measured from where the spike of ``reduced_prior`` is. Whoever can ``measure`` F
+    may set positive sites to zero, if they are named.
     """
     _check_guide(verb, guide)
     origin = read_origin(guide)
@@ -105,7 +109,9 @@ def read_problem(
     centers, failures = find_centers(*program, factors, reduced_prior)
     factors = recenter(factors, centers)
     also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
-    priors, reasons = read_priors(*program, factors, named, failures, also)
+    wanted = {*also, *(named or ())} if measure and (args or kwargs) else {}
+    measured = [name for name in find_vanishing(factors, reduced_prior) if name in wanted]
+    priors, reasons = read_priors(*program, factors, named, failures, also, measured)
     return Problem(factors, origin, priors, reasons, named)
 
 
@@ -164,7 +170,7 @@ class UnitsOnDemand:
     """
 
     def __init__(self, problem: Problem, spiked: Collection[str]) -> None:
-        self.zeroed = _find_zeroed(problem.factors, spiked)
+        self.zeroed = _find_zeroed(problem, spiked)
         self.notes: tuple[str, ...] = ()
         self._read = cache(partial(read_units, problem))
         self._structure = cache(lambda: self._read().with_released(self.zeroed))
@@ -188,10 +194,15 @@ class UnitsOnDemand:
             return None
 
 
-def _find_zeroed(factors: tuple[Factor, ...], spiked: Collection[str]) -> tuple[str, ...]:
+def _find_zeroed(problem: Problem, spiked: Collection[str]) -> tuple[str, ...]:
     """Name the spiked sites whose pruned elements are zero."""
-    sites = (site for factor in factors for site in factor.sites)
-    return tuple(s.name for s in sites if s.name in spiked and bool(s.zero_at_center().all()))
+    return tuple(
+        site.name
+        for factor in problem.factors
+        for site in factor.sites
+        if site.name in spiked
+        and (vanishes(problem.priors.get(site.name)) or bool(site.zero_at_center().all()))
+    )
 
 
 def assign(
