@@ -14,6 +14,7 @@ from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.factors.program import ProgramFactor
+from pyro_bmr.files.centers import pack_center, unpack_center
 from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
@@ -78,6 +79,7 @@ def _pack_site(site: Site) -> dict[str, Any]:
         "event_dim": site.event_dim,
         "support": pack_support(site.support, f"the site {site.name!r}"),
         "plates": [list(frame) for frame in site.plates],
+        "center": pack_center(site.center),
     }
 
 
@@ -89,6 +91,7 @@ def _unpack_sites(packed: Mapping[str, Any]) -> tuple[Site, ...]:
             one["event_dim"],
             unpack_support(one["support"]),
             tuple(CondIndepStackFrame(*frame) for frame in one["plates"]),
+            unpack_center(one.get("center")),
         )
         for one in packed["sites"]
     )
@@ -115,8 +118,9 @@ def _low_rank(packed: Mapping[str, Any]) -> Factor:
 
 
 def _gamma(packed: Mapping[str, Any]) -> Factor:
-    (site,), ones = _unpack_sites(packed), torch.ones_like(packed["state"]["mean_unconstrained"])
-    return GammaFactor(site, ones, ones)
+    (site,), state = _unpack_sites(packed), packed["state"]
+    ones = torch.ones_like(state["mean_unconstrained"])
+    return GammaFactor(site, ones, ones, state.get("mask"))
 
 
 def _program(packed: Mapping[str, Any]) -> Factor:

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_bmr.cutting.program import CompactedModel
+from pyro_bmr.files.centers import pack_center, unpack_center
 from pyro_bmr.files.compacted import pack_compacted, unpack_compacted
 from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.programs.distributions import find_core, is_pruned
@@ -29,7 +30,9 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
     packed: list[dict[str, Any]] = []
     for wrapper in find_wrappers(model):
         if isinstance(wrapper, PrunedModel):
-            packed.append({"kind": "pruned", "masks": wrapper.masks.by_site()})
+            centers = {name: pack_center(center) for name, center in wrapper.centers.items()}
+            masks = wrapper.masks.by_site()
+            packed.append({"kind": "pruned", "masks": masks, "centers": centers})
         elif isinstance(wrapper, CompactedModel):
             packed.append({"kind": "compacted", "cut": pack_compacted(wrapper)})
         elif isinstance(wrapper, SwitchedModel):
@@ -52,7 +55,9 @@ def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> 
     """Put around the user's model what `pack_handlers` described."""
     for one in reversed(packed):
         if one["kind"] == "pruned":
-            model = PrunedModel(model, one["masks"])
+            packed_centers = one.get("centers", {}).items()
+            centers = {name: c for name, it in packed_centers if (c := unpack_center(it))}
+            model = PrunedModel(model, one["masks"], centers)
         elif one["kind"] == "compacted":
             model = unpack_compacted(one["cut"], model)
         else:

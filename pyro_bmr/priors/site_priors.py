@@ -24,7 +24,7 @@ from pyro_bmr.priors.families import (
     UnregisteredPriorError,
     is_transformed_by_support,
 )
-from pyro_bmr.programs.distributions import POSITIVE, find_core, find_element_support
+from pyro_bmr.programs.distributions import find_core, find_element_support, is_positive
 from pyro_bmr.programs.dry_run import find_modules
 from pyro_bmr.programs.model_runs import ModelRuns, find_sources
 from pyro_bmr.programs.site_kinds import is_computed, is_latent, is_likelihood
@@ -39,7 +39,7 @@ def read_priors(
     sites: Iterable[str] | None = None,
     failures: Mapping[str, str] | None = None,
     also: Collection[str] = (),
-    measured: Collection[str] = (),
+    measured: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Prior], dict[str, str]]:
     """Run the model at the posterior's location and read the prior of the sites to be reduced.
 
@@ -53,7 +53,7 @@ def read_priors(
     naming it instead reduces it and leaves those whole. By default ``sites`` are all over the real
     line; one with another support is reduced, in unconstrained coordinates, only if it is named,
     or if it is among ``also``. ``failures`` say of sites why they cannot be reduced. Positive ones
-    that are ``measured`` need no density at zero.
+    that are ``measured`` need no density at zero, or cannot be reduced for the reason given.
 
     Returns the priors of the sites that may be reduced, and why each other latent site stays whole.
     A ValueError says that guide and model do not fit, or that a named site cannot be reduced.
@@ -72,10 +72,10 @@ def read_priors(
     modules = find_modules(model)
     obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
     obstacles |= failures or {}
-    if any(map(is_likelihood, nodes.values())):
-        obstacles |= dict.fromkeys(measured, "")
-    else:
-        measured = ()
+    measured = measured or {}
+    unseen = "" if any(map(is_likelihood, nodes.values())) else "the model observes nothing"
+    obstacles |= {name: reason or unseen for name, reason in measured.items()}
+    reasons |= {name: obstacles[name] for name in measured if obstacles[name]}
     reasons |= {f.site.name: f.reason for f in factors if isinstance(f, ProgramFactor)}
     for name in (name for name in latent if name in locations and name not in reasons):
         try:
@@ -248,7 +248,7 @@ def _obstacle_of_mask(node: Any) -> str:
 
 
 def _constrained(support: constraints.Constraint) -> str:
-    return "it is positive" if support in POSITIVE else f"it is constrained to {support}"
+    return "it is positive" if is_positive(support) else f"it is constrained to {support}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.families import UnreadablePriorError
 from pyro_bmr.programs.centers import Center, find_mean, shift
-from pyro_bmr.programs.distributions import POSITIVE, find_element_support
+from pyro_bmr.programs.distributions import find_element_support, is_positive
 from pyro_bmr.programs.model_runs import ModelRuns, find_gradients
 from pyro_bmr.programs.sites import Site
 
@@ -60,15 +60,15 @@ def find_centers(
 
 def find_vanishing(
     factors: Sequence[Factor], reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
-) -> list[str]:
+) -> list[Site]:
     """Find positive sites whose spike is at zero, where only the free energy can be measured."""
     found = []
     for site in (f.site for f in factors if isinstance(f, IndependentFactor | GammaFactor)):
         mapping = isinstance(reduced_prior, Mapping)
         spike = reduced_prior.get(site.name) if mapping else reduced_prior
         at_zero = isinstance(spike, Spike) and spike.loc == 0
-        if find_element_support(site.support) in POSITIVE and at_zero:
-            found.append(site.name)
+        if is_positive(find_element_support(site.support)) and at_zero:
+            found.append(site)
     return found
 
 
@@ -90,7 +90,7 @@ def _at_number(site: Site, loc: float | Tensor) -> dict[str, Center]:
 
 def _outside(name: str, value: Tensor, support: Any) -> str:
     spike = f"{value:g}" if value.dim() == 0 else "the spike"
-    if support in POSITIVE:
+    if is_positive(support):
         return (
             f"it is positive, and its density at {spike} is 0; reduced_prior="
             f"{{{name!r}: Spike(loc=1.0)}} names another spike"

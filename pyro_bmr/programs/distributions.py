@@ -26,6 +26,14 @@ from pyro_bmr.programs.centers import Center
 POSITIVE = (constraints.positive, constraints.nonnegative)
 
 
+def is_positive(support: constraints.Constraint) -> bool:
+    """Tell whether a support is that of positive numbers, also where it is a copy."""
+    return any(
+        type(support) is type(known) and getattr(support, "lower_bound", None) == 0
+        for known in POSITIVE
+    )
+
+
 class PrunedDistribution(TorchDistribution):
     r"""Independent univariate elements; those with a False mask are a point mass at zero.
 

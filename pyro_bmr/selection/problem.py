@@ -25,6 +25,7 @@ from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.wrapped import peel
+from pyro_bmr.selection.groups import Grouping, gives_labels
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_needed, find_released
@@ -71,14 +72,13 @@ def read_problem(
     model: Callable[..., Any] | None,
     sites: Iterable[str] | None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
-    *,
-    measure: bool = False,
+    groupings: tuple[Grouping, ...] | None = None,
 ) -> Problem:
     """Read a guide, and the priors of the model that it was trained for.
 
     ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
-    Coordinates are measured from where the spike of ``reduced_prior`` is. Whoever can ``measure`` F
-    may set positive sites to zero, if they are named.
+    Coordinates are measured from where the spike of ``reduced_prior`` is. Of a reduction, which
+    measures F, positive sites that are named, or that one of ``groupings`` labels, can become zero.
     """
     _check_guide(verb, guide)
     origin = read_origin(guide)
@@ -109,9 +109,14 @@ def read_problem(
     centers, failures = find_centers(*program, factors, reduced_prior)
     factors = recenter(factors, centers)
     also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
-    wanted = {*also, *(named or ())} if measure and (args or kwargs) else {}
-    measured = [name for name in find_vanishing(factors, reduced_prior) if name in wanted]
-    priors, reasons = read_priors(*program, factors, named, failures, also, measured)
+    vanishing = find_vanishing(factors, reduced_prior)
+    labelled = () if named or also else tuple(groupings or ())
+    measured = {
+        site.name: "" if groupings and (args or kwargs) else _unmeasured(site.name)
+        for site in vanishing
+        if site.name in {*also, *(named or ())} or any(gives_labels(g, site) for g in labelled)
+    }
+    priors, reasons = read_priors(*program, factors, named, failures, {*also, *measured}, measured)
     return Problem(factors, origin, priors, reasons, named)
 
 
@@ -225,6 +230,14 @@ def assign(
         by_site = dict.fromkeys(problem.priors, reduced_prior)
     _check_shapes(problem, {name: by_site[name] for name in problem.priors})
     return problem, {name: by_site[name] for name in problem.priors}
+
+
+def _unmeasured(name: str) -> str:
+    return (
+        f"it is positive and has no density at zero: with the data, reduce(guide, x, y, "
+        f"sites=[{name!r}]) measures F without it; reduced_prior={{{name!r}: Spike(loc=1.0)}} "
+        "names another spike"
+    )
 
 
 def _check_guide(verb: str, guide: Any) -> None:
