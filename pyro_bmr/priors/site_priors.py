@@ -295,11 +295,7 @@ def _not_wanted(found: _Readable, *, named: bool) -> str:
         return "it is not among sites="
     if found.support is constraints.real:
         return "it stands for missing observations; sites= may name it"
-    image = found.site.constrain(torch.zeros(found.site.shape)).reshape(-1)
-    pruned = f"{image[0]:g}" if len(image) and (image == image[0]).all() else "the image of 0"
-    return (
-        f"{_constrained(found.support)}; sites= may name it, which sets pruned elements to {pruned}"
-    )
+    return f"{_constrained(found.support)}; sites= may name it"
 
 
 def _priors(

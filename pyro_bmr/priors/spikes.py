@@ -84,10 +84,11 @@ def _at_number(site: Site, loc: float | Tensor) -> dict[str, Center]:
         return {}
     offset = transform.inv(value)
     if not (support.check(value) & offset.isfinite()).all():
-        raise UnreadablePriorError(_outside(site.name, value, support))
+        raise UnreadablePriorError(_outside(value, support))
     return {site.name: Center(offset.expand(site.shape), torch.zeros(site.shape).bool())}
 
 
+<<<<<<< HEAD
 def _outside(name: str, value: Tensor, support: Any) -> str:
     spike = f"{value:g}" if value.dim() == 0 else "the spike"
     if is_positive(support):
@@ -99,6 +100,12 @@ def _outside(name: str, value: Tensor, support: Any) -> str:
         f"it is constrained to {support}, and {spike} is not inside of that; reduced_prior="
         f"{{{name!r}: Spike(loc=...)}} names another spike"
     )
+=======
+def _outside(value: Tensor, support: Any) -> str:
+    spike = f"{value:g}" if value.dim() == 0 else "some of the spike"
+    kind = "positive" if support in POSITIVE else f"constrained to {support}"
+    return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
+>>>>>>> part17h
 
 
 class _Means:

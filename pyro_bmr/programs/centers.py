@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
@@ -90,11 +91,10 @@ def shift(prior: Any, by: Tensor) -> Any:
         return MaskedDistribution(shift(prior.base_dist, by), prior._mask)
     if isinstance(prior, MixtureSameFamily) and not prior.event_shape:
         parts = shift(prior.component_distribution, by[..., None])
-        return MixtureSameFamily(prior.mixture_distribution, parts, validate_args=False)
+        return dist.MixtureSameFamily(prior.mixture_distribution, parts, validate_args=False)
     if isinstance(prior, TransformedDistribution):
-        return TransformedDistribution(
-            shift(prior.base_dist, by), prior.transforms, validate_args=False
-        )
+        base = shift(prior.base_dist, by)
+        return dist.TransformedDistribution(base, prior.transforms, validate_args=False)
     if not isinstance(prior, Normal | Laplace | StudentT | Cauchy):
         raise NotImplementedError(type(prior).__name__)
     parameters = {name: getattr(prior, name) for name in prior.arg_constraints}

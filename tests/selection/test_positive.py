@@ -85,7 +85,7 @@ def test_rates_above_a_background(family):
     guide = (bmr.AutoGamma if family == "gamma" else AutoNormal)(counts_model)
     kwargs = {"background": background}
     options = {"lr": 0.03, "progress": False, "compile": False}
-    bmr.fit(counts_model, guide, counts, kwargs=kwargs, num_epochs=1500, **options)
+    bmr.fit(counts_model, guide, counts, kwargs=kwargs, num_epochs=800, **options)
     result = bmr.reduce(guide, counts, kwargs=kwargs, sites="rate", select=QUIET)
     assert torch.equal(result.masks["rate"], torch.tensor([False, False, True]))
     without = dist.Poisson(background).log_prob(counts).sum(0)
@@ -111,7 +111,7 @@ def loadings():
     true[torch.tensor([0, 3, 9, 12])] = torch.tensor([1.0, 0.6, 1.5, 0.8])
     y = x @ true + 0.5 * torch.randn(150)
     guide = AutoNormal(loadings_model, init_scale=0.1)
-    bmr.fit(loadings_model, guide, x, y, num_epochs=2000, lr=0.03, progress=False, compile=False)
+    bmr.fit(loadings_model, guide, x, y, num_epochs=800, lr=0.05, progress=False, compile=False)
     return guide, x, y, true
 
 
@@ -194,7 +194,7 @@ def test_a_prior_that_depends_on_another_site():
     torch.testing.assert_close(seen[0], expected.detach().double(), rtol=1e-3, atol=1e-3)
 
 
-K = 6
+K = 10
 
 
 def factorisation(y):
@@ -211,11 +211,11 @@ def factors(name, shape):  # noqa: ARG001
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_factors_of_a_factorisation(family, seed):
     pyro.set_rng_seed(seed)
-    true = dist.Gamma(1.0, 0.5).sample((60, 3)), dist.Gamma(1.0, 0.5).sample((3, 20))
+    true = dist.Gamma(1.0, 0.3).sample((60, 3)), dist.Gamma(1.0, 0.3).sample((3, 20))
     y = dist.Poisson(true[0] @ true[1]).sample()
     make = {"normal": AutoNormal, "gamma": bmr.AutoGamma}[family]
     guide = make(factorisation, init_loc_fn=init_to_sample)
-    bmr.fit(factorisation, guide, y, num_epochs=2500, lr=0.05, progress=False, compile=False)
+    bmr.fit(factorisation, guide, y, num_epochs=1000, lr=0.1, progress=False, compile=False)
     result = bmr.reduce(guide, y, groups=factors, select=QUIET)
     assert int(result.masks["W"].any(0).sum()) == 3
     assert torch.equal(result.masks["W"].any(0), result.masks["H"].any(1))
