@@ -79,11 +79,7 @@ def _pack_site(site: Site) -> dict[str, Any]:
         "event_dim": site.event_dim,
         "support": pack_support(site.support, f"the site {site.name!r}"),
         "plates": [list(frame) for frame in site.plates],
-<<<<<<< HEAD
-        "center": pack_center(site.center),
-=======
         "center": None if site.center is None else pack_center(site.center),
->>>>>>> part17h
     }
 
 
@@ -95,11 +91,7 @@ def _unpack_sites(packed: Mapping[str, Any]) -> tuple[Site, ...]:
             one["event_dim"],
             unpack_support(one["support"]),
             tuple(CondIndepStackFrame(*frame) for frame in one["plates"]),
-<<<<<<< HEAD
-            unpack_center(one.get("center")),
-=======
             one["center"] and unpack_center(one["center"]),
->>>>>>> part17h
         )
         for one in packed["sites"]
     )

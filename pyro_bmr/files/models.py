@@ -55,12 +55,7 @@ def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> 
     """Put around the user's model what `pack_handlers` described."""
     for one in reversed(packed):
         if one["kind"] == "pruned":
-<<<<<<< HEAD
-            packed_centers = one.get("centers", {}).items()
-            centers = {name: c for name, it in packed_centers if (c := unpack_center(it))}
-=======
             centers = {name: unpack_center(center) for name, center in one["centers"].items()}
->>>>>>> part17h
             model = PrunedModel(model, one["masks"], centers)
         elif one["kind"] == "compacted":
             model = unpack_compacted(one["cut"], model)

@@ -52,17 +52,17 @@ def settle(first: Tensor, second: Tensor, posterior: Diagonal) -> Tensor:
 def accuracy_of_log_normal(d_loc: Tensor, d_scale: Tensor, scale: Tensor) -> Tensor:
     r"""Return :math:`E_q[\ell] - \ell(0)` of a LogNormal element, from the slopes of the first.
 
-    Of a log likelihood :math:`\ell` that is quadratic in :math:`\theta`, it is :math:`b M_1 - \tfrac
-    c2 M_2` with :math:`M_k = E[\theta^k] = \exp(k \mu + k^2 \sigma^2 / 2)`, and the slopes by
-    :math:`\mu` and :math:`\sigma` give :math:`b` and :math:`c`.
+    If :math:`\ell` is quadratic in :math:`\theta`, it is :math:`b M_1 - \tfrac12 c M_2` with
+    :math:`M_k = E[\theta^k] = \exp(k \mu + k^2 \sigma^2 / 2)`; the slopes by :math:`\mu` and
+    :math:`\sigma` give :math:`b` and :math:`c`.
     """
     return 1.5 * d_loc - 0.5 * d_scale / scale
 
 
 def accuracy_of_gamma(d_log_mean: Tensor, d_log_alpha: Tensor, alpha: Tensor) -> Tensor:
-    r"""Return the same of Gamma(α, β), with :math:`M_1 = \alpha / \beta, M_2 = M_1^2 (1 + 1/\alpha)`.
+    r"""Return the same of Gamma(α, β), from slopes by the logarithms of its mean and α.
 
-    The slopes are by the logarithms of :math:`M_1` and :math:`\alpha`.
+    :math:`M_1 = \alpha / \beta` and :math:`M_2 = M_1^2 (1 + 1 / \alpha)`.
     """
     return d_log_mean + (alpha + 1) * d_log_alpha
 

@@ -88,24 +88,10 @@ def _at_number(site: Site, loc: float | Tensor) -> dict[str, Center]:
     return {site.name: Center(offset.expand(site.shape), torch.zeros(site.shape).bool())}
 
 
-<<<<<<< HEAD
-def _outside(name: str, value: Tensor, support: Any) -> str:
-    spike = f"{value:g}" if value.dim() == 0 else "the spike"
-    if is_positive(support):
-        return (
-            f"it is positive, and its density at {spike} is 0; reduced_prior="
-            f"{{{name!r}: Spike(loc=1.0)}} names another spike"
-        )
-    return (
-        f"it is constrained to {support}, and {spike} is not inside of that; reduced_prior="
-        f"{{{name!r}: Spike(loc=...)}} names another spike"
-    )
-=======
 def _outside(value: Tensor, support: Any) -> str:
     spike = f"{value:g}" if value.dim() == 0 else "some of the spike"
-    kind = "positive" if support in POSITIVE else f"constrained to {support}"
+    kind = "positive" if is_positive(support) else f"constrained to {support}"
     return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
->>>>>>> part17h
 
 
 class _Means:

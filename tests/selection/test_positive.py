@@ -40,7 +40,9 @@ def test_divergences_against_quadrature(family, prior):
     t = torch.linspace(-30, 20, 200_001).double()[:, None]
     log_q = q.log_prob(t.exp())
     weight = (log_q + t).exp()
-    expected = torch.trapezoid(weight * (log_q - p.log_prob(t.exp())).where(weight > 0, 0), t, dim=0)
+    expected = torch.trapezoid(
+        weight * (log_q - p.log_prob(t.exp())).where(weight > 0, 0), t, dim=0
+    )
     torch.testing.assert_close(divergence(q, p), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -72,7 +74,9 @@ def test_a_gamma_posterior_that_is_exact():
 def log_evidence(counts, background):
     rate = torch.linspace(0, 30, 30_001).double()
     log_joint = dist.Exponential(0.5).log_prob(rate)
-    log_joint = log_joint + dist.Poisson(rate + background).log_prob(counts[:, None].double()).sum(0)
+    log_joint = log_joint + dist.Poisson(rate + background).log_prob(counts[:, None].double()).sum(
+        0
+    )
     return math.log(torch.trapezoid(log_joint.exp(), rate))
 
 
@@ -125,7 +129,9 @@ def test_loadings_that_are_zero_go_and_others_stay(loadings):
     (full, error), (reduced, its_error) = (
         bmr.free_energy(*pair, x, y, num_samples=25, estimator=elbo) for pair in pairs
     )
-    assert reduced - full == pytest.approx(result.realised, abs=4 * (error**2 + its_error**2) ** 0.5)
+    assert reduced - full == pytest.approx(
+        result.realised, abs=4 * (error**2 + its_error**2) ** 0.5
+    )
     assert result.realised < -10
     assert result.delta_f == pytest.approx(result.realised, rel=0.15)
     by_evidence = bmr.reduce(guide, x, y, sites=["w", "v"], select=bmr.by_evidence())

@@ -261,7 +261,9 @@ def test_means_that_other_sites_add_up_to(y):
 
 
 @pytest.mark.parametrize("kind", ["dense", "low_rank"])
-@pytest.mark.parametrize("loc", [0.4, torch.linspace(-1, 1, 6, dtype=torch.float64)], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    "loc", [0.4, torch.linspace(-1, 1, 6, dtype=torch.float64)], ids=["number", "tensor"]
+)
 def test_spikes_at_numbers_are_exact(kind, loc):
     problem = ObservedRegression()
     guide = getattr(problem, kind)()
