@@ -146,7 +146,7 @@ def reduce_for(
     """Reduce a guide, as `reduce` does; errors name the verb that the user called."""
     _check_options(select, reduced_prior)
     groupings = list_groupings(groups)
-    problem = read_problem(verb, guide, args, kwargs, model, sites, reduced_prior)
+    problem = read_problem(verb, guide, args, kwargs, model, sites, reduced_prior, groupings)
     problem, reduced_priors = assign(problem, reduced_prior)
     problem.warn_if_empty()
     _check_stages(groupings, reduced_priors)

@@ -61,6 +61,9 @@ def _transformed(fn: Distribution, support: Any, event_dim: int) -> Any:
     core = find_core(fn)
     if support is constraints.real or support is constraints.real_vector:
         return fn
+    if isinstance(core, PrunedDistribution):
+        kept = _transformed(core.base_dist, support, 0)
+        return kept and PrunedDistribution(find_core(kept), core.mask).to_event(event_dim)
     if support in (constraints.positive, constraints.nonnegative) and isinstance(core, Normal):
         return LogNormal(core.loc, core.scale).to_event(event_dim)
     return None

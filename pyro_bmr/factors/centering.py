@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,9 @@ def _recenter_independent(
 ) -> IndependentFactor:
     center = _target(factor.site, factor.kept()[factor.site.name], centers)
     before, after = _offsets([factor.site]), _offsets([replace(factor.site, center=center)])
-    shifted = factor.loc + (before - after).to(factor.loc).reshape(factor.loc.shape)
+    step = (before - after).to(factor.loc).reshape(factor.loc.shape)
+    # What is pruned may be at minus infinity.
+    shifted = factor.loc + torch.where(factor.kept()[factor.site.name], step, 0)
     moved = factor.site.center is not None or center is not None
     return replace(
         factor,
@@ -143,19 +146,22 @@ def _target(site: Site, kept: Tensor, centers: Mapping[str, Center]) -> Center |
         return None
     zero = torch.zeros_like(kept, dtype=torch.float64)
     none = Center(zero, torch.zeros_like(kept))
-    new, old = new or none, old or none
-    flat = kept.reshape(-1)
-    weights = {}
-    for name in {**old.weights, **new.weights}:
-        parts = [c.weights.get(name, flat.new_zeros(1, 1).double()) for c in (new, old)]
-        weights[name] = torch.where(flat[:, None], *parts)
-    both = {n: w for n, w in weights.items() if w.any()}
-    offset, at_mean = (
-        torch.where(kept, getattr(new, key), getattr(old, key)) for key in ("offset", "at_mean")
-    )
-    if not (both or at_mean.any() or offset.any()):
+    return _combine(kept, new or none, old or none)
+
+
+def _combine(kept: Tensor, new: Center, old: Center) -> Center | None:
+    """Take one center where an element is kept, and another elsewhere."""
+    offset = torch.where(kept, new.offset, old.offset)
+    at_mean = torch.where(kept, new.at_mean, old.at_mean)
+    nothing, rows = offset.new_zeros(1, 1), kept.reshape(-1, 1)
+    weights = {
+        name: torch.where(rows, new.weights.get(name, nothing), old.weights.get(name, nothing))
+        for name in {**old.weights, **new.weights}
+    }
+    weights = {name: weight for name, weight in weights.items() if weight.any()}
+    if not (weights or at_mean.any() or offset.any()):
         return None
-    return Center(offset, at_mean, both)
+    return Center(offset, at_mean, weights)
 
 
 def _unmix(sites: Sequence[Site]) -> Tensor:
@@ -195,4 +201,4 @@ def _dtype(factor: JointFactor) -> torch.dtype:
     return factor.posterior.loc.dtype
 
 
-_RECENTER = {IndependentFactor: _recenter_independent, JointFactor: _recenter_joint}
+_RECENTER: Any = {IndependentFactor: _recenter_independent, JointFactor: _recenter_joint}

@@ -25,6 +25,34 @@ Normals = Callable[[int], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
+class Divergence:
+    r"""What a prior says of positive elements, which have no density at zero.
+
+    Parameters
+    ----------
+    value : Tensor
+        :math:`KL(q \,\|\, p)` of each element in nats, float64, of the shape of the site; under a
+        hierarchical prior, its expectation.
+    accuracy : Tensor
+        What the expected log likelihood falls by without the element, if it is quadratic in it and
+        the posterior is at the optimum of F; in nats.
+
+    Examples
+    --------
+    >>> Divergence(torch.tensor(2.0), torch.tensor(0.5)).delta_f
+    tensor(-1.5000)
+    """
+
+    value: Tensor
+    accuracy: Tensor
+
+    @property
+    def delta_f(self) -> Tensor:
+        """ΔF of setting each element to zero, in nats."""
+        return self.accuracy - self.value
+
+
+@dataclass(frozen=True)
 class Prior:
     """What a reduction knows of the prior of a site.
 
@@ -38,6 +66,8 @@ class Prior:
         hierarchical prior, the Gaussian of the expected natural parameters.
     note : str
         What the reader of a reduction should know of it.
+    divergence : Divergence, optional
+        Of a positive site that is set to zero as F is measured, where both densities vanish.
 
     Examples
     --------
@@ -49,6 +79,7 @@ class Prior:
     log_density_at_zero: Tensor
     gaussian: Diagonal | None = None
     note: str = ""
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""A Gamma factor of a posterior: carried through a reduction as it is."""
+"""A factor of independent Gamma distributions at one positive site."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from pyro_bmr.factors.factor import (
     check_finite,
     check_positive,
 )
+from pyro_bmr.factors.independent import independent_terms
+from pyro_bmr.factors.vanishing import put_at_zero
+from pyro_bmr.mathematics.evidence import total_dropped
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.programs.sites import Indices, Site, take
 
@@ -26,13 +29,16 @@ from pyro_bmr.programs.sites import Indices, Site, take
 class GammaFactor(Factor):
     r"""Independent Gamma posteriors at one positive site, as in `AutoGamma`.
 
-    Nothing of it can be pruned, since it has no density at zero. ``mean`` is that of :math:`\tau`;
-    mean and standard deviation in unconstrained coordinates are those of :math:`\ln\tau`.
+    ``mean`` is that of :math:`\tau`; mean and standard deviation in unconstrained coordinates are
+    those of :math:`\ln\tau`. Without the data it stays whole. ``mask``, of the site's shape, is
+    True where an element was not pruned, and ``prior`` that of a site that may be reduced.
     """
 
     site: Site
     concentration: Tensor
     mean: Tensor
+    mask: Tensor | None = None
+    prior: Prior | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -42,12 +48,12 @@ class GammaFactor(Factor):
     @property
     def obstacle(self) -> str:
         """See `Factor.obstacle`."""
-        return "its posterior is a Gamma distribution, of which no element can be zero"
+        return "its posterior is a Gamma distribution, which has no score for zero without the data"
 
     @property
     def priors(self) -> Mapping[str, Prior]:
-        """Empty: see ``Factor.priors``."""
-        return {}
+        """See ``Factor.priors``."""
+        return {} if self.prior is None else {self.site.name: self.prior}
 
     @override
     def check(self) -> None:
@@ -62,11 +68,15 @@ class GammaFactor(Factor):
     @override
     def marginals(self) -> dict[str, Diagonal]:
         loc = self.concentration.digamma() - (self.concentration / self.mean).log()
-        return {self.site.name: Diagonal(loc, torch.polygamma(1, self.concentration).sqrt())}
+        scale = torch.polygamma(1, self.concentration).sqrt()
+        kept = self.kept()[self.site.name]
+        return {self.site.name: Diagonal(torch.where(kept, loc, 0), torch.where(kept, scale, 0))}
 
     @override
     def kept(self) -> dict[str, Tensor]:
-        return {self.site.name: torch.ones_like(self.mean, dtype=torch.bool)}
+        everything = torch.ones((), dtype=torch.bool, device=self.mean.device)
+        kept = everything.expand(self.mean.shape) if self.mask is None else self.mask
+        return {self.site.name: kept}
 
     @override
     def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
@@ -79,43 +89,64 @@ class GammaFactor(Factor):
 
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> GammaFactor:
-        return self
+        return replace(self, prior=priors.get(self.site.name))
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        return {}
+        return {
+            name: torch.where(self.kept()[name], prior.divergence.delta_f, 0)
+            for name, prior in self.priors.items()
+            if prior.divergence is not None
+        }
 
     @override
     def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {}
+        return {name: scores[name] for name in self.priors}
 
     @override
     def search(
         self, scores: Mapping[str, Tensor], choose: Search, margin: float
     ) -> dict[str, Tensor]:
-        return {}
+        return {name: scores[name] > -margin for name in self.priors}
 
     @override
     def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
-        return Terms(self.mean.new_zeros(0, dtype=torch.long), self.mean.new_zeros(0).double())
+        return independent_terms(self, scores, index)
 
     @override
     def delta_f(
         self, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> dict[str, float]:
-        return {}
+        name = self.site.name
+        return {name: total_dropped(scores[name], masks[name])} if name in masks else {}
+
+    @override
+    def released(self) -> dict[str, Tensor]:
+        return {
+            name: torch.where(self.kept()[name], -prior.divergence.value, 0)
+            for name, prior in self.priors.items()
+            if prior.divergence is not None
+        }
 
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> GammaFactor:
-        return self
+        mask = masks.get(self.site.name)
+        if mask is None:
+            return self
+        kept = self.kept()[self.site.name]
+        site = put_at_zero(self.site, kept & ~mask)
+        return replace(self, site=site, mask=mask & kept)
 
     @override
     def take(self, kept: Mapping[str, Indices]) -> GammaFactor:
         mine = kept.get(self.site.name)
         if mine is None:
-            return self
+            return replace(self, prior=None)
         return GammaFactor(
-            self.site.take(mine), take(self.concentration, mine), take(self.mean, mine)
+            self.site.take(mine),
+            take(self.concentration, mine),
+            take(self.mean, mine),
+            None if self.mask is None else take(self.mask, mine),
         )
 
 

@@ -21,6 +21,7 @@ from pyro_bmr.factors.factor import (
     check_finite,
     check_positive,
 )
+from pyro_bmr.factors.vanishing import put_at_zero, vanishes
 from pyro_bmr.mathematics.evidence import delta_f_released, delta_f_spike, total_dropped
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.sweep import sweep
@@ -120,8 +121,11 @@ class IndependentFactor(Factor):
     def scores(self) -> dict[str, Tensor]:
         if self.prior is None:
             return {}
-        held = Diagonal(self.loc, self.scale)
-        scores = delta_f_spike(held, self.prior.log_density_at_zero, self._scale_transform)
+        if self.prior.divergence is not None:
+            scores = self.prior.divergence.delta_f
+        else:
+            held = Diagonal(self.loc, self.scale)
+            scores = delta_f_spike(held, self.prior.log_density_at_zero, self._scale_transform)
         if self.mask is not None:
             scores = torch.where(self.mask, scores, 0)
         return {self.site.name: scores}
@@ -149,6 +153,9 @@ class IndependentFactor(Factor):
 
     @override
     def released(self) -> dict[str, Tensor]:
+        if self.prior is not None and self.prior.divergence is not None:
+            released = -self.prior.divergence.value
+            return {self.site.name: torch.where(self.kept()[self.site.name], released, 0)}
         if self.prior is None or self.prior.gaussian is None:
             return {}
         gaussian, log_prior = self.prior.gaussian, self.prior.log_density_at_zero
@@ -162,7 +169,11 @@ class IndependentFactor(Factor):
         mask = masks.get(self.site.name)
         if mask is None:
             return self
-        return replace(self, mask=mask if self.mask is None else mask & self.mask)
+        left = mask if self.mask is None else mask & self.mask
+        site = self.site
+        if vanishes(self.prior):
+            site = put_at_zero(site, self.kept()[site.name] & ~left)
+        return replace(self, site=site, mask=left)
 
     @override
     def take(self, kept: Mapping[str, Indices]) -> IndependentFactor:

@@ -118,8 +118,9 @@ def _low_rank(packed: Mapping[str, Any]) -> Factor:
 
 
 def _gamma(packed: Mapping[str, Any]) -> Factor:
-    (site,), ones = _unpack_sites(packed), torch.ones_like(packed["state"]["mean_unconstrained"])
-    return GammaFactor(site, ones, ones)
+    (site,), state = _unpack_sites(packed), packed["state"]
+    ones = torch.ones_like(state["mean_unconstrained"])
+    return GammaFactor(site, ones, ones, state.get("mask"))
 
 
 def _program(packed: Mapping[str, Any]) -> Factor:

@@ -306,6 +306,8 @@ class _GammaPart(PyroModule):
     def __init__(self, factor: GammaFactor) -> None:
         super().__init__()
         self.site = factor.site
+        self.mask: Tensor | None
+        self.register_buffer("mask", None if factor.mask is None else factor.mask.clone())
         for name, value in (("concentration", factor.concentration), ("mean", factor.mean)):
             parameter = PyroParam(value.clone(), constraints.positive, factor.site.event_dim)
             setattr(self, name, parameter)
@@ -315,12 +317,15 @@ class _GammaPart(PyroModule):
         return (self.site,)
 
     def factor(self) -> GammaFactor:
-        return GammaFactor(self.site, self.concentration.detach(), self.mean.detach())
+        concentration, mean = self.concentration.detach(), self.mean.detach()
+        return GammaFactor(self.site, concentration, mean, self.mask)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         with inside_plates(self.site, plates):
             concentration = self.concentration
             fn = dist.Gamma(concentration, concentration / self.mean)
+            if self.mask is not None:
+                fn = PrunedDistribution(fn, self.mask, self.site.center)
             yield self.site.name, pyro.sample(self.site.name, fn.to_event(self.site.event_dim))
 
 

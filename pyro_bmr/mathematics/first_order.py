@@ -47,3 +47,34 @@ def settle(first: Tensor, second: Tensor, posterior: Diagonal) -> Tensor:
     common = (noise / weight)[alive].square().mean() if alive.any() else 0.0
     noise = (0.5 * (noise.square() + weight.square() * common)).sqrt()
     return mean.sign() * (mean.abs() - noise).clamp(min=0)
+
+
+def accuracy_of_log_normal(d_loc: Tensor, d_scale: Tensor, scale: Tensor) -> Tensor:
+    r"""Return :math:`E_q[\ell] - \ell(0)` of a LogNormal element, from the slopes of the first.
+
+    If :math:`\ell` is quadratic in :math:`\theta`, it is :math:`b M_1 - \tfrac12 c M_2` with
+    :math:`M_k = E[\theta^k] = \exp(k \mu + k^2 \sigma^2 / 2)`; the slopes by :math:`\mu` and
+    :math:`\sigma` give :math:`b` and :math:`c`.
+    """
+    return 1.5 * d_loc - 0.5 * d_scale / scale
+
+
+def accuracy_of_gamma(d_log_mean: Tensor, d_log_alpha: Tensor, alpha: Tensor) -> Tensor:
+    r"""Return the same of Gamma(α, β), from slopes by the logarithms of its mean and α.
+
+    :math:`M_1 = \alpha / \beta` and :math:`M_2 = M_1^2 (1 + 1 / \alpha)`.
+    """
+    return d_log_mean + (alpha + 1) * d_log_alpha
+
+
+def first_order_log_normal(posterior: Diagonal, d_loc: Tensor, d_scale: Tensor) -> Tensor:
+    """Return by element what the gradient of F adds to ΔF of zero, in nats, as for Gaussians."""
+    nearer = posterior.scale.clamp(min=_REACH**-0.5)
+    scale = torch.where(posterior.scale > 0, nearer.square() / posterior.scale, 1)
+    shift = -accuracy_of_log_normal(d_loc, d_scale, scale)
+    return torch.where(posterior.scale > 0, shift, 0)
+
+
+def first_order_gamma(alpha: Tensor, d_log_mean: Tensor, d_log_alpha: Tensor) -> Tensor:
+    """Return the same of Gamma elements."""
+    return -accuracy_of_gamma(d_log_mean, d_log_alpha, alpha.clamp(max=_REACH))

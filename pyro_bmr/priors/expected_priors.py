@@ -61,15 +61,12 @@ def expect_priors(
     if not parents:
         return {}, {}
     wanted = {name for names in parents.values() for name in names}
-    holders = [(f, {s.name for s in f.sites} & wanted) for f in factors]
-    holders = [(factor, names) for factor, names in holders if names]
-    normals = _Design(len(holders)).normals
-    draws = zip(*(factor.draws(names, normals) for factor, names in holders), strict=True)
+    draws = draw_parents(factors, parents)
     halves: dict[str, list[_Half]] = {name: [] for name in parents}
     failures: dict[str, str] = {}
     with runs.elsewhere() as run:
         for index in range(2 * _PAIRS):
-            places = [_merged(next(draws)) for _ in range(2)]
+            places = [next(draws) for _ in range(2)]
             both = [(run(place), partial(run, place)) for place in places]
             for name in parents.keys() - failures.keys():
                 try:
@@ -86,6 +83,18 @@ def expect_priors(
         if name not in failures
     }
     return expected, failures
+
+
+def draw_parents(
+    factors: Sequence[Factor], parents: Mapping[str, Collection[str]]
+) -> Iterator[dict[str, Tensor]]:
+    """Draw the parents of all sites, in symmetric pairs; nothing where there are none."""
+    wanted = {name for names in parents.values() for name in names}
+    holders = [(f, {s.name for s in f.sites} & wanted) for f in factors]
+    holders = [(factor, names) for factor, names in holders if names]
+    normals = _Design(len(holders)).normals
+    draws = zip(*(factor.draws(names, normals) for factor, names in holders), strict=True)
+    return map(_merged, draws)
 
 
 class _Design:

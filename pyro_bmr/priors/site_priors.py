@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -15,6 +16,7 @@ from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.priors.all_rows import read_prior
 from pyro_bmr.priors.dependence import find_parents
+from pyro_bmr.priors.divergences import read_divergences
 from pyro_bmr.priors.expected_priors import expect_priors
 from pyro_bmr.priors.families import (
     Reading,
@@ -22,10 +24,10 @@ from pyro_bmr.priors.families import (
     UnregisteredPriorError,
     is_transformed_by_support,
 )
-from pyro_bmr.programs.distributions import POSITIVE, find_core, find_element_support
+from pyro_bmr.programs.distributions import find_core, find_element_support, is_positive
 from pyro_bmr.programs.dry_run import find_modules
 from pyro_bmr.programs.model_runs import ModelRuns, find_sources
-from pyro_bmr.programs.site_kinds import is_computed, is_latent
+from pyro_bmr.programs.site_kinds import is_computed, is_latent, is_likelihood
 from pyro_bmr.programs.sites import Site, find_full_shape, is_scaled
 
 
@@ -37,6 +39,7 @@ def read_priors(
     sites: Iterable[str] | None = None,
     failures: Mapping[str, str] | None = None,
     also: Collection[str] = (),
+    measured: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Prior], dict[str, str], dict[str, torch.Size]]:
     """Run the model at the posterior's location and read the prior of the sites to be reduced.
 
@@ -49,7 +52,8 @@ def read_priors(
     A site that the prior of a reduced site depends on stays whole, because ΔF would not add up;
     naming it instead reduces it and leaves those whole. By default ``sites`` are all over the real
     line; one with another support is reduced, in unconstrained coordinates, only if it is named,
-    or if it is among ``also``. ``failures`` say of sites why they cannot be reduced.
+    or if it is among ``also``. ``failures`` say of sites why they cannot be reduced. Positive ones
+    that are ``measured`` need no density at zero, or cannot be reduced for the reason given.
 
     Returns the priors of the sites that may be reduced, why each other latent site stays whole, and
     the shapes of those that the guide does not hold.
@@ -70,10 +74,15 @@ def read_priors(
     modules = find_modules(model)
     obstacles = {site.name: factor.obstacle for factor in factors for site in factor.sites}
     obstacles |= failures or {}
+    measured = measured or {}
+    unseen = "" if any(map(is_likelihood, nodes.values())) else "the model observes nothing"
+    obstacles |= {name: reason or unseen for name, reason in measured.items()}
+    reasons |= {name: obstacles[name] for name in measured if obstacles[name]}
     reasons |= {f.site.name: f.reason for f in factors if isinstance(f, ProgramFactor)}
     for name in (name for name in latent if name in locations and name not in reasons):
         try:
-            found = _read(runs, nodes, locations[name][0], latent, leaves)
+            site = locations[name][0]
+            found = _read(runs, nodes, site, latent, leaves, density=name not in measured)
             _check_parameters(latent[name], nodes, leaves, modules)
         except (UnregisteredPriorError, UnreadablePriorError) as error:
             reasons[name] = str(error)
@@ -128,11 +137,14 @@ def check_named(
 
 @dataclass(frozen=True)
 class _Readable:
-    """A site that may be reduced: its prior at the location, and the sites that this depends on."""
+    """A site that may be reduced: its prior at the location, and the sites that this depends on.
+
+    There is no ``reading`` of a prior that is measured.
+    """
 
     site: Site
     support: constraints.Constraint
-    reading: Reading
+    reading: Reading | None
     parents: tuple[str, ...]
 
 
@@ -162,25 +174,28 @@ def _read(
     site: Site,
     latent: Collection[str],
     leaves: Mapping[str, Tensor],
+    *,
+    density: bool,
 ) -> _Readable:
-    """Read a site, or say why it cannot be reduced."""
+    """Read a site and maybe its density at zero, or say why it cannot be reduced."""
     node = nodes[site.name]
     mask_sources, parents = (
         find_sources(value, leaves) & set(latent)
         for value in ((node["mask"], node["scale"]), node["fn"])
     )
     obstacle = (
-        _obstacle_of_support(node["fn"])
+        (density and _obstacle_of_support(node["fn"]))
         or _depends("mask or scale", mask_sources)
         or _depends("prior", parents - leaves.keys(), ", which the guide does not hold")
         or _obstacle_of_scale(node)
+        or (not density and _obstacle_of_mask(node))
     )
     if obstacle:
         raise UnreadablePriorError(obstacle)
     _check_shape(node, site)
     # As the model has it: that of the guide may be a copy, which torch does not take for the same.
     support = find_element_support(node["fn"].support)
-    reading = read_prior(site.name, nodes, runs.at_rows)
+    reading = read_prior(site.name, nodes, runs.at_rows) if density else None
     return _Readable(site, support, reading, tuple(sorted(parents)))
 
 
@@ -226,8 +241,16 @@ def _obstacle_of_scale(node: Any) -> str:
     return "it is masked out" if node["mask"] is False else ""
 
 
+def _obstacle_of_mask(node: Any) -> str:
+    fn = node["fn"]
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    masked = node["mask"] is not None or isinstance(fn, MaskedDistribution)
+    return "some of it is masked, where it has no prior to measure from" if masked else ""
+
+
 def _constrained(support: constraints.Constraint) -> str:
-    return "it is positive" if support in POSITIVE else f"it is constrained to {support}"
+    return "it is positive" if is_positive(support) else f"it is constrained to {support}"
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -284,32 +307,47 @@ def _priors(
     reasons: dict[str, str],
 ) -> dict[str, Prior]:
     parents = {name: found.parents for name, found in chosen.items() if found.parents}
-    expected, failures = expect_priors(runs, factors, parents)
-    reasons |= failures
+    measured = [name for name, found in chosen.items() if found.reading is None]
+    expected, failures = expect_priors(
+        runs, factors, {name: them for name, them in parents.items() if name not in measured}
+    )
+    divergences, unknown = read_divergences(
+        runs, factors, {name: parents.get(name, ()) for name in measured}
+    )
+    reasons |= failures | unknown
     beside = {s.name: {t.name for t in factor.sites} for factor in factors for s in factor.sites}
     priors = {}
-    for name, found in ((n, f) for n, f in chosen.items() if n not in failures):
+    for name, found in ((n, f) for n, f in chosen.items() if n not in reasons):
         reading = found.reading
+        if reading is None:
+            nowhere = torch.tensor(-torch.inf, dtype=torch.float64)
+            priors[name] = Prior(nowhere, None, _MEASURED, divergences[name])
+            continue
         exact = (Prior(reading.log_density, reading.gaussian), torch.zeros(()))
         prior, error = expected.get(name, exact)
         infinite = prior.log_density_at_zero.isinf() & ~reading.masked
         if infinite.numel() and infinite.all():
             reasons[name] = "its prior density at zero is infinite"
             continue
-        note = _note(found, infinite, error, beside[name].intersection(found.parents))
+        correlated = beside[name].intersection(found.parents)
+        note = _note(found.site, reading, infinite, error, correlated)
         priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note)
     return priors
 
 
-def _note(found: _Readable, infinite: Tensor, error: Tensor, correlated: Collection[str]) -> str:
-    shape = found.site.shape
+_MEASURED = "set to zero; predicted to second order in each element"
+
+
+def _note(
+    site: Site, reading: Reading, infinite: Tensor, error: Tensor, correlated: Collection[str]
+) -> str:
     masked, unbounded = (
-        int(t.count_nonzero()) * (shape.numel() // max(1, t.numel()))
-        for t in (found.reading.masked, infinite)
+        int(t.count_nonzero()) * (site.shape.numel() // max(1, t.numel()))
+        for t in (reading.masked, infinite)
     )
     largest = float(error.max()) if error.numel() else 0.0
     notes = [
-        _describe_spike(found.site),
+        _describe_spike(site),
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",

@@ -14,17 +14,16 @@ from torch.distributions import biject_to, constraints
 
 from pyro_bmr.factors.centering import value_locations
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.families import UnreadablePriorError
 from pyro_bmr.programs.centers import Center, find_mean, shift
-from pyro_bmr.programs.distributions import POSITIVE, find_element_support
+from pyro_bmr.programs.distributions import find_element_support, is_positive
 from pyro_bmr.programs.model_runs import ModelRuns, find_gradients
 from pyro_bmr.programs.sites import Site
 
-# A guide that was copied has copies of these.
-_POSITIVE = {str(support) for support in POSITIVE}
 # More correlated elements than this take too much memory.
 _MOST_JOINT = 4_096
 # In unconstrained coordinates of a support that has ends.
@@ -47,18 +46,33 @@ def find_centers(
     failures: dict[str, str] = {}
     gaussian = (f for f in factors if isinstance(f, IndependentFactor | JointFactor))
     for site in (site for factor in gaussian for site in factor.sites):
-        mapping = isinstance(reduced_prior, Mapping)
-        spike = reduced_prior.get(site.name) if mapping else reduced_prior
+        loc = _find_loc(site, reduced_prior)
         try:
-            if not isinstance(spike, Spike):
-                continue
-            if isinstance(spike.loc, str):
+            if isinstance(loc, str):
                 centers[site.name] = priors().center_at_mean(site)
-            elif (offset := _find_offset(site, spike.loc)).any():
+            elif loc is not None and (offset := _find_offset(site, loc)).any():
                 centers[site.name] = priors().center_at(site, offset)
         except UnreadablePriorError as error:
             failures[site.name] = str(error)
     return centers, failures
+
+
+def find_vanishing(
+    factors: Sequence[Factor], reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+) -> list[Site]:
+    """Find positive sites whose spike is at zero, where only the free energy can be measured."""
+    sites = (f.site for f in factors if isinstance(f, IndependentFactor | GammaFactor))
+    positive = (site for site in sites if is_positive(find_element_support(site.support)))
+    locs = ((site, _find_loc(site, reduced_prior)) for site in positive)
+    return [site for site, loc in locs if isinstance(loc, float | int) and loc == 0]
+
+
+def _find_loc(
+    site: Site, reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+) -> float | Tensor | str | None:
+    """Say where the spike of a site is, if its reduced prior is one."""
+    one = reduced_prior.get(site.name) if isinstance(reduced_prior, Mapping) else reduced_prior
+    return one.loc if isinstance(one, Spike) else None
 
 
 def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
@@ -80,7 +94,7 @@ def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
 
 def _outside(value: Tensor, support: Any) -> str:
     spike = f"{value:g}" if value.dim() == 0 else "some of the spike"
-    kind = "positive" if str(support) in _POSITIVE else f"constrained to {support}"
+    kind = "positive" if is_positive(support) else f"constrained to {support}"
     return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
 
 

@@ -30,7 +30,8 @@ class Center:
 
     with ``offset`` :math:`c_0` of the site's shape and ``weights``, by site before this one in its
     factor, of that site's flattened unconstrained value :math:`v_j`. ``at_mean``, of the same
-    shape, is True for elements whose center is the mean of their prior.
+    shape, is True for elements whose center is the mean of their prior. Pruned elements of a
+    positive site that are zero have the offset :math:`-\infty`.
     """
 
     offset: Tensor
@@ -43,6 +44,8 @@ class Center:
 
     def locate(self, prior: Any) -> Tensor:
         """Return the center, in unconstrained coordinates, in a run where the prior is known."""
+        if not self.at_mean.any():
+            return self.offset
         offset, at_mean = (t.to(find_mean(prior).device) for t in (self.offset, self.at_mean))
         return torch.where(at_mean, find_mean(prior), offset)
 
@@ -56,8 +59,11 @@ class CenterMessenger(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] in self.centers:
-            center = take_center(self.centers[msg["name"]], msg)
-            msg["fn"] = shift(msg["fn"], center.locate(msg["fn"]))
+            by = take_center(self.centers[msg["name"]], msg).locate(msg["fn"])
+            # What is pruned at minus infinity has no coordinate to shift.
+            by = by.masked_fill(by.isneginf(), 0)
+            if by.any():
+                msg["fn"] = shift(msg["fn"], by)
 
 
 def take_center(center: Center, msg: Any) -> Center:
@@ -70,7 +76,7 @@ def find_mean(prior: Any) -> Tensor:
     if isinstance(prior, Independent | MaskedDistribution):
         return find_mean(prior.base_dist)
     if isinstance(prior, TransformedDistribution):
-        return find_mean(prior.base_dist).expand(prior.shape())
+        return find_mean(prior.base_dist).expand(prior.batch_shape + prior.event_shape)
     return prior.mean
 
 

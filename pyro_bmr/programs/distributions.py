@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from pyro.distributions import (
 )
 from torch import Tensor
 from torch.distributions import (
-    Gamma,
-    LogNormal,
     biject_to,
     constraints,
     kl_divergence,
@@ -27,6 +24,14 @@ from typing_extensions import override
 from pyro_bmr.programs.centers import Center
 
 POSITIVE = (constraints.positive, constraints.nonnegative)
+
+
+def is_positive(support: constraints.Constraint) -> bool:
+    """Tell whether a support is that of positive numbers, also where it is a copy."""
+    return any(
+        type(support) is type(known) and getattr(support, "lower_bound", None) == 0
+        for known in POSITIVE
+    )
 
 
 class PrunedDistribution(TorchDistribution):
@@ -114,6 +119,9 @@ class PrunedDistribution(TorchDistribution):
             )
             raise ValueError(msg)
         spike = torch.where(at_origin, 0.0, -torch.inf)
+        if self.center is not None:  # which need not be inside the support
+            inside = biject_to(find_element_support(self.support))(torch.zeros_like(value))
+            value = torch.where(self.mask, value, inside)
         return torch.where(self.mask, self.base_dist.log_prob(value), spike)
 
     @override
@@ -204,17 +212,3 @@ def _(q: PrunedDistribution, p: PrunedDistribution) -> Tensor:
     # Where both are the same point mass, their divergence is 0.
     divergence = kl_divergence(q.base_dist, p.base_dist)
     return torch.where(q.mask == p.mask, torch.where(q.mask, divergence, 0), torch.inf)
-
-
-@register_kl(LogNormal, Gamma)
-def _(q: LogNormal, p: Gamma) -> Tensor:
-    # E[ln q] = -E[ln x] - (1 + ln 2πs²) / 2, with E[ln x] = m, and
-    # E[ln p] = a ln b - ln Γ(a) + (a - 1) E[ln x] - b E[x], with E[x] = exp(m + s² / 2).
-    entropy = q.loc + 0.5 + 0.5 * math.log(2 * math.pi) + q.scale.log()
-    expected_log_prior = (
-        p.concentration * p.rate.log()
-        - p.concentration.lgamma()
-        + (p.concentration - 1) * q.loc
-        - p.rate * q.mean
-    )
-    return -entropy - expected_log_prior

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.programs.sites import Site
+
 # From the name and the shape of a site to integer labels that broadcast to the shape, or to None
 # where every element stands for itself.
 Labelling = Callable[[str, torch.Size], Tensor | None]
@@ -140,3 +142,15 @@ def read_labels(
         f"integers that broadcasts to {tuple(shape)}, or None for a group per element"
     )
     raise ValueError(msg)
+
+
+def gives_labels(grouping: Grouping, site: Site) -> bool:
+    """Tell whether the function of a user puts elements of a site of several into groups."""
+    if isinstance(grouping, UnitGrouping) or site.shape.numel() < 2:
+        return False
+    try:
+        labels = read_labels(grouping, site.name, site.shape)
+    except Exception:
+        # It was written for the sites that are reduced without being named.
+        return False
+    return labels is not None and bool((labels >= 0).any())

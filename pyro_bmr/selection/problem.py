@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.autoguides import take_from_store
@@ -22,9 +23,10 @@ from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import find_program, read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
-from pyro_bmr.priors.spikes import find_centers
+from pyro_bmr.priors.spikes import find_centers, find_vanishing
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.wrapped import peel
+from pyro_bmr.selection.groups import Grouping, gives_labels
 from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_needed, find_released
@@ -73,11 +75,13 @@ def read_problem(
     model: Callable[..., Any] | None,
     sites: Iterable[str] | None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+    groupings: tuple[Grouping, ...] | None = None,
 ) -> Problem:
     """Read a guide, and the priors of the model that it was trained for.
 
     ``model``, ``args`` and ``kwargs`` take the place of what the guide remembers of its first call.
-    Coordinates are measured from where the spike of ``reduced_prior`` is.
+    Coordinates are measured from where the spike of ``reduced_prior`` is. Of a reduction, which
+    measures F, positive sites that are named, or that one of ``groupings`` labels, can become zero.
     """
     _check_guide(verb, guide)
     if args or kwargs:
@@ -110,7 +114,14 @@ def read_problem(
     centers, failures = find_centers(*program, factors, reduced_prior)
     factors = recenter(factors, centers)
     also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
-    read = read_priors(*program, factors, named, failures, also)
+    vanishing = find_vanishing(factors, reduced_prior)
+    labelled = () if named or also else tuple(groupings or ())
+    measured = {
+        site.name: "" if groupings and (args or kwargs) else _unmeasured(site.name)
+        for site in vanishing
+        if site.name in {*also, *(named or ())} or any(gives_labels(g, site) for g in labelled)
+    }
+    read = read_priors(*program, factors, named, failures, {*also, *measured}, measured)
     return Problem(factors, origin, *read, named)
 
 
@@ -169,7 +180,7 @@ class UnitsOnDemand:
     """
 
     def __init__(self, problem: Problem, spiked: Collection[str]) -> None:
-        self.zeroed = _find_zeroed(problem.factors, spiked)
+        self.zeroed = _find_zeroed(problem, spiked)
         self.notes: tuple[str, ...] = ()
         self._read = cache(partial(read_units, problem))
         self._structure = cache(lambda: self._read().with_released(self.zeroed))
@@ -193,10 +204,15 @@ class UnitsOnDemand:
             return None
 
 
-def _find_zeroed(factors: tuple[Factor, ...], spiked: Collection[str]) -> tuple[str, ...]:
+def _find_zeroed(problem: Problem, spiked: Collection[str]) -> tuple[str, ...]:
     """Name the spiked sites whose pruned elements are zero."""
-    sites = (site for factor in factors for site in factor.sites)
-    return tuple(s.name for s in sites if s.name in spiked and bool(s.zero_at_center().all()))
+    return tuple(
+        site.name
+        for factor in problem.factors
+        for site in factor.sites
+        if site.name in spiked
+        and (vanishes(problem.priors.get(site.name)) or bool(site.zero_at_center().all()))
+    )
 
 
 def assign(
@@ -219,6 +235,14 @@ def assign(
         by_site = dict.fromkeys(problem.priors, reduced_prior)
     _check_shapes(problem, {name: by_site[name] for name in problem.priors})
     return problem, {name: by_site[name] for name in problem.priors}
+
+
+def _unmeasured(name: str) -> str:
+    return (
+        f"it is positive and has no density at zero: with the data, reduce(guide, x, y, "
+        f"sites=[{name!r}]) measures F without it; reduced_prior={{{name!r}: Spike(loc=1.0)}} "
+        "names another spike"
+    )
 
 
 def _check_guide(verb: str, guide: Any) -> None:

@@ -13,13 +13,19 @@ from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.estimators.meter import BLOCK
+from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.mathematics.first_order import (
     first_order_correlated,
+    first_order_gamma,
     first_order_independent,
+    first_order_log_normal,
     settle,
 )
+from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.realised import make_meter
 
@@ -86,9 +92,11 @@ class Trials:
         for before, part, *gradients in zip(present.factors, guide.parts, *halves, strict=True):
             factor = part.factor()
             # An element that could take another prior than the spike does not go to zero.
-            if type(before) is type(factor) and type(factor) in _SHIFTS:
-                first, second = (_SHIFTS[type(factor)](factor, one) for one in gradients)
-                marginals = factor.marginals()
+            kind = type(factor), any(map(vanishes, before.priors.values()))
+            if type(before) is type(factor) and kind in _SHIFTS:
+                shift, find_marginals = _SHIFTS[kind]
+                first, second = (shift(factor, one) for one in gradients)
+                marginals = find_marginals(factor)
                 shifts |= {n: settle(first[n], second[n], marginals[n]) for n in first}
         return shifts
 
@@ -134,4 +142,34 @@ def _shift_joint(factor: JointFactor, gradient: Mapping[str, Tensor]) -> dict[st
     return factor.spread(shift, 0.0)
 
 
-_SHIFTS: Any = {IndependentFactor: _shift_independent, JointFactor: _shift_joint}
+def _shift_log_normal(
+    factor: IndependentFactor, gradient: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    (marginal,) = factor.marginals().values()
+    d_scale = factor.scale_gradient(gradient["scale_unconstrained"])
+    shift = first_order_log_normal(marginal, gradient["loc_unconstrained"], d_scale)
+    return {factor.site.name: shift}
+
+
+def _shift_gamma(factor: GammaFactor, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    slopes = (gradient[f"{name}_unconstrained"] for name in ("mean", "concentration"))
+    shift = first_order_gamma(factor.concentration, *slopes)
+    return {name: torch.where(kept, shift, 0) for name, kept in factor.kept().items()}
+
+
+def _gaussian_marginals(factor: Factor) -> dict[str, Diagonal]:
+    return factor.marginals()
+
+
+def _relative_marginals(factor: Factor) -> dict[str, Diagonal]:
+    """Of positive elements, whose spread is relative to how far from zero they are."""
+    return {n: Diagonal((m.scale > 0).to(m.scale), m.scale) for n, m in factor.marginals().items()}
+
+
+# By kind of factor, and by whether what is dropped of it vanishes.
+_SHIFTS: Any = {
+    (IndependentFactor, False): (_shift_independent, _gaussian_marginals),
+    (JointFactor, False): (_shift_joint, _gaussian_marginals),
+    (IndependentFactor, True): (_shift_log_normal, _relative_marginals),
+    (GammaFactor, True): (_shift_gamma, _relative_marginals),
+}
