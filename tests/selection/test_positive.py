@@ -6,8 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
 from torch.distributions import kl_divergence
 
 import pyro_bmr as bmr
@@ -49,7 +49,7 @@ def test_divergences_against_quadrature(family, prior):
 def counts_model(counts, background=0.0):
     """Poisson counts, a column each of which has its own rate above the background."""
     rate = pyro.sample("rate", dist.Exponential(0.5).expand(counts.shape[1:]).to_event(1))
-    pyro.sample("y", dist.Poisson(rate + background).to_event(2), obs=counts)
+    pyro.sample("y", dist.Poisson((rate + background).expand(counts.shape)).to_event(2), obs=counts)
 
 
 def test_a_gamma_posterior_that_is_exact():
@@ -94,8 +94,18 @@ def test_rates_above_a_background(family):
     assert torch.equal(result.masks["rate"], torch.tensor([False, False, True]))
     without = dist.Poisson(background).log_prob(counts).sum(0)
     exact = [log_evidence(counts[:, i], background) - float(without[i]) for i in range(3)]
-    assert result.realised == pytest.approx(exact[0] + exact[1], abs=0.3)
-    assert result.delta_f == pytest.approx(result.realised, abs=0.5)
+    pairs = [(counts_model, guide), (result.model, result.guide)]
+    (full, error), (reduced, its_error) = (
+        bmr.free_energy(*pair, counts, kwargs=kwargs, num_samples=1500, estimator=Trace_ELBO())
+        for pair in pairs
+    )
+    realised, error = reduced - full, math.hypot(error, its_error)
+    # What F of q is above that of the exact posterior goes with it.
+    slack = 0.05 if family == "gamma" else 0.4
+    assert -slack - 4 * error < realised - (exact[0] + exact[1]) < 4 * error
+    assert result.delta_f == pytest.approx(realised, abs=4 * error + 0.05)
+    # Few draws of a skewed posterior.
+    assert result.realised == pytest.approx(realised, abs=1.0)
     assert result.scores["rate"][2] > 10
     assert exact[2] > 10
 
@@ -104,7 +114,7 @@ def loadings_model(x, y=None):
     w = pyro.sample("w", dist.HalfNormal(1.0).expand([8]).to_event(1))
     v = pyro.sample("v", dist.LogNormal(0.0, 1.0).expand([8]).to_event(1))
     with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(x[:, :8] @ w + x[:, 8:] @ v, 0.5), obs=y)
+        pyro.sample("y", dist.Normal((x[:, :8] * w + x[:, 8:] * v).sum(-1), 0.5), obs=y)
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +135,15 @@ def test_loadings_that_are_zero_go_and_others_stay(loadings):
     kept = torch.cat([result.masks["w"], result.masks["v"]])
     assert torch.equal(kept, true > 0)
     pairs = [(loadings_model, guide), (result.model, result.guide)]
-    elbo = pyro.infer.Trace_ELBO(400, vectorize_particles=True, max_plate_nesting=1)
+    elbo = Trace_ELBO(400, vectorize_particles=True, max_plate_nesting=1)
     (full, error), (reduced, its_error) = (
         bmr.free_energy(*pair, x, y, num_samples=25, estimator=elbo) for pair in pairs
     )
     assert reduced - full == pytest.approx(
-        result.realised, abs=4 * (error**2 + its_error**2) ** 0.5
+        result.realised, abs=4 * math.hypot(error, its_error, result.realised_error)
     )
     assert result.realised < -10
-    assert result.delta_f == pytest.approx(result.realised, rel=0.15)
+    assert result.delta_f == pytest.approx(result.realised, rel=0.3)
     by_evidence = bmr.reduce(guide, x, y, sites=["w", "v"], select=bmr.by_evidence())
     assert torch.equal(torch.cat([by_evidence.masks["w"], by_evidence.masks["v"]]), true > 0)
     assert "second order" in result.summary().loc["w", "note"]
@@ -204,8 +214,8 @@ K = 10
 
 
 def factorisation(y):
-    w = pyro.sample("W", dist.Gamma(1.0, 1.0).expand([len(y), K]).to_event(2))
-    h = pyro.sample("H", dist.Exponential(1.0).expand([K, y.shape[1]]).to_event(2))
+    w = pyro.sample("W", dist.Gamma(1.0, 0.5).expand([len(y), K]).to_event(2))
+    h = pyro.sample("H", dist.Exponential(0.5).expand([K, y.shape[1]]).to_event(2))
     pyro.sample("y", dist.Poisson(w @ h + 1e-6).to_event(2), obs=y)
 
 
@@ -213,15 +223,52 @@ def factors(name, shape):  # noqa: ARG001
     return torch.arange(K)[:, None] if name == "H" else torch.arange(K)
 
 
-@pytest.mark.parametrize("family", ["normal", "gamma"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_factors_of_a_factorisation(family, seed):
-    pyro.set_rng_seed(seed)
-    true = dist.Gamma(1.0, 0.3).sample((60, 3)), dist.Gamma(1.0, 0.3).sample((3, 20))
+def ascend(y, seed):
+    """The optimum of a Gamma posterior near a random start: Cemgil (2009), eq. 24 to 27."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"W": (len(y), K), "H": (K, y.shape[1])}
+    alpha = {n: 1 + 2 * torch.rand(shape, generator=generator) for n, shape in shapes.items()}
+    rate = {name: torch.ones(shape) for name, shape in shapes.items()}
+    for _ in range(1500):
+        for name, other in (("W", "H"), ("H", "W")):
+            w, h = ((alpha[n].digamma() - rate[n].log()).exp() for n in shapes)
+            ratio = y / (w @ h + 1e-6)
+            alpha[name] = 1 + (w * (ratio @ h.T) if name == "W" else h * (w.T @ ratio))
+            total = (alpha[other] / rate[other]).sum(1 if name == "W" else 0)
+            rate[name] = 0.5 + (total if name == "W" else total[:, None]).expand(shapes[name])
+    return alpha, rate
+
+
+def gamma_guide(y, seed):
+    alpha, rate = ascend(y, seed)
+    guide = bmr.AutoGamma(factorisation)
+    guide(y)
+    for name in alpha:
+        setattr(guide.concentrations, name, alpha[name])
+        setattr(guide.means, name, alpha[name] / rate[name])
+    return guide
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def counts_and_guide(request):
+    """Counts of three factors, and the best of five starts."""
+    pyro.set_rng_seed(request.param)
+    true = dist.Gamma(1.0, 0.5).sample((60, 3)), dist.Gamma(1.0, 0.5).sample((3, 20))
     y = dist.Poisson(true[0] @ true[1]).sample()
-    make = {"normal": AutoNormal, "gamma": bmr.AutoGamma}[family]
-    guide = make(factorisation, init_loc_fn=init_to_sample)
-    bmr.fit(factorisation, guide, y, num_epochs=1000, lr=0.1, progress=False, compile=False)
+    guides = [gamma_guide(y, seed) for seed in range(5)]
+    found = [bmr.free_energy(factorisation, guide, y, num_samples=50)[0] for guide in guides]
+    return y, guides[found.index(min(found))]
+
+
+@pytest.mark.parametrize("family", ["gamma", "normal"])
+def test_the_factors_of_a_factorisation(family, counts_and_guide):
+    y, guide = counts_and_guide
+    if family == "normal":
+        start = {name: mean.detach() for name, mean in guide.median().items()}
+        init = init_to_value(values=start)
+        guide = AutoNormal(factorisation, init_loc_fn=init, init_scale=0.5)
+        options = {"progress": False, "compile": False}
+        bmr.fit(factorisation, guide, y, num_epochs=400, lr=lambda x: 0.05 * (1 - x), **options)
     result = bmr.reduce(guide, y, groups=factors, select=QUIET)
     assert int(result.masks["W"].any(0).sum()) == 3
     assert torch.equal(result.masks["W"].any(0), result.masks["H"].any(1))
@@ -233,6 +280,6 @@ def test_the_factors_of_a_factorisation(family, seed):
     reduced, its_error = bmr.free_energy(result.model, result.guide, y, num_samples=100)
     assert reduced < full
     assert reduced - full == pytest.approx(
-        result.realised, abs=4 * (error**2 + its_error**2) ** 0.5
+        result.realised, abs=4 * math.hypot(error, its_error, result.realised_error)
     )
     assert result.delta_f == pytest.approx(result.realised, rel=0.3)
