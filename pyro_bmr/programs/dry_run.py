@@ -49,8 +49,13 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:
-    """Return what an optimiser moves, by parameter, from a trace with ``param_only=True``."""
-    return {name: node["value"].unconstrained() for name, node in trace.nodes.items()}
+    """Return what an optimiser moves, by parameter, from a trace with ``param_only=True``.
+
+    A tensor that has two names, as those of AutoIAFNormal, is moved once.
+    """
+    parameters = {name: node["value"].unconstrained() for name, node in trace.nodes.items()}
+    names = {id(tensor): name for name, tensor in reversed(parameters.items())}
+    return {name: parameters[name] for name in reversed(names.values())}
 
 
 def find_modules(program: Any) -> list[torch.nn.Module]:

@@ -10,7 +10,12 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
+from pyro.infer.autoguide import (
+    AutoIAFNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_value,
+)
 from pyro.nn import PyroModule
 
 import pyro_bmr as bmr
@@ -297,6 +302,19 @@ def test_what_the_model_masks_is_compiled(monkeypatch, recwarn):
     losses = bmr.fit(filled, start_at(filled), X, with_missing(Y, math.nan), **options)
     assert all(map(math.isfinite, losses))
     assert not [w for w in recwarn.list if "without compiling" in str(w.message)]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_parameter_of_two_names_is_moved_once(compile):
+    """The first step of Adam moves what has a gradient by the learning rate."""
+    guide = AutoIAFNormal(model, hidden_dim=[8])
+    guide(X, Y)
+    before = [p.detach().clone() for p in guide.parameters()]
+    bmr.fit(model, guide, X, Y, num_epochs=1, lr=0.01, compile=compile, progress=False)
+    moved = [
+        float((p.detach() - q).abs().max()) for p, q in zip(guide.parameters(), before, strict=True)
+    ]
+    assert max(moved) == pytest.approx(0.01, rel=1e-2)
 
 
 def test_an_observation_mask_of_pyro():
