@@ -84,8 +84,9 @@ def reduce(
         `top_k`, one of ``pyro_bmr.baselines``, or any function from ``pyro_bmr.extend.Scores`` to a
         mask per site, True for what is kept; of groups, a mask per layer.
     reduced_prior : Spike, Gaussian, Laplace or mapping
-        The prior of what is dropped, or by site. With `Gaussian` and `Laplace` nothing becomes
-        zero: the elements that ``select`` does not keep take this prior, and the posterior
+        The prior of what is dropped, or by site. ``Spike(loc=...)`` is elsewhere than at zero, such
+        as at the mean of the prior. With `Gaussian` and `Laplace` nothing becomes zero: the
+        elements that ``select`` does not keep take this prior, and the posterior
         :math:`q \, r / p`; ``masks`` is True where an element keeps its prior. That needs a
         Gaussian prior, and for `Laplace` a posterior of independent elements.
 

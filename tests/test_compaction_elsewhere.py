@@ -254,7 +254,8 @@ def test_a_positive_element_that_is_pruned_is_one():
     guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=0.1)
     guide(*args)
     cut = {"gain": torch.arange(6) > 2, "w2": (torch.arange(6) != 4)[:, None].expand(6, 2)}
-    result = bmr.reduce(guide, sites=["gain", "w2"], select=lambda scores: cut)
+    spikes = {"gain": bmr.Spike(loc=1.0), "w2": bmr.Spike()}
+    result = bmr.reduce(guide, reduced_prior=spikes, select=lambda scores: cut)
     compaction = result.compact()
     assert shapes(compaction)["gain"] == (5,)
     assert_same(result, compaction, *args)

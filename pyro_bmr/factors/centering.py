@@ -163,13 +163,14 @@ def _target(site: Site, kept: Tensor, centers: Mapping[str, Center]) -> Center |
 def _unmix(sites: Sequence[Site]) -> Tensor:
     """Return :math:`I - W` over the flattened elements of all sites."""
     sizes = [site.shape.numel() for site in sites]
-    starts = dict(zip((s.name for s in sites), torch.tensor([0, *sizes]).cumsum(0).tolist()))
     matrix = torch.eye(sum(sizes), dtype=torch.float64)
+    places: dict[str, slice] = {}
+    end = 0
     for site, size in zip(sites, sizes, strict=True):
-        row = starts[site.name]
+        here = places[site.name] = slice(end, end + size)
         for name, weight in ({} if site.center is None else site.center.weights).items():
-            column = starts[name]
-            matrix[row : row + size, column : column + weight.shape[1]] = -weight
+            matrix[here, places[name]] = -weight.to(matrix)
+        end = here.stop
     return matrix
 
 

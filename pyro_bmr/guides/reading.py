@@ -319,7 +319,8 @@ def _parts(guide: Any) -> Iterator[Any]:
         for part in _parts(inner):
             if _is_registered(part):
                 check_seen(guide, (site for factor in read_factors(part) for site in factor.sites))
-            yield part
+            # What is run is run with what is bound to it.
+            yield guide if part is inner and not _is_registered(part) else part
     else:
         yield guide
 

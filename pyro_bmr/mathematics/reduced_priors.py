@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 PRIOR_MEAN = "prior"
 
 
@@ -49,8 +48,8 @@ class Spike:
             return
         if isinstance(self.loc, str) or not torch.as_tensor(self.loc).isfinite().all():
             msg = (
-                f'got Spike(loc={self.loc!r}). Expected a finite number, a tensor of such, or "prior" '
-                "for the mean of the prior"
+                f"got Spike(loc={self.loc!r}). Expected a finite number, a tensor of such, or "
+                '"prior" for the mean of the prior'
             )
             raise ValueError(msg)
 

@@ -326,7 +326,7 @@ def _priors(
         if infinite.numel() and infinite.all():
             reasons[name] = "its prior density at zero is infinite"
             continue
-        note = _note(found.site.shape, reading, infinite, error)
+        note = _note(found.site, reading, infinite, error)
         priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note)
     return priors
 
@@ -334,18 +334,28 @@ def _priors(
 _MEASURED = "set to zero; predicted to second order in each element"
 
 
-def _note(shape: torch.Size, reading: Reading, infinite: Tensor, error: Tensor) -> str:
+def _note(site: Site, reading: Reading, infinite: Tensor, error: Tensor) -> str:
     masked, unbounded = (
-        int(t.count_nonzero()) * (shape.numel() // max(1, t.numel()))
+        int(t.count_nonzero()) * (site.shape.numel() // max(1, t.numel()))
         for t in (reading.masked, infinite)
     )
     largest = float(error.max()) if error.numel() else 0.0
     notes = [
+        _describe_spike(site),
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",
     ]
     return "; ".join(filter(None, notes))
+
+
+def _describe_spike(site: Site) -> str:
+    if site.center is None:
+        return ""
+    if site.center.at_mean.all():
+        return "spike at the mean of its prior"
+    points = site.constrain(torch.zeros(())).unique()
+    return f"spike at {float(points):g}" if len(points) == 1 else ""
 
 
 def _check_shape(node: Any, site: Site) -> None:

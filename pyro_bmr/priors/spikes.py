@@ -26,6 +26,8 @@ from pyro_bmr.programs.sites import Site
 
 # More correlated elements than this take too much memory.
 _MOST_JOINT = 4_096
+# In unconstrained coordinates of a support that has ends.
+_FARTHEST = 100.0
 
 
 def find_centers(
@@ -39,7 +41,7 @@ def find_centers(
 
     ``factors`` are measured from zero but for what was pruned before.
     """
-    means = cache(lambda: _Means(model, args, kwargs, factors))
+    priors = cache(lambda: _Priors(model, args, kwargs, factors))
     centers: dict[str, Center] = {}
     failures: dict[str, str] = {}
     gaussian = (f for f in factors if isinstance(f, IndependentFactor | JointFactor))
@@ -50,9 +52,9 @@ def find_centers(
             if not isinstance(spike, Spike):
                 continue
             if isinstance(spike.loc, str):
-                centers[site.name] = means().center(site)
-            else:
-                centers |= _at_number(site, spike.loc)
+                centers[site.name] = priors().center_at_mean(site)
+            elif (offset := _find_offset(site, spike.loc)).any():
+                centers[site.name] = priors().center_at(site, offset)
         except UnreadablePriorError as error:
             failures[site.name] = str(error)
     return centers, failures
@@ -72,20 +74,21 @@ def find_vanishing(
     return found
 
 
-def _at_number(site: Site, loc: float | Tensor) -> dict[str, Center]:
+def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
+    """Return the unconstrained value of a spike; 0 of one whose shape is refused elsewhere."""
     value, support = torch.as_tensor(loc, dtype=torch.float64), find_element_support(site.support)
-    if support is constraints.real and not value.any():
-        return {}
     transform = biject_to(support)
     if transform.domain.event_dim:
         msg = f"it is constrained to {support}, which ties its elements together"
         raise UnreadablePriorError(msg)
     if not _fits(value, site.shape):
-        return {}
+        return torch.zeros(())
     offset = transform.inv(value)
-    if not (support.check(value) & offset.isfinite()).all():
+    # Inverses stop short of infinity at the ends of a support.
+    inside = type(support) is type(constraints.real) or bool((offset.abs() < _FARTHEST).all())
+    if not (inside and support.check(value).all()):
         raise UnreadablePriorError(_outside(value, support))
-    return {site.name: Center(offset.expand(site.shape), torch.zeros(site.shape).bool())}
+    return offset
 
 
 def _outside(value: Tensor, support: Any) -> str:
@@ -94,8 +97,8 @@ def _outside(value: Tensor, support: Any) -> str:
     return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
 
 
-class _Means:
-    """The means of priors as functions of other sites, from a run of the model."""
+class _Priors:
+    """Priors in a run of the model, and their means as functions of other sites."""
 
     def __init__(self, model: Any, args: Any, kwargs: Any, factors: Sequence[Factor]) -> None:
         self.holders = {site.name: factor for factor in factors for site in factor.sites}
@@ -107,15 +110,14 @@ class _Means:
         self.runs = ModelRuns(model, args, kwargs, locations)
         self.nodes, self.leaves = self.runs.here()
 
-    def center(self, site: Site) -> Center:
+    def center_at(self, site: Site, offset: Tensor) -> Center:
+        """Put the center of a site at a number."""
+        self._read(site)
+        return Center(offset.expand(site.shape), torch.zeros(site.shape).bool())
+
+    def center_at_mean(self, site: Site) -> Center:
         r"""Write the mean of a prior as :math:`c_0 + \sum_j W_j v_j`, or say why that cannot be."""
-        prior = self.nodes[site.name]["fn"]
-        mean = self._mean(site, prior)
-        try:
-            shift(prior, mean)
-        except NotImplementedError as error:
-            msg = f'its prior is a {error}, which Spike(loc="prior") does not know'
-            raise UnreadablePriorError(msg) from None
+        mean = self._mean(site, self._read(site))
         with torch.enable_grad():
             flat = detach_provenance(mean).expand(site.shape).reshape(-1)
             weights = self._differentiate(flat)
@@ -126,6 +128,19 @@ class _Means:
         center = Center(offset.reshape(site.shape), torch.ones(site.shape).bool(), weights)
         self._check_linear(site, center)
         return center
+
+    def _read(self, site: Site) -> Any:
+        """Return the prior of a site, of a family that can be measured from elsewhere."""
+        if site.name not in self.nodes:
+            msg = "it is not in the model"
+            raise UnreadablePriorError(msg)
+        prior = self.nodes[site.name]["fn"]
+        try:
+            shift(prior, torch.zeros(()))
+        except NotImplementedError as error:
+            msg = f"its prior is a {error}, which only Spike(loc=0.0) knows"
+            raise UnreadablePriorError(msg) from None
+        return prior
 
     def _mean(self, site: Site, prior: Any) -> Tensor:
         with torch.enable_grad():

@@ -318,7 +318,8 @@ def test_positive_sites_and_own_parameters():
     guide(x, x[:, 0])
     model(x)
     keep = {"scale": torch.tensor([True, False, True])}
-    result = bmr.reduce(guide, sites=["scale"], select=lambda scores: keep)
+    at_one = {"scale": bmr.Spike(loc=1.0)}
+    result = bmr.reduce(guide, reduced_prior=at_one, select=lambda scores: keep)
     module = result.to_module(x, num_samples=3, seed=2)
     assert (module.scale[:, 1] == 1).all()
     assert len(module.scale[:, 0].unique()) == 3

@@ -296,7 +296,7 @@ def test_a_parent_of_a_reduced_site_stays_whole_unless_it_is_named_alone():
     assert set(result.scores) == {"w"}
     notes = result.summary()["note"]
     assert notes["m"] == ("not reduced: the prior of 'w' depends on it; sites= may name it instead")
-    assert "it is positive; sites= may name it, which sets pruned elements to 1" in notes["s"]
+    assert "it is positive, and 0 is not inside; Spike(loc=...) may be" in notes["s"]
     instead = bmr.reduce(guide, sites=["m"])
     assert set(instead.scores) == {"m"}
     assert "not among sites=" in instead.summary().loc["w", "note"]
@@ -304,9 +304,9 @@ def test_a_parent_of_a_reduced_site_stays_whole_unless_it_is_named_alone():
     posterior = dist.Normal(marginal.loc, marginal.scale).log_prob(0 * ONE)
     expected = -0.5 * math.log(2 * math.pi) - posterior
     torch.testing.assert_close(instead.scores["m"], expected)
-    for both in (["m", "w"], ["s", "w"]):
+    for both, spike in ((["m", "w"], bmr.Spike()), (["s", "w"], bmr.Spike(loc=1.0))):
         with pytest.raises(ValueError, match="whose prior depends on it"):
-            bmr.reduce(guide, sites=both)
+            bmr.reduce(guide, sites=both, reduced_prior=spike)
 
 
 def test_the_copy_of_a_reduction_is_reduced_alike():
@@ -316,7 +316,7 @@ def test_the_copy_of_a_reduction_is_reduced_alike():
     again = bmr.reduce(copy.deepcopy(result).guide)
     assert set(again.scores) == {"w"}
     torch.testing.assert_close(again.scores["w"][:2], result.scores["w"][:2])
-    assert "it is positive; sites= may" in again.summary().loc["s", "note"]
+    assert "it is positive, and 0 is not" in again.summary().loc["s", "note"]
 
 
 def test_a_grandparent_is_reduced_with_its_grandchildren():
@@ -566,18 +566,22 @@ FAMILIES = [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal]
 KEEP = torch.tensor([False, True, False])
 
 
+AT_ONE = {"g": bmr.Spike(loc=1.0)}
+
+
 def only_second(scores):
     return {"g": KEEP}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_positive_site_is_reduced_to_one_if_it_is_named(family):
+def test_a_positive_site_is_reduced_to_one_if_the_spike_is_there(family):
     """Laws 1 and 2, and ΔF against the loss, which is the same in every draw."""
     model, guide = exact_guide(family)
-    with pytest.warns(UserWarning, match="sets pruned elements to 1"):
+    with pytest.warns(UserWarning, match="it is positive, and 0 is not inside"):
         bmr.reduce(guide)
-    result = bmr.reduce(guide, sites=["g"], select=only_second)
-    assert torch.equal(bmr.reduce(guide, sites="g").masks["g"], KEEP)
+    result = bmr.reduce(guide, reduced_prior=AT_ONE, select=only_second)
+    same = bmr.reduce(guide, sites="g", reduced_prior=bmr.Spike(loc=1.0))
+    assert torch.equal(same.masks["g"], KEEP)
     full = Trace_ELBO().loss(model, guide)
     for _ in range(3):
         trace = poutine.trace(result.guide).get_trace()
@@ -601,12 +605,13 @@ def test_a_positive_site_is_reduced_to_one_if_it_is_named(family):
 def test_the_other_laws_hold_for_a_positive_site(family, tmp_path):
     model, guide = exact_guide(family)
     before = {name: value.clone() for name, value in guide.state_dict().items()}
-    result = bmr.reduce(guide, sites=["g"], select=only_second)
+    result = bmr.reduce(guide, reduced_prior=AT_ONE, select=only_second)
     assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
     check_guide_family(result.guide)
 
-    one = bmr.reduce(guide, sites=["g"], select=lambda s: {"g": torch.tensor([False, True, True])})
-    two = bmr.reduce(one.guide, sites=["g"], select=only_second)
+    first = torch.tensor([False, True, True])
+    one = bmr.reduce(guide, reduced_prior=AT_ONE, select=lambda s: {"g": first})
+    two = bmr.reduce(one.guide, reduced_prior=AT_ONE, select=only_second)
     assert one.delta_f + two.delta_f == pytest.approx(result.delta_f, rel=1e-9)
     torch.testing.assert_close(two.guide.median()["g"], result.guide.median()["g"])
 
@@ -625,7 +630,7 @@ def test_the_other_laws_hold_for_a_positive_site(family, tmp_path):
 
 def test_a_reduced_positive_site_can_be_fitted():
     model, guide = exact_guide(AutoNormal)
-    result = bmr.reduce(guide, sites=["g"], select=only_second)
+    result = bmr.reduce(guide, reduced_prior=AT_ONE, select=only_second)
     evidence = Trace_ELBO().loss(result.model, result.guide)
     mean, error = bmr.free_energy(result.model, result.guide, num_samples=50)
     assert mean == pytest.approx(evidence, abs=5 * error + 1e-6)
@@ -634,7 +639,7 @@ def test_a_reduced_positive_site_can_be_fitted():
     assert (result.guide()["g"][~KEEP] == 1).all()
 
 
-def test_an_element_of_an_interval_is_reduced_to_the_image_of_zero():
+def test_an_element_of_an_interval_is_reduced_to_a_point_inside():
     prior = dist.TransformedDistribution(
         dist.Normal(torch.zeros(2).double(), ONE),
         [dist.transforms.SigmoidTransform()],
@@ -644,9 +649,9 @@ def test_an_element_of_an_interval_is_reduced_to_the_image_of_zero():
         pyro.sample("w", prior.to_event(1))
 
     guide = trained(model, w=([0.0, 2.0], 0.5))
-    with pytest.warns(UserWarning, match="sets pruned elements to 0.5"):
+    with pytest.warns(UserWarning, match="constrained to Interval.*, and 0 is not inside"):
         bmr.reduce(guide)
-    result = bmr.reduce(guide, sites=["w"])
+    result = bmr.reduce(guide, reduced_prior=bmr.Spike(loc=0.5), sites=["w"])
     assert torch.equal(result.masks["w"], torch.tensor([False, True]))
     assert result.guide()["w"][0] == 0.5
     assert result.delta_f == pytest.approx(math.log(0.5))
