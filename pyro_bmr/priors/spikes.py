@@ -46,8 +46,7 @@ def find_centers(
     failures: dict[str, str] = {}
     gaussian = (f for f in factors if isinstance(f, IndependentFactor | JointFactor))
     for site in (site for factor in gaussian for site in factor.sites):
-        mapping = isinstance(reduced_prior, Mapping)
-        spike = reduced_prior.get(site.name) if mapping else reduced_prior
+        spike = _reduced_prior_of(site, reduced_prior)
         try:
             if not isinstance(spike, Spike):
                 continue
@@ -66,12 +65,17 @@ def find_vanishing(
     """Find positive sites whose spike is at zero, where only the free energy can be measured."""
     found = []
     for site in (f.site for f in factors if isinstance(f, IndependentFactor | GammaFactor)):
-        mapping = isinstance(reduced_prior, Mapping)
-        spike = reduced_prior.get(site.name) if mapping else reduced_prior
-        at_zero = isinstance(spike, Spike) and spike.loc == 0
+        spike = _reduced_prior_of(site, reduced_prior)
+        at_zero = isinstance(spike, Spike) and isinstance(spike.loc, int | float) and not spike.loc
         if is_positive(find_element_support(site.support)) and at_zero:
             found.append(site)
     return found
+
+
+def _reduced_prior_of(
+    site: Site, reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+) -> ReducedPrior | None:
+    return reduced_prior.get(site.name) if isinstance(reduced_prior, Mapping) else reduced_prior
 
 
 def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
