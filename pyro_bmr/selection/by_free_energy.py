@@ -37,7 +37,8 @@ def by_free_energy(
     Where it does not, because the guide is not the posterior, chunks of the order of the evidence
     go one after the other, each only if the measured free energy falls; the evidence of what is
     left is corrected by the gradient of the free energy after each, and a chunk that is refused
-    is tried in parts. At last, larger parts of the order of the evidence are tried.
+    is tried in parts. At last, larger parts of the order of the evidence are tried. Positive items,
+    of which the evidence is an estimate, are each measured first if they are few.
 
     Parameters
     ----------

@@ -152,9 +152,9 @@ def test_loadings_that_are_zero_go_and_others_stay(loadings):
 
 def test_without_data_a_positive_site_is_left_whole(loadings):
     guide, x, y, _ = loadings
-    with pytest.raises(ValueError, match=r"'w': it is positive and has no density.*with the data"):
+    with pytest.raises(ValueError, match=r"'w': it is positive, and 0 is not.*with the data"):
         bmr.reduce(guide, sites=["w"])
-    with pytest.raises(ValueError, match="'w': it is positive and has no density"):
+    with pytest.raises(ValueError, match="'w': it is positive, and 0 is not inside"):
         bmr.presence(guide, x, y, sites=["w"])
     with pytest.warns(UserWarning, match="no site of this guide can be reduced"):
         left = bmr.reduce(guide)
