@@ -48,7 +48,7 @@ class GammaFactor(Factor):
     @property
     def obstacle(self) -> str:
         """See `Factor.obstacle`."""
-        return "its posterior is a Gamma distribution, which has no score for zero without the data"
+        return "its posterior is a Gamma distribution, which is not scored for zero"
 
     @property
     def priors(self) -> Mapping[str, Prior]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Gamma, LogNormal
+from typing_extensions import override
 
 from pyro_bmr.factors.centering import value_locations
 from pyro_bmr.factors.factor import Divergence, Factor
@@ -59,16 +60,16 @@ def read_divergences(
 class _Held(ABC):
     """A posterior as a function of two parameters, which it is differentiated by."""
 
-    @abstractmethod
-    def posterior(self, first: Tensor, second: Tensor) -> Any:
-        """Make the posterior."""
-
-    @abstractmethod
-    def accuracy(self, d_first: Tensor, d_second: Tensor) -> Tensor:
-        """Turn the slopes of the divergence into the accuracy that each element is worth."""
-
     def __init__(self, *parameters: Tensor) -> None:
         self.parameters = [one.detach().double() for one in parameters]
+
+    @abstractmethod
+    def posterior(self, first: Tensor, second: Tensor, /) -> LogNormal | Gamma:
+        """Return the posterior at other parameters."""
+
+    @abstractmethod
+    def accuracy(self, first: Tensor, second: Tensor, /) -> Tensor:
+        """Return what the log likelihood falls by without an element, from its slopes."""
 
     def differentiate(self, prior: Any) -> list[Tensor]:
         """Return KL(q ‖ p) of each element, and its slopes by the parameters."""
@@ -85,9 +86,11 @@ class _LogNormal(_Held):
         loc, kept = value_locations(factor)[name], factor.kept()[name]
         super().__init__(loc.where(kept, 0), factor.stored.scale)
 
+    @override
     def posterior(self, loc: Tensor, scale: Tensor) -> LogNormal:
         return LogNormal(loc, scale)
 
+    @override
     def accuracy(self, d_loc: Tensor, d_scale: Tensor) -> Tensor:
         return accuracy_of_log_normal(d_loc, d_scale, self.parameters[1])
 
@@ -96,10 +99,12 @@ class _Gamma(_Held):
     def __init__(self, factor: GammaFactor) -> None:
         super().__init__(factor.mean.log(), factor.concentration.log())
 
+    @override
     def posterior(self, log_mean: Tensor, log_concentration: Tensor) -> Gamma:
         concentration = log_concentration.exp()
         return Gamma(concentration, (log_concentration - log_mean).exp())
 
+    @override
     def accuracy(self, d_log_mean: Tensor, d_log_concentration: Tensor) -> Tensor:
         return accuracy_of_gamma(d_log_mean, d_log_concentration, self.parameters[1].exp())
 

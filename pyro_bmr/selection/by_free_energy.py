@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.display import progress_bar
+from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.mathematics.greedy import search_greedily
 from pyro_bmr.selection.flags import NOISE
 from pyro_bmr.selection.scores import Scores
@@ -36,7 +37,8 @@ def by_free_energy(
     Where it does not, because the guide is not the posterior, chunks of the order of the evidence
     go one after the other, each only if the measured free energy falls; the evidence of what is
     left is corrected by the gradient of the free energy after each, and a chunk that is refused
-    is tried in parts. At last, larger parts of the order of the evidence are tried.
+    is tried in parts. At last, larger parts of the order of the evidence are tried. Positive items,
+    of which the evidence is an estimate, are each measured first if they are few.
 
     Parameters
     ----------
@@ -212,12 +214,24 @@ class _Search:
 
     def _importance(self) -> tuple[Tensor, Tensor]:
         """Return by item what dropping it costs in nats, and what of that the evidence says."""
+        able = self.kept & ~self.refused & self._able
+        if self._vanishing and 2 * int(able.sum()) <= self.effort - self.trials.count:
+            alone = self._measure_alone(able)
+            return alone, alone
         now = self.scores.given(self._masks(self.kept))
         evidence = self._flat(now.elimination()).double() + self.margin * self._sizes
         shift = self._flat(now.item_sums(self.trials.first_order())).double()
-        able = self.kept & ~self.refused & self._able
         importance = torch.where(able, evidence + shift, torch.inf).nan_to_num(nan=torch.inf)
         return importance, evidence
+
+    def _measure_alone(self, able: Tensor) -> Tensor:
+        """Measure what dropping each of a few items by itself costs in nats."""
+        alone = torch.full_like(self._sizes, torch.inf)
+        for item in able.nonzero()[:, 0]:
+            kept = self.kept.clone()
+            kept[item] = False
+            alone[item] = self.trials.measure(self._elements(kept), around=())[0]
+        return alone + self.margin * self._sizes
 
     def _prefixes(self) -> Iterator[Tensor]:
         """Keep all but larger and larger parts of the order of the evidence."""
@@ -245,6 +259,12 @@ class _Search:
         self.trials.accept()
         self.kept = kept
         self.history.append(kept)
+
+    @cached_property
+    def _vanishing(self) -> bool:
+        """Whether the evidence of some is but an estimate."""
+        factors = self.trials.start.factors
+        return any(vanishes(prior) for factor in factors for prior in factor.priors.values())
 
     @cached_property
     def _able(self) -> Tensor:

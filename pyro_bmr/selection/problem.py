@@ -114,11 +114,13 @@ def read_problem(
     centers, failures = find_centers(*program, factors, reduced_prior)
     factors = recenter(factors, centers)
     also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
-    vanishing = find_vanishing(factors, reduced_prior)
+    obstacles = {site.name: f.obstacle for f in factors for site in f.sites} | failures
     labelled = () if named or also else tuple(groupings or ())
     measured = {
-        site.name: "" if groupings and (args or kwargs) else _unmeasured(site.name)
-        for site in vanishing
+        site.name: ""
+        if groupings and (args or kwargs)
+        else _unmeasured(site.name, obstacles[site.name])
+        for site in find_vanishing(factors, reduced_prior)
         if site.name in {*also, *(named or ())} or any(gives_labels(g, site) for g in labelled)
     }
     read = read_priors(*program, factors, named, failures, {*also, *measured}, measured)
@@ -237,12 +239,8 @@ def assign(
     return problem, {name: by_site[name] for name in problem.priors}
 
 
-def _unmeasured(name: str) -> str:
-    return (
-        f"it is positive and has no density at zero: with the data, reduce(guide, x, y, "
-        f"sites=[{name!r}]) measures F without it; reduced_prior={{{name!r}: Spike(loc=1.0)}} "
-        "names another spike"
-    )
+def _unmeasured(name: str, why: str) -> str:
+    return f"{why}; with the data, reduce(guide, x, y, sites=[{name!r}]) measures F without it"
 
 
 def _check_guide(verb: str, guide: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from inspect import signature
+from inspect import isfunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,9 @@ def prune(
         if num_epochs:
             train(model, guide, num_epochs)
         program.call(guide)
-        whole = reduced(guide, select=_keep_all)
+        # Labels name positive sites.
+        labels = groups if isfunction(groups) else elements
+        whole = reduced(guide, select=_keep_all, groups=labels)
         last = program.start(whole, guide)
         saved.write(last)
     if measured:

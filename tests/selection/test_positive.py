@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_val
 from torch.distributions import kl_divergence
 
 import pyro_bmr as bmr
+from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.positive import divergence
 
 QUIET = bmr.by_free_energy(progress=False)
@@ -151,9 +152,9 @@ def test_loadings_that_are_zero_go_and_others_stay(loadings):
 
 def test_without_data_a_positive_site_is_left_whole(loadings):
     guide, x, y, _ = loadings
-    with pytest.raises(ValueError, match=r"'w': it is positive and has no density.*with the data"):
+    with pytest.raises(ValueError, match=r"'w': it is positive, and 0 is not.*with the data"):
         bmr.reduce(guide, sites=["w"])
-    with pytest.raises(ValueError, match="'w': it is positive and has no density"):
+    with pytest.raises(ValueError, match="'w': it is positive, and 0 is not inside"):
         bmr.presence(guide, x, y, sites=["w"])
     with pytest.warns(UserWarning, match="no site of this guide can be reduced"):
         left = bmr.reduce(guide)
@@ -251,22 +252,24 @@ def gamma_guide(y, seed):
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def counts_and_guide(request):
-    """Counts of three factors, and the best of five starts."""
+    """Counts of three factors, and a guide at an optimum."""
     pyro.set_rng_seed(request.param)
-    true = dist.Gamma(1.0, 0.5).sample((60, 3)), dist.Gamma(1.0, 0.5).sample((3, 20))
+    true = dist.Gamma(0.5, 0.25).sample((60, 3)), dist.Gamma(0.5, 0.25).sample((3, 20))
     y = dist.Poisson(true[0] @ true[1]).sample()
-    guides = [gamma_guide(y, seed) for seed in range(5)]
-    found = [bmr.free_energy(factorisation, guide, y, num_samples=50)[0] for guide in guides]
-    return y, guides[found.index(min(found))]
+    return y, gamma_guide(y, request.param)
 
 
 @pytest.mark.parametrize("family", ["gamma", "normal"])
 def test_the_factors_of_a_factorisation(family, counts_and_guide):
     y, guide = counts_and_guide
     if family == "normal":
-        start = {name: mean.detach() for name, mean in guide.median().items()}
-        init = init_to_value(values=start)
-        guide = AutoNormal(factorisation, init_loc_fn=init, init_scale=0.5)
+        posterior = guide
+        guide = AutoNormal(factorisation)
+        guide(y)
+        for factor in read_guide(posterior):
+            for name, marginal in factor.marginals().items():
+                setattr(guide.locs, name, marginal.loc.detach())
+                setattr(guide.scales, name, marginal.scale.detach())
         options = {"progress": False, "compile": False}
         bmr.fit(factorisation, guide, y, num_epochs=400, lr=lambda x: 0.05 * (1 - x), **options)
     result = bmr.reduce(guide, y, groups=factors, select=QUIET)
@@ -282,4 +285,5 @@ def test_the_factors_of_a_factorisation(family, counts_and_guide):
     assert reduced - full == pytest.approx(
         result.realised, abs=4 * math.hypot(error, its_error, result.realised_error)
     )
-    assert result.delta_f == pytest.approx(result.realised, rel=0.3)
+    if family == "gamma":  # which is at its optimum
+        assert result.delta_f == pytest.approx(result.realised, rel=0.1)
