@@ -23,7 +23,7 @@ from pyro_bmr.diagnostics.drawn_sites import (
 )
 from pyro_bmr.diagnostics.summed_sites import find_couplings, sum_out, warn_of_prior_draws
 from pyro_bmr.display import warn
-from pyro_bmr.guides.traced_guides import left_alone
+from pyro_bmr.guides.guide_reader import left_alone
 from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run

@@ -53,11 +53,12 @@ from pyro_bmr.guides.autoguides import (
     read_whole_site,
 )
 from pyro_bmr.guides.guide_program import GuideProgram
+from pyro_bmr.guides.guide_reader import left_alone, read_sources
 from pyro_bmr.guides.posterior_samples import match_moments
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.guides.structured_autoguides import read_gaussian, read_structured
-from pyro_bmr.guides.traced_guides import draw_alone, left_alone, read_sources, trace_factors
+from pyro_bmr.guides.traced_guides import draw_alone, trace_factors
 from pyro_bmr.guides.wrapped_guides import check_seen, find_inner
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.programs.dry_run import dry_run
