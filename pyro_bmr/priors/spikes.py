@@ -95,7 +95,7 @@ def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
 def _outside(value: Tensor, support: Any) -> str:
     spike = f"{value:g}" if value.dim() == 0 else "some of the spike"
     kind = "positive" if is_positive(support) else f"constrained to {support}"
-    return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
+    return f"it is {kind}, and {spike} is not; Spike(loc=...) names a value that is"
 
 
 class _Priors:

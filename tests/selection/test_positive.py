@@ -154,7 +154,7 @@ def test_without_data_a_positive_site_is_left_whole(loadings):
     guide, x, y, _ = loadings
     with pytest.raises(ValueError, match=r"'w': it is positive, and 0 is not.*with the data"):
         bmr.reduce(guide, sites=["w"])
-    with pytest.raises(ValueError, match="'w': it is positive, and 0 is not inside"):
+    with pytest.raises(ValueError, match="'w': it is positive, and 0 is not"):
         bmr.presence(guide, x, y, sites=["w"])
     with pytest.warns(UserWarning, match="no site of this guide can be reduced"):
         left = bmr.reduce(guide)
