@@ -23,6 +23,7 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.guide_program import GuideProgram
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.programs.centers import Center
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import module_key
 from pyro_bmr.programs.own_names import OwnNames, unused_name
@@ -226,16 +227,25 @@ class _IndependentPart(PyroModule):
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         kept = None
         with inside_plates(self.site, plates):
-            fn = dist.Normal(self.loc, self.scale)
+            center = self._center()
+            loc = self.loc if center is None else self.loc + center.offset.nan_to_num(neginf=0)
+            fn = dist.Normal(loc, self.scale)
             if self.mask is not None:
                 kept = pyro.subsample(self.mask, event_dim=self.site.event_dim)
-                fn = PrunedDistribution(fn, kept)
+                fn = PrunedDistribution(fn, kept, center)
             value = pyro.sample(
                 f"{self.site.name}_unconstrained",
                 fn.to_event(self.site.event_dim),
                 infer={"is_auxiliary": True},
             )
-        yield self.site.name, sample_site(self.site, value, plates, kept)
+        yield self.site.name, sample_site(replace(self.site, center=None), value, plates, kept)
+
+    def _center(self) -> Center | None:
+        """Return the rows of the center that are drawn, as numbers."""
+        if self.site.center is None:
+            return None
+        offset = pyro.subsample(self.site.center.offset, event_dim=self.site.event_dim)
+        return Center(offset.to(self.loc), torch.zeros_like(offset, dtype=torch.bool))
 
 
 class _JointPart(PyroModule):

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 import pyro_bmr as bmr
 from pyro_bmr.guides.reading import read_guide
-from pyro_bmr.programs.positive import divergence
+from pyro_bmr.programs.positive_divergences import divergence
 
 QUIET = bmr.by_free_energy(progress=False)
 POSTERIORS = {
