@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,6 +19,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
     init_to_value,
 )
+from torch import nn
 
 import pyro_bmr as bmr
 
@@ -293,3 +295,50 @@ def test_files_hold_what_was_read_only(data, tmp_path):
     expected = result.guide(*data)
     pyro.set_rng_seed(0)
     assert all(torch.equal(value, expected[name]) for name, value in again.guide(*data).items())
+
+
+def frozen(encoder, x):
+    with torch.no_grad():
+        return encoder(x)
+
+
+ENCODINGS = {
+    "no_grad": frozen,
+    "detach": lambda encoder, x: encoder(x).detach(),
+    "numpy": lambda encoder, x: torch.from_numpy(np.tanh(frozen(encoder, x).numpy())),
+    "a mean": lambda encoder, x: frozen(encoder, x).mean(0).expand(len(x), 4),
+    "a scale": lambda encoder, x: frozen(encoder, x / x.std()),
+}
+# What depends on no value of the arguments.
+TABLES = {
+    "table": lambda table, x: table,
+    "size": lambda table, x: table + len(x) + x.to(torch.float64).dtype.itemsize,
+    "start": lambda table, x: pyro.param("start", lambda: x[:, :4].clone()),
+}
+
+
+@pytest.mark.parametrize("name", [*ENCODINGS, *TABLES, "given with a gradient", "given as array"])
+def test_amortised_is_what_changes_with_the_arguments(name):
+    """However little of its gradient reaches the arguments, and only that."""
+    x, encoder, head = torch.randn(30, 5), nn.Linear(5, 4), nn.Linear(4, 4)
+    table = torch.randn(30, 4)
+    given = {"given with a gradient": x.clone().requires_grad_(), "given as array": x.numpy()}
+    features = ENCODINGS.get(name) or (lambda encoder, x: encoder(torch.as_tensor(x)))
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4, 5]).to_event(2))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+            pyro.sample("x", dist.Normal(z @ w, 0.3).to_event(1), obs=torch.as_tensor(x))
+
+    def guide(x):
+        pyro.module("head", head)
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.zeros(4, 5)), 0.1).to_event(2))
+        with pyro.plate("rows", len(x)):
+            loc = TABLES[name](table, x) if name in TABLES else head(features(encoder, x))
+            pyro.sample("z", dist.Normal(loc, 0.1).to_event(1))
+
+    guide(given.get(name, x))
+    result = bmr.reduce(guide, given.get(name, x), model=model, select=lambda s: dict(s.kept))
+    assert ("z" in result.masks) == (name in TABLES)
+    assert ("amortised" in result.summary().loc["z", "note"]) == (name not in TABLES)
