@@ -178,22 +178,23 @@ def _depends(value: Tensor, leaf: Tensor) -> bool:
     return gradient is not None
 
 
-def read_sources(guide: Callable[..., Any], origin: Origin) -> dict[str, str]:
-    """Find the auxiliary sites whose values others are, in a `dry_run`; the other by the one."""
+def read_once(guide: Callable[..., Any], origin: Origin) -> GuideReader:
+    """Run a guide in a `dry_run`, and look at what it does."""
     supports = find_supports(guide, origin)
     reader = GuideReader({}, {}, {}, frozenset(), supports, lambda _: None)
     with reader:
         call_program("guide", guide, origin)
-    return reader.sources
+    return reader
 
 
 @contextmanager
-def left_alone(guide: Any, model: Any) -> Iterator[None]:
+def left_alone(guide: Any, *others: Any) -> Iterator[None]:
     """Check that a guide has all its parameters, and put back what it changes of itself.
 
-    It runs inside, in a `dry_run`; parameters that are made there are a ValueError.
+    It runs inside, in a `dry_run`; parameters that are made there are a ValueError, unless they are
+    those of other programs.
     """
-    roots = [*find_modules(guide), *find_modules(model)]
+    roots = [root for program in (guide, *others) for root in find_modules(program)]
     modules = [module for root in find_modules(guide) for module in root.modules()]
     attributes = [dict(vars(module)) for module in modules]
     contents = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
