@@ -198,6 +198,8 @@ def left_alone(guide: Any, *others: Any) -> Iterator[None]:
     modules = [module for root in find_modules(guide) for module in root.modules()]
     attributes = [dict(vars(module)) for module in modules]
     contents = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
+    # By name, since the copy of a guide takes the tensors that the store has under its names.
+    named = [set(dict(root.named_parameters())) for root in roots]
     own = {id(p) for root in roots for p in root.parameters()}
     for root in find_modules(guide):
         if isinstance(root, PyroModule):
@@ -211,7 +213,8 @@ def left_alone(guide: Any, *others: Any) -> Iterator[None]:
             for name, p in pyro.get_param_store().named_parameters()
             if name not in stored and id(p) not in own
         ]
-        made += [n for root in roots for n, p in root.named_parameters() if id(p) not in own]
+        for root, names in zip(roots, named, strict=True):
+            made += dict(root.named_parameters()).keys() - names
     finally:
         for module, before, inside in zip(modules, attributes, contents, strict=True):
             for key, content in inside.items():

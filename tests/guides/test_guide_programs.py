@@ -478,6 +478,15 @@ def test_an_average_and_a_compaction_run_it_as_well(data):
     assert set(compaction.guide(*data)) == {"w", "other"}
 
 
+def test_the_copy_of_a_list_can_be_reduced(data):
+    model = model_with(PAIR)
+    guide = listed(model)
+    guide(*data)
+    twin = copy.deepcopy(guide)
+    result = bmr.reduce(twin, *data, model=model, select=bmr.by_evidence())
+    assert result.delta_f == pytest.approx(total(by_hand()), abs=1e-3)
+
+
 def frozen(encoder, x):
     with torch.no_grad():
         return encoder(x)
