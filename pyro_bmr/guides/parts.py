@@ -43,7 +43,10 @@ def find_parts(guide: Any) -> Iterator[tuple[Any, Wrap]]:
 
 
 def find_program(guide: Any, origin: Origin, factors: Iterable[Factor]) -> GuideProgram | None:
-    """Copy what has to be run, if some sites are not read: all but autoguides that are."""
+    """Copy what has to be run, if some sites are not read, or the guide has factors.
+
+    That is all but autoguides that are read.
+    """
     program = take_program(guide, origin.model)
     if program is None:
         return None
@@ -57,7 +60,7 @@ def find_program(guide: Any, origin: Origin, factors: Iterable[Factor]) -> Guide
     factors = (factor for factor in factors if not isinstance(factor, ProgramFactor))
     read = {site.name for factor in factors for site in factor.sites}
     hidden = {source for source, name in reader.sources.items() if name in read}
-    left = drawn - read
+    left = (drawn - read) | reader.factors.keys()
     return program.of(left, hidden) if left else None
 
 

@@ -90,6 +90,8 @@ def trace_factors(
         given = find_given(first, run, origin)
         why = "it depends on what the guide is given (amortised)"
         failures = {**first.unread, **{name: _refusal(name, why) for name in given}}
+        for name, factor in first.find_in_factors().items():
+            failures[name] = _refusal(name, f"the factor {factor!r} of the guide depends on it")
         weights = {name: first.weights(name) for name in first.statements}
         generator = torch.Generator().manual_seed(0)
         for reach in (1.0, 3.0, 10.0):

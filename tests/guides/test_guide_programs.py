@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer import Predictive
+from pyro.infer import Predictive, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiscreteParallel,
@@ -532,3 +532,55 @@ def test_amortised_is_what_changes_with_the_arguments(name):
     result = bmr.reduce(guide, given.get(name, x), model=model, select=lambda s: dict(s.kept))
     assert ("z" in result.masks) == (name in TABLES)
     assert ("amortised" in result.summary().loc["z", "note"]) == (name not in TABLES)
+
+
+def with_a_factor(depends, x, y=None):
+    w = weights()
+    log_factor = 0.1 * w.sum() if depends else pyro.param("log_factor", torch.tensor(3.0))
+    pyro.factor("extra", log_factor, has_rsample=True)
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_a_factor_of_the_guide_stays(in_list, data, tmp_path):
+    model = model_with(PAIR)
+
+    def factor_only(x, y=None):
+        pyro.factor("extra", pyro.param("log_factor", torch.tensor(3.0)), has_rsample=True)
+
+    def alone(x, y=None):
+        with_a_factor(False, x, y)
+        pyro.sample("other", dist.Normal(pyro.param("o", torch.zeros(2)), 0.1).to_event(1))
+
+    guide = alone
+    if in_list:
+        guide = AutoGuideList(model)
+        guide.append(AutoNormal(model, init_loc_fn=init_to_value(values={"w": LOC})))
+        guide.append(factor_only)
+    guide(*data)
+    options = {"model": model, "select": lambda scores: dict(scores.kept)}
+    result = bmr.reduce(guide, *data, **options)
+    found = []
+    for pair in ((model, guide), (result.model, result.guide)):
+        pyro.set_rng_seed(0)
+        found.append(bmr.free_energy(*pair, *data, num_samples=100, estimator=Trace_ELBO()))
+    assert found[1][0] - found[0][0] == pytest.approx(0, abs=4 * (found[0][1] + found[1][1]))
+    assert 4 * (found[0][1] + found[1][1]) < 2.5
+    again = bmr.reduce(result.guide, *data, **options)
+    assert poutine.trace(again.guide).get_trace(*data).nodes["extra"]["is_observed"]
+    result.save(tmp_path / "result.bmr")
+    with pytest.raises(ValueError, match="extra"):
+        bmr.load(tmp_path / "result.bmr", model, *data)
+
+
+def test_a_factor_that_depends_on_a_site(data):
+    prior = dist.Normal(0.0, 1.0).expand([4]).to_event(1)
+
+    def model(x, y=None):
+        w = pyro.sample("w", prior)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    guide = partial(with_a_factor, True)
+    guide(*data)
+    with pytest.raises(TypeError, match="the factor 'extra' of the guide depends on it"):
+        bmr.reduce(guide, *data, model=model)
