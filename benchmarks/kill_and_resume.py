@@ -22,6 +22,7 @@ import torch
 
 import pyro_bmr as bmr
 from pyro_bmr import demo
+from pyro_bmr.files.plans import read_plan
 
 
 def work(checkpoint: Path, output: Path, epochs: int) -> None:
@@ -64,7 +65,8 @@ def rounds_in(checkpoint: Path) -> int:
     """
     if not checkpoint.exists():
         return 0
-    return len(torch.load(checkpoint, weights_only=True)["state"]["last"]["rounds"])
+    state = read_plan(checkpoint)["content"]["state"]
+    return 0 if state is None else len(state["last"]["rounds"])
 
 
 def start(directory: Path, name: str, epochs: int) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ from pyro_bmr.compaction import Compaction
 from pyro_bmr.cutting.planning import LayerCut
 from pyro_bmr.files.contents import check_result
 from pyro_bmr.files.packing import check_program, unpack_program
-from pyro_bmr.files.plans import read_plan, unreadable
+from pyro_bmr.files.plans import UnreadableError, read_plan
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import take_program
 from pyro_bmr.programs.undoing import undone_on_error
@@ -96,7 +96,7 @@ def _unpack(path: str | Path, plan: Mapping[str, Any], origin: Origin) -> tuple[
     except ValueError:
         raise
     except Exception as error:
-        raise unreadable(path, f"{type(error).__name__}: {error}") from error
+        raise UnreadableError(path, f"{type(error).__name__}: {error}") from error
 
 
 def _reduction(plan: Mapping[str, Any], model: Any, guide: Any) -> Reduction:

@@ -38,8 +38,8 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
 def read_plan(path: str | Path, check: Callable[[Any], None] | None = None) -> Any:
     """Read what `write_plan` wrote, with tensors on the CPU. Nothing in the file is run.
 
-    A file that is cut off, damaged, of another kind or of a newer format raises a ValueError, and
-    so does one whose plan ``check`` refuses with a `StructureError`.
+    A file that is cut off, damaged or of another kind raises an `UnreadableError`, and so does one
+    whose plan ``check`` refuses with a `StructureError`; one of a newer format, a ValueError.
     """
     path = check_file(path)
     path.open("rb").close()  # says what is wrong with a path, which safe_open does not
@@ -59,7 +59,7 @@ def read_plan(path: str | Path, check: Callable[[Any], None] | None = None) -> A
         raise
     except Exception as error:
         # Whatever goes wrong with what is in a file is a fault of the file.
-        raise unreadable(path, f"{type(error).__name__}: {error}") from error
+        raise UnreadableError(path, f"{type(error).__name__}: {error}") from error
     if newer:
         msg = (
             f"{path} has the format {saved_format} and was saved by pyro-bmr {saved_version}. "
@@ -68,16 +68,20 @@ def read_plan(path: str | Path, check: Callable[[Any], None] | None = None) -> A
         )
         raise ValueError(msg)
     if not intact:
-        raise unreadable(path, "its content is not what was saved")
+        raise UnreadableError(path, "its content is not what was saved")
     return plan
 
 
-def unreadable(path: str | Path, why: str) -> ValueError:
-    """Return the error that says that a file is damaged."""
-    return ValueError(
-        f"{path} could not be read ({why}). Expected a file that pyro_bmr saved, and all of it: it "
-        "may be cut off, damaged or of another kind; copy it again, or save the result again"
-    )
+class UnreadableError(ValueError):
+    """A file that is damaged or of another kind; ``why`` it is thought to be."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__(
+            f"{path} could not be read ({why}). Expected a file that pyro_bmr saved, and all of "
+            "it: it may be cut off, damaged or of another kind; copy it again, or save the result "
+            "again"
+        )
+        self.why = why
 
 
 def _is_intact(

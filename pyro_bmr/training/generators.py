@@ -46,9 +46,7 @@ def _order(devices: Collection[torch.device]) -> list[torch.device]:
 GENERATORS: Check = entries(
     {
         "torch": tensor,
-        "python": entries(
-            {"version": count, "words": sequence(count), "gauss": optional(number)}
-        ),
+        "python": entries({"version": count, "words": sequence(count), "gauss": optional(number)}),
         "numpy": entries({"kind": text, "words": sequence(count), "rest": sequence(number)}),
         "devices": sequence(tensor),
     }

@@ -40,7 +40,8 @@ def unpack_parameters(
     """
     own, store = dict(parameters), pyro.get_param_store()
     if len(packed) < len(own):
-        raise _refuse(f"{len(packed)} parameters", f"{len(own)}")
+        there, here = f"{len(packed)} parameters", f"{len(own)}"
+        raise _refuse(there, here)
     for one, (name, tensor) in zip(packed, own.items(), strict=False):
         value = one["value"]
         if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
@@ -50,7 +51,8 @@ def unpack_parameters(
     device = next(iter(own.values())).device
     for one in packed[len(own) :]:
         if "constraint" not in one or one["name"] in own:
-            raise _refuse(f"the parameter {one['name']!r}", "none of that name")
+            there = f"the parameter {one['name']!r}"
+            raise _refuse(there, "none to put it into")
         later = one["value"].to(device).clone().requires_grad_()
         constraint = unpack_support(one["constraint"])
         store.set_state({"params": {one["name"]: later}, "constraints": {one["name"]: constraint}})

@@ -272,7 +272,9 @@ def test_learnable_layers_of_the_model_are_in_the_state(data, tmp_path):
 def test_a_checkpoint_of_an_earlier_format(data, tmp_path):
     path = tmp_path / "run.pt"
     torch.save({"format": 2, "run": {}, "state": {}, "random": {}}, path)
-    with pytest.raises(ValueError, match="has the format 2. Expected 3: .* or give another path"):
+    with pytest.raises(
+        ValueError, match="has an earlier format. Expected 4: .* or give another path"
+    ):
         bmr.prune(*make(), *data, **OPTIONS, checkpoint=path)
 
 
