@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,21 @@ class Saved:
                 "model, guide, data and options as before; give another path to start anew"
             )
             raise ValueError(msg)
+
+
+@contextmanager
+def usable_content() -> Iterator[None]:
+    """Turn what goes wrong as content is used, whatever it is, into a ValueError that says so."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        msg = (
+            f"the checkpoint cannot be used ({type(error).__name__}: {error}). Expected one of the "
+            "same model and guide; give another path, or remove the file"
+        )
+        raise ValueError(msg) from error
 
 
 def _anything(_value: Any, _where: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_bmr.files.structure import (
     Check,
     booleans,
+    check_shape,
     count,
     entries,
     floats,
@@ -22,6 +23,7 @@ from pyro_bmr.files.structure import (
     number,
     optional,
     record,
+    refuse,
     sequence,
     tensor,
     text,
@@ -29,11 +31,11 @@ from pyro_bmr.files.structure import (
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.dry_run import dry_run, unconstrained_parameters
-from pyro_bmr.programs.undoing import undone_on_error
+from pyro_bmr.programs.undoing import remember
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
-from pyro_bmr.training.checkpoint_files import CheckpointFile
+from pyro_bmr.training.checkpoint_files import CheckpointFile, usable_content
 from pyro_bmr.training.generators import GENERATORS, pack_generators, set_generators
 from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.states import Program, State
@@ -53,6 +55,7 @@ class Checkpoint:
     model: Callable[..., Any]
     _state: Mapping[str, Any] | None = field(default=None, init=False)
     _training: Mapping[str, Any] | None = field(default=None, init=False)
+    _undo: Callable[[], None] = field(default=lambda: None, init=False)
 
     def load(self, reduce: Callable[..., Reduction]) -> tuple[State, int] | None:
         """Go back to the last whole state; return it, and how many selections were ahead.
@@ -64,17 +67,26 @@ class Checkpoint:
         saved = None if self._file is None else self._file.read(_CONTENT)
         if saved is None:
             return None
-        with undone_on_error(self.guide, self.program.model):
+        self._undo = remember(self.guide, self.program.model)
+        try:
             self.program.call(self.guide)
             saved.check_run(self._full_run)
             self._state, self._training = saved.content["state"], saved.content["training"]
-            if self._state is None:
-                return None
-            _load(self._tensors(), self._state["guide"])
-            last = _unpack(self._state["last"], self.guide, reduce)
-            self.program.set_values(last.values)
-        set_generators(self._state["random"], self._devices())
-        return last, self._state["ahead"]
+            return None if self._state is None else self._go_back(self._state, reduce)
+        except BaseException:
+            self._undo()
+            raise
+
+    def _go_back(
+        self, state: Mapping[str, Any], reduce: Callable[..., Reduction]
+    ) -> tuple[State, int]:
+        with usable_content():
+            check_shape(state["last"]["draws"], (self.program.num_samples,), "/draws")
+            _load(self._tensors(), state["guide"])
+            last = _unpack(state["last"], self.guide, reduce)
+            _load(self.program.values(), last.values)
+            set_generators(state["random"], self._devices())
+        return last, state["ahead"]
 
     def write(self, last: State, ahead: int) -> None:
         """Write a whole state, and how many selections are ahead."""
@@ -91,8 +103,9 @@ class Checkpoint:
         """Return what keeps the next training; None without a file."""
         if self._file is None:
             return None
-        saved, self._training = self._training, None
-        return Keeper(saved, self._write)
+        keeper = Keeper(self._training, self._write, self._undo)
+        self._training, self._undo = None, lambda: None
+        return keeper
 
     def _write(self, training: Mapping[str, Any] | None) -> None:
         content = {"state": self._state, "training": training}
@@ -132,12 +145,12 @@ def _tensors(guide: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _load(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Set the tensors of a guide; a ValueError says if they are not its own, or not finite."""
+    """Set the tensors of a program; a ValueError says if they are not its own, or not finite."""
     described = [{n: f"{t.dtype} {tuple(t.shape)}" for n, t in one.items()} for one in (saved, own)]
     if described[0] != described[1]:
         msg = (
-            f"the checkpoint has the tensors {described[0]} of a guide, which has {described[1]}. "
-            "Expected the guide that was pruned; give another path to start anew"
+            f"the checkpoint has the tensors {described[0]}, and the program {described[1]}. "
+            "Expected the model and guide that were pruned; give another path to start anew"
         )
         raise ValueError(msg)
     for name, value in own.items():
@@ -225,5 +238,15 @@ _LAST = entries(
         "values": _TENSORS,
     }
 )
-_STATE = entries({"last": _LAST, "ahead": count, "guide": _TENSORS, "random": GENERATORS})
+
+
+def _check_last(value: Any, where: str) -> None:
+    _LAST(value, where)
+    if not any(one.get("counts", True) for one in value["rounds"]):
+        raise refuse(value["rounds"], f"{where}/rounds", "one that counts")
+    for name, scores in value["scores"].items():
+        check_shape(scores, value["masks"].get(name, scores).shape, f"{where}/scores/{name}")
+
+
+_STATE = entries({"last": _check_last, "ahead": count, "guide": _TENSORS, "random": GENERATORS})
 _CONTENT: Check = entries({"state": optional(_STATE), "training": optional(TRAINING)})

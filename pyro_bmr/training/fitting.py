@@ -20,6 +20,7 @@ from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.fingerprints import fingerprint_run
@@ -141,7 +142,7 @@ def fit(
         "seed": seed,
     }
     options |= {"estimator": estimator, "clip_norm": clip_norm, "patience": patience}
-    keeper = _keeper(checkpoint, guide, (*args, *(kwargs or {}).values()), options)
+    keeper = _keeper(checkpoint, model, guide, (*args, *(kwargs or {}).values()), options)
     if seed is not None:
         pyro.set_rng_seed(seed)
     elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
@@ -177,6 +178,7 @@ def fit(
 
 def _keeper(
     checkpoint: str | Path | Keeper | None,
+    model: Callable[..., Any],
     guide: Callable[..., Any],
     data: tuple[Any, ...],
     options: Mapping[str, Any],
@@ -185,10 +187,11 @@ def _keeper(
         return checkpoint or Keeper()
     file = CheckpointFile(check_file(checkpoint), "fit")
     run = fingerprint_run(guide, data, options)
-    saved = file.read(TRAINING)
-    if saved is not None:
-        saved.check_run(run)
-    return Keeper(None if saved is None else saved.content, partial(file.write, run))
+    write, saved = partial(file.write, run), file.read(TRAINING)
+    if saved is None:
+        return Keeper(write=write)
+    saved.check_run(run)
+    return Keeper(saved.content, write, remember(model, guide))
 
 
 def _make_steps(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_bmr.files.structure import Check, count, entries, mapping, number, sequence, tensor
 from pyro_bmr.programs.dry_run import find_modules
-from pyro_bmr.programs.undoing import undone_on_error
+from pyro_bmr.training.checkpoint_files import usable_content
 from pyro_bmr.training.generators import GENERATORS, pack_generators, set_generators
 from pyro_bmr.training.saved_parameters import PARAMETERS
 from pyro_bmr.training.steps import Steps
@@ -28,11 +28,12 @@ class Keeper:
     """What a training goes on from, and where it writes that down after epochs.
 
     ``saved`` is what `keep` wrote in the process before, None for a training from the start;
-    ``write`` puts it into a file.
+    ``write`` puts it into a file; ``undo`` follows if what was saved cannot be used.
     """
 
     saved: Mapping[str, Any] | None = None
     write: Callable[[Mapping[str, Any]], None] | None = None
+    undo: Callable[[], None] = lambda: None
     _due: float = field(default_factory=lambda: time.monotonic() + _LEAST_APART)
 
     @property
@@ -46,10 +47,15 @@ class Keeper:
         """Put steps, the buffers of programs and the generators where they were."""
         if self.saved is None:
             return
-        with undone_on_error(*programs):
-            steps.go_on_from(self.saved["steps"], parameters)
-            _set_buffers(self.saved["buffers"], _buffers(programs))
-        set_generators(self.saved["random"], _devices(parameters))
+        try:
+            with usable_content():
+                steps.go_on_from(self.saved["steps"], parameters)
+                _set_buffers(self.saved["buffers"], _buffers(programs))
+                set_generators(self.saved["random"], _devices(parameters))
+        except BaseException:
+            self.undo()
+            raise
+        self.saved = None
 
     def keep(
         self,

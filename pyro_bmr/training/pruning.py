@@ -185,7 +185,7 @@ def prune(
         state = program.start(whole, guide), len(selections)
         saved.write(*state)
     last, left = state
-    ahead = list(selections[len(selections) - left :])
+    ahead = list(selections[max(0, len(selections) - left) :])
     while ahead and len(last.rounds) <= max_rounds:
         one = ahead.pop(0)
         reduction = reduced(last.reduction.guide, select=one, groups=groups)

@@ -57,9 +57,8 @@ def unpack_parameters(
         constraint = unpack_support(one["constraint"])
         store.set_state({"params": {one["name"]: later}, "constraints": {one["name"]: constraint}})
         own[one["name"]] = later
-    stored = dict(store.named_parameters())
-    for one, (name, tensor) in zip(packed, own.items(), strict=True):
-        stored.get(name, tensor).data.copy_(one["value"])
+    for one, tensor in zip(packed, own.values(), strict=True):
+        tensor.data.copy_(one["value"])
     return own
 
 

@@ -89,7 +89,7 @@ class Program:
     @torch.no_grad()
     def set_values(self, values: Mapping[str, Tensor]) -> None:
         """Put the model's own parameters and buffers back to those of a state."""
-        for name, value in self._values().items():
+        for name, value in self.values().items():
             value.copy_(values[name])
 
     def _state(
@@ -101,7 +101,7 @@ class Program:
     ) -> State:
         draws = self._draws(reduction, _couple(reduction))
         this = Round(len(rounds), reduction.sparsity, *changes, *mean_and_error(draws))
-        values = {name: value.detach().clone() for name, value in self._values().items()}
+        values = {name: value.detach().clone() for name, value in self.values().items()}
         return State(reduction, parent, (*rounds, this), draws, values)
 
     def _draws(self, reduction: Reduction, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
@@ -112,7 +112,8 @@ class Program:
         )
         return complexity - accuracy
 
-    def _values(self) -> dict[str, Tensor]:
+    def values(self) -> dict[str, Tensor]:
+        """Return the model's own parameters and buffers, by name."""
         drawn = PriorMessenger(*self.args, **self.kwargs)
         with dry_run(self.model), torch.no_grad(), drawn, poutine.trace(param_only=True) as capture:
             self.model(*self.args, **self.kwargs)

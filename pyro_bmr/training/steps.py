@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -135,14 +134,11 @@ class EagerSteps(Steps):
 
     @override
     def pack(self) -> dict[str, Any]:
-        # An ELBO may have put another tensor in the place of one that it moves by itself.
-        stored = dict(pyro.get_param_store().named_parameters())
         rows = []
         for name, parameter in self._parameters.items():
             known = {} if self._adam is None else self._adam.state.get(parameter, {})
             means = known.get("exp_avg"), known.get("exp_avg_sq")
-            value, steps = stored.get(name, parameter), float(known.get("step", 0.0))
-            rows.append(pack_parameter(name, value, *means, steps))
+            rows.append(pack_parameter(name, parameter, *means, float(known.get("step", 0.0))))
         return {"parameters": rows, "steps_done": self.steps_done, "noise": []}
 
     @override

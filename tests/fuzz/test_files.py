@@ -1,6 +1,5 @@
 """Damaged and forged files: an error that says so, little memory, and nothing changed."""
 
-import resource
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -10,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from damage import damage, forge
+from peak import peak
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scale import times
 from torch import nn
@@ -134,11 +134,6 @@ def try_file(saved, path, *, forged, given):
         draw = loaded.guide(*saved.args)
     assert draw.keys() == loaded.guide.median().keys()
     return False
-
-
-def peak():
-    """The most memory that this process has taken so far, in MB; of Linux."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @pytest.mark.parametrize("kind", SAVED)
