@@ -94,7 +94,8 @@ class Checkpoint:
             self._state = {
                 "last": _pack(last),
                 "ahead": ahead,
-                "guide": self._tensors(),
+                # What of it is run in later rounds, as it is, is trained in these.
+                "guide": {name: t.detach().clone() for name, t in self._tensors().items()},
                 "random": pack_generators(self._devices()),
             }
             self._write(None)
