@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test notebooks lint style types imports docs benchmark clean
+.PHONY: demo test fuzz notebooks lint style types imports docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pyro_bmr demo
@@ -11,6 +11,10 @@ demo: $(VENV)/installed
 # Compiling in the process itself: workers that each import torch cost more than they bring.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Fifty times as many cases as `make test` tries of them.
+fuzz: $(VENV)/installed
+	FUZZ=50 OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest tests/fuzz
 
 # Executes them in place, so that what they show comes from this command.
 notebooks: $(VENV)/installed

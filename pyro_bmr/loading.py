@@ -8,10 +8,12 @@ from typing import Any
 
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.cutting.planning import LayerCut
-from pyro_bmr.files.packing import unpack_program
-from pyro_bmr.files.plans import read_plan
+from pyro_bmr.files.contents import check_result
+from pyro_bmr.files.packing import check_program, unpack_program
+from pyro_bmr.files.plans import UnreadableError, read_plan
 from pyro_bmr.guides.parts import take_program
 from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.programs.undoing import undone_on_error
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
@@ -29,7 +31,8 @@ def load(
     Draws, free energies and further training go on as without the detour: the guide has the same
     parameters, bit for bit, and ``model`` gets those that it had, with the statistics of its
     batch norms. They are set in place, and values of ``pyro.param`` in the param store, where they
-    replace those of the same names. Nothing in the file is run.
+    replace those of the same names. Nothing in the file is run; a file that is refused changes
+    nothing.
 
     Parameters
     ----------
@@ -58,9 +61,9 @@ def load(
     ------
     ValueError
         If the file is cut off, damaged, of another kind, from a newer version, or for another
-        model.
+        model or other arguments; if the path is empty, a FIFO or a device.
     TypeError
-        If ``model`` is no function.
+        If ``model`` is no function, or the path no path.
 
     Examples
     --------
@@ -79,13 +82,22 @@ def load(
     if not callable(model):
         msg = f"got model={model!r}. Expected the Pyro model that was reduced, a function"
         raise TypeError(msg)
-    plan = read_plan(path)
-    if plan["kind"] not in _RESULTS:
-        msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"
-        raise ValueError(msg)
+    plan = read_plan(path, check_result)
     program = None if guide is None else take_program(guide, model)
     origin = Origin(model, args, dict(kwargs or {}), create_plates, program)
-    return _RESULTS[plan["kind"]](plan, *unpack_program(plan, origin))
+    with undone_on_error(model):
+        pair = _unpack(path, plan, origin)
+        check_program(plan, *pair, args, origin.kwargs)
+    return _RESULTS[plan["kind"]](plan, *pair)
+
+
+def _unpack(path: str | Path, plan: Mapping[str, Any], origin: Origin) -> tuple[Any, Any]:
+    try:
+        return unpack_program(plan, origin)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise UnreadableError(path, f"{type(error).__name__}: {error}") from error
 
 
 def _reduction(plan: Mapping[str, Any], model: Any, guide: Any) -> Reduction:

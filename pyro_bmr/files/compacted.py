@@ -45,6 +45,8 @@ def pack_compacted(model: CompactedModel) -> dict[str, Any]:
 def unpack_compacted(packed: Mapping[str, Any], model: Callable[..., Any]) -> CompactedModel:
     """Make the model that `pack_compacted` described, around its program in the state it had."""
     originals = {tuple(place): tensor for place, tensor in _tensors(model)}
+    for one in packed["tensors"]:
+        _check_part(one, originals.get(tuple(one["place"])))
     own = [originals[tuple(one["place"])] for one in packed["tensors"]]
     parameters = tuple(
         Parameter(one["parameter"], tensor, unpack_support(one["constraint"]))
@@ -84,6 +86,22 @@ def _smaller(model: CompactedModel, key: str) -> Any:
     held: dict[str, Any] = model.constants._buffers
     own: PyroModule = model.own
     return held[key] if key in held else getattr(own, f"{key}_unconstrained")
+
+
+def _check_part(packed: Mapping[str, Any], original: Tensor | None) -> None:
+    part: Tensor = packed["value"]
+    if original is None or not (
+        part.dtype == original.dtype
+        and part.dim() == original.dim()
+        and all(a <= b for a, b in zip(part.shape, original.shape, strict=True))
+    ):
+        here = "none" if original is None else f"{original.dtype} {tuple(original.shape)}"
+        msg = (
+            "the file was saved for another model: it has a part of the shape "
+            f"{tuple(part.shape)} and {part.dtype} of the tensor at {packed['place']}, which here "
+            f"is {here}. Expected the model that the result was made with, built by the same code"
+        )
+        raise ValueError(msg)
 
 
 def _places(model: Callable[..., Any]) -> dict[int, list[Any]]:

@@ -40,8 +40,7 @@ def pack_program(
 def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, PrunedGuide]:
     """Make the model and the guide that `pack_program` described.
 
-    The user's model, in ``origin``, takes the parameters and buffers that were saved. Without
-    arguments in ``origin``, its sites are checked when it is first called.
+    The user's model, in ``origin``, takes the parameters and buffers that were saved.
     """
     inner: Any = origin.model
     handlers = packed["handlers"]
@@ -49,18 +48,33 @@ def unpack_program(packed: Mapping[str, Any], origin: Origin) -> tuple[Any, Prun
     # As `reduce` makes them: the guide's own model is the one inside the outermost masks.
     full = unpack_handlers(handlers[1:], inner)
     model = unpack_handlers(handlers[:1], full)
-    guide = unpack_guide(packed["guide"], replace(origin, model=full))
-    if origin.args or origin.kwargs:
-        recorder, _ = run_recorded(
-            model, guide.median(), origin.args, origin.kwargs, "load(path, model, x, y)"
-        )
+    return model, unpack_guide(packed["guide"], replace(origin, model=full))
+
+
+def check_program(
+    packed: Mapping[str, Any],
+    model: Any,
+    guide: PrunedGuide,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Raise a ValueError if a model cannot be run, or has other sites or priors than were saved.
+
+    Without arguments, its sites are checked when it is first called.
+    """
+    if args or kwargs:
+        try:
+            recorder, _ = run_recorded(
+                model, guide.median(), args, kwargs, "load(path, model, x, y)"
+            )
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
         recorder.compare(packed["model"]["sites"])
         check_equal("priors", packed["model"]["families"], recorder.families)
     elif isinstance(model, nn.Module):
         check = _FirstCall(packed["model"]["sites"], guide.median().keys())
         model.register_forward_pre_hook(check.start)
         model.register_forward_hook(check.finish, always_call=True)
-    return model, guide
 
 
 class _FirstCall:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyro_bmr.files.whole_files import replace_file
+from pyro_bmr.files.whole_files import check_file, replace_file
 
 _FORMAT = 1
-_KEY, _TENSOR = "pyro_bmr", "$tensor"
+_KEY, _SUM, _TENSOR = "pyro_bmr", "sha256", "$tensor"
 
 
 def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
@@ -29,28 +29,37 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     packed = _pack(plan, "", tensors)
     content = {"format": _FORMAT, "version": _version(), "plan": packed}
-    content["sha256"] = _digest(packed, tensors)
+    content[_SUM] = _digest(packed, tensors)
+    text = json.dumps(content)
     with replace_file(path) as unfinished:
-        save_file(tensors, unfinished, {_KEY: json.dumps(content)})
+        save_file(tensors, unfinished, {_KEY: text, _SUM: _digest(text, {})})
 
 
-def read_plan(path: str | Path) -> Any:
+def read_plan(path: str | Path, check: Callable[[Any], None] | None = None) -> Any:
     """Read what `write_plan` wrote, with tensors on the CPU. Nothing in the file is run.
 
-    A file that is cut off, damaged, of another kind or of a newer format raises a ValueError.
+    A file that is cut off, damaged or of another kind raises an `UnreadableError`, and so does one
+    whose plan ``check`` refuses with a `StructureError`; one of a newer format, a ValueError.
     """
-    path = Path(path)
+    path = check_file(path)
     path.open("rb").close()  # says what is wrong with a path, which safe_open does not
     try:
         with safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {})[_KEY])
+            metadata = file.metadata() or {}
+            content = json.loads(metadata[_KEY])
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
         saved_format, saved_version = int(content["format"]), content["version"]
         newer = saved_format > _FORMAT
-        intact = newer or content["sha256"] == _digest(content["plan"], tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+        intact = newer or _is_intact(metadata, content, tensors)
+        plan = None if newer else _unpack(content["plan"], tensors)
+        if intact and not newer and check is not None:
+            check(plan)
+    except OSError:
+        raise
+    except Exception as error:
+        # Whatever goes wrong with what is in a file is a fault of the file.
+        raise UnreadableError(path, f"{type(error).__name__}: {error}") from error
     if newer:
         msg = (
             f"{path} has the format {saved_format} and was saved by pyro-bmr {saved_version}. "
@@ -59,15 +68,29 @@ def read_plan(path: str | Path) -> Any:
         )
         raise ValueError(msg)
     if not intact:
-        raise ValueError(_unreadable(path, "its content is not what was saved"))
-    return _unpack(content["plan"], tensors)
+        raise UnreadableError(path, "its content is not what was saved")
+    return plan
 
 
-def _unreadable(path: Path, why: str) -> str:
-    return (
-        f"{path} could not be read ({why}). Expected a file that pyro_bmr saved, and all of it: it "
-        "may be cut off, damaged or of another kind; copy it again, or save the result again"
-    )
+class UnreadableError(ValueError):
+    """A file that is damaged or of another kind; ``why`` it is thought to be."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__(
+            f"{path} could not be read ({why}). Expected a file that pyro_bmr saved, and all of "
+            "it: it may be cut off, damaged or of another kind; copy it again, or save the result "
+            "again"
+        )
+        self.why = why
+
+
+def _is_intact(
+    metadata: Mapping[str, str], content: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> bool:
+    # Files of the drafts have no sum over the text, which holds their version as well.
+    whole = _digest(metadata[_KEY], {})
+    intact = metadata.keys() <= {_KEY, _SUM} and metadata.get(_SUM, whole) == whole
+    return intact and content[_SUM] == _digest(content["plan"], tensors)
 
 
 def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:
@@ -75,7 +98,7 @@ def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(packed).encode(), usedforsecurity=False)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

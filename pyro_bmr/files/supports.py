@@ -9,6 +9,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
+from pyro_bmr.files.structure import Check, by_kind, count, entries, number, text
+
 _NAMED = (
     "real",
     "positive",
@@ -69,6 +71,27 @@ def unpack_support(packed: Mapping[str, Any]) -> Any:
     if name in _NAMED:
         return getattr(constraints, name)
     return getattr(constraints, name)(*(packed[bound] for bound in _BOUNDED[name]))
+
+
+def check_support(packed: Any, where: str) -> None:
+    """Raise a `StructureError` if plain data are not what `pack_support` made."""
+    by_kind(_KINDS, "name")(packed, where)
+
+
+def _check_bound(value: Any, where: str) -> None:
+    if not isinstance(value, Tensor):
+        number(value, where)
+
+
+_KINDS: dict[str, Check] = {
+    **dict.fromkeys(_NAMED, entries({"name": text})),
+    **{
+        name: entries({"name": text, **dict.fromkeys(bounds, _check_bound)})
+        for name, bounds in _BOUNDED.items()
+    },
+    "independent": entries({"name": text, "inner": check_support, "ndims": count}),
+    "mixture": entries({"name": text, "inner": check_support}),
+}
 
 
 def _plain(support: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Checkpoints of `prune`: what it needs to go on after any whole round."""
+"""Checkpoints of `prune`: what it needs to go on, in the middle of a training too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -11,115 +11,150 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_bmr.files.whole_files import replace_file
+from pyro_bmr.files.structure import (
+    Check,
+    booleans,
+    check_shape,
+    count,
+    entries,
+    floats,
+    mapping,
+    number,
+    optional,
+    record,
+    refuse,
+    sequence,
+    tensor,
+    text,
+)
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.dry_run import find_tensors
+from pyro_bmr.programs.undoing import remember
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
+from pyro_bmr.training.checkpoint_files import CheckpointFile, usable_content
+from pyro_bmr.training.generators import GENERATORS, pack_generators, set_generators
+from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.states import Program, State
 
-_FORMAT = 4
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Checkpoint:
-    """The file of a run of `prune`, which ``run`` tells from others; no file without ``path``."""
+    """The file of a run of `prune`, which ``run`` tells from others; no file without ``path``.
+
+    It holds the last whole state, and the training that goes on from there.
+    """
 
     path: Path | None
     run: Mapping[str, Any]
     guide: Any
     program: Program
     model: Callable[..., Any]
+    _state: Mapping[str, Any] | None = field(default=None, init=False)
+    _training: Mapping[str, Any] | None = field(default=None, init=False)
+    _undo: Callable[[], None] = field(default=lambda: None, init=False)
 
-    def exists(self) -> bool:
-        """Tell whether there is something to go on from."""
-        return self.path is not None and self.path.exists()
+    def load(self, reduce: Callable[..., Reduction]) -> tuple[State, int] | None:
+        """Go back to the last whole state; return it, and how many selections were ahead.
 
-    def write(self, last: State) -> None:
-        """Write a state, what identifies the run, and torch's random number generators."""
-        if self.path is None:
-            return
-        state = {"last": _pack(last), "guide": self._find_tensors()}
-        content = {
-            "format": _FORMAT,
-            "run": self._full_run,
-            "state": state,
-            "random": _generators(),
-        }
-        with replace_file(self.path) as unfinished:
-            torch.save(content, unfinished)
-
-    def load(self, reduce: Callable[..., Reduction]) -> State:
-        """Go back to the last state; ``reduce`` takes a guide and a selection.
-
-        Sets the guide, the model and torch's random number generators as they were. A file that is
-        not a checkpoint, or is one of another run, raises a ValueError.
+        None if there is none. ``reduce`` takes a guide and a selection. Sets the guide, the model
+        and the random number generators as they were. A file that is damaged, not a checkpoint, or
+        one of another run, raises a ValueError and changes nothing.
         """
-        self.program.call(self.guide)
-        saved = _read(cast(Path, self.path), self._full_run)
-        with torch.no_grad():
-            for name, tensor in self._find_tensors().items():
-                tensor.copy_(saved["guide"][name])
-        last = _unpack(saved["last"], self.guide, reduce)
-        self.program.go_back(last)
-        return last
+        saved = None if self._file is None else self._file.read(_CONTENT)
+        if saved is None:
+            return None
+        self._undo = remember(self.guide, self.program.model)
+        try:
+            self.program.call(self.guide)
+            saved.check_run(self._full_run)
+            self._state, self._training = saved.content["state"], saved.content["training"]
+            return None if self._state is None else self._go_back(self._state, reduce)
+        except BaseException:
+            self._undo()
+            raise
 
-    def _find_tensors(self) -> dict[str, Tensor]:
-        """Find those of the guide that came in, also where it is a function."""
-        if isinstance(self.guide, nn.Module):
-            return _tensors(self.guide)
-        args, kwargs = self.program.args, self.program.kwargs
-        return find_tensors(partial(self.guide, *args, **kwargs), [self.guide])
+    def _go_back(
+        self, state: Mapping[str, Any], reduce: Callable[..., Reduction]
+    ) -> tuple[State, int]:
+        with usable_content():
+            check_shape(state["last"]["draws"], (self.program.num_samples,), "/draws")
+            _load(self._tensors(), state["guide"])
+            last = _unpack(state["last"], self.guide, reduce)
+            _load(self.program.find_shared(last.reduction.guide), last.values)
+            set_generators(state["random"], self._devices())
+        return last, state["ahead"]
+
+    def write(self, last: State, ahead: int) -> None:
+        """Write a whole state, and how many selections are ahead."""
+        if self._file is not None:
+            self._state = {
+                "last": _pack(last),
+                "ahead": ahead,
+                # What of it is run in later rounds, as it is, is trained in these.
+                "guide": {name: t.detach().clone() for name, t in self._tensors().items()},
+                "random": pack_generators(self._devices()),
+            }
+            self._write(None)
+
+    def keeper(self) -> Keeper | None:
+        """Return what keeps the next training; None without a file."""
+        if self._file is None:
+            return None
+        keeper = Keeper(self._training, self._write, self._undo)
+        self._training, self._undo = None, lambda: None
+        return keeper
+
+    def _write(self, training: Mapping[str, Any] | None) -> None:
+        content = {"state": self._state, "training": training}
+        cast(CheckpointFile, self._file).write(self._full_run, content)
+
+    @property
+    def _file(self) -> CheckpointFile | None:
+        return None if self.path is None else CheckpointFile(self.path, "prune")
 
     @cached_property
     def _full_run(self) -> dict[str, Any]:
         origin = Origin(self.model, self.program.args, self.program.kwargs)
         sites = [site for factor in read_guide(self.guide, origin) for site in factor.sites]
-        return {**self.run, "shapes of sites": {site.name: tuple(site.shape) for site in sites}}
+        return {**self.run, "shapes of sites": {site.name: list(site.shape) for site in sites}}
+
+    def _devices(self) -> set[torch.device]:
+        return {tensor.device for tensor in self._tensors().values()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the user's guide, of entries of the param store too."""
+        run = partial(self.guide, *self.program.args, **self.program.kwargs)
+        own = _tensors(self.guide)
+        held = set(map(id, own.values()))
+        used = find_tensors(run, [self.guide])
+        return own | {name: tensor for name, tensor in used.items() if id(tensor) not in held}
 
 
-def _read(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-        known = content["format"] == _FORMAT
-    except Exception as error:
+def _tensors(guide: Any) -> dict[str, Tensor]:
+    return dict(guide.state_dict(keep_vars=True)) if isinstance(guide, nn.Module) else {}
+
+
+@torch.no_grad()
+def _load(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Set the tensors of a program; a ValueError says if they are not its own, or not finite."""
+    described = [{n: f"{t.dtype} {tuple(t.shape)}" for n, t in one.items()} for one in (saved, own)]
+    if described[0] != described[1]:
         msg = (
-            f"{path} could not be read as a checkpoint ({type(error).__name__}: {error}). Expected "
-            "a file that prune(checkpoint=...) wrote; give another path, or remove the file"
-        )
-        raise ValueError(msg) from error
-    if not known:
-        msg = (
-            f"{path} has the format {content['format']}. Expected {_FORMAT}: resume it with the "
-            "version of pyro-bmr that wrote it, or give another path"
-        )
-        raise ValueError(msg)
-    before = content["run"]
-    differences = [
-        f"{name} was {before.get(name)!r} and is {run.get(name)!r}"
-        for name in sorted(before.keys() | run.keys())
-        if before.get(name) != run.get(name)
-    ]
-    if differences:
-        msg = (
-            f"{path} is of another run: {'; '.join(differences)}. Expected the same model, guide, "
-            "data and options as before; give another path to start anew"
+            f"the checkpoint has the tensors {described[0]}, and the program {described[1]}. "
+            "Expected the model and guide that were pruned; give another path to start anew"
         )
         raise ValueError(msg)
-    generators = content["random"]
-    torch.set_rng_state(generators.pop("cpu"))
-    for device, state in generators.items():
-        torch.cuda.set_rng_state(state, device)
-    return content["state"]
-
-
-def _generators() -> dict[str, Tensor]:
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return generators
+    for name, value in own.items():
+        if value.requires_grad and not saved[name].isfinite().all():
+            msg = (
+                f"the checkpoint has values of {name} that are not finite. Expected those of a run "
+                "that was not; remove the file, or give another path"
+            )
+            raise ValueError(msg)
+        value.data.copy_(saved[name])
 
 
 def _pack(state: State) -> dict[str, Any]:
@@ -154,23 +189,23 @@ def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reductio
 
     rounds = tuple(Round(**row) for row in saved["rounds"])
     parent, before = guide, saved["parent"]
-    if len(rounds) > 1:
+    if sum(one.counts for one in rounds) > 1:
         masks = there(before["masks"])
         parent = reduce(guide, select=lambda scores: {n: masks[n] for n in scores.kept}).guide
-        _load_tensors(parent, before["tensors"])
+        _load(_tensors(parent), before["tensors"])
     masks_now = there(saved["masks"])
     reduction = reduce(parent, select=lambda _: masks_now)
-    _load_tensors(reduction.guide, saved["guide"])
+    _load(_tensors(reduction.guide), saved["guide"])
     decision = replace(
         cast(Decision, reduction.decision),
-        order=saved["order"],
+        order=tuple(saved["order"]),
         shared=there(saved["shared"]),
         predicted=saved["predicted"],
     )
     reduction = replace(
         reduction,
         scores=there(saved["scores"]),
-        sites=tuple(SiteSummary(**row) for row in saved["sites"]),
+        sites=tuple(SiteSummary(**{**r, "shape": tuple(r["shape"])}) for r in saved["sites"]),
         layers=tuple(LayerSummary(**row) for row in saved["layers"]),
         naive_delta_f=saved["naive_delta_f"],
         realised=saved["realised"],
@@ -178,13 +213,40 @@ def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reductio
         notes=tuple(saved["notes"]),
         decision=decision,
     )
-    return State(reduction, parent, rounds, saved["draws"], saved["values"])
+    draws = saved["draws"].to(like.device)
+    return State(reduction, parent, rounds, draws, saved["values"])
 
 
-def _tensors(guide: Any) -> dict[str, Tensor]:
-    return dict(guide.state_dict()) if isinstance(guide, nn.Module) else {}
+_TENSORS = mapping(tensor)
+_LAST = entries(
+    {
+        "parent": entries({"masks": mapping(booleans), "tensors": _TENSORS}),
+        "masks": mapping(booleans),
+        "shared": _TENSORS,
+        "order": sequence(text),
+        "predicted": mapping(number),
+        "scores": mapping(floats),
+        "sites": sequence(record(SiteSummary)),
+        "layers": sequence(record(LayerSummary)),
+        "naive_delta_f": optional(number),
+        "realised": optional(number),
+        "realised_error": optional(number),
+        "notes": sequence(text),
+        "guide": _TENSORS,
+        "rounds": sequence(record(Round)),
+        "draws": floats,
+        "values": _TENSORS,
+    }
+)
 
 
-def _load_tensors(guide: Any, tensors: Mapping[str, Tensor]) -> None:
-    if isinstance(guide, nn.Module):
-        guide.load_state_dict(dict(tensors))
+def _check_last(value: Any, where: str) -> None:
+    _LAST(value, where)
+    if not any(one.get("counts", True) for one in value["rounds"]):
+        raise refuse(value["rounds"], f"{where}/rounds", "one that counts")
+    for name, scores in value["scores"].items():
+        check_shape(scores, value["masks"].get(name, scores).shape, f"{where}/scores/{name}")
+
+
+_STATE = entries({"last": _check_last, "ahead": count, "guide": _TENSORS, "random": GENERATORS})
+_CONTENT: Check = entries({"state": optional(_STATE), "training": optional(TRAINING)})

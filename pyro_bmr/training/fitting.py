@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -14,10 +16,15 @@ from torch import Tensor
 
 from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.undoing import remember
+from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError
+from pyro_bmr.training.fingerprints import fingerprint_run
+from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
@@ -41,6 +48,7 @@ def fit(
     estimator: str | ELBO = "global",
     clip_norm: float | None = None,
     patience: int | None = None,
+    checkpoint: str | Path | Keeper | None = None,
     seed: int | None = None,
     compile: bool = True,
     progress: bool = True,
@@ -78,6 +86,10 @@ def fit(
         Longer gradients are shortened to this length.
     patience : int, optional
         Stop when F, averaged over so many epochs, is no lower than over as many epochs before.
+    checkpoint : str or Path, optional
+        A file that is written after epochs, as often as costs no more than a hundredth of the time,
+        and at the end. If it exists, the training goes on from there, and ends, bit for bit, as it
+        would have without the interruption.
     seed : int, optional
         For `pyro.set_rng_seed`.
     compile : bool
@@ -95,7 +107,7 @@ def fit(
     ValueError
         If NaN or inf in the data reach the loss or its gradient; with batches, if the data differ
         in length, are not all arguments, or are fewer than a batch; if the model observes nothing,
-        or if an option makes no sense.
+        if an option makes no sense, or if the checkpoint is damaged, or of another run.
     FloatingPointError
         If the loss or its gradient becomes NaN or infinite; the guide is left in the last finite
         state.
@@ -123,6 +135,14 @@ def fit(
     _check_options(num_epochs, lr, estimator, clip_norm, patience)
     batches = Batches(args, dict(kwargs or {}), batch_size)
     batches.check()
+    options: dict[str, Any] = {
+        "num_epochs": num_epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+    }
+    options |= {"estimator": estimator, "clip_norm": clip_norm, "patience": patience}
+    keeper = _keeper(checkpoint, model, guide, (*args, *(kwargs or {}).values()), options)
     if seed is not None:
         pyro.set_rng_seed(seed)
     elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
@@ -132,10 +152,13 @@ def fit(
     parameters = _parameters(loss)
     steps_per_epoch = math.ceil(batches.size / (batch_size or 1))
     total = num_epochs * steps_per_epoch
-    history: list[float] = []
+    history = keeper.losses
+    left = len(history) < num_epochs and not _has_stalled(history, patience)
     with progress_bar("epochs", progress) as bar:
-        task = bar.add_task("compiling", total=num_epochs, note="")
-        steps = _make_steps(loss, parameters, clip_norm, compile and total >= _COMPILE_FROM)
+        task = bar.add_task("compiling", total=num_epochs, completed=len(history), note="")
+        compile = compile and left and total >= _COMPILE_FROM
+        steps = _make_steps(loss, parameters, clip_norm, compile)
+        keeper.go_on(steps, parameters, (model, guide))
         bar.update(task, description="training")
         try:
             while len(history) < num_epochs and not _has_stalled(history, patience):
@@ -144,10 +167,31 @@ def fit(
                 rates = [lr(t) if callable(lr) else lr for t in done]
                 history.append(float(steps.run(_shuffled(batches), rates).mean()))
                 bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
+                keeper.keep(history, steps, parameters, (model, guide))
         finally:
             steps.finish()
+    if left:
+        keeper.keep(history, steps, parameters, (model, guide), last=True)
     steps.verify()
     return history
+
+
+def _keeper(
+    checkpoint: str | Path | Keeper | None,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: tuple[Any, ...],
+    options: Mapping[str, Any],
+) -> Keeper:
+    if checkpoint is None or isinstance(checkpoint, Keeper):
+        return checkpoint or Keeper()
+    file = CheckpointFile(check_file(checkpoint), "fit")
+    run = fingerprint_run(guide, data, options)
+    write, saved = partial(file.write, run), file.read(TRAINING)
+    if saved is None:
+        return Keeper(write=write)
+    saved.check_run(run)
+    return Keeper(saved.content, write, remember(model, guide))
 
 
 def _make_steps(

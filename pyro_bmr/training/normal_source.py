@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -37,3 +38,13 @@ class NormalSource:
         fill_all = self._threads.map if numbers.numel() > _THREADS_FROM else map
         list(fill_all(fill, parts, self._generators))
         return numbers
+
+    def states(self) -> list[Tensor]:
+        """Return where the source is."""
+        return [generator.get_state() for generator in self._generators]
+
+    def set_states(self, states: Sequence[Tensor]) -> None:
+        """Go to where another source was; stay where its device had another number of streams."""
+        if len(states) == len(self._generators):
+            for generator, state in zip(self._generators, states, strict=True):
+                generator.set_state(state)

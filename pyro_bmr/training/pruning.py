@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 from torch import Tensor
 
+from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
@@ -81,8 +82,8 @@ def prune(
     num_samples : int
         Draws to measure a free energy with; two or more.
     checkpoint : str or Path, optional
-        A file that is written after every round. If it exists, the run goes on from there, and ends
-        as it would have without the interruption.
+        A file that is written after every round and, as by `fit`, during training. If it exists,
+        the run goes on from there, and ends as it would have without the interruption.
     seed : int, optional
         For `pyro.set_rng_seed`.
     **fit_options
@@ -99,7 +100,7 @@ def prune(
     Raises
     ------
     ValueError
-        As `fit` and `reduce`; or if the checkpoint is of another run.
+        As `fit` and `reduce`; or if the checkpoint is damaged, or of another run.
     TypeError
         If an option is unknown, or ``model`` and ``guide`` are no programs.
 
@@ -160,17 +161,19 @@ def prune(
         return reduce(parent, *args, **told, **options)
 
     def train(model: Any, guide: Any, num_epochs: int) -> None:
-        fit(model, guide, *args, kwargs=program.kwargs, num_epochs=num_epochs, **fit_options)
+        told: dict[str, Any] = {"kwargs": program.kwargs, "checkpoint": saved.keeper()}
+        fit(model, guide, *args, num_epochs=num_epochs, **told, **fit_options)
 
     options: dict[str, Any] = {"num_epochs": num_epochs, "refit_epochs": refit_epochs}
     options |= {"num_samples": num_samples, "algorithm": algorithm, "seed": seed, **fit_options}
     options |= {"sites": names, "select": select, "groups": groups}
     run = fingerprint_run(guide, (*args, *program.kwargs.values()), options)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else check_file(checkpoint)
     saved = Checkpoint(path, run, guide, program, full_model)
-    if saved.exists():
-        last = saved.load(reduced)
-    else:
+    if measured:
+        selections = (*selections, _keep_all)
+    state = saved.load(reduced)
+    if state is None:
         if seed is not None:
             pyro.set_rng_seed(seed)
         if num_epochs:
@@ -179,11 +182,10 @@ def prune(
         # Labels name positive sites.
         labels = groups if isfunction(groups) else elements
         whole = reduced(guide, select=_keep_all, groups=labels)
-        last = program.start(whole, guide)
-        saved.write(last)
-    if measured:
-        selections = (*selections, _keep_all)
-    ahead = list(selections)
+        state = program.start(whole, guide), len(selections)
+        saved.write(*state)
+    last, left = state
+    ahead = list(selections[max(0, len(selections) - left) :])
     while ahead and len(last.rounds) <= max_rounds:
         one = ahead.pop(0)
         reduction = reduced(last.reduction.guide, select=one, groups=groups)
@@ -197,9 +199,9 @@ def prune(
         if measured and not pays:
             last = last.refuse(after)
             program.go_back(last)
-            continue
-        last, ahead = after, list(selections)
-        saved.write(last)
+        else:
+            last, ahead = after, list(selections)
+        saved.write(last, len(ahead))
     return program.finish(last)
 
 

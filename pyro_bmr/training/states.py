@@ -92,8 +92,16 @@ class Program:
     @torch.no_grad()
     def go_back(self, last: State) -> None:
         """Put the parameters and buffers that all rounds share back to those of a state."""
-        for name, tensor in self._find_shared(last.reduction.guide).items():
+        for name, tensor in self.find_shared(last.reduction.guide).items():
             tensor.copy_(last.values[name])
+
+    def find_shared(self, guide: PrunedGuide) -> dict[str, Tensor]:
+        """Return the parameters and buffers, by name, that all rounds share."""
+        drawn = PriorMessenger(*self.args, **self.kwargs)(self.model)
+        of_model = find_tensors(partial(drawn, *self.args, **self.kwargs), [self.model])
+        program = guide.program
+        run = {} if program is None else program.find_shared(self.args, self.kwargs)
+        return of_model | {f"guide: {name}": tensor for name, tensor in run.items()}
 
     def _state(
         self,
@@ -104,7 +112,7 @@ class Program:
     ) -> State:
         draws = self._draws(reduction, _couple(reduction))
         this = Round(len(rounds), reduction.sparsity, *changes, *mean_and_error(draws))
-        shared = self._find_shared(reduction.guide)
+        shared = self.find_shared(reduction.guide)
         values = {name: tensor.detach().clone() for name, tensor in shared.items()}
         return State(reduction, parent, (*rounds, this), draws, values)
 
@@ -115,13 +123,6 @@ class Program:
             *pair, self.args, self.kwargs, self.num_samples, couplings=couplings
         )
         return complexity - accuracy
-
-    def _find_shared(self, guide: PrunedGuide) -> dict[str, Tensor]:
-        drawn = PriorMessenger(*self.args, **self.kwargs)(self.model)
-        of_model = find_tensors(partial(drawn, *self.args, **self.kwargs), [self.model])
-        program = guide.program
-        run = {} if program is None else program.find_shared(self.args, self.kwargs)
-        return of_model | {f"guide: {name}": tensor for name, tensor in run.items()}
 
 
 def _couple(

@@ -26,6 +26,7 @@ from pyro_bmr.training.compilation import (
     trace_gradient,
 )
 from pyro_bmr.training.normal_source import NormalSource
+from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 
 _TOLERANCE = 1e-5
 # Squares of larger parameters overflow in float32.
@@ -65,6 +66,14 @@ class Steps(ABC):
     @abstractmethod
     def verify(self) -> None:
         """Warn if the steps no longer are those of the program."""
+
+    @abstractmethod
+    def pack(self) -> dict[str, Any]:
+        """Describe where the steps are, as plain data."""
+
+    @abstractmethod
+    def go_on_from(self, packed: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
+        """Go to where other steps were, of any kind; what does not fit raises a ValueError."""
 
     def _fail(self, step: int, culprits: Sequence[str]) -> FloatingPointError:
         blown = f"{list(culprits)} blew up" if culprits else "no parameter is out of range"
@@ -122,6 +131,25 @@ class EagerSteps(Steps):
     @override
     def verify(self) -> None:
         pass
+
+    @override
+    def pack(self) -> dict[str, Any]:
+        rows = []
+        for name, parameter in self._parameters.items():
+            known = {} if self._adam is None else self._adam.state.get(parameter, {})
+            means = known.get("exp_avg"), known.get("exp_avg_sq")
+            rows.append(pack_parameter(name, parameter, *means, float(known.get("step", 0.0))))
+        return {"parameters": rows, "steps_done": self.steps_done, "noise": []}
+
+    @override
+    def go_on_from(self, packed: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
+        own = unpack_parameters(packed["parameters"], parameters)
+        adam = self._optimizer(own, rate=0.0)
+        for parameter, mean, square, steps in moments(packed["parameters"], own):
+            step = torch.tensor(steps)
+            adam.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        self._before = {n: p.detach().clone() for n, p in own.items()}
+        self.steps_done = packed["steps_done"]
 
     def _optimizer(self, parameters: Mapping[str, Tensor], rate: float) -> torch.optim.Adam:
         new = [p for name, p in parameters.items() if name not in self._parameters]
@@ -188,7 +216,7 @@ class CompiledSteps(Steps):
     @override
     @torch.no_grad()
     def finish(self) -> None:
-        for name, value in self._split(self._state).items():
+        for name, value in self._split(self._state.values).items():
             self._parameters[name].copy_(value)
 
     @override
@@ -200,6 +228,39 @@ class CompiledSteps(Steps):
                 f"the program changed while it was trained, which fit did not follow: {reason} "
                 "Train with compile=False"
             )
+
+    @override
+    def pack(self) -> dict[str, Any]:
+        values, means, squares = (self._split(part) for part in self._state[:3])
+        steps = float(self._state.steps)
+        rows = [
+            pack_parameter(name, values[name], means[name], squares[name], steps)
+            for name in self._parameters
+        ]
+        noise = self._noise.states()
+        return {"parameters": rows, "steps_done": self.steps_done, "noise": noise}
+
+    @override
+    @torch.no_grad()
+    def go_on_from(self, packed: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
+        own = unpack_parameters(packed["parameters"], parameters)
+        values = torch.cat([p.detach().reshape(-1) for p in own.values()])
+        if values.shape != self._state.values.shape:
+            msg = (
+                "the checkpoint has parameters that came into being after the first step, which a "
+                "compiled program has not. Expected the same program and options; train with "
+                "compile=False"
+            )
+            raise ValueError(msg)
+        state = AdamState.start(values)
+        moved = list(moments(packed["parameters"], own))
+        if len(moved) == len(own):
+            _, means, squares, steps = zip(*moved, strict=True)
+            mean, square = (torch.cat([t.reshape(-1) for t in one]) for one in (means, squares))
+            state = AdamState(values, mean, square, state.steps + max(steps))
+        self._state = self._before = state
+        self.steps_done = packed["steps_done"]
+        self._noise.set_states(packed["noise"])
 
     @torch.no_grad()
     def _run_block(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
@@ -214,13 +275,13 @@ class CompiledSteps(Steps):
             for step in steps[:bad]:
                 self._advance(*step)
             last_finite = self._before
-            culprits = _blown_up(self._split(self._state))
+            culprits = _blown_up(self._split(self._state.values))
             self._advance(*steps[bad])
-            culprits = culprits or _blown_up(self._split(self._state))
+            culprits = culprits or _blown_up(self._split(self._state.values))
             self._state = last_finite
             raise self._fail(bad, culprits)
         if not self._state.values.isfinite().all():
-            culprits = _blown_up(self._split(self._state))
+            culprits = _blown_up(self._split(self._state.values))
             self._state = self._before
             raise self._fail(len(steps) - 1, culprits)
         return torch.stack(losses)
@@ -253,8 +314,8 @@ class CompiledSteps(Steps):
         data = self._loss.batches.tensors.values()
         return [*state, rate, noise, *gradient.constants, rows, *data]
 
-    def _split(self, state: AdamState) -> dict[str, Tensor]:
-        parts = state.values.split([p.numel() for p in self._parameters.values()])
+    def _split(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([p.numel() for p in self._parameters.values()])
         return {
             name: part.view(p.shape)
             for (name, p), part in zip(self._parameters.items(), parts, strict=True)

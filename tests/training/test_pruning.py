@@ -23,7 +23,7 @@ from torch import nn
 
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
-from pyro_bmr.training import pruning
+from pyro_bmr.training import keeping, pruning
 from pyro_bmr.training.fitting import fit
 
 OPTIONS = {
@@ -279,7 +279,9 @@ def test_learnable_layers_of_the_model_are_in_the_state(data, tmp_path):
 def test_a_checkpoint_of_an_earlier_format(data, tmp_path):
     path = tmp_path / "run.pt"
     torch.save({"format": 2, "run": {}, "state": {}, "random": {}}, path)
-    with pytest.raises(ValueError, match="has the format 2. Expected 4: .* or give another path"):
+    with pytest.raises(
+        ValueError, match="has an earlier format. Expected 4: .* or give another path"
+    ):
         bmr.prune(*make(), *data, **OPTIONS, checkpoint=path)
 
 
@@ -299,10 +301,11 @@ def test_a_checkpoint_of_another_run(data, tmp_path):
     assert path.read_text() == "not a checkpoint"
 
 
-def test_killed_and_resumed():
-    """Twice by SIGKILL; `benchmarks/kill_and_resume.py` does it as often as one likes."""
+@pytest.mark.parametrize("how", [[], ["--verb", "fit", "--writers", "2", "--interrupt"]])
+def test_killed_and_resumed(how):
+    """Twice; `benchmarks/kill_and_resume.py` does it as often as one likes."""
     script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
-    command = [sys.executable, str(script), "--kills", "2", "--epochs", "20"]
+    command = [sys.executable, str(script), "--kills", "2", "--epochs", "20", *how]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "the results are the same" in done.stdout
@@ -379,3 +382,70 @@ def test_what_is_run_belongs_to_the_round(make_guide, data, tmp_path, monkeypatc
     resumed = run()
     assert resumed.rounds == result.rounds
     assert resumed.guide(*data)["scale"].item() == point
+
+
+# How often the learning rate was asked for, and when it interrupts the training.
+RATES = [0, -1]
+
+
+def rate(done):
+    RATES[0] += 1
+    if RATES[0] == RATES[1]:
+        raise KeyboardInterrupt
+    return 0.05 * (1 - done)
+
+
+def prune_function(data, path=None):
+    """Prune a guide that is a function, whose parameters are in the param store."""
+    zero, one = torch.zeros((), device=data[0].device), torch.ones((), device=data[0].device)
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(zero, one).expand([4]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, one), obs=y)
+
+    def guide(x, y=None):
+        loc = pyro.param("loc", zero.expand(4).clone())
+        scale = pyro.param("scale", one.expand(4).clone(), constraint=dist.constraints.positive)
+        pyro.sample("w", dist.Normal(loc, scale).to_event(1))
+
+    pyro.clear_param_store()
+    options = {"num_epochs": 4, "seed": 2, "max_rounds": 3, "num_samples": 5, "lr": rate}
+    quiet = {"compile": False, "progress": False, "checkpoint": path}
+    return bmr.prune(model, guide, *data, **options, **quiet)
+
+
+def test_interrupted_in_a_training(data, tmp_path, monkeypatch, device):
+    monkeypatch.setattr(keeping, "_LEAST_APART", 0.0)
+    monkeypatch.setattr(keeping, "_MOST_WRITING", torch.inf)
+    data = [tensor.to(device) for tensor in data]
+    whole = prune_function(data)
+    for calls in (2, 6):
+        RATES[:] = 0, calls
+        with pytest.raises(KeyboardInterrupt):
+            prune_function(data, tmp_path / "run.pt")
+    RATES[:] = 0, -1
+    resumed = prune_function(data, tmp_path / "run.pt")
+    assert resumed.rounds == whole.rounds and weights(resumed) == weights(whole)
+
+
+def test_refused_rounds_are_in_the_file(data, tmp_path, monkeypatch):
+    """No training is done again that ended before the interruption."""
+    whole = prune_function(data)
+    assert not all(one.counts for one in whole.rounds)
+    trained = []
+
+    def interrupted(*args, **kwargs):
+        trained.append(1)
+        if len(trained) == len(whole.rounds):
+            raise KeyboardInterrupt
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(pruning, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_function(data, tmp_path / "run.pt")
+    resumed = prune_function(data, tmp_path / "run.pt")
+    assert len(trained) == len(whole.rounds) + 1
+    monkeypatch.setattr(pruning, "fit", None)
+    for one in (resumed, prune_function(data, tmp_path / "run.pt")):
+        assert one.rounds == whole.rounds and weights(one) == weights(whole)

@@ -1,0 +1,53 @@
+"""The states of random number generators as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.util import get_rng_state, set_rng_state
+
+from pyro_bmr.files.structure import Check, count, entries, number, optional, sequence, tensor, text
+
+
+def pack_generators(devices: Collection[torch.device]) -> dict[str, Any]:
+    """Read the generators of torch, on the CPU and on these devices, of Python and of NumPy."""
+    state = get_rng_state()
+    version, words, gauss = state["random"]
+    kind, keys, *rest = state["numpy"]
+    return {
+        "torch": state["torch"],
+        "python": {"version": version, "words": list(words), "gauss": gauss},
+        "numpy": {"kind": kind, "words": keys.tolist(), "rest": list(rest)},
+        # In their order, since devices have other numbers where fewer are visible.
+        "devices": [torch.cuda.get_rng_state(device) for device in _order(devices)],
+    }
+
+
+def set_generators(packed: Mapping[str, Any], devices: Collection[torch.device]) -> None:
+    """Set the generators that `pack_generators` read."""
+    python, numpy = packed["python"], packed["numpy"]
+    state = {
+        "torch": packed["torch"],
+        "random": (python["version"], tuple(python["words"]), python["gauss"]),
+        "numpy": (numpy["kind"], np.array(numpy["words"], np.uint32), *numpy["rest"]),
+    }
+    set_rng_state(state)
+    for device, saved in zip(_order(devices), packed["devices"], strict=False):
+        torch.cuda.set_rng_state(saved, device)
+
+
+def _order(devices: Collection[torch.device]) -> list[torch.device]:
+    return sorted((one for one in devices if one.type == "cuda"), key=str)
+
+
+GENERATORS: Check = entries(
+    {
+        "torch": tensor,
+        "python": entries({"version": count, "words": sequence(count), "gauss": optional(number)}),
+        "numpy": entries({"kind": text, "words": sequence(count), "rest": sequence(number)}),
+        "devices": sequence(tensor),
+    }
+)
