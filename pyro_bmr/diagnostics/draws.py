@@ -91,7 +91,7 @@ def draw(
             warn_of_prior_draws(summed, enumeration)
             values = evaluate(
                 lambda _: read_values(run_guide(), kinds.latent),
-                {"draw": torch.arange(num_samples)},
+                {"draw": torch.arange(num_samples, device="cpu")},
                 largest=sum(held[name].numel() for name in kinds.latent),
                 seed=seed,
                 what="guide",
@@ -141,7 +141,7 @@ class Observed:
         """By datum, on the CPU, whether a mask leaves any of it."""
         size = self.log_prob[0].numel()
         if self.counted is None:
-            return torch.ones(size, dtype=torch.bool)
+            return torch.ones(size, dtype=torch.bool, device="cpu")
         return self.counted.reshape(size, -1).any(-1).cpu()
 
 
@@ -203,11 +203,12 @@ def _assemble(
     couplings: Mapping[str, str],
 ) -> Draws:
     def observed(name: str) -> Observed:
-        node = first.nodes[name]
+        node, density = first.nodes[name], found[f"{name} log_prob"]
+        value = torch.as_tensor(node["value"], device=density.device)
         mean = found.get(f"{name} mean")
         return Observed(
-            value=torch.as_tensor(node["value"]).detach().expand(node["fn"].shape()),
-            log_prob=found[f"{name} log_prob"],
+            value=value.detach().expand(node["fn"].shape()),
+            log_prob=density,
             mean=None if mean is None or not mean.isfinite().all() else mean,
             probabilities=found.get(f"{name} probabilities"),
             draws=found[f"{name} draws"],

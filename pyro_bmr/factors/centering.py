@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,9 +78,9 @@ def _merge(factors: Sequence[Factor], order: Sequence[str]) -> JointFactor:
     """Make one joint factor of independent ones, its sites in the order that is given."""
     joint = [_to_joint(factor) for factor in factors]
     sites = [site for factor in joint for site in factor.sites]
-    ends = torch.cumsum(torch.tensor([0, *(site.shape.numel() for site in sites)]), 0).tolist()
+    ends = list(accumulate((site.shape.numel() for site in sites), initial=0))
     ranks = sorted(range(len(sites)), key=lambda i: order.index(sites[i].name))
-    places = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in ranks])
+    places = torch.cat([torch.arange(ends[i], ends[i + 1], device="cpu") for i in ranks])
     mask = torch.cat([factor.flat_mask for factor in joint])
     posteriors = [_to_dense(factor.posterior) for factor in joint]
     loc = torch.cat([one.loc for one in posteriors])
@@ -167,7 +168,7 @@ def _combine(kept: Tensor, new: Center, old: Center) -> Center | None:
 def _unmix(sites: Sequence[Site]) -> Tensor:
     """Return :math:`I - W` over the flattened elements of all sites."""
     sizes = [site.shape.numel() for site in sites]
-    matrix = torch.eye(sum(sizes), dtype=torch.float64)
+    matrix = torch.eye(sum(sizes), dtype=torch.float64, device="cpu")
     places: dict[str, slice] = {}
     end = 0
     for site, size in zip(sites, sizes, strict=True):
@@ -180,7 +181,7 @@ def _unmix(sites: Sequence[Site]) -> Tensor:
 
 def _offsets(sites: Iterable[Site]) -> Tensor:
     parts = [
-        torch.zeros(site.shape.numel(), dtype=torch.float64)
+        torch.zeros(site.shape.numel(), dtype=torch.float64, device="cpu")
         if site.center is None
         else site.center.offset.double().reshape(-1)
         for site in sites

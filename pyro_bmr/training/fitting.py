@@ -213,7 +213,7 @@ def _warn_of_scales(model: BatchModel) -> None:
 
 def _shuffled(batches: Batches) -> tuple[Tensor, ...]:
     rows = all_rows(batches)
-    order = torch.randperm(len(rows)).to(rows.device)
+    order = torch.randperm(len(rows), device="cpu").to(rows.device)
     return order.split(batches.batch_size or len(rows))
 
 
