@@ -179,7 +179,7 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if name in _SCALINGS and numbers:
         count = 2  # the variance scales by the square
     elif name == "where":
-        if not (len(args) == 3 and args[1] is weight and args[2] in (0, 0.0)):
+        if not (len(args) == 3 and args[1] is weight and _is_zero(args[2])):
             return None
     elif not (name in _VIEWS | _SPLITS and args[0] is weight):
         return None
@@ -201,6 +201,10 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
         LocalWeight(*moments, weight.uses, weight.rows, by_row and partial(_pick, by_row, i))
         for i, moments in enumerate(zip(draw, loc, variance, strict=True))
     )
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
 
 
 def _takes_once(index: Any) -> bool:

@@ -116,7 +116,7 @@ class _Design:
         columns = (self.used + torch.arange(mine, device="cpu")) % _PAIRS
         self.used += mine
         self.calls_left -= 1
-        random = partial(torch.rand, size, generator=self.generator)
+        random = partial(torch.rand, size, generator=self.generator, device="cpu")
         # Which element has which direction and sign differs between the halves.
         plans = [(columns[random().argsort() % mine], random().round() * 2 - 1) for _ in range(2)]
         for directions, (column, sign) in zip(self.directions, plans, strict=True):
