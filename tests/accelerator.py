@@ -1,22 +1,21 @@
 """A pretended accelerator: tensors that say that they are on the device "meta", and have values.
 
-What mixes devices fails as on an accelerator, and all else computes on the CPU. So the tests that
-need a GPU are tried without one.
+What mixes devices fails as on an accelerator, and all else computes on the CPU: what tests of a GPU
+are for is seen without one. Only captured graphs (units, compaction, export) know nothing of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
 import torch
-from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = "meta"
 aten = torch.ops.aten
@@ -25,7 +24,6 @@ aten = torch.ops.aten
 _MIXES = {
     aten.copy_.default,
     aten._to_copy.default,
-    aten.index.Tensor,
     aten.index_put.default,
     aten.index_put_.default,
     aten._index_put_impl_.default,
@@ -43,10 +41,21 @@ class OnAccelerator(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> OnAccelerator:
         options = {"dtype": held.dtype, "device": DEVICE, "strides": held.stride()}
-        return Tensor._make_wrapper_subclass(cls, held.shape, **options)
+        tensor = Tensor._make_wrapper_subclass(cls, held.shape, **options)
+        tensor.held = held
+        return tensor
 
-    def __init__(self, held: Tensor) -> None:
-        self.held = held
+    def new_tensor(self, data: Any, **options: Any) -> Any:
+        """Make it on the CPU first, as `_Values` does, also where torch leaves modes out."""
+        device, options = options.pop("device", DEVICE), {"dtype": self.dtype, **options}
+        return torch.tensor(data, **options, device="cpu").to(device)
+
+    def as_subclass(self, cls: Any) -> Any:
+        """Let what marks tensors by a class of its own, as Pyro does, mark these."""
+        with torch._C.DisableTorchFunctionSubclass():
+            tensor = aten.alias.default(self)
+        tensor.__class__ = OnAccelerator if cls is Tensor else _both(cls)
+        return tensor
 
     def __repr__(self, **options: Any) -> str:
         return f"OnAccelerator({self.held!r})"
@@ -59,12 +68,15 @@ class OnAccelerator(Tensor):
         return _run(func, args, kwargs or {})
 
 
+@cache
+def _both(cls: type) -> type:
+    return type(cls.__name__, (cls, OnAccelerator), {})
+
+
 @contextmanager
 def pretended_accelerator() -> Iterator[None]:
     """Let the device "meta" hold values, and take generators of the CPU for its own."""
-    generators = mock.patch("torch.Generator", _Generator)
-    tracking = mock.patch.object(ProvenanceTensor, "__new__", _track)
-    with generators, tracking, _Values(), _Factories():
+    with mock.patch("torch.Generator", _Generator), _Values(), _Factories():
         yield
 
 
@@ -85,31 +97,11 @@ class _Values(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in {torch.tensor, torch.as_tensor} and _is_ours(kwargs.get("device")):
             return func(*args, **kwargs | {"device": "cpu"}).to(DEVICE)
-        if func is Tensor.new_tensor and args[0].device.type == DEVICE:
-            device = kwargs.pop("device", args[0].device)
-            options = {"dtype": args[0].dtype, **kwargs}
-            return torch.tensor(*args[1:], **options, device="cpu").to(device)
+        if func == Tensor.data.__set__ and isinstance(args[1], OnAccelerator):
+            args[0].held = args[1].held
         if func is Tensor.tolist and args[0].device.type == DEVICE:
             return args[0].cpu().tolist()
         return func(*args, **kwargs)
-
-
-class _Tracked(ProvenanceTensor, OnAccelerator):
-    """What Pyro marks in order to see what depends on it, with the tensor itself in ``_t``."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-
-_make_tracked = ProvenanceTensor.__new__
-
-
-def _track(cls: Any, data: Tensor, provenance: frozenset[str] = frozenset(), **_: Any) -> Any:
-    if not (provenance and isinstance(data, OnAccelerator)):
-        return _make_tracked(cls, data, provenance)
-    tracked: Any = OnAccelerator.__new__(_Tracked, data.held)
-    tracked.held, tracked._t, tracked._provenance = data.held, data, provenance
-    return tracked
 
 
 def _is_ours(device: Any) -> bool:
@@ -117,26 +109,51 @@ def _is_ours(device: Any) -> bool:
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    ours = [one for one in tensors if isinstance(one, OnAccelerator)]
-    others = [one for one in tensors if not isinstance(one, OnAccelerator)]
-    if ours and func not in _MIXES:
-        too_large = 0 if func in _TAKES_NO_NUMBERS else 1
-        if any(one.dim() >= too_large for one in others):
-            msg = f"{func}: expected all tensors to be on the same device, got {DEVICE} and cpu"
-            raise RuntimeError(msg)
+    ours, others = [], []
+    for leaf in _leaves((*args, *kwargs.values())):
+        (ours if isinstance(leaf, OnAccelerator) else others).append(leaf)
     there = bool(ours)
-    if func is aten.index.Tensor:
-        there = isinstance(args[0], OnAccelerator)
-        if ours and not there:
-            msg = "indices should be on the CPU or on the device of the tensor"
-            raise RuntimeError(msg)
+    if ours and others:
+        _check(func, args, others)
+        there = func is not aten.index.Tensor or isinstance(args[0], OnAccelerator)
     if kwargs.get("device") is not None:
         there = _is_ours(kwargs["device"])
         kwargs = kwargs | {"device": torch.device("cpu")}
-    plain_args, plain_kwargs = tree_map_only(OnAccelerator, lambda t: t.held, (args, kwargs))
-    result = func(*plain_args, **plain_kwargs)
+    plain = {name: _to_cpu(value) for name, value in kwargs.items()}
+    result = func(*map(_to_cpu, args), **plain)
     if not there:
         return result
-    result = tree_map_only(Tensor, OnAccelerator, result)
+    result = _to_accelerator(result)
     return return_and_correct_aliasing(func, args, kwargs, result) if ours else result
+
+
+def _check(func: Any, args: Any, others: list[Tensor]) -> None:
+    """Refuse what mixes devices."""
+    allowed = func in _MIXES
+    if func is aten.index.Tensor:
+        # Numbers of elements may be on the CPU, and need not be on the accelerator.
+        allowed = isinstance(args[0], OnAccelerator)
+    too_large = 0 if func in _TAKES_NO_NUMBERS else 1
+    if not allowed and any(one.dim() >= too_large for one in others):
+        msg = f"{func}: expected all tensors to be on the same device, got {DEVICE} and cpu"
+        raise RuntimeError(msg)
+
+
+def _leaves(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _leaves(value)
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_to_cpu, value))
+    return value.held if isinstance(value, OnAccelerator) else value
+
+
+def _to_accelerator(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_to_accelerator, value))
+    return OnAccelerator(value) if isinstance(value, Tensor) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import pyro_bmr as bmr  # noqa: E402
 PACKAGE = Path(bmr.__file__).parent
 FACTORIES = {function.__name__ for function in _device_constructors()} | {"Generator"}
 QUIET: dict[str, Any] = {"compile": False, "progress": False}
-ROWS, INPUTS, HIDDEN = 24, 3, 4
+ROWS, INPUTS, HIDDEN = 16, 3, 2
 
 
 def test_every_tensor_and_generator_is_made_on_a_device_that_is_named():
@@ -72,8 +72,8 @@ class Problem:
         self.one = torch.ones((), device=device)
         self.guide, self.joint = AutoNormal(self.network), AutoMultivariateNormal(self.linear)
         self.data = self.x, self.y
-        for model, guide in ((self.network, self.guide), (self.linear, self.joint)):
-            bmr.fit(model, guide, *self.data, num_epochs=60, lr=0.05, seed=0, **QUIET)
+        self.guide(*self.data)
+        self.joint(*self.data)
 
     def normal(self, *shape: int) -> Any:
         return dist.Normal(0 * self.one, self.one).expand(shape).to_event(len(shape))
@@ -150,6 +150,24 @@ class Problem:
         return self.folder / name
 
 
+@cache
+def trained() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Train on the CPU, and return the states of both guides."""
+    options = {"num_epochs": 60, "lr": 0.05, "seed": 0, **QUIET}
+    with pyro.get_param_store().scope():
+        problem = Problem("cpu", Path())
+        bmr.fit(problem.network, problem.guide, *problem.data, **options)
+        bmr.fit(problem.linear, problem.joint, *problem.data, **options)
+    return problem.guide.state_dict(), problem.joint.state_dict()
+
+
+def make_problem(device: str, folder: Path) -> Problem:
+    problem = Problem(device, folder)
+    for guide, state in zip((problem.guide, problem.joint), trained(), strict=True):
+        guide.load_state_dict(state)
+    return problem
+
+
 def train(problem: Problem, **options: Any) -> None:
     guide = AutoNormal(problem.network)
     guide(*problem.data)
@@ -171,7 +189,7 @@ def reduce_model(problem: Problem, model: str) -> None:
     seen = poutine.block(program, hide=["outlier"])
     guide = AutoNormal(seen, create_plates=problem.plate if model == "rows" else None)
     bmr.fit(program, guide, *problem.data, num_epochs=3, **QUIET)
-    check(problem, bmr.reduce(guide, *problem.data, model=program))
+    check(problem, bmr.reduce(guide, *problem.data, model=program, select=drop_half))
 
 
 def reduce_written(problem: Problem) -> None:
@@ -193,7 +211,7 @@ def check(problem: Problem, result: Any) -> None:
     bmr.fit(result.model, result.guide, *problem.data, num_epochs=1, **QUIET)
     assert repr(result)
     assert result._repr_html_()
-    bmr.reduce(result.guide, *problem.data, model=result.model.model)
+    bmr.reduce(result.guide)
 
 
 def prune(problem: Problem) -> None:
@@ -261,6 +279,9 @@ def compact(problem: Problem) -> None:
         assert all(value.device == problem.x.device for value in one.guide.state_dict().values())
         assert repr(one)
     assert repr(result.report(problem.x, num_samples=2))
+    one.save(problem.path("compaction"))
+    smaller = bmr.load(problem.path("compaction"), problem.network).to(problem.device)
+    assert repr(smaller)
 
 
 def modules(problem: Problem) -> None:
@@ -277,10 +298,7 @@ def onnx(problem: Problem) -> None:
 def files(problem: Problem) -> None:
     result = problem.smaller()
     result.save(problem.path("reduction"))
-    loaded = bmr.load(problem.path("reduction"), problem.network, *problem.data)
-    assert loaded.masks.keys() == result.masks.keys()
-    result.compact(problem.x).save(problem.path("compaction"))
-    bmr.load(problem.path("compaction"), problem.network, *problem.data)
+    check(problem, bmr.load(problem.path("reduction"), problem.network).to(problem.device))
 
 
 def sparsities(problem: Problem) -> None:
@@ -297,7 +315,7 @@ def measure(problem: Problem) -> None:
 def plot_result(problem: Problem) -> None:
     result = problem.reduce()
     bmr.plot_delta_f(result)
-    bmr.plot_delta_f(problem.reduce(groups=bmr.units), by="layer")
+    bmr.plot_delta_f(problem.reduce(groups=label_inputs), by="layer")
     bmr.plot_criteria(result)
     bmr.plot_element(result, "second", (0, 0))
     bmr.plot_weights(result, "bias")
@@ -419,21 +437,27 @@ PLACES = {
     "cuda": ("cuda", nullcontext, nullcontext),
     "cuda by default": ("cuda", nullcontext, partial(torch.device, "cuda")),
 }
+# A pretended accelerator has no graphs that are captured, of which these are made.
+CAPTURED = {"units", "units and elements", "inputs", "compact", "to_module", "export_onnx"}
 GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
     "place",
     [pytest.param(name, marks=GPU if "cuda" in name else []) for name in PLACES],
 )
 def test_every_verb_works(verb, place, tmp_path):
+    if place == "accelerator" and verb in CAPTURED:
+        pytest.skip("captures a graph")
     device, throughout, during = PLACES[place]
+    trained()
     with throughout():
-        problem = Problem(device, tmp_path)
+        problem = make_problem(device, tmp_path)
         with during():
             VERBS[verb](problem)
     plt.close("all")

@@ -75,13 +75,14 @@ class Meter:
     def measure(
         self, pair: Pair, start: int, stop: int, couplings: Mapping[str, NoiseCoupling]
     ) -> Tensor:
-        """Return estimates of F from ``start`` to before ``stop``, in nats and float64.
+        """Return estimates of F from ``start`` to before ``stop``, in nats, float64, on the CPU.
 
         Both are multiples of `BLOCK`.
         """
         with torch.no_grad():
             blocks = list(self._run_blocks(pair, start, stop, couplings))
-        return torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *blocks])
+        nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
+        return torch.cat([nothing, *(block.cpu() for block in blocks)])
 
     def differentiate(
         self, pair: Pair, count: int, couplings: Mapping[str, NoiseCoupling]
