@@ -26,6 +26,7 @@ from accelerator import pretended_accelerator  # noqa: E402
 from pyro import poutine  # noqa: E402
 from pyro.distributions import constraints  # noqa: E402
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal  # noqa: E402
+from pyro.nn import PyroModule  # noqa: E402
 from torch.utils._device import _device_constructors  # noqa: E402
 
 import pyro_bmr as bmr  # noqa: E402
@@ -63,14 +64,14 @@ def _names_device(call: ast.Call) -> bool:
 class Problem:
     """A network of tanh units and a regression, and their data, on a device."""
 
-    def __init__(self, device: str, folder: Path) -> None:
+    def __init__(self, device: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.folder = device, folder
         generator = torch.Generator("cpu").manual_seed(0)
         x = torch.randn(ROWS, INPUTS, generator=generator, device="cpu")
         noise = torch.randn(ROWS, generator=generator, device="cpu")
-        self.x = x.to(device)
-        self.y = (1.5 * x[:, 0] + 0.3 * noise).to(device)
-        self.one = torch.ones((), device=device)
+        self.x = x.to(device, dtype)
+        self.y = (1.5 * x[:, 0] + 0.3 * noise).to(device, dtype)
+        self.one = torch.ones((), device=device, dtype=dtype)
         self.guide, self.joint = AutoNormal(self.network), AutoMultivariateNormal(self.linear)
         self.data = self.x, self.y
         self.guide(*self.data)
@@ -121,7 +122,7 @@ class Problem:
         return pyro.plate("data", len(x), subsample_size=6, device=self.device)
 
     def written(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
-        start = torch.full((INPUTS,), 0.1, device=self.device)
+        start = torch.full((INPUTS,), 0.1, device=self.device, dtype=self.x.dtype)
         scale = pyro.param("written scale", start, constraint=constraints.positive)
         pyro.sample("w", dist.Normal(pyro.param("written loc", start), scale).to_event(1))
 
@@ -146,7 +147,7 @@ class Problem:
     def draws(self) -> dict[str, torch.Tensor]:
         generator = torch.Generator("cpu").manual_seed(0)
         draws = 0.3 * torch.randn(200, INPUTS, generator=generator, device="cpu")
-        return {"w": draws.to(self.device)}
+        return {"w": draws.to(self.x)}
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -163,8 +164,8 @@ def trained() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return problem.guide.state_dict(), problem.joint.state_dict()
 
 
-def make_problem(device: str, folder: Path) -> Problem:
-    problem = Problem(device, folder)
+def make_problem(device: str, folder: Path, dtype: torch.dtype = torch.float32) -> Problem:
+    problem = Problem(device, folder, dtype)
     for guide, state in zip((problem.guide, problem.joint), trained(), strict=True):
         guide.load_state_dict(state)
     return problem
@@ -341,7 +342,7 @@ def baselines(problem: Problem) -> None:
 
 
 def evidence(problem: Problem) -> None:
-    three = [torch.full((2,), scale, device=problem.device) for scale in (0.1, 1.0, 0.5)]
+    three = [torch.full_like(problem.x, scale) for scale in (0.1, 1.0, 0.5)]
     posterior, prior, reduced = (dist.Normal(torch.zeros_like(s), s) for s in three)
     assert bmr.delta_f(posterior, prior, reduced).device == problem.x.device
     gammas = [dist.Gamma(1 + s, 1 + s) for s in three]
@@ -350,10 +351,10 @@ def evidence(problem: Problem) -> None:
 
 def bayesian_network(problem: Problem) -> None:
     net = torch.nn.Sequential(
-        torch.nn.Linear(INPUTS, 2, device=problem.device),
+        torch.nn.Linear(INPUTS, 2, device="cpu"),
         torch.nn.ReLU(),
-        torch.nn.Linear(2, 1, device=problem.device),
-    )
+        torch.nn.Linear(2, 1, device="cpu"),
+    ).to(problem.x)
     model = bmr.bayesianize(net)
     guide = AutoNormal(model, init_loc_fn=bmr.init_to_pretrained(model))
     guide(problem.x)
@@ -369,7 +370,7 @@ def drop_half(scores: Any) -> Any:
 
 
 def shrink(problem: Problem) -> None:
-    scale = torch.tensor(0.1, device="cpu").to(problem.device)
+    scale = 0.1 * problem.one
     for reduced in (bmr.Gaussian(0 * scale, scale), bmr.Laplace(scale), bmr.Spike(loc=scale)):
         prior = {name: reduced for name in ("first", "bias", "second")}
         reduce(problem, reduced_prior=prior, select=bmr.top_k(4))
@@ -444,8 +445,18 @@ PLACES = {
     "cuda by default": ("cuda", nullcontext, partial(torch.device, "cuda")),
 }
 # A pretended accelerator has no graphs that are captured, of which these are made.
-CAPTURED = {"units", "units and elements", "inputs", "compact", "to_module", "export_onnx"}
-IN_EVERY_RUN = CAPTURED | {"fit in batches", "reduce, measured", "hierarchy", "plot_predictions"}
+CAPTURED = {
+    "units",
+    "units and elements",
+    "inputs",
+    "compact",
+    "to_module",
+    "export_onnx",
+    "hierarchy",
+    "mixture",
+    "sub-sampling",
+}
+IN_EVERY_RUN = CAPTURED | {"fit in batches", "reduce, measured", "plot_predictions"}
 GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -470,3 +481,42 @@ def test_every_verb_works(verb, place, tmp_path):
         with during():
             VERBS[verb](problem)
     plt.close("all")
+
+
+class Net(PyroModule):
+    """A regression whose weights, and nothing else, are where the module is."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.offset = torch.nn.Parameter(torch.zeros(INPUTS, device=device))
+
+    def forward(self, x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(INPUTS), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(x @ (w + self.offset), 1.0), obs=y)
+
+
+MIXED: dict[str, Callable[..., Any]] = {
+    "fit": lambda model, guide, *data: bmr.fit(model, guide, *data, num_epochs=1, **QUIET),
+    "prune": lambda model, guide, *data: bmr.prune(model, guide, *data, num_epochs=1, **QUIET),
+    "reduce": lambda model, guide, *data: bmr.reduce(guide, *data, model=model),
+    "presence": lambda model, guide, *data: bmr.presence(guide, *data, model=model),
+    "tune_prior": lambda model, guide, *data: bmr.tune_prior(guide, *data, model=model),
+    "free_energy": bmr.free_energy,
+    "compare": lambda model, guide, *data: bmr.compare((model, guide), *data, progress=False),
+    "to_arviz": bmr.to_arviz,
+}
+
+
+@pytest.mark.parametrize("verb", MIXED)
+def test_what_is_on_several_devices_is_named(verb):
+    x, y = torch.randn(6, INPUTS), torch.randn(6)
+    model = Net("cpu")
+    guide = AutoNormal(model)
+    guide(x, y)
+    with pytest.raises(RuntimeError, match="got the model on meta, the guide on cpu"):
+        MIXED[verb](Net("meta"), guide, x, y)
+    if verb == "prune":
+        return  # which reads all data before, for its checkpoint
+    with pytest.raises(RuntimeError, match=r"the guide on cpu.*the arguments on cpu and meta"):
+        MIXED[verb](model, guide, x.to("meta"), y)

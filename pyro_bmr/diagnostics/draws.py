@@ -25,6 +25,7 @@ from pyro_bmr.diagnostics.summed_sites import find_couplings, sum_out, warn_of_p
 from pyro_bmr.display import warn
 from pyro_bmr.guides.guide_reader import left_alone
 from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
+from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import Enumeration, find_enumerated, refuse_by_name
@@ -79,13 +80,14 @@ def draw(
     with dry_run(model, guide), torch.no_grad():
         torch.manual_seed(seed)
         with left_alone(guide, model):
-            held = _values(run_guide())
-            with LargestTensor() as seen:
-                first = run_model(held)
-                enumeration = find_enumerated(first, held)
-                with refuse_by_name(enumeration):
-                    summed = run_enumerated(enumeration, held)
-                    sum_out(summed, enumeration)
+            with explained_devices(model, guide, args, kwargs):
+                held = _values(run_guide())
+                with LargestTensor() as seen:
+                    first = run_model(held)
+                    enumeration = find_enumerated(first, held)
+                    with refuse_by_name(enumeration):
+                        summed = run_enumerated(enumeration, held)
+                        sum_out(summed, enumeration)
             kinds = sort_sites(first, held.keys())
             _check(kinds, first, held, enumeration.sites)
             warn_of_prior_draws(summed, enumeration)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.batches import Batches, BatchModel
+from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.training.compilation import NotStaticError
@@ -126,10 +127,11 @@ def fit(
     if seed is not None:
         pyro.set_rng_seed(seed)
     elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
-    batch_model = BatchModel(model, batches)
-    _warn_of_scales(batch_model)
-    loss = Loss(elbo, batch_model, guide, batches)
-    parameters = _parameters(loss)
+    with explained_devices(model, guide, batches.args, batches.kwargs):
+        batch_model = BatchModel(model, batches)
+        _warn_of_scales(batch_model)
+        loss = Loss(elbo, batch_model, guide, batches)
+        parameters = _parameters(loss)
     steps_per_epoch = math.ceil(batches.size / (batch_size or 1))
     total = num_epochs * steps_per_epoch
     history: list[float] = []
