@@ -42,7 +42,7 @@ def _run_demo(options: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     data = datasets.load(options.data, options.data_dir)
     pyro.set_rng_seed(options.seed)
-    order = torch.randperm(len(data.x))
+    order = torch.randperm(len(data.x), device="cpu")
     test, training = order[: len(order) // 5], order[len(order) // 5 :]
     inputs = demo.Standardization.of(data.x[training])
     target = demo.Standardization.of(data.y[training])

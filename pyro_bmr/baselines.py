@@ -127,9 +127,9 @@ def random(fraction: float, seed: int = 0) -> Selection:
     """
 
     def select(scores: Scores) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
         importance = {
-            name: torch.rand(t.shape, generator=generator).to(t.device)
+            name: torch.rand(t.shape, generator=generator, device="cpu").to(t.device)
             for name, t in scores.delta_f.items()
         }
         return drop_lowest(scores, importance, _count(fraction, scores))

@@ -65,7 +65,7 @@ def compact(
     with torch.enable_grad():
         needed = find_needed(captured, [*median.values(), *tensors_in(call)], structure, masks)
     stays, layers = choose_units(structure, needed, masks, sites, inputs=inputs)
-    device = next(iter(median.values()), torch.zeros(())).device
+    device = next(iter(median.values()), torch.zeros((), device="cpu")).device
     cut = _plan(captured, structure, stays, sites, device)
     labels = {name: structure.nodes[node.name] for name, node in captured.inputs.items()}
     expected = _cut_only(labels, stays)

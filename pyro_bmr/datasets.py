@@ -162,7 +162,7 @@ def load_splits(name: str, directory: str | Path | None = None) -> list[Tensor]:
         )
         raise ValueError(msg)
     content = json.loads(_find(directory, f"uci/{name}.splits.json").read_text())
-    return [torch.tensor(rows) for rows in content["test_indices"]]
+    return [torch.tensor(rows, device="cpu") for rows in content["test_indices"]]
 
 
 def load_mnist(directory: str | Path | None = None) -> ImageData:
@@ -201,7 +201,8 @@ def load_mnist(directory: str | Path | None = None) -> ImageData:
         pixels, target = datasets.fetch_openml(
             data_id=_OPENML["mnist"], return_X_y=True, as_frame=False
         )
-        x, y = torch.tensor(pixels).reshape(-1, 28, 28), torch.tensor(target.astype("int64"))
+        x = torch.tensor(pixels, device="cpu").reshape(-1, 28, 28)
+        y = torch.tensor(target.astype("int64"), device="cpu")
         parts = [x[:60_000], y[:60_000], x[60_000:], y[60_000:]]
     else:
         parts = [_read_idx(_find(directory, f"mnist/{name}-ubyte.gz")) for name in _MNIST]
@@ -248,7 +249,7 @@ def _data(name: str, frame: pd.DataFrame, targets: tuple[str, ...]) -> Regressio
     inputs = frame.drop(columns=list(targets)).astype("float32")
     return RegressionData(
         name,
-        torch.tensor(inputs.to_numpy()),
-        torch.tensor(frame[list(targets)].astype("float32").to_numpy()),
+        torch.tensor(inputs.to_numpy(), device="cpu"),
+        torch.tensor(frame[list(targets)].astype("float32").to_numpy(), device="cpu"),
         tuple(inputs.columns),
     )

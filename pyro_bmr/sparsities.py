@@ -223,8 +223,10 @@ def _drop_cheapest(fraction: float) -> Callable[[Scores], Mapping[str, Tensor]]:
 def _spread(stop: float, count: int) -> list[float]:
     """Half of the fractions to where the evidence stops, the others densely after it."""
     if stop in {0.0, 1.0}:
-        return torch.linspace(0, 1, count, dtype=torch.float64).tolist()
-    first = torch.linspace(0, stop, count // 2 + 1, dtype=torch.float64)[:-1]
+        return torch.linspace(0, 1, count, dtype=torch.float64, device="cpu").tolist()
+    first = torch.linspace(0, stop, count // 2 + 1, dtype=torch.float64, device="cpu")[:-1]
     # Beyond, ΔF grows the faster the less is left: what is left shrinks to a tenth by one factor.
-    rest = (1 - stop) * torch.logspace(0, -1, count - len(first), dtype=torch.float64)[1:]
+    rest = (1 - stop) * torch.logspace(
+        0, -1, count - len(first), dtype=torch.float64, device="cpu"
+    )[1:]
     return [*first.tolist(), *(1 - rest).tolist(), 1.0]

@@ -102,7 +102,7 @@ def _check_same(first: Sequence[Factor], second: Sequence[Factor]) -> None:
         torch.testing.assert_close(new.loc, old.loc, rtol=1e-5, atol=1e-6)
         error = torch.linalg.solve_triangular(old.scale_tril, new.scale_tril, upper=False)
         torch.testing.assert_close(
-            error @ error.mT, torch.eye(len(error)).to(error), rtol=0, atol=1e-3
+            error @ error.mT, torch.eye(len(error), device="cpu").to(error), rtol=0, atol=1e-3
         )
 
 
@@ -120,7 +120,7 @@ def _check_draws(
     if not white.numel():
         return
     error = 6 / num_samples**0.5
-    identity = torch.eye(white.shape[-1], dtype=white.dtype)
+    identity = torch.eye(white.shape[-1], dtype=white.dtype, device="cpu")
     excess = white.mT @ white / num_samples - identity
     checks = {
         "mean": (white.mean(0).abs().max(), error),
@@ -147,7 +147,7 @@ def _whiten(factor: Factor, draws: Mapping[str, Sequence[Tensor]]) -> Tensor:
         values = torch.stack([*draws[site.name]])
         unconstrained = biject_to(find_element_support(site.support)).inv(values).double()
         if unconstrained[0].shape != site.shape:
-            return torch.zeros(len(values), 0, dtype=torch.float64)
+            return torch.zeros(len(values), 0, dtype=torch.float64, device="cpu")
         if not (unconstrained[:, ~kept[site.name]] == 0).all():
             msg = (
                 f"draws of pruned elements of the site {site.name!r} are not 0 in unconstrained "

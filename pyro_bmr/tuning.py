@@ -261,11 +261,11 @@ def _label(factors: tuple[Factor, ...], shared: str | Labelling) -> dict[str, Te
         kept = factor.kept()
         for name, prior in factor.priors.items():
             shape, device = shapes[name], kept[name].device
-            own: Tensor | None = torch.zeros(shape, dtype=torch.long)
+            own: Tensor | None = torch.zeros(shape, dtype=torch.long, device="cpu")
             if not isinstance(shared, str):
                 own = read_labels(shared, name, shape, "shared")
             if own is None:
-                own = torch.arange(shape.numel()).reshape(shape)
+                own = torch.arange(shape.numel(), device="cpu").reshape(shape)
             own = own.unique(return_inverse=True)[1]
             key = name.rpartition(".")[0] or name if shared == "layer" else name
             start = layers.setdefault(key, count)

@@ -100,7 +100,9 @@ def _sampled(
             found = _best(found, log_ratio, most)
     found = _best(found, log_ratio, most)
     kept = torch.stack([torch.frombuffer(bytearray(k), dtype=torch.bool) for k in found])
-    log_weight, delta_f, time = torch.tensor(list(found.values()), dtype=torch.float64).T
+    log_weight, delta_f, time = torch.tensor(
+        list(found.values()), dtype=torch.float64, device="cpu"
+    ).T
     mass = float(time.sum()) / total
     device = odds.device
     return _window(space.elements, kept.to(device), delta_f.to(device), log_weight.to(device), mass)

@@ -308,4 +308,4 @@ _NOISY_ITERATIONS = 20
 
 
 def _digamma(x: float) -> float:
-    return float(torch.tensor(x, dtype=torch.float64).digamma())
+    return float(torch.tensor(x, dtype=torch.float64, device="cpu").digamma())

@@ -20,6 +20,7 @@ from pyro_bmr.graphs.operations import is_random
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.model_runs import find_tensors
+from pyro_bmr.programs.scales import read_scale
 from pyro_bmr.programs.site_kinds import is_deterministic, is_reparameterized
 from pyro_bmr.programs.sites import Indices, take
 from pyro_bmr.programs.wrappers import ModelWrapper
@@ -109,7 +110,7 @@ def _read(
             if name in kept and density.dim() + fn.event_dim == len(indices):
                 density = take(density, indices[: density.dim()])
             yield f"the prior of the site {name!r}", density
-            yield f"the scale of the site {name!r}", torch.as_tensor(node["scale"])
+            yield f"the scale of the site {name!r}", read_scale(node)
     returned = pytree.tree_leaves(trace.nodes["_RETURN"]["value"])
     for number, tensor in enumerate(t for t in returned if isinstance(t, Tensor)):
         if not any(tensor is value for value in values.values()):

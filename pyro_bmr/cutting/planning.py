@@ -116,14 +116,15 @@ class _Live:
 
     def __init__(self, structure: Structure, masks: Mapping[str, Tensor], count: int) -> None:
         self.mixed, self.produced, self.shifted, self.anything = (
-            torch.zeros(count, dtype=torch.bool) for _ in range(4)
+            torch.zeros(count, dtype=torch.bool, device="cpu") for _ in range(4)
         )
         for name, axes in structure.sites.items():
             mask = masks.get(name)
             mixes = any(axis.reads for axis in axes)
             for dim, axis in enumerate(axes):
                 shape = tuple(len(other.units) for other in axes)
-                whole = torch.ones(shape, dtype=torch.bool) if mask is None else mask.cpu()
+                whole = torch.ones(shape, dtype=torch.bool, device="cpu")
+                whole = whole if mask is None else mask.cpu()
                 rest = [other for other in range(len(axes)) if other != dim]
                 alive = whole.any(rest) if rest else whole
                 labels = axis.units[alive & (axis.units >= 0)]

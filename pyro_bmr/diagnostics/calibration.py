@@ -19,10 +19,11 @@ def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = _BIN
     bins, confidence, right = _bin(probabilities, classes, num_bins)
     counts = torch.bincount(bins, minlength=num_bins)
     sums = (
-        torch.zeros(num_bins).double().index_add_(0, bins, values) for values in (confidence, right)
+        torch.zeros(num_bins, device="cpu").double().index_add_(0, bins, values)
+        for values in (confidence, right)
     )
     mean_confidence, accuracy = (total / counts.clamp(min=1) for total in sums)
-    centre = (torch.arange(num_bins).double() + 0.5) / num_bins
+    centre = (torch.arange(num_bins, device="cpu").double() + 0.5) / num_bins
     return pd.DataFrame(
         {
             "confidence": torch.where(counts > 0, mean_confidence, centre).numpy(),
@@ -43,11 +44,13 @@ def calibration_error(
     """
     bins, confidence, right = _bin(probabilities, classes, num_bins)
     gap, size = right - confidence, len(right)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device="cpu").manual_seed(0)
     errors = []
     for i in range(1 + resamples):
-        rows = torch.randint(size, (size,), generator=generator) if i else torch.arange(size)
-        sums = torch.zeros(num_bins).double().index_add_(0, bins[rows], gap[rows])
+        rows = torch.arange(size, device="cpu")
+        if i:
+            rows = torch.randint(size, (size,), generator=generator, device="cpu")
+        sums = torch.zeros(num_bins, device="cpu").double().index_add_(0, bins[rows], gap[rows])
         errors.append(sums.abs().sum() / size)
     return torch.stack(errors)
 

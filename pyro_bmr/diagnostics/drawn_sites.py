@@ -99,7 +99,7 @@ def describe(fn: Any, value: Tensor, mask: Any) -> dict[str, Tensor]:
 
 
 def find_counted(fn: Any, mask: Any) -> Tensor | None:
-    """Find which elements of an observation the masks of a distribution and of handlers leave.
+    """Find, on the CPU, which elements of an observation the masks of all kinds leave.
 
     None where nothing is masked.
     """
@@ -108,12 +108,13 @@ def find_counted(fn: Any, mask: Any) -> Tensor | None:
         if isinstance(fn, MaskedDistribution):
             masks.append((fn._mask, fn.event_dim))
         fn = fn.base_dist
-    found = [(torch.as_tensor(m), event_dim) for m, event_dim in masks if m is not None]
+    found = [(one, event_dim) for one, event_dim in masks if one is not None]
     if not found:
         return None
-    counted = torch.ones(shape, dtype=torch.bool, device=found[0][0].device)
-    for one, event_dim in found:
-        counted = counted & one.bool().reshape(one.shape + (1,) * event_dim)
+    counted = torch.ones(shape, dtype=torch.bool, device="cpu")
+    for mask, event_dim in found:
+        one = torch.as_tensor(mask, device="cpu").bool()
+        counted = counted & one.reshape(one.shape + (1,) * event_dim)
     return counted
 
 

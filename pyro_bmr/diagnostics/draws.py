@@ -25,6 +25,7 @@ from pyro_bmr.diagnostics.summed_sites import find_couplings, sum_out, warn_of_p
 from pyro_bmr.display import warn
 from pyro_bmr.guides.guide_reader import left_alone
 from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
+from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import Enumeration, find_enumerated, refuse_by_name
@@ -79,19 +80,20 @@ def draw(
     with dry_run(model, guide), torch.no_grad():
         torch.manual_seed(seed)
         with left_alone(guide, model):
-            held = _values(run_guide())
-            with LargestTensor() as seen:
-                first = run_model(held)
-                enumeration = find_enumerated(first, held)
-                with refuse_by_name(enumeration):
-                    summed = run_enumerated(enumeration, held)
-                    sum_out(summed, enumeration)
+            with explained_devices(model, guide, args, kwargs):
+                held = _values(run_guide())
+                with LargestTensor() as seen:
+                    first = run_model(held)
+                    enumeration = find_enumerated(first, held)
+                    with refuse_by_name(enumeration):
+                        summed = run_enumerated(enumeration, held)
+                        sum_out(summed, enumeration)
             kinds = sort_sites(first, held.keys())
             _check(kinds, first, held, enumeration.sites)
             warn_of_prior_draws(summed, enumeration)
             values = evaluate(
                 lambda _: read_values(run_guide(), kinds.latent),
-                {"draw": torch.arange(num_samples)},
+                {"draw": torch.arange(num_samples, device="cpu")},
                 largest=sum(held[name].numel() for name in kinds.latent),
                 seed=seed,
                 what="guide",
@@ -141,7 +143,7 @@ class Observed:
         """By datum, on the CPU, whether a mask leaves any of it."""
         size = self.log_prob[0].numel()
         if self.counted is None:
-            return torch.ones(size, dtype=torch.bool)
+            return torch.ones(size, dtype=torch.bool, device="cpu")
         return self.counted.reshape(size, -1).any(-1).cpu()
 
 
@@ -203,11 +205,12 @@ def _assemble(
     couplings: Mapping[str, str],
 ) -> Draws:
     def observed(name: str) -> Observed:
-        node = first.nodes[name]
+        node, density = first.nodes[name], found[f"{name} log_prob"]
+        value = torch.as_tensor(node["value"], device=density.device)
         mean = found.get(f"{name} mean")
         return Observed(
-            value=torch.as_tensor(node["value"]).detach().expand(node["fn"].shape()),
-            log_prob=found[f"{name} log_prob"],
+            value=value.detach().expand(node["fn"].shape()),
+            log_prob=density,
             mean=None if mean is None or not mean.isfinite().all() else mean,
             probabilities=found.get(f"{name} probabilities"),
             draws=found[f"{name} draws"],

@@ -36,10 +36,10 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
         warnings.simplefilter("ignore")
         found: Any = import_module("arviz").loo(data, pointwise=True, reff=1.0)
     terms = found.elpd_i if ARVIZ >= 1 else found.loo_i
-    k = torch.as_tensor(found.pareto_k.values.copy())
+    k = torch.from_numpy(found.pareto_k.values.copy())
     limit = min(_LIMIT, 1 - 1 / math.log10(max(len(log_likelihood), 11)))
     bad, high = (int((k > threshold).sum()) for threshold in (limit, _LIMIT))
-    return LeaveOneOut(torch.as_tensor(terms.values.copy()).reshape(-1), bad, high)
+    return LeaveOneOut(torch.from_numpy(terms.values.copy()).reshape(-1), bad, high)
 
 
 @dataclass(frozen=True, eq=False)

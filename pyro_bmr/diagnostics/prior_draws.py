@@ -49,7 +49,7 @@ def draw_prior(
             lambda _: {
                 name: value["value"] for name, value in run().nodes.items() if name in sites
             },
-            {"draw": torch.arange(num_samples)},
+            {"draw": torch.arange(num_samples, device="cpu")},
             largest=max(seen.elements, sum(nodes[name]["value"].numel() for name in sites)),
             seed=seed,
             what="model, to draw from its prior,",

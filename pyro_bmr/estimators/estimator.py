@@ -40,6 +40,7 @@ from pyro_bmr.programs.enumeration import (
     sample_statements,
 )
 from pyro_bmr.programs.given_values import ValueMessenger
+from pyro_bmr.programs.scales import read_scale
 from pyro_bmr.programs.site_kinds import is_likelihood
 
 
@@ -127,7 +128,7 @@ class Estimator(ELBO, ABC):
         }
         # What is not closed is estimated from the guide's draws, all statements of the guide
         # against all priors, since several sites may share a statement.
-        complexity, accuracy = torch.zeros(()), torch.zeros(())
+        complexity, accuracy = torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
         closed: set[str] = set()
         mixed: set[str] = set()
         for mixture in find_mixtures(model_trace, plan.enumeration):
@@ -256,7 +257,7 @@ def _is_closed(posterior: SitePosterior, prior: Any) -> bool:
     statement = posterior.nodes[0]
     if posterior.fn is None or statement["mask"] is not None or prior["mask"] is not None:
         return False
-    scales = (torch.as_tensor(node["scale"]) for node in (statement, prior))
+    scales = map(read_scale, (statement, prior))
     try:
         return torch.equal(*scales) and kl_divergence(posterior.fn, prior["fn"]) is not None
     except NotImplementedError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
+from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import check_programs
 
@@ -76,8 +77,9 @@ def free_energy_draws(
 ) -> Tensor:
     """Return single estimates of the free energy in nats, of shape ``(num_samples,)``, float64."""
     elbo = UnbiasedELBO() if estimator is None else estimator
-    losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
-    return torch.tensor(losses, dtype=torch.float64)
+    with explained_devices(model, guide, args, kwargs):
+        losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
+    return torch.tensor(losses, dtype=torch.float64, device="cpu")
 
 
 def common_draws(
@@ -105,16 +107,18 @@ def common_draws(
         msg = f"got num_samples={num_samples}. Expected a whole number, 2 or more, for an error"
         raise ValueError(msg)
     elbo, terms = UnbiasedELBO(), []
-    seeds = torch.randint(2**31, (num_samples,), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    seeds = torch.randint(2**31, (num_samples,), generator=generator, device="cpu")
     with poutine.block(), dry_run(model, guide), torch.no_grad():
         # The first call learns the structure, for which it draws.
-        elbo.split_loss(model, guide, *args, **kwargs)
+        with explained_devices(model, guide, args, kwargs):
+            elbo.split_loss(model, guide, *args, **kwargs)
         for one in seeds.tolist():
             pyro.set_rng_seed(one)
             with CommonNoise(draw_noise(couplings or {}, one)):
                 terms.append(elbo.split_loss(model, guide, *args, **kwargs))
             advance()
-    complexity, accuracy = torch.tensor(terms, dtype=torch.float64).unbind(-1)
+    complexity, accuracy = torch.tensor(terms, dtype=torch.float64, device="cpu").unbind(-1)
     bad = int((~(complexity - accuracy).isfinite()).sum())
     if bad:
         msg = (

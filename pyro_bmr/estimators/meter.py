@@ -75,13 +75,14 @@ class Meter:
     def measure(
         self, pair: Pair, start: int, stop: int, couplings: Mapping[str, NoiseCoupling]
     ) -> Tensor:
-        """Return estimates of F from ``start`` to before ``stop``, in nats and float64.
+        """Return estimates of F from ``start`` to before ``stop``, in nats, float64, on the CPU.
 
         Both are multiples of `BLOCK`.
         """
         with torch.no_grad():
             blocks = list(self._run_blocks(pair, start, stop, couplings))
-        return torch.cat([torch.zeros(0, dtype=torch.float64), *blocks])
+        nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
+        return torch.cat([nothing, *(block.cpu() for block in blocks)])
 
     def differentiate(
         self, pair: Pair, count: int, couplings: Mapping[str, NoiseCoupling]
@@ -151,10 +152,12 @@ class Meter:
         if self.parts == 1 and not self._plate:
             return self._args, self._kwargs
         passes, part = divmod(cell, self.parts)
-        order = torch.randperm(self._rows, generator=torch.Generator().manual_seed(passes))
+        generator = torch.Generator(device="cpu").manual_seed(passes)
+        order = torch.randperm(self._rows, generator=generator, device="cpu")
         if self._plate:
             # A plate always takes as many rows; where they do not go up, some come twice.
-            places = torch.arange(part * self._size, (part + 1) * self._size) % self._rows
+            start = part * self._size
+            places = torch.arange(start, start + self._size, device="cpu") % self._rows
             self._indices = {self._plate: order[places]}
             return self._args, self._kwargs
         return self._batches.arguments(self._batches.take(order.tensor_split(self.parts)[part]))
@@ -207,14 +210,14 @@ class Meter:
                 return sum_log_likelihood(run(enumeration(model)), enumeration)
 
             whole = log_likelihood(self._model, self._args, self._kwargs)
-            parts = torch.arange(rows).split(size)
+            parts = torch.arange(rows, device="cpu").split(size)
             mean = sum(
                 len(part)
                 / rows
                 * log_likelihood(batch_model, *batches.arguments(batches.take(part)))
                 for part in parts
             )
-        return bool(torch.isclose(torch.as_tensor(mean), whole, rtol=1e-4))
+        return bool(torch.isclose(torch.as_tensor(mean, device=whole.device), whole, rtol=1e-4))
 
     def _model(self, *args: Any, **kwargs: Any) -> Any:
         with ValueMessenger(self._indices):

@@ -54,9 +54,10 @@ def find_noise(
         core = find_core(posterior.fn)
         if isinstance(core, Gamma | LogNormal):
             # A factor of its own for every element shows which of them reaches which observation.
-            factor = torch.linspace(2.0, 3.0, posterior.draw.numel()).to(posterior.draw)
-            factor = factor.reshape(posterior.draw.shape)
-            after = statements({name: posterior.draw * factor})
+            draw = posterior.draw
+            factor = torch.linspace(2.0, 3.0, draw.numel(), dtype=draw.dtype, device=draw.device)
+            factor = factor.reshape(draw.shape)
+            after = statements({name: draw * factor})
             level = _noise_level(name, before, after, factor)
             if level and (isinstance(core, LogNormal) or level.exponent == -0.5):
                 found[name] = level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def value_marginals(factor: Factor) -> dict[str, Diagonal]:
     locations = value_locations(factor)
     scales = {name: marginal.scale for name, marginal in factor.marginals().items()}
     if isinstance(factor, JointFactor) and _has_weights(factor.sites):
-        mixing = torch.linalg.inv(_unmix(factor.sites))[:, factor.flat_mask]
+        device = factor.posterior.loc.device
+        mixing = torch.linalg.inv(_unmix(factor.sites, device))[:, factor.flat_mask]
         flat = (mixing @ _to_dense(factor.posterior).scale_tril).norm(dim=-1).to(_dtype(factor))
         sizes = [site.shape.numel() for site in factor.sites]
         parts = zip(factor.sites, flat.split(sizes), strict=True)
@@ -77,9 +79,9 @@ def _merge(factors: Sequence[Factor], order: Sequence[str]) -> JointFactor:
     """Make one joint factor of independent ones, its sites in the order that is given."""
     joint = [_to_joint(factor) for factor in factors]
     sites = [site for factor in joint for site in factor.sites]
-    ends = torch.cumsum(torch.tensor([0, *(site.shape.numel() for site in sites)]), 0).tolist()
+    ends = list(accumulate((site.shape.numel() for site in sites), initial=0))
     ranks = sorted(range(len(sites)), key=lambda i: order.index(sites[i].name))
-    places = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in ranks])
+    places = torch.cat([torch.arange(ends[i], ends[i + 1], device="cpu") for i in ranks])
     mask = torch.cat([factor.flat_mask for factor in joint])
     posteriors = [_to_dense(factor.posterior) for factor in joint]
     loc = torch.cat([one.loc for one in posteriors])
@@ -105,7 +107,9 @@ def _recenter_independent(
     factor: IndependentFactor, centers: Mapping[str, Center]
 ) -> IndependentFactor:
     center = _target(factor.site, factor.kept()[factor.site.name], centers)
-    before, after = _offsets([factor.site]), _offsets([replace(factor.site, center=center)])
+    device = factor.loc.device
+    before = _offsets([factor.site], device)
+    after = _offsets([replace(factor.site, center=center)], device)
     step = (before - after).to(factor.loc).reshape(factor.loc.shape)
     # What is pruned may be at minus infinity.
     shifted = factor.loc + torch.where(factor.kept()[factor.site.name], step, 0)
@@ -122,13 +126,16 @@ def _recenter_joint(factor: JointFactor, centers: Mapping[str, Center]) -> Joint
     sites = tuple(replace(s, center=_target(s, kept[s.name], centers)) for s in factor.sites)
     if all(site.center is None for site in (*sites, *factor.sites)):
         return factor
-    left, dtype = factor.flat_mask, _dtype(factor)
-    before, after = _offsets(factor.sites), _offsets(sites)
+    left, dtype, device = factor.flat_mask, _dtype(factor), factor.posterior.loc.device
+    before, after = _offsets(factor.sites, device), _offsets(sites, device)
     if not (_has_weights(sites) or _has_weights(factor.sites)):
         loc = factor.posterior.loc + (before - after)[left].to(dtype)
         return replace(factor, joint_sites=sites, posterior=replace(factor.posterior, loc=loc))
     change = torch.linalg.solve_triangular(
-        *(_unmix(factor.sites), _unmix(sites)), upper=False, left=False, unitriangular=True
+        *(_unmix(factor.sites, device), _unmix(sites, device)),
+        upper=False,
+        left=False,
+        unitriangular=True,
     )
     posterior, inner = _to_dense(factor.posterior), change[left][:, left]
     # A unit lower triangular matrix times a Cholesky factor is one.
@@ -151,6 +158,7 @@ def _target(site: Site, kept: Tensor, centers: Mapping[str, Center]) -> Center |
 
 def _combine(kept: Tensor, new: Center, old: Center) -> Center | None:
     """Take one center where an element is kept, and another elsewhere."""
+    new, old = new.to(kept.device), old.to(kept.device)
     offset = torch.where(kept, new.offset, old.offset)
     at_mean = torch.where(kept, new.at_mean, old.at_mean)
     nothing, rows = offset.new_zeros(1, 1), kept.reshape(-1, 1)
@@ -164,10 +172,10 @@ def _combine(kept: Tensor, new: Center, old: Center) -> Center | None:
     return Center(offset, at_mean, weights)
 
 
-def _unmix(sites: Sequence[Site]) -> Tensor:
+def _unmix(sites: Sequence[Site], device: torch.device) -> Tensor:
     """Return :math:`I - W` over the flattened elements of all sites."""
     sizes = [site.shape.numel() for site in sites]
-    matrix = torch.eye(sum(sizes), dtype=torch.float64)
+    matrix = torch.eye(sum(sizes), dtype=torch.float64, device=device)
     places: dict[str, slice] = {}
     end = 0
     for site, size in zip(sites, sizes, strict=True):
@@ -178,11 +186,11 @@ def _unmix(sites: Sequence[Site]) -> Tensor:
     return matrix
 
 
-def _offsets(sites: Iterable[Site]) -> Tensor:
+def _offsets(sites: Iterable[Site], device: torch.device) -> Tensor:
     parts = [
-        torch.zeros(site.shape.numel(), dtype=torch.float64)
+        torch.zeros(site.shape.numel(), dtype=torch.float64, device=device)
         if site.center is None
-        else site.center.offset.double().reshape(-1)
+        else site.center.offset.to(device).double().reshape(-1)
         for site in sites
     ]
     return torch.cat(parts)

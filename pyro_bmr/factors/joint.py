@@ -89,7 +89,7 @@ class JointFactor(Factor):
 
     @override
     def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
-        mine = [torch.full(s.shape, s.name in names).reshape(-1) for s in self.sites]
+        mine = [torch.full(s.shape, s.name in names, device="cpu").reshape(-1) for s in self.sites]
         wanted = torch.cat(mine).to(self.posterior.loc.device)
         held, _ = self._exact.split(wanted[self.flat_mask])
         for noise in normals(held.noise_size):
@@ -259,7 +259,7 @@ class JointFactor(Factor):
     def _log_density_at_zero(self, name: str) -> Tensor:
         if name in self.priors:
             return self.priors[name].log_density_at_zero
-        return torch.tensor(torch.inf)
+        return torch.tensor(torch.inf, device="cpu")
 
     def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Over the elements that the posterior holds, which go."""

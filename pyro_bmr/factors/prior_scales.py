@@ -23,14 +23,16 @@ def choose_variances(factors: tuple[Factor, ...], labels: Mapping[str, Tensor]) 
     """
     pools = [_POOL[type(factor)](factor, labels) for factor in factors if factor.priors]
     count = 1 + max((int(t.max()) for t in labels.values() if t.numel()), default=0)
-    highest = torch.zeros(count, dtype=torch.float64)
+    highest = torch.zeros(count, dtype=torch.float64, device="cpu")
     for pool in pools:
         tuned = pool.group >= 0
         widest = (_WIDEST * pool.prior.scale[tuned]).square().cpu()
         highest.scatter_reduce_(0, pool.group[tuned].cpu(), widest, "amax")
-    chosen = _maximise(pools, highest, torch.arange(count))
+    chosen = _maximise(pools, highest, torch.arange(count, device="cpu"))
     correlated = [pool for pool in pools if isinstance(pool, _Correlated)]
-    turns = torch.cat([torch.arange(0), *(p.group[p.group >= 0].cpu() for p in correlated)])
+    turns = torch.cat(
+        [torch.arange(0, device="cpu"), *(p.group[p.group >= 0].cpu() for p in correlated)]
+    )
     turns = turns.unique()
     if len(turns) < 2:
         return chosen

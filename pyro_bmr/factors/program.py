@@ -82,7 +82,10 @@ class ProgramFactor(Factor):
 
     @override
     def terms(self, scores: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Terms:
-        return Terms(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64))
+        return Terms(
+            torch.zeros(0, dtype=torch.long, device="cpu"),
+            torch.zeros(0, dtype=torch.float64, device="cpu"),
+        )
 
     @override
     def delta_f(

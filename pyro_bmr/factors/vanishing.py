@@ -23,6 +23,7 @@ def put_at_zero(site: Site, dropped: Tensor) -> Site:
     if center is None:
         offset = torch.zeros(site.shape, dtype=torch.float64, device=dropped.device)
         center = Center(offset, torch.zeros_like(offset, dtype=torch.bool))
+    center = center.to(dropped.device)
     at_zero = Center(
         center.offset.masked_fill(dropped, -torch.inf), center.at_mean & ~dropped, center.weights
     )

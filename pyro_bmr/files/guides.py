@@ -125,7 +125,7 @@ def _independent(packed: Mapping[str, Any]) -> Factor:
 
 def _dense(packed: Mapping[str, Any]) -> Factor:
     loc = packed["state"]["loc_unconstrained"]
-    identity = torch.eye(len(loc), dtype=loc.dtype)
+    identity = torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
     return JointFactor(_unpack_sites(packed), Dense(loc, identity), packed["state"].get("mask"))
 
 

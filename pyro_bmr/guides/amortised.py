@@ -47,8 +47,8 @@ def _shrink(value: Any) -> Any:
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
         return _shrink(torch.from_numpy(value.copy())).numpy()
     if isinstance(value, Tensor) and value.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
-        factors = 1 - 0.2 * torch.rand(value.shape, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(0)
+        factors = 1 - 0.2 * torch.rand(value.shape, generator=generator, device="cpu")
         return value.detach() * factors.to(value)
     return 0.9 * value if isinstance(value, float) else value
 

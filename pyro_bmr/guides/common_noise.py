@@ -43,9 +43,9 @@ def couple(
 
 def draw_noise(couplings: Mapping[str, NoiseCoupling], seed: int) -> dict[str, Tensor]:
     """Draw what remains of the noise of each factor; the same seed means the same draw of it."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     noise = {
-        name: torch.randn(coupling.size, generator=generator, dtype=torch.float64)
+        name: torch.randn(coupling.size, generator=generator, dtype=torch.float64, device="cpu")
         for name, coupling in couplings.items()
     }
     return {name: coupling.condition(noise[name]) for name, coupling in couplings.items()}

@@ -44,7 +44,7 @@ def match_moments(
     nodes = _latent_nodes(samples, origin)
     sites, parts = [], []
     for name, node in nodes.items():
-        values = torch.as_tensor(samples[name]).detach()
+        values = torch.as_tensor(samples[name], device=node["value"].device).detach()
         if values.shape[lead:] != node["value"].shape or not values.numel():
             msg = (
                 f"the samples of the site {name!r} have the shape {tuple(values.shape)}. Expected "

@@ -181,7 +181,8 @@ class PrunedGuide(OwnNames):
         """
         result = {}
         for site, marginal in self._marginals():
-            levels = torch.as_tensor(quantiles).to(marginal.loc).reshape(-1, *[1] * len(site.shape))
+            levels = torch.as_tensor(quantiles, device="cpu").to(marginal.loc)
+            levels = levels.reshape(-1, *[1] * len(site.shape))
             steps = torch.special.ndtri(levels)
             offset = torch.where(marginal.scale > 0, steps * marginal.scale, 0)
             result[site.name] = site.constrain(marginal.loc + offset)

@@ -187,7 +187,7 @@ def _apply_affine(core: Any, chain: list[Transform]) -> tuple[Any, list[Transfor
         if not isinstance(affine, AffineTransform):
             return core, chain[i:]
         loc = transform(loc)
-        factor = torch.as_tensor(affine.scale).abs()
+        factor = torch.as_tensor(affine.scale, device=loc.device).abs()
         scale = scale * factor if transform is affine else scale / factor
     return Normal(loc, scale, validate_args=False), []
 

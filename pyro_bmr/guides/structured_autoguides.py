@@ -43,7 +43,9 @@ def read_gaussian(guide: AutoGaussianDense) -> tuple[Factor, ...]:
         name: read_whole_site(guide, latent[name], batch + event, len(event))
         for name, (batch, event) in guide._dense_shapes.items()
     }
-    places = torch.arange(len(loc)).split([site.shape.numel() for site in sites.values()])
+    places = torch.arange(len(loc), device="cpu").split(
+        [site.shape.numel() for site in sites.values()]
+    )
     factors = []
     # Sites that share no factor of the precision are independent, and so are their rows of L.
     for group in connected(latent.keys() & up for up in guide.dependencies.values()):

@@ -93,12 +93,12 @@ def trace_factors(
         for name, factor in first.find_in_factors().items():
             failures[name] = _refusal(name, f"the factor {factor!r} of the guide depends on it")
         weights = {name: first.weights(name) for name in first.statements}
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device="cpu").manual_seed(0)
         for reach in (1.0, 3.0, 10.0):
-            steps = {
-                name: reach * s.step * torch.randn(s.step.shape, generator=generator).to(s.step)
-                for name, s in first.statements.items()
-            }
+            steps = {}
+            for name, s in first.statements.items():
+                noise = torch.randn(s.step.shape, generator=generator, device="cpu")
+                steps[name] = reach * s.step * noise.to(s.step)
             values = {name: first.leaves[name].detach() + step for name, step in steps.items()}
             failures = {**_nonlinear(first, weights, run(values, origin), steps), **failures}
         failures = {**_unfit(first.statements, weights), **failures}

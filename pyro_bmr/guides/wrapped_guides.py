@@ -56,7 +56,7 @@ def check_seen(guide: Any, sites: Iterable[Site]) -> None:
 
 def _message(site: Site) -> Any:
     """Make what a handler sees of a site that an autoguide draws."""
-    value = torch.zeros(site.shape)
+    value = torch.zeros(site.shape, device="cpu")
     return {
         "type": "sample",
         "name": site.name,

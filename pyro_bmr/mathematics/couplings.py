@@ -136,7 +136,7 @@ def _batches(
     sets: Sequence[Tensor], numbers: Callable[[int], int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Put sets of one size together, but no more than what makes so many numbers."""
-    sizes = torch.tensor([len(one) for one in sets])
+    sizes = torch.tensor([len(one) for one in sets], device="cpu")
     for size in sizes.unique().tolist():
         if not size:
             continue

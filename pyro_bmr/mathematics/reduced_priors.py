@@ -47,7 +47,7 @@ class Spike:
     def __post_init__(self) -> None:
         if isinstance(self.loc, str) and self.loc == PRIOR_MEAN:
             return
-        if isinstance(self.loc, str) or not torch.as_tensor(self.loc).isfinite().all():
+        if isinstance(self.loc, str) or not _read(self.loc).isfinite().all():
             msg = (
                 f"got Spike(loc={self.loc!r}). Expected a finite number, a tensor of such, or "
                 '"prior" for the mean of the prior'
@@ -89,7 +89,7 @@ class Gaussian:
     scale: float | Tensor
 
     def __post_init__(self) -> None:
-        loc = torch.as_tensor(self.loc)
+        loc = _read(self.loc)
         if not loc.isfinite().all():
             msg = f"got Gaussian(loc={self.loc!r}). Expected finite locations"
             raise ValueError(msg)
@@ -138,8 +138,13 @@ class Laplace:
 ReducedPrior = Spike | Gaussian | Laplace
 
 
+def _read(value: float | Tensor) -> Tensor:
+    """Return a tensor where it is, and a number on the CPU, whatever torch's default device is."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _check_scale(name: str, scale: float | Tensor) -> None:
-    values = torch.as_tensor(scale)
+    values = _read(scale)
     if not ((values > 0) & values.isfinite()).all():
         msg = (
             f"got {name}(scale={scale!r}). Expected positive and finite scales; Spike() is the "

@@ -31,7 +31,7 @@ class Tuned:
 
     def with_group(self, group: Tensor, other: Tuned) -> Tuned:
         """Take one group from ``other``."""
-        here = torch.arange(len(self.variance)) == group
+        here = torch.arange(len(self.variance), device="cpu") == group
         return Tuned(
             torch.where(here, other.variance, self.variance),
             torch.where(here, other.spiked, self.spiked),

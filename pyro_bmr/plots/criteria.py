@@ -83,7 +83,7 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
         raise ValueError(msg)
     units = torch.exp(-log_prior) / (2 * torch.pi) ** 0.5
     same = bool((units - units[0]).abs().max() <= 1e-6 * units[0])
-    unit = units[0] if same else torch.ones(())
+    unit = units[0] if same else torch.ones((), device="cpu")
     if not same:
         loc, scale = loc / units, scale / units
     ax = one_axes(ax, 6.8, 4.6)
@@ -102,7 +102,7 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
         _draw_line(ax, grid, lambda s: ratio * s, f"SNR = {ratio:.2g}")
         if same:
             total = _threshold(loc.abs() + scale, count)
-            fitting = torch.cat([grid[grid < total], torch.tensor([total]).double()])
+            fitting = torch.cat([grid[grid < total], torch.tensor([total], device="cpu").double()])
             _draw_line(ax, fitting, lambda s: total - s, f"SPR = {total:.2g}")
     ax.set_yscale("log")
     ax.set_ylim(low, high)

@@ -160,9 +160,9 @@ def _check_place(one: ReducedSite, index: int | Sequence[int]) -> tuple[int, ...
 def _grid(element: Normal, prior_scale: float) -> Tensor:
     """Where both densities are, and beyond what is shown, with zero among the points."""
     loc, scale = float(element.loc), float(element.scale)
-    wide = torch.linspace(-8 * prior_scale, 8 * prior_scale, 401, dtype=torch.float64)
-    near = torch.linspace(loc - 6 * scale, loc + 6 * scale, 201, dtype=torch.float64)
-    return torch.cat([wide, near, torch.zeros(1, dtype=torch.float64)]).unique()
+    wide = torch.linspace(-8 * prior_scale, 8 * prior_scale, 401, dtype=torch.float64, device="cpu")
+    near = torch.linspace(loc - 6 * scale, loc + 6 * scale, 201, dtype=torch.float64, device="cpu")
+    return torch.cat([wide, near, torch.zeros(1, dtype=torch.float64, device="cpu")]).unique()
 
 
 def _shown(element: Normal, prior_scale: float) -> tuple[float, float]:
@@ -199,7 +199,7 @@ def _prior_density(
     for point in grid:
         value[place] = float(point)
         shape.append(float(prior.log_prob(value).sum() - at_zero))
-    return (one.log_prior[place] + torch.tensor(shape, dtype=torch.float64)).exp()
+    return (one.log_prior[place] + torch.tensor(shape, dtype=torch.float64, device="cpu")).exp()
 
 
 def _reduced_prior_density(one: ReducedSite, place: tuple[int, ...], grid: Tensor) -> Tensor | None:
@@ -207,7 +207,7 @@ def _reduced_prior_density(one: ReducedSite, place: tuple[int, ...], grid: Tenso
     if reduced is None:
         return None
     parameters = {
-        name: torch.as_tensor(value).detach().cpu().double().expand(one.loc.shape)[place]
+        name: torch.as_tensor(value, device="cpu").detach().double().expand(one.loc.shape)[place]
         for name, value in vars(reduced).items()
     }
     return _REDUCED[type(reduced)](parameters).log_prob(grid).exp()

@@ -80,7 +80,7 @@ def plot_weights(
             f"Expected {others}, one per entry of its second axis"
         )
         raise ValueError(msg)
-    everything = torch.ones(units, dtype=torch.bool)
+    everything = torch.ones(units, dtype=torch.bool, device="cpu")
     read = everything if reader is None else _is_read(sites, reader, units)
     order = (masks["after"].sum(1) + (others + 1) * read).argsort(descending=True, stable=True)
     wide = units >= others

@@ -149,7 +149,7 @@ def _draw(
 
 def _used(layers: list[tuple[Tensor, Tensor]], sizes: list[int]) -> list[np.ndarray]:
     """By layer of units, those that lie on a way from an input, or a bias, to an output."""
-    needed = [torch.ones(sizes[-1], dtype=torch.bool)]
+    needed = [torch.ones(sizes[-1], dtype=torch.bool, device="cpu")]
     for _, kept in reversed(layers):
         needed.insert(0, (kept & needed[0][:, None]).any(0))
     return [units.numpy() for units in needed]

@@ -80,7 +80,7 @@ def read_sites(result: Reduction) -> dict[str, ReducedSite]:
                 marginal.scale.detach().cpu().double(),
                 after[name].detach().cpu().double(),
                 alive,
-                alive & pruned.get(name, torch.tensor(True)).expand(alive.shape),
+                alive & pruned.get(name, torch.tensor(True, device="cpu")).expand(alive.shape),
                 factor,
                 factor.priors.get(name),
             )

@@ -92,7 +92,8 @@ def plot_predictions(
     x, order = _read_input(along, args, first)
     ax = one_axes(ax, 7.0, 4.2)
     if data is not None and x is not None:
-        points = [np.asarray(torch.as_tensor(part).detach().cpu()).reshape(-1) for part in data]
+        tensors = [torch.as_tensor(part, device="cpu") for part in data]
+        points = [np.asarray(part.detach()).reshape(-1) for part in tensors]
         ax.plot(*points, ".", color=text_color(), markersize=3, alpha=0.4, label="data", zorder=1)
     places = np.arange(len(order)) if x is None else x[order]
     for (name, one), style in zip(found.items(), series_styles(), strict=False):
@@ -169,7 +170,7 @@ def _read_input(
         given = args[0]
     if given is None:
         return None, first.mean.mean(0).argsort()
-    x = np.asarray(torch.as_tensor(given).detach().cpu(), dtype=float).reshape(-1)
+    x = np.asarray(torch.as_tensor(given, device="cpu").detach(), dtype=float).reshape(-1)
     if len(x) != rows:
         msg = f"got along= with {len(x)} numbers. Expected {rows}, one per row"
         raise ValueError(msg)

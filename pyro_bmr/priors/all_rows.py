@@ -95,7 +95,7 @@ def _take_turns(plates: _Plates) -> Iterator[dict[str, Tensor]]:
     """Yield rows of plates, as many as they take at a time, until all have met all."""
     turns = [
         [
-            (frame.name, torch.arange(start, start + frame.size) % frame.full_size)
+            (frame.name, torch.arange(start, start + frame.size, device="cpu") % frame.full_size)
             for start in range(0, frame.full_size, frame.size)
         ]
         for frame in plates.values()
@@ -107,7 +107,7 @@ def _see(rows: Mapping[str, Tensor], run: Run, plates: _Plates) -> Mapping[str, 
     nodes = run(rows)
     for frame in plates.values():
         seen = nodes[frame.name]["value"] if frame.name in nodes else ()
-        if not torch.equal(torch.as_tensor(seen).cpu(), rows[frame.name]):
+        if not torch.equal(torch.as_tensor(seen, device="cpu"), rows[frame.name]):
             msg = (
                 f"its prior may differ along the plate {frame.name!r}, of which only {frame.size} "
                 f"of {frame.full_size} rows were seen, for the model is told which; pass arguments "
@@ -125,7 +125,7 @@ def _put_together(parts: Sequence[tuple[Mapping[str, Tensor], Tensor]], plates: 
         shape[axis] = frame.full_size
     whole = first.new_empty(shape)
     for rows, part in parts:
-        index = [torch.arange(size) for size in shape]
+        index = [torch.arange(size, device="cpu") for size in shape]
         for axis, frame in places.items():
             index[axis] = rows[frame.name]
         whole[torch.meshgrid(*index, indexing="ij")] = part

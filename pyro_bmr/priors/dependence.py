@@ -54,9 +54,11 @@ def _have_gradients(fn: Any, leaves: Mapping[str, Tensor]) -> set[str]:
 
 
 def _move(location: Tensor) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device="cpu").manual_seed(0)
     for reach in _REACHES:
-        step = reach * (0.5 + torch.rand(location.shape, generator=generator)).to(location)
+        step = reach * (0.5 + torch.rand(location.shape, generator=generator, device="cpu")).to(
+            location
+        )
         yield location + step
         yield location - step
 

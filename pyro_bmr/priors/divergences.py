@@ -38,7 +38,7 @@ def read_divergences(
     holders = {f.sites[0].name: _HELD[type(f)](f) for f in factors if f.sites[0].name in parents}
     places = list(draw_parents(factors, parents)) or [{}]
     totals: dict[str, list[Tensor]] = {}
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
     failures: dict[str, str] = {}
     with runs.elsewhere() as run:
         for place in places:

@@ -102,9 +102,9 @@ class _Design:
 
     def __init__(self, num_calls: int) -> None:
         self.calls_left = num_calls
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(device="cpu").manual_seed(0)
         shape = (2, _PAIRS, _PAIRS)
-        square = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        square = torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
         # The columns of each half are orthogonal, and their squares add up to the number of pairs.
         self.directions = torch.linalg.qr(square).Q * _PAIRS**0.5
         self.used = 0
@@ -113,10 +113,10 @@ class _Design:
         """Yield a vector per draw; elements of one call share directions if there are too few."""
         left = max(_PAIRS - self.used, self.calls_left)
         mine = max(1, min(size, left - self.calls_left + 1))
-        columns = (self.used + torch.arange(mine)) % _PAIRS
+        columns = (self.used + torch.arange(mine, device="cpu")) % _PAIRS
         self.used += mine
         self.calls_left -= 1
-        random = partial(torch.rand, size, generator=self.generator)
+        random = partial(torch.rand, size, generator=self.generator, device="cpu")
         # Which element has which direction and sign differs between the halves.
         plans = [(columns[random().argsort() % mine], random().round() * 2 - 1) for _ in range(2)]
         for directions, (column, sign) in zip(self.directions, plans, strict=True):

@@ -320,10 +320,10 @@ def _priors(
     for name, found in ((n, f) for n, f in chosen.items() if n not in reasons):
         reading = found.reading
         if reading is None:
-            nowhere = torch.tensor(-torch.inf, dtype=torch.float64)
+            nowhere = torch.tensor(-torch.inf, dtype=torch.float64, device="cpu")
             priors[name] = Prior(nowhere, None, _MEASURED, divergences[name])
             continue
-        exact = (Prior(reading.log_density, reading.gaussian), torch.zeros(()))
+        exact = (Prior(reading.log_density, reading.gaussian), torch.zeros((), device="cpu"))
         prior, error = expected.get(name, exact)
         infinite = prior.log_density_at_zero.isinf() & ~reading.masked
         if infinite.numel() and infinite.all():
@@ -364,7 +364,7 @@ def _describe_spike(site: Site) -> str:
         return ""
     if site.center.at_mean.all():
         return "spike at the mean of its prior"
-    points = site.constrain(torch.zeros(())).unique()
+    points = site.constrain(torch.zeros((), device="cpu")).unique()
     return f"spike at {float(points):g}" if len(points) == 1 else ""
 
 

@@ -78,13 +78,14 @@ def _find_loc(
 
 def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
     """Return the unconstrained value of a spike; 0 of one whose shape is refused elsewhere."""
-    value, support = torch.as_tensor(loc, dtype=torch.float64), find_element_support(site.support)
+    value = torch.as_tensor(loc, dtype=torch.float64, device="cpu")
+    support = find_element_support(site.support)
     transform = biject_to(support)
     if transform.domain.event_dim:
         msg = f"it is constrained to {support}, which ties its elements together"
         raise UnreadablePriorError(msg)
     if not _fits(value, site.shape):
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     offset = transform.inv(value)
     # Inverses stop short of infinity at the ends of a support.
     inside = type(support) is type(constraints.real) or bool((offset.abs() < _FARTHEST).all())
@@ -115,7 +116,7 @@ class _Priors:
     def center_at(self, site: Site, offset: Tensor) -> Center:
         """Put the center of a site at a number."""
         self._read(site)
-        return Center(offset.expand(site.shape), torch.zeros(site.shape).bool())
+        return Center(offset.expand(site.shape), offset.new_zeros(site.shape, dtype=torch.bool))
 
     def center_at_mean(self, site: Site) -> Center:
         r"""Write the mean of a prior as :math:`c_0 + \sum_j W_j v_j`, or say why that cannot be."""
@@ -128,7 +129,8 @@ class _Priors:
         offset = flat.detach().double()
         for name, weight in weights.items():
             offset = offset - weight @ self.leaves[name].detach().double().reshape(-1)
-        center = Center(offset.reshape(site.shape), torch.ones(site.shape).bool(), weights)
+        at_mean = offset.new_ones(site.shape, dtype=torch.bool)
+        center = Center(offset.reshape(site.shape), at_mean, weights)
         self._check_linear(site, center)
         return center
 
@@ -140,7 +142,7 @@ class _Priors:
         prior = self.nodes[site.name]["fn"]
         core = find_core(prior)
         try:
-            shift(prior, torch.zeros(()))
+            shift(prior, torch.zeros((), device="cpu"))
         except NotImplementedError as error:
             unknown = str(error)
         else:
@@ -204,12 +206,12 @@ class _Priors:
 
     def _check_linear(self, site: Site, center: Center) -> None:
         """Move all sites, and see whether the mean goes where it should."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device="cpu").manual_seed(0)
         for reach in (1.0, 10.0):
-            moved = {
-                name: loc + reach * torch.randn(loc.shape, generator=generator).to(loc)
-                for name, (_, loc) in self.runs.locations.items()
-            }
+            moved = {}
+            for name, (_, loc) in self.runs.locations.items():
+                noise = torch.randn(loc.shape, generator=generator, device="cpu")
+                moved[name] = loc + reach * noise.to(loc)
             with self.runs.elsewhere() as run:
                 mean = _read_mean(site, run(moved), partial(run, moved))
             expected = center.offset.reshape(-1)

@@ -65,7 +65,7 @@ def evaluate_at_once(
     ``inputs`` have a leading axis of that length.
     """
     batched = _all_at_once(lambda one: {"": function(one)})
-    return batched({**inputs, "": torch.zeros(count)})[""]
+    return batched({**inputs, "": torch.zeros(count, device="cpu")})[""]
 
 
 class LargestTensor(TorchFunctionMode):
@@ -121,7 +121,7 @@ def _batched(
     def run(inputs: Mapping[str, Tensor]) -> _Tensors:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            return batched(inputs, torch.zeros(len(next(iter(inputs.values())))))
+            return batched(inputs, torch.zeros(len(next(iter(inputs.values()))), device="cpu"))
 
     return run
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import is_enumerated
 from pyro_bmr.programs.given_values import PriorMessenger
+from pyro_bmr.programs.scales import read_scale
 from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 
 # Relatively, how near a scale is that is meant to be the same.
@@ -88,7 +89,7 @@ class Batches:
             return self.take(slice(None))
         finite = [t.isfinite().unsqueeze(-1).flatten(1).all(1).cpu() for t in self.tensors.values()]
         whole = torch.stack(finite).all(0)
-        rows = torch.arange(self.size)
+        rows = torch.arange(self.size, device="cpu")
         order = torch.cat([rows[~whole][:1], rows[whole], rows[~whole][1:]])
         return self.take(order[: self.batch_size])
 
@@ -265,7 +266,7 @@ def _check_data(name: str, site: Any, other: Any, batches: Batches) -> None:
 
 def _shapes(site: Any) -> tuple[torch.Size, torch.Size]:
     """Return the shapes of a site's distribution and of its value."""
-    return site["fn"].shape(), torch.as_tensor(site["value"]).shape
+    return site["fn"].shape(), torch.Size(np.shape(site["value"]))
 
 
 def _fits(site: Any) -> bool:
@@ -277,13 +278,13 @@ def _fits(site: Any) -> bool:
 
 
 def _constant_scale(site: Any) -> float | None:
-    scales = torch.as_tensor(site["scale"]).unique()
+    scales = read_scale(site).unique()
     return scales.item() if len(scales) == 1 else None
 
 
 def _same_scale(site: Any, other: Any) -> bool:
     """Tell whether a batch of one row more has the same scale, in the rows that both have."""
-    scale, more = (torch.as_tensor(s["scale"]) for s in (site, other))
+    scale, more = map(read_scale, (site, other))
     if scale.shape != more.shape:
         more = more[tuple(slice(size) for size in scale.shape)]
     return torch.allclose(scale, more)

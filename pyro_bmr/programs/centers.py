@@ -42,6 +42,11 @@ class Center:
         """Change what has the shape of the site, and forget the weights."""
         return Center(change(self.offset), change(self.at_mean))
 
+    def to(self, device: torch.device) -> Center:
+        """Move to a device."""
+        weights = {name: weight.to(device) for name, weight in self.weights.items()}
+        return Center(self.offset.to(device), self.at_mean.to(device), weights)
+
     def locate(self, prior: Any) -> Tensor:
         """Return the center, in unconstrained coordinates, in a run where the prior is known."""
         if not self.at_mean.any():
@@ -98,7 +103,9 @@ def shift(prior: Any, by: Tensor) -> Any:
     if not isinstance(prior, Normal | Laplace | StudentT | Cauchy):
         raise NotImplementedError(type(prior).__name__)
     parameters = {name: getattr(prior, name) for name in prior.arg_constraints}
-    return type(prior)(**{**parameters, "loc": prior.loc - by}, validate_args=False)
+    return type(prior)(
+        **{**parameters, "loc": prior.loc - by.to(prior.loc.device)}, validate_args=False
+    )
 
 
 def add_weighted(sites: Iterable[Any], coordinates: Mapping[str, Tensor]) -> dict[str, Tensor]:

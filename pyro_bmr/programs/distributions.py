@@ -110,7 +110,8 @@ class PrunedDistribution(TorchDistribution):
         if self.center is None:
             at_origin = value == origin
         else:  # which guide and model compute each in its own way
-            at_origin = torch.isclose(value, torch.as_tensor(origin), rtol=1e-4, atol=1e-6)
+            there = torch.as_tensor(origin, device=value.device)
+            at_origin = torch.isclose(value, there, rtol=1e-4, atol=1e-6)
         if self._validate_args and not (self.mask | at_origin).all():
             msg = (
                 f"a pruned element has a value other than {origin}. Expected the guide of the same "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -25,6 +26,8 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pyro_bmr.programs.scales import read_scale
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def is_enumerated(node: Mapping[str, Any]) -> bool:
 class _EnumMessenger(EnumMessenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         # It reads only the shape of a value, in a way that torch.vmap does not allow.
-        super()._pyro_post_sample({**msg, "value": torch.zeros(()).expand(msg["value"].shape)})
+        super()._pyro_post_sample(
+            {**msg, "value": torch.zeros((), device="cpu").expand(msg["value"].shape)}
+        )
 
 
 def sample_statements(trace: Trace) -> Iterator[tuple[str, Any]]:
@@ -201,7 +206,7 @@ class SummedSites:
         return contract_to_tensor(tree, summed, plates, set(axes), ring=ring)
 
     def _scale(self) -> float:
-        scales = {name: torch.as_tensor(term.scale) for name, term in self.terms.items()}
+        scales = {name: term.scale for name, term in self.terms.items()}
         first = next(iter(scales.values()))
         if any(scale.dim() or scale != first for scale in scales.values()):
             told = {name: scale.tolist() for name, scale in scales.items()}
@@ -223,7 +228,7 @@ class _Term:
     axes: frozenset[str]
     own_axis: str | None
     is_observed: bool
-    scale: float | Tensor
+    scale: Tensor
 
     @property
     def is_enumerated(self) -> bool:
@@ -283,13 +288,13 @@ def _find_terms(trace: Trace, enumeration: Enumeration) -> Iterator[tuple[str, _
                 log_density = scale_and_mask(log_density, mask=node["mask"])
             plates = frozenset(s for dim, s in symbols.items() if dim >= -enumeration.nesting)
             terms = packed.pack(log_density, symbols), plates, axes, own_axis
-            yield name, _Term(*terms, node["is_observed"], node["scale"])
+            yield name, _Term(*terms, node["is_observed"], read_scale(node))
 
 
 def _batch_shape(node: Mapping[str, Any]) -> torch.Size:
-    value, mask = node["value"], torch.as_tensor(True if node["mask"] is None else node["mask"])
+    value = node["value"]
     rows = value.shape[: value.dim() - node["fn"].event_dim]
-    return torch.broadcast_shapes(node["fn"].batch_shape, rows, mask.shape)
+    return torch.broadcast_shapes(node["fn"].batch_shape, rows, np.shape(node["mask"]))
 
 
 def _check_plates(terms: Mapping[str, _Term]) -> None:

@@ -103,7 +103,7 @@ for _kinds, _expected in _EXPECTED.items():
 
 def _integrate(q: LogNormal, p: Any) -> Tensor:
     nodes, weights = (
-        torch.as_tensor(t).to(q.loc) for t in np.polynomial.hermite_e.hermegauss(_NODES)
+        torch.from_numpy(t).to(q.loc) for t in np.polynomial.hermite_e.hermegauss(_NODES)
     )
     total = -_moments(q).entropy
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):

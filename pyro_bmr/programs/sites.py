@@ -12,6 +12,7 @@ from torch.distributions import biject_to
 
 from pyro_bmr.programs.centers import Center
 from pyro_bmr.programs.distributions import find_element_support
+from pyro_bmr.programs.scales import read_scale
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Site:
         Tensor
             Boolean; broadcasts to the site's shape.
         """
-        zero = self.constrain(torch.zeros(())) == 0
+        device = "cpu" if self.center is None else self.center.offset.device
+        zero = self.constrain(torch.zeros((), device=device)) == 0
         return zero if self.center is None else zero & ~self.center.at_mean
 
     def take(self, kept: Indices) -> Site:
@@ -122,7 +124,9 @@ class Site:
         if self.center is None:
             return None
         cut = self.center.map(lambda t: take(t, kept))
-        rows = take(torch.arange(self.shape.numel()).reshape(self.shape), kept).reshape(-1)
+        rows = take(
+            torch.arange(self.shape.numel(), device="cpu").reshape(self.shape), kept
+        ).reshape(-1)
         weights = {name: weight[rows] for name, weight in self.center.weights.items()}
         return replace(cut, weights=weights)
 
@@ -132,8 +136,8 @@ def is_scaled(node: Any) -> bool:
     plates = 1.0
     for frame in node["cond_indep_stack"]:
         plates *= (frame.full_size or frame.size) / frame.size
-    scale = torch.as_tensor(node["scale"]).double()
-    return not torch.allclose(scale, torch.tensor(plates).to(scale))
+    scale = read_scale(node).double()
+    return not torch.allclose(scale, scale.new_tensor(plates))
 
 
 def find_full_shape(node: Any) -> torch.Size:

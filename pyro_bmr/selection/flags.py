@@ -85,7 +85,7 @@ def _wider_independent(
     limits = {n: transform.inv(t).to(factor.scale) for n, t in widest.items()}
     # Mostly none is wider, which one pass tells.
     if not factor.scale.numel() or all((factor.scale.amax() <= t).all() for t in limits.values()):
-        return {name: torch.zeros((), dtype=torch.bool) for name in limits}
+        return {name: torch.zeros((), dtype=torch.bool, device="cpu") for name in limits}
     wider = {n: factor.scale > t for n, t in limits.items()}
     return wider if factor.mask is None else {n: t & factor.mask for n, t in wider.items()}
 

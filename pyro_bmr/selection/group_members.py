@@ -73,7 +73,7 @@ def _group_by_labels(labelling: Labelling, shapes: Mapping[str, torch.Size]) -> 
     for i, (name, shape) in enumerate(shapes.items()):
         own = labels[name]
         if own is None:
-            own = torch.arange(shape.numel()) + start
+            own = torch.arange(shape.numel(), device="cpu") + start
             start += shape.numel()
         flat.append(own.reshape(-1).cpu())
         site.append(torch.full_like(flat[-1], i))
@@ -82,7 +82,7 @@ def _group_by_labels(labelling: Labelling, shapes: Mapping[str, torch.Size]) -> 
     group = label[element].unique(return_inverse=True)[1]
     count = int(group.max()) + 1 if len(group) else 0
     # A group belongs to the layer of the first site that it is in, and layers come site by site.
-    first = torch.full((count,), len(shapes))
+    first = torch.full((count,), len(shapes), device="cpu")
     first.scatter_reduce_(0, group, torch.cat(site)[element], "amin")
     layers, at = [], 0
     for i, (name, own) in enumerate(labels.items()):
@@ -100,10 +100,12 @@ def _group_units(
 ) -> Groups:
     ignored = _ignored_layers(grouping.ignore, structure)
     chosen = [x for x in structure.layers if x.kind in grouping.kinds and x.name not in ignored]
-    labels = torch.cat([torch.zeros(0, dtype=torch.long), *(x.units.cpu() for x in chosen)])
+    labels = torch.cat(
+        [torch.zeros(0, dtype=torch.long, device="cpu"), *(x.units.cpu() for x in chosen)]
+    )
     # By label, its place among the units of these layers; -1 for all others, and for -1 itself.
-    place = torch.full((_count_labels(structure) + 1,), -1)
-    place[labels] = torch.arange(len(labels))
+    place = torch.full((_count_labels(structure) + 1,), -1, device="cpu")
+    place[labels] = torch.arange(len(labels), device="cpu")
     group, element, reads, start = [labels[:0]], [labels[:0]], [labels[:0].bool()], 0
     for name, shape in shapes.items():
         for unit, axis in _members(name, shape, structure, place):
@@ -113,7 +115,7 @@ def _group_units(
             reads.append(torch.full_like(mine, axis.reads, dtype=torch.bool))
         start += shape.numel()
     unit_of = torch.cat(group)
-    present = torch.zeros(len(labels), dtype=torch.bool)
+    present = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     present[unit_of] = True
     layers: list[GroupLayer] = []
     at, first = 0, 0
@@ -128,7 +130,7 @@ def _group_units(
         at += count
     rank = present.cumsum(0) - 1
     members = _membership(rank[unit_of], torch.cat(element), at, start)
-    released = torch.zeros(len(labels), dtype=torch.bool)
+    released = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     if structure.released is not None:
         released = structure.released.cpu()[labels]
     produces = ~torch.cat(reads) & released[unit_of]

@@ -25,6 +25,7 @@ from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing
+from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.groups import Grouping, gives_labels
@@ -100,6 +101,20 @@ def read_problem(
             f"and how to call both: {verb}(guide, x, y, model=model)"
         )
         raise ValueError(msg)
+    given = bool(args or kwargs)
+    with explained_devices(origin.model, guide, origin.args, origin.kwargs):
+        return _read(verb, guide, origin, given, sites, reduced_prior, groupings)
+
+
+def _read(
+    verb: str,
+    guide: Any,
+    origin: Origin,
+    given: bool,
+    sites: Iterable[str] | None,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+    groupings: tuple[Grouping, ...] | None,
+) -> Problem:
     factors = read_guide(guide, origin)
     origin = replace(origin, program=find_program(guide, origin, factors))
     if origin.model is None:
@@ -118,9 +133,7 @@ def read_problem(
     obstacles = {site.name: f.obstacle for f in factors for site in f.sites} | failures
     labelled = () if named or also else tuple(groupings or ())
     measured = {
-        site.name: ""
-        if groupings and (args or kwargs)
-        else _unmeasured(site.name, obstacles[site.name])
+        site.name: "" if groupings and given else _unmeasured(site.name, obstacles[site.name])
         for site in find_vanishing(factors, reduced_prior)
         if site.name in {*also, *(named or ())} or any(gives_labels(g, site) for g in labelled)
     }

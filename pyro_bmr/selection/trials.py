@@ -124,7 +124,7 @@ class _Measured:
     """A decision, and estimates of F so far."""
 
     decision: Decision
-    draws: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    draws: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64, device="cpu"))
 
 
 def _shift_independent(

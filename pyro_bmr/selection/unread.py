@@ -55,7 +55,7 @@ def _belonging(
     """Tell by site which elements produce, or read, one of the units chosen by label."""
     found = {}
     for name, mine in axes.items():
-        belongs = torch.zeros([len(axis.units) for axis in mine], dtype=torch.bool)
+        belongs = torch.zeros([len(axis.units) for axis in mine], dtype=torch.bool, device="cpu")
         for i, axis in enumerate(mine):
             if axis.reads == reads and len(chosen):
                 units = axis.units.cpu()

@@ -182,7 +182,7 @@ def _pack(state: State) -> dict[str, Any]:
 
 
 def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reduction]) -> State:
-    like = next(iter(_tensors(guide).values()), torch.zeros(()))
+    like = next(iter(_tensors(guide).values()), torch.zeros((), device="cpu"))
 
     def there(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(like.device) for name, tensor in tensors.items()}

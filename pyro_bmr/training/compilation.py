@@ -99,8 +99,8 @@ class FixedNoise(TorchDispatchMode):
             return func(*args, **kwargs)
         # The generator is left alone, for what else the program draws from it.
         if func is aten.randn.default:
-            options = {key: kwargs.get(key) for key in ("dtype", "device")}
-            result = torch.zeros(args[0], **options)
+            device = kwargs.get("device") or "cpu"
+            result = torch.zeros(args[0], dtype=kwargs.get("dtype"), device=device)
         else:
             result = args[0] if func is aten.normal_.default else torch.zeros_like(args[0])
         place = next(self._places, None)

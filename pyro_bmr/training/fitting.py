@@ -18,6 +18,7 @@ from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.programs.batches import Batches, BatchModel
+from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.undoing import remember
@@ -146,10 +147,11 @@ def fit(
     if seed is not None:
         pyro.set_rng_seed(seed)
     elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
-    batch_model = BatchModel(model, batches)
-    _warn_of_scales(batch_model)
-    loss = Loss(elbo, batch_model, guide, batches)
-    parameters = _parameters(loss)
+    with explained_devices(model, guide, batches.args, batches.kwargs):
+        batch_model = BatchModel(model, batches)
+        _warn_of_scales(batch_model)
+        loss = Loss(elbo, batch_model, guide, batches)
+        parameters = _parameters(loss)
     steps_per_epoch = math.ceil(batches.size / (batch_size or 1))
     total = num_epochs * steps_per_epoch
     history = keeper.losses
@@ -257,7 +259,7 @@ def _warn_of_scales(model: BatchModel) -> None:
 
 def _shuffled(batches: Batches) -> tuple[Tensor, ...]:
     rows = all_rows(batches)
-    order = torch.randperm(len(rows)).to(rows.device)
+    order = torch.randperm(len(rows), device="cpu").to(rows.device)
     return order.split(batches.batch_size or len(rows))
 
 

@@ -22,7 +22,7 @@ class NormalSource:
 
     def __init__(self, rows: int, columns: int, like: Tensor) -> None:
         self._numbers = like.new_empty(rows, columns)
-        seeds = torch.randint(2**62, (_STREAMS,)).tolist()
+        seeds = torch.randint(2**62, (_STREAMS,), device="cpu").tolist()
         count = _STREAMS if like.device.type == "cpu" else 1
         self._generators = [torch.Generator(like.device).manual_seed(s) for s in seeds[:count]]
         self._threads = ThreadPoolExecutor(count)

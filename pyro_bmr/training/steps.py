@@ -327,7 +327,7 @@ class CompiledSteps(Steps):
         # So high that the update is most of what is compared.
         rate = self._state.values.new_tensor(1e3)
         with poutine.block(), dry_run(self._loss.model.model, self._loss.guide):
-            noise = torch.randn(gradient.noise_size).to(self._state.values)
+            noise = torch.randn(gradient.noise_size, device="cpu").to(self._state.values)
             torch.manual_seed(0)
             with FixedNoise(gradient, noise):
                 expected = self._loss(*self._loss.batches.take(rows))

@@ -76,7 +76,7 @@ def _find_held(captured: Capture, units: Mapping[str, tuple[Tensor, ...]]) -> Te
     """Find the units of what a module is called with that checks its sizes."""
     calls = (call for call in captured.sized if call.checks_sizes)
     found = [axis for call in calls for node in call.operands for axis in units.get(node.name, ())]
-    held = torch.cat([torch.zeros(0, dtype=torch.long), *found]).unique()
+    held = torch.cat([torch.zeros(0, dtype=torch.long, device="cpu"), *found]).unique()
     return held[held >= 0]
 
 

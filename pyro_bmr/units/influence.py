@@ -46,9 +46,12 @@ def _find_influence(
         run.visit(node)
     ends = [node for _, node in capture.outputs]
     ends += [node for nodes in capture.priors.values() for node in nodes]
-    total = sum((run.pairs[node][0].sum() for node in ends if node in run.pairs), torch.zeros(()))
+    total = sum(
+        (run.pairs[node][0].sum() for node in ends if node in run.pairs),
+        torch.zeros((), device="cpu"),
+    )
     if not isinstance(total, Tensor) or not total.requires_grad:
-        return torch.zeros(num_units, dtype=torch.bool)
+        return torch.zeros(num_units, dtype=torch.bool, device="cpu")
     (influence,) = torch.autograd.grad(total, [run.terms])
     return influence.cpu() > 0
 
@@ -62,7 +65,9 @@ def find_released(
     so that a unit that other units of its layer depend on is needed.
     """
     real = _read_values(capture, inputs)
-    released = torch.zeros(sum(len(layer.units) for layer in structure.layers), dtype=torch.bool)
+    released = torch.zeros(
+        sum(len(layer.units) for layer in structure.layers), dtype=torch.bool, device="cpu"
+    )
     produced = [layer.units for layer in structure.layers if layer.kind != "input"]
     for units in [half for layer in produced for half in (layer[::2], layer[1::2])]:
         masks = {name: ~_reads(structure.sites[name], units) for name in sites}
@@ -72,7 +77,7 @@ def find_released(
 
 def _reads(axes: Sequence[Axis], units: Tensor) -> Tensor:
     """Tell which elements of a site read one of some units."""
-    found = torch.zeros([len(axis.units) for axis in axes], dtype=torch.bool)
+    found = torch.zeros([len(axis.units) for axis in axes], dtype=torch.bool, device="cpu")
     for i, axis in enumerate(axes):
         if axis.reads:
             found |= torch.isin(axis.units, units).reshape(-1, *[1] * (len(axes) - i - 1))

@@ -50,7 +50,7 @@ def write_structure(labelling: UnitLabelling, components: Components) -> Structu
     reads = _Reads(labelling)
     axes = {
         name: tuple(
-            Axis(torch.as_tensor(number(axis)), reads.of(name, i)) for i, axis in enumerate(x.axes)
+            Axis(torch.from_numpy(number(axis)), reads.of(name, i)) for i, axis in enumerate(x.axes)
         )
         for name, x in (dict(labelling.tensors) | dict(sites)).items()
     }
@@ -74,7 +74,7 @@ def write_structure(labelling: UnitLabelling, components: Components) -> Structu
         layers,
         protected,
         nodes={
-            name: tuple(torch.as_tensor(number(axis)) for axis in x.axes)
+            name: tuple(torch.from_numpy(number(axis)) for axis in x.axes)
             for name, x in labelling.nodes.items()
         },
     )
@@ -128,7 +128,8 @@ def _find_layers(
         found += [(_choose_name(names, sites), list(units)) for names, units in groups]
         taken |= {unit for _, units in groups for unit in units}
     return tuple(
-        Layer(name, _find_kind(units, marked), torch.tensor(units)) for name, units in found
+        Layer(name, _find_kind(units, marked), torch.tensor(units, device="cpu"))
+        for name, units in found
     )
 
 

@@ -140,7 +140,7 @@ def _choose(run: Pairs, node: fx.Node) -> Any:
     condition = torch.ones((), dtype=torch.float64, device=run.device)
     for _, positive in _in_pairs(run, node.args[:1]):
         condition = condition * positive
-    first, second = (scaled(torch.as_tensor(part) * condition) for part in pair)
+    first, second = (scaled(part * condition) for part in pair)
     return _shaped(run, node, (first, second))
 
 

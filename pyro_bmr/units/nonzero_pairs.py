@@ -34,7 +34,9 @@ class Pairs:
     ) -> None:
         self.real, self.labels = real, labels
         self.pairs: dict[Any, Any] = {}
-        like = next((v for v in real.values() if isinstance(v, Tensor)), torch.zeros(()))
+        like = next(
+            (v for v in real.values() if isinstance(v, Tensor)), torch.zeros((), device="cpu")
+        )
         self.device = like.device
         self.terms = torch.ones(num_units, dtype=torch.float64, device=self.device)
         self.terms.requires_grad_()

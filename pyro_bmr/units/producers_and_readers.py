@@ -54,7 +54,7 @@ class Structure:
     protected: Mapping[str, str]
     released: Tensor | None = None
     nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    held: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    held: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long, device="cpu"))
 
     def find_readers(self, name: str) -> set[str]:
         """Return the sites, maybe itself, that read what a site produces and nothing else needs."""
