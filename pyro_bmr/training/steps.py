@@ -146,7 +146,7 @@ class EagerSteps(Steps):
         own = unpack_parameters(packed["parameters"], parameters)
         adam = self._optimizer(own, rate=0.0)
         for parameter, mean, square, steps in moments(packed["parameters"], own):
-            step = torch.tensor(steps)
+            step = torch.tensor(steps, device="cpu")
             adam.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
         self._before = {n: p.detach().clone() for n, p in own.items()}
         self.steps_done = packed["steps_done"]
