@@ -12,6 +12,7 @@ from pyro_bmr.files.structure import check_shape, refuse
 def check_guide(guide: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Check the shapes in a guide; return those of its sites."""
     sites: dict[str, tuple[int, ...]] = {}
+    plates: dict[str, Any] = {}
     for i, factor in enumerate(guide["factors"]):
         where = f"/guide/factors/{i}"
         own = {one["name"]: tuple(one["shape"]) for one in factor["sites"]}
@@ -19,7 +20,7 @@ def check_guide(guide: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             raise refuse([one["name"] for one in factor["sites"]], where, "each site once")
         sites |= own
         for j, site in enumerate(factor["sites"]):
-            _check_site(site, own, f"{where}/sites/{j}")
+            _check_site(site, own, plates, f"{where}/sites/{j}")
         if "values" in factor:
             (whole,), values = own.values(), factor["values"]
             check_shape(values, (max(1, len(values) if values.dim() else 0), *whole), where)
@@ -48,15 +49,23 @@ def _check_joint(state: Mapping[str, Any], size: int, where: str) -> None:
             check_shape(value, (size,), f"{where}/{key}")
 
 
-def _check_site(site: Mapping[str, Any], own: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _check_site(
+    site: Mapping[str, Any],
+    own: Mapping[str, tuple[int, ...]],
+    plates: dict[str, Any],
+    where: str,
+) -> None:
     whole = tuple(site["shape"])
     if site["event_dim"] > len(whole):
         raise refuse(site["event_dim"], f"{where}/event_dim", f"at most {len(whole)}")
-    for i, (_, dim, size, _, *full) in enumerate(site["plates"]):
+    for i, frame in enumerate(site["plates"]):
+        name, dim, size, _, *full = frame
+        whole_size = full[0] or size if full else size
         axis = None if dim is None else dim - site["event_dim"]
-        sizes = {size, *(one for one in full if one is not None)}
-        if axis is not None and not (-len(whole) <= axis < 0 and whole[axis] in sizes):
-            raise refuse(site["plates"][i], f"{where}/plates/{i}", f"a plate of shape {whole}")
+        known = plates.setdefault(name, (dim, size, whole_size))
+        fits = axis is None or (-len(whole) <= axis < 0 and whole[axis] == whole_size >= size)
+        if not fits or known != (dim, size, whole_size):
+            raise refuse(frame, f"{where}/plates/{i}", f"a plate of a site of shape {whole}")
     if site.get("center"):
         _check_center(site["center"], whole, own, f"{where}/center")
 

@@ -88,7 +88,7 @@ class Saved:
         differences = [
             f"{name} was {self.run.get(name)!r} and is {run.get(name)!r}"
             for name in sorted(self.run.keys() | run.keys())
-            if json.dumps(self.run.get(name)) != json.dumps(run.get(name))
+            if _write_out(self.run.get(name)) != _write_out(run.get(name))
         ]
         if differences:
             msg = (
@@ -96,6 +96,11 @@ class Saved:
                 "model, guide, data and options as before; give another path to start anew"
             )
             raise ValueError(msg)
+
+
+def _write_out(value: Any) -> str:
+    # Lists are what tuples become in a file, and NaN is NaN.
+    return json.dumps(value, default=repr)
 
 
 @contextmanager

@@ -27,16 +27,25 @@ def pack_generators(devices: Collection[torch.device]) -> dict[str, Any]:
 
 
 def set_generators(packed: Mapping[str, Any], devices: Collection[torch.device]) -> None:
-    """Set the generators that `pack_generators` read."""
+    """Set the generators that `pack_generators` read; a ValueError says if they are no states."""
     python, numpy = packed["python"], packed["numpy"]
-    state = {
-        "torch": packed["torch"],
-        "random": (python["version"], tuple(python["words"]), python["gauss"]),
-        "numpy": (numpy["kind"], np.array(numpy["words"], np.uint32), *numpy["rest"]),
-    }
-    set_rng_state(state)
-    for device, saved in zip(_order(devices), packed["devices"], strict=False):
-        torch.cuda.set_rng_state(saved, device)
+    try:
+        words = np.array(numpy["words"], np.uint32)
+        state = {
+            "torch": packed["torch"],
+            "random": (python["version"], tuple(python["words"]), python["gauss"]),
+            "numpy": (numpy["kind"], words, *numpy["rest"]),
+        }
+        set_rng_state(state)
+        for device, saved in zip(_order(devices), packed["devices"], strict=False):
+            torch.cuda.set_rng_state(saved, device)
+    except Exception as error:
+        msg = (
+            f"the checkpoint has states of random number generators that cannot be set ({error}). "
+            "Expected those of the same versions of Python, NumPy and torch; give another path to "
+            "start anew"
+        )
+        raise ValueError(msg) from error
 
 
 def _order(devices: Collection[torch.device]) -> list[torch.device]:

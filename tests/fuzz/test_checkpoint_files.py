@@ -1,7 +1,5 @@
 """Damaged and forged checkpoints: an error that says so, and nothing changed; or a sound run."""
 
-from random import Random
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,7 +7,7 @@ import torch
 from damage import damage, forge
 from peak import peak
 from pyro.infer.autoguide import AutoNormal
-from scale import times
+from scale import random_source, times
 from torch import nn
 
 import pyro_bmr as bmr
@@ -89,7 +87,7 @@ def try_file(verb, path, *, forged):
 
 def test_damaged(interrupted):
     verb, path = interrupted
-    whole, before, random = path.read_bytes(), peak(), Random(2)
+    whole, before, random = path.read_bytes(), peak(), random_source(f"{verb} damaged")
     for _ in range(times(6)):
         damaged = damage(whole, random)
         if damaged != whole:
@@ -101,7 +99,7 @@ def test_damaged(interrupted):
 def test_forged(interrupted):
     """With the checksum that fits."""
     verb, path = interrupted
-    plan, before, random = read_plan(path), peak(), Random(3)
+    plan, before, random = read_plan(path), peak(), random_source(f"{verb} forged")
     for _ in range(times({"fit": 6, "prune": 2}[verb])):
         write_plan(path, forge(plan, random))
         try_file(verb, path, forged=True)

@@ -1,7 +1,6 @@
 """Damaged and forged files: an error that says so, little memory, and nothing changed."""
 
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import pyro
@@ -11,7 +10,7 @@ import torch
 from damage import damage, forge
 from peak import peak
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from scale import times
+from scale import random_source, times
 from torch import nn
 
 import pyro_bmr as bmr
@@ -139,7 +138,7 @@ def try_file(saved, path, *, forged, given):
 @pytest.mark.parametrize("kind", SAVED)
 def test_damaged(kind, tmp_path):
     saved = SAVED[kind]()
-    path, random = tmp_path / "result.bmr", Random(0)
+    path, random = tmp_path / "result.bmr", random_source(f"{kind} damaged")
     saved.result.save(path)
     whole, before = path.read_bytes(), peak()
     for _ in range(times(3)):
@@ -154,7 +153,7 @@ def test_damaged(kind, tmp_path):
 def test_forged(kind, tmp_path):
     """With the checksum that fits."""
     saved = SAVED[kind]()
-    path, random = tmp_path / "result.bmr", Random(1)
+    path, random = tmp_path / "result.bmr", random_source(f"{kind} forged")
     saved.result.save(path)
     plan, before = read_plan(path), peak()
     with pyro.get_param_store().scope():
