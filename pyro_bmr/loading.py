@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_bmr.arguments.checks import check_function, check_path
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.cutting.planning import LayerCut
 from pyro_bmr.files.packing import unpack_program
 from pyro_bmr.files.plans import read_plan
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import take_program
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
@@ -75,15 +77,19 @@ def load(
     >>> str(load(path, model)) == str(result)
     True
     """
-    if not callable(model):
-        msg = f"got model={model!r}. Expected the Pyro model that was reduced, a function"
-        raise TypeError(msg)
+    check_path(path)
+    check_function("model", model, "the Pyro model that was reduced, a function")
+    if guide is not None:
+        check_function("guide", guide, "the guide that was reduced, a function")
+    if create_plates is not None:
+        check_function("create_plates", create_plates, "the function given to the autoguide")
+    args, keywords = read_data(model, guide, args, kwargs)
     plan = read_plan(path)
     if plan["kind"] not in _RESULTS:
         msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"
         raise ValueError(msg)
     program = None if guide is None else take_program(guide, ())
-    origin = Origin(model, args, dict(kwargs or {}), create_plates, program)
+    origin = Origin(model, args, keywords, create_plates, program)
     return _RESULTS[plan["kind"]](plan, *unpack_program(plan, origin))
 
 

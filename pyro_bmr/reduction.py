@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_bmr.arguments.checks import check_function, refuse_kind
 from pyro_bmr.estimators.meter import Meter
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
@@ -214,17 +215,15 @@ def _find_meter(decision: Decision) -> tuple[Meter | None, tuple[str, ...]]:
 
 
 def _check_options(select: Any, reduced_prior: Any) -> None:
-    if not (select is None or callable(select)):
-        msg = f"got select={select!r}. Expected a selection, such as pyro_bmr.by_evidence()"
-        raise TypeError(msg)
+    if select is not None:
+        check_function("select", select, "a selection, such as pyro_bmr.by_evidence()")
     by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}
     if not all(isinstance(one, ReducedPrior) for one in by_site.values()):
-        msg = (
-            f"got reduced_prior={reduced_prior!r}. Expected pyro_bmr.Spike(), "
-            "Gaussian(loc, scale) or Laplace(scale), or a mapping from sites to these; "
-            "pyro_bmr.delta_f scores those of other families"
+        expected = (
+            "pyro_bmr.Spike(), Gaussian(loc, scale) or Laplace(scale), or a mapping from sites to "
+            "these; pyro_bmr.delta_f scores those of other families"
         )
-        raise TypeError(msg)
+        refuse_kind("reduced_prior", reduced_prior, expected)
 
 
 def _check_stages(

@@ -40,7 +40,7 @@ from pyro_bmr.programs.enumeration import (
     sample_statements,
 )
 from pyro_bmr.programs.given_values import ValueMessenger
-from pyro_bmr.programs.site_kinds import is_likelihood
+from pyro_bmr.programs.site_kinds import check_data_shapes, is_likelihood
 
 
 class Estimator(ELBO, ABC):
@@ -177,6 +177,7 @@ class Estimator(ELBO, ABC):
                 model_trace.compute_log_prob()
                 for _, site in sample_statements(model_trace):
                     check_site_shape(site, self.max_plate_nesting)
+            check_data_shapes(model_trace.nodes)
             enumeration = find_enumerated(model_trace, guide_trace.nodes)
             latent = {
                 name: site

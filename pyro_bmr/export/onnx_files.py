@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.arguments.checks import check_path
 from pyro_bmr.export.agreement import relative_error
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.files.whole_files import replace_file
@@ -65,6 +66,7 @@ def export_onnx(
             f"{', '.join(missing)} not found. Expected them for ONNX: pip install pyro-bmr[export]"
         )
         raise ImportError(msg)
+    check_path(path)
     module: Any = program
     if isinstance(program, nn.Module) and (kwargs or output or num_samples is not None):
         msg = (

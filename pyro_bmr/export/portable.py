@@ -15,6 +15,7 @@ from pyro_bmr.files.packing import pack_program
 from pyro_bmr.files.plans import write_plan
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.calls import check_call
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.handlers import PrunedModel
 
 
@@ -130,6 +131,7 @@ class Portable(ABC):
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return these arguments, or else those that the guide was first called with."""
-        if args or kwargs:
-            return args, dict(kwargs or {})
+        args, keywords = read_data(self.model, self.guide, args, kwargs)
+        if args or keywords:
+            return args, keywords
         return self.guide.origin.args, dict(self.guide.origin.kwargs)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_bmr.arguments.checks import show
 
 PRIOR_MEAN = "prior"
 
@@ -46,12 +51,8 @@ class Spike:
     def __post_init__(self) -> None:
         if isinstance(self.loc, str) and self.loc == PRIOR_MEAN:
             return
-        if isinstance(self.loc, str) or not torch.as_tensor(self.loc).isfinite().all():
-            msg = (
-                f"got Spike(loc={self.loc!r}). Expected a finite number, a tensor of such, or "
-                '"prior" for the mean of the prior'
-            )
-            raise ValueError(msg)
+        expected = 'finite locations, or "prior" for the mean of the prior'
+        _check_values("Spike", "loc", self.loc, torch.isfinite, expected)
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,7 @@ class Gaussian:
     scale: float | Tensor
 
     def __post_init__(self) -> None:
-        loc = torch.as_tensor(self.loc)
-        if not loc.isfinite().all():
-            msg = f"got Gaussian(loc={self.loc!r}). Expected finite locations"
-            raise ValueError(msg)
+        _check_values("Gaussian", "loc", self.loc, torch.isfinite, "finite locations")
         _check_scale("Gaussian", self.scale)
 
 
@@ -138,10 +136,15 @@ ReducedPrior = Spike | Gaussian | Laplace
 
 
 def _check_scale(name: str, scale: float | Tensor) -> None:
-    values = torch.as_tensor(scale)
-    if not ((values > 0) & values.isfinite()).all():
-        msg = (
-            f"got {name}(scale={scale!r}). Expected positive and finite scales; Spike() is the "
-            "limit of a scale of zero"
-        )
+    expected = "positive and finite scales; Spike() is the limit of a scale of zero"
+    _check_values(name, "scale", scale, lambda t: (t > 0) & t.isfinite(), expected)
+
+
+def _check_values(
+    name: str, what: str, value: Any, fits: Callable[[Tensor], Tensor], expected: str
+) -> None:
+    """Raise a ValueError if something is no real number, or tensor of such, that fits."""
+    real = isinstance(value, Real) or (isinstance(value, Tensor) and not value.is_complex())
+    if not real or isinstance(value, bool) or not fits(torch.as_tensor(value)).all():
+        msg = f"got {name}({what}={show(value)}). Expected {expected}, numbers or tensors"
         raise ValueError(msg)

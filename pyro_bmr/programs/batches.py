@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -27,11 +26,13 @@ class Batches:
     """The arguments of a model, of which some are tensors with a row for each observation.
 
     With ``batch_size`` None every step takes the arguments as they are, and rows are not counted.
+    Where they are an example of more rows, ``num_rows`` is how many there are.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     batch_size: int | None
+    num_rows: int | None = None
 
     @property
     def tensors(self) -> dict[int | str, Tensor]:
@@ -42,6 +43,11 @@ class Batches:
     @property
     def size(self) -> int:
         """How many rows there are; 1 if they are not counted."""
+        return self._length if self.num_rows is None else self.num_rows
+
+    @property
+    def _length(self) -> int:
+        """How many rows the tensors have."""
         return 1 if self.batch_size is None else len(next(iter(self.tensors.values())))
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
@@ -59,11 +65,7 @@ class Batches:
         return args, {name: parts.get(name, value) for name, value in self.kwargs.items()}
 
     def check(self) -> None:
-        """Raise a ValueError, or for numpy arrays a TypeError, if batches cannot be taken."""
-        for key, value in (*enumerate(self.args), *self.kwargs.items()):
-            if isinstance(value, np.ndarray):
-                msg = f"argument {key!r} is a numpy array. Expected a tensor: torch.as_tensor(...)"
-                raise TypeError(msg)
+        """Raise a ValueError if batches cannot be taken."""
         if self.batch_size is None:
             return
         lengths = {key: len(t) if t.dim() else None for key, t in self.tensors.items()}
@@ -88,7 +90,7 @@ class Batches:
             return self.take(slice(None))
         finite = [t.isfinite().unsqueeze(-1).flatten(1).all(1).cpu() for t in self.tensors.values()]
         whole = torch.stack(finite).all(0)
-        rows = torch.arange(self.size)
+        rows = torch.arange(self._length, device="cpu")
         order = torch.cat([rows[~whole][:1], rows[whole], rows[~whole][1:]])
         return self.take(order[: self.batch_size])
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_function, read_names
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
@@ -25,6 +26,7 @@ from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing
 from pyro_bmr.programs.pairs import check_guide
+from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.groups import Grouping, gives_labels
 from pyro_bmr.selection.scores import ElementScores, score
@@ -84,11 +86,16 @@ def read_problem(
     measures F, positive sites that are named, or that one of ``groupings`` labels, can become zero.
     """
     _check_guide(verb, guide)
+    if model is not None:
+        check_function("model", model, "the Pyro model that the guide was trained for")
+    named = read_names("sites", sites)
+    data = read_rows(model or read_origin(guide).model, guide, args, kwargs)
+    args, kwargs = data.args, data.kwargs
     if args or kwargs:
-        guide = take_from_store(guide, args, kwargs or {})
+        guide = take_from_store(guide, args, kwargs)
     origin = read_origin(guide)
     if args or kwargs:
-        origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
+        origin = replace(origin, args=args, kwargs=kwargs, stream=data.stream)
     if model is not None:
         origin = replace(origin, model=model)
     check_guide(origin.model, guide)
@@ -108,7 +115,6 @@ def read_problem(
             f"model: {verb}(guide, model=model)"
         )
         raise ValueError(msg)
-    named = (sites,) if isinstance(sites, str) else None if sites is None else tuple(sites)
     program = origin.model, origin.args, origin.kwargs
     factors = recenter(factors, {})
     centers, failures = find_centers(*program, factors, reduced_prior)

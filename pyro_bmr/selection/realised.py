@@ -27,7 +27,8 @@ class Realised:
 def make_meter(decision: Decision, batch_size: int, seed: int) -> Meter:
     """Make a meter for what a decision leads to; ValueError if the model cannot be measured."""
     origin = decision.origin
-    return Meter(decision.assemble()[:2], origin.args, origin.kwargs, batch_size, seed)
+    pair = decision.assemble()[:2]
+    return Meter(pair, origin.args, origin.kwargs, batch_size, seed, origin.stream)
 
 
 def measure_realised(decision: Decision, meter: Meter) -> Realised:

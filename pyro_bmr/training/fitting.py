@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,27 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import (
+    check_function,
+    check_kind,
+    check_switch,
+    read_count,
+    read_optional,
+    read_positive,
+    read_seed,
+    refuse,
+)
 from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.training.compilation import NotStaticError
-from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
+from pyro_bmr.training.epochs import Callback, Epoch
+from pyro_bmr.training.feeds import Feed, Loaded, Rows
+from pyro_bmr.training.rates import read_rate
+from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,
@@ -42,6 +55,7 @@ def fit(
     clip_norm: float | None = None,
     patience: int | None = None,
     seed: int | None = None,
+    callback: Callback | None = None,
     compile: bool = True,
     progress: bool = True,
 ) -> list[float]:
@@ -60,7 +74,10 @@ def fit(
     model, guide : callable
         A Pyro model and its guide.
     *args
-        Of both. With ``batch_size``, all tensors have a row for each observation.
+        Of both. With ``batch_size``, all tensors have a row for each observation. Arrays of numpy,
+        pandas and xarray, and lists of numbers, become tensors of the dtype and on the device of
+        the guide. Or a `torch.utils.data.Dataset` or ``DataLoader`` alone, for data that need not
+        fit into memory: a tuple is a batch of ``args``, a mapping of ``kwargs``.
     kwargs : mapping, optional
         Keyword arguments of both.
     num_epochs : int
@@ -68,7 +85,7 @@ def fit(
     batch_size : int, optional
         Rows of a mini-batch, shuffled in every epoch; the last batch of an epoch may be smaller.
         Observed sites are scaled by N / B, unless the model has a sub-sampling plate, which is left
-        alone. None gives every step all of the arguments.
+        alone. None gives every step all of the arguments. A loader has a size of its own.
     lr : float or callable
         Learning rate, or a function that gives it from the fraction of the training done, 0 to 1.
     estimator : str or ELBO
@@ -80,6 +97,9 @@ def fit(
         Stop when F, averaged over so many epochs, is no lower than over as many epochs before.
     seed : int, optional
         For `pyro.set_rng_seed`.
+    callback : callable, optional
+        Called with an `Epoch` after each, such as ``lambda e: writer.add_scalar("F", e.loss,
+        e.epoch)``.
     compile : bool
         False takes Pyro's steps as they are, as do runs of less than a thousand steps.
     progress : bool
@@ -96,6 +116,9 @@ def fit(
         If NaN or inf in the data reach the loss or its gradient; with batches, if the data differ
         in length, are not all arguments, or are fewer than a batch; if the model observes nothing,
         or if an option makes no sense.
+    TypeError
+        If model or guide are no programs, an option is of another kind, or the rows of a dataset
+        are not counted, as those of an ``IterableDataset``.
     FloatingPointError
         If the loss or its gradient becomes NaN or infinite; the guide is left in the last finite
         state.
@@ -120,18 +143,24 @@ def fit(
     5
     """
     check_programs("fit", model, guide)
-    _check_options(num_epochs, lr, estimator, clip_norm, patience)
-    batches = Batches(args, dict(kwargs or {}), batch_size)
-    batches.check()
+    num_epochs = read_count("num_epochs", num_epochs)
+    batch_size = read_optional(batch_size, read_count, "batch_size")
+    patience = read_optional(patience, read_count, "patience")
+    clip_norm = read_optional(clip_norm, read_positive, "clip_norm")
+    seed = None if seed is None else read_seed(seed)
+    elbo, lr = _read_estimator(estimator), read_rate(lr)
+    check_switch("compile", compile)
+    check_switch("progress", progress)
+    if callback is not None:
+        check_function("callback", callback, "a function of an epoch: its number, loss and guide")
+    feed = _read_feed(model, guide, args, kwargs, batch_size)
     if seed is not None:
         pyro.set_rng_seed(seed)
-    elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
-    batch_model = BatchModel(model, batches)
+    batch_model = BatchModel(model, feed.batches)
     _warn_of_scales(batch_model)
-    loss = Loss(elbo, batch_model, guide, batches)
+    loss = Loss(elbo, batch_model, guide, feed)
     parameters = _parameters(loss)
-    steps_per_epoch = math.ceil(batches.size / (batch_size or 1))
-    total = num_epochs * steps_per_epoch
+    total = num_epochs * feed.steps
     history: list[float] = []
     with progress_bar("epochs", progress) as bar:
         task = bar.add_task("compiling", total=num_epochs, note="")
@@ -139,15 +168,28 @@ def fit(
         bar.update(task, description="training")
         try:
             while len(history) < num_epochs and not _has_stalled(history, patience):
-                begin = len(history) * steps_per_epoch
-                done = [(begin + i) / total for i in range(steps_per_epoch)]
-                rates = [lr(t) if callable(lr) else lr for t in done]
-                history.append(float(steps.run(_shuffled(batches), rates).mean()))
+                begin = len(history) * feed.steps
+                rates = [lr((begin + i) / total) for i in range(feed.steps)]
+                history.append(float(steps.run(feed.epoch(), rates).mean()))
                 bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
+                if callback is not None:
+                    steps.finish()
+                    callback(Epoch(len(history) - 1, history[-1], guide))
         finally:
             steps.finish()
     steps.verify()
     return history
+
+
+def _read_feed(
+    model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any, batch_size: int | None
+) -> Feed:
+    data = read_rows(model, guide, args, kwargs, batch_size)
+    if data.stream is not None:
+        return Loaded(data.stream)
+    batches = Batches(data.args, data.kwargs, batch_size)
+    batches.check()
+    return Rows(batches)
 
 
 def _make_steps(
@@ -211,36 +253,16 @@ def _warn_of_scales(model: BatchModel) -> None:
         )
 
 
-def _shuffled(batches: Batches) -> tuple[Tensor, ...]:
-    rows = all_rows(batches)
-    order = torch.randperm(len(rows)).to(rows.device)
-    return order.split(batches.batch_size or len(rows))
-
-
 def _has_stalled(history: Sequence[float], patience: int | None) -> bool:
     if patience is None or len(history) < 2 * patience:
         return False
     return sum(history[-patience:]) >= sum(history[-2 * patience : -patience])
 
 
-def _check_options(
-    num_epochs: int, lr: Any, estimator: Any, clip_norm: float | None, patience: int | None
-) -> None:
-    if isinstance(estimator, str) and estimator not in ESTIMATORS:
-        msg = (
-            f"got estimator={estimator!r}. Expected one of {sorted(ESTIMATORS)}, or a loss such as "
-            "pyro.infer.Trace_ELBO()"
-        )
-        raise ValueError(msg)
-    if not (callable(lr) or isinstance(lr, int | float)):
-        msg = (
-            f"got lr={lr!r}. Expected a number, or a function of the fraction of the training "
-            "done, such as lambda done: 0.01 * (1 - done)"
-        )
-        raise TypeError(msg)
-    positive = {"num_epochs": num_epochs, "clip_norm": clip_norm, "patience": patience}
-    positive |= {} if callable(lr) else {"lr": lr}
-    for name, value in positive.items():
-        if value is not None and not value > 0:
-            msg = f"got {name}={value!r}. Expected a positive number"
-            raise ValueError(msg)
+def _read_estimator(estimator: Any) -> ELBO:
+    expected = f"one of {sorted(ESTIMATORS)}, or a loss such as pyro.infer.Trace_ELBO()"
+    if isinstance(estimator, str):
+        make = ESTIMATORS.get(estimator)
+        return make() if make else refuse("estimator", estimator, expected)
+    check_kind("estimator", estimator, ELBO, expected)
+    return estimator
