@@ -13,7 +13,7 @@ from pyro_bmr.files.packing import unpack_program
 from pyro_bmr.files.plans import read_plan
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import take_program
-from pyro_bmr.programs.data import read_data
+from pyro_bmr.programs.data import convert_data
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
@@ -83,7 +83,7 @@ def load(
         check_function("guide", guide, "the guide that was reduced, a function")
     if create_plates is not None:
         check_function("create_plates", create_plates, "the function given to the autoguide")
-    args, keywords = read_data(model, guide, args, kwargs)
+    args, keywords = convert_data(model, guide, args, kwargs)
     plan = read_plan(path)
     if plan["kind"] not in _RESULTS:
         msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"

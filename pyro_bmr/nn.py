@@ -29,6 +29,7 @@ from pyro_bmr.arguments.checks import (
     read_positive,
     refuse_kind,
 )
+from pyro_bmr.programs.failures import running
 
 WeightPrior = Callable[[str, Tensor, nn.Module], Any]
 """From the name of a parameter, its value when it was a parameter, and its layer, to its prior."""
@@ -276,7 +277,8 @@ def _make_site(
 def _make_prior(layer: Any, *, key: str, name: str, prior: WeightPrior) -> Any:
     """Ask for the prior where the layer is now, and give it the shape of its parameter."""
     parameter = layer.get_buffer(_buffer(key))
-    fn, shape = prior(name, parameter, layer), parameter.shape
+    with running("prior", (name, parameter, layer), {}, "a function of these three"):
+        fn, shape = prior(name, parameter, layer), parameter.shape
     if not isinstance(fn, TorchDistributionMixin):
         msg = (
             f"prior returned a {type(fn).__module__}.{type(fn).__name__} for {name!r}. Expected a "
@@ -346,7 +348,11 @@ def _check_module(module: Any, layers: tuple[type[nn.Module], ...]) -> None:
     if not isinstance(module, nn.Module):
         msg = f"bayesianize got a {type(module).__name__}. Expected a torch.nn.Module"
         raise TypeError(msg)
-    if not isinstance(layers, tuple) or not all(isinstance(layer, type) for layer in layers):
+    if (
+        not isinstance(layers, tuple)
+        or not all(isinstance(layer, type) for layer in layers)
+        or not layers
+    ):
         refuse_kind("layers", layers, "a tuple of types, such as pyro_bmr.nn.LAYERS")
     asked = [layer for layer in module.modules() if isinstance(layer, layers)]
     known = {id(parameter) for layer in asked for parameter in layer.parameters(recurse=False)}

@@ -13,6 +13,7 @@ from pyro_bmr.arguments.checks import check_function, refuse_kind
 from pyro_bmr.estimators.meter import Meter
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.programs.site_kinds import DataShapeError
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.decision import Decision, decide
@@ -210,6 +211,8 @@ def _find_meter(decision: Decision) -> tuple[Meter | None, tuple[str, ...]]:
     """Make a meter if the model observes something; else a note says why there is none."""
     try:
         return make_meter(decision, ROWS, seed=1), ()
+    except DataShapeError:
+        raise
     except ValueError as reason:
         return None, (f"not measured: {reason}",)
 

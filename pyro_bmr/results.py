@@ -12,7 +12,13 @@ import torch
 from rich.console import Group, RenderableType
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import check_function, check_switch, read_count, read_seed
+from pyro_bmr.arguments.checks import (
+    check_function,
+    check_switch,
+    read_count,
+    read_device,
+    read_seed,
+)
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.diagnostics.arviz_data import convert
 from pyro_bmr.diagnostics.audit import Audit, run_audit
@@ -226,6 +232,7 @@ class Reduction(Portable, Tabular):
         Reduction
             With masks and scores there. Model and guide are moved in place, as in torch.
         """
+        device = read_device(device)
         return replace(
             self,
             model=self.model.to(device),
@@ -358,6 +365,7 @@ class Reduction(Portable, Tabular):
         ``coords=``.
         """
         args, kwargs = self._example("to_arviz", args, kwargs)
+        args, kwargs = read_data(self.model, self.guide, args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
         known = {name: self._elements(name) for name in self.scores}
         totals = {"delta_f": self.delta_f, "sparsity": self.sparsity}

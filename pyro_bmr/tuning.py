@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import check_choice
+from pyro_bmr.arguments.checks import check_choice, read_device
 from pyro_bmr.display import Tabular
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
@@ -218,6 +218,7 @@ class TunedPrior(Tabular):
         TunedPrior
             With scales there. Model and guide are moved in place, as in torch.
         """
+        device = read_device(device)
         return replace(
             self,
             model=self.model.to(device),

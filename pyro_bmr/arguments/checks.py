@@ -14,6 +14,7 @@ from os import PathLike
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
+import torch
 
 _MOST = 2**63 - 1
 _MOST_SEED = 2**32 - 1
@@ -112,6 +113,14 @@ def check_path(value: Any, name: str = "path") -> None:
     check_kind(name, value, (str, PathLike), "the path of a file")
     if not str(value):
         refuse(name, value, "the path of a file")
+
+
+def read_device(value: Any) -> torch.device:
+    """Read where tensors are."""
+    try:
+        return torch.device(value)
+    except Exception:
+        refuse_kind("device", value, "a device that there is, such as 'cpu' or 'cuda'")
 
 
 def read_names(name: str, value: Any, expected: str = "names of sites") -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import check_function, read_names, read_positive
+from pyro_bmr.arguments.checks import check_function, read_names, read_positive, refuse_kind
 
 
 class AutoGamma(AutoGuide):
@@ -55,7 +55,7 @@ class AutoGamma(AutoGuide):
         init_concentration: float = 10.0,
     ) -> None:
         check_function("model", model, "a Pyro model")
-        check_function("init_loc_fn", init_loc_fn, _INIT)
+        _check_start(init_loc_fn)
         self._init_concentration = read_positive("init_concentration", init_concentration)
         super().__init__(InitMessenger(init_loc_fn)(model))
 
@@ -155,7 +155,7 @@ def mean_field(
     ['tau', 'w']
     """
     check_function("model", model, "a Pyro model")
-    check_function("init_loc_fn", init_loc_fn, _INIT)
+    _check_start(init_loc_fn)
     init_scale = read_positive("init_scale", init_scale)
     names = list(read_names("gamma", gamma) or ())
     guide = AutoGuideList(model)
@@ -165,7 +165,11 @@ def mean_field(
     return guide
 
 
-_INIT = "a function of pyro.infer.autoguide.initialization"
+def _check_start(init_loc_fn: Any) -> None:
+    expected = "a function of pyro.infer.autoguide.initialization"
+    check_function("init_loc_fn", init_loc_fn, expected)
+    if isinstance(init_loc_fn, torch.nn.Module):
+        refuse_kind("init_loc_fn", init_loc_fn, expected)
 
 
 def _check_site(name: str, site: Any) -> None:

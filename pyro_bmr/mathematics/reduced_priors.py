@@ -144,7 +144,9 @@ def _check_values(
     name: str, what: str, value: Any, fits: Callable[[Tensor], Tensor], expected: str
 ) -> None:
     """Raise a ValueError if something is no real number, or tensor of such, that fits."""
-    real = isinstance(value, Real) or (isinstance(value, Tensor) and not value.is_complex())
-    if not real or isinstance(value, bool) or not fits(torch.as_tensor(value)).all():
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    real = dense and not value.is_complex() or isinstance(value, Real)
+    number = float(value) if isinstance(value, Real) else value
+    if not real or isinstance(value, bool) or not fits(torch.as_tensor(number)).all():
         msg = f"got {name}({what}={show(value)}). Expected {expected}, numbers or tensors"
         raise ValueError(msg)

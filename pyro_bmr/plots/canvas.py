@@ -31,6 +31,7 @@ def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarr
     """Return the user's pair of axes, or that of a new figure by ``plt.subplots``."""
     if axes is None:
         return plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
+    check_kind("axes", axes, (np.ndarray, list, tuple), "two axes, as of plt.subplots(2)[1]")
     pair = np.asarray(axes, dtype=object).reshape(-1)
     if len(pair) != 2 or not all(isinstance(one, Axes) for one in pair):
         msg = f"got axes= with {len(pair)} axes. Expected two, as of plt.subplots(2)[1]"

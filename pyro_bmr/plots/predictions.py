@@ -16,7 +16,7 @@ from pyro_bmr.arguments.checks import read_seed, refuse
 from pyro_bmr.diagnostics.drawn_sites import sort_sites
 from pyro_bmr.diagnostics.draws import draw
 from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
-from pyro_bmr.programs.data import read_data
+from pyro_bmr.programs.data import convert_data, read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import read_pairs
 
@@ -140,7 +140,7 @@ def _predict(
     kinds = sort_sites(trace, held.nodes)
     seen = (*kinds.observed, *kinds.predicted)
     chosen = site if site is not None else seen[0] if len(seen) == 1 else None
-    if chosen not in seen:
+    if not (isinstance(chosen, str) and chosen in seen):
         msg = f"got site={site!r} for the model {name!r}. Expected one of {list(seen)}"
         raise ValueError(msg)
     # Where there are no targets yet, any will do: they change nothing about what is predicted.
@@ -182,7 +182,7 @@ def _read_input(
 
 def _read_numbers(option: str, value: Any) -> np.ndarray:
     """Read numbers of any kind as one row of floats."""
-    (numbers, *_), _ = read_data(None, None, (value,), None)
+    (numbers, *_), _ = convert_data(None, None, (value,), None)
     if not isinstance(numbers, Tensor) or numbers.is_complex():
         refuse(option, value, "an array with a number for each row")
     return numbers.detach().cpu().double().reshape(-1).numpy()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import is_enumerated
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 
@@ -193,7 +194,8 @@ class BatchModel:
             return self._run(rows)
         except Exception as error:
             if not self._runs(others):
-                raise
+                with running("the model", *self.batches.arguments(self.batches.take(slice(rows)))):
+                    raise
             msg = (
                 f"the model runs on {others} rows, but not on {rows} of them "
                 f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected it to run "

@@ -24,7 +24,9 @@ from pyro_bmr.arguments.arrays import (
     to_tensor,
 )
 from pyro_bmr.arguments.checks import read_keywords
+from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.dry_run import dry_run, find_modules
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.site_kinds import is_latent
 
@@ -35,6 +37,21 @@ _FEW = 2
 
 
 def read_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Arguments:
+    """Turn data among the arguments into tensors, and check that the programs run with them.
+
+    See `convert_data`. A TypeError says that the model has other parameters, a RuntimeError how
+    else a program fails.
+    """  # noqa: DOC201
+    data = convert_data(model, guide, args, kwargs)
+    if (data[0] or data[1]) and not _runs(model, _callable(guide), data):
+        if model is not None:
+            check_call(model, *data)
+        with running("the model and its guide", *data):
+            _run(model, data, _callable(guide))
+    return data
+
+
+def convert_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Arguments:
     """Turn data among the arguments into tensors of the dtype and device of a guide.
 
     That is arrays and tables of other libraries, lists with a number for each row, and numbers of
@@ -165,8 +182,8 @@ def _find_kind(program: Any) -> _Kind | None:
 def _find_dtype(model: Any, data: Arguments) -> torch.dtype | None:
     """Find the dtype of the first latent site of a model, though it may not run to its end."""
     found = _FirstDtype()
-    with suppress(Exception), found:
-        _run(model, data)
+    with suppress(Exception):
+        _run(found(model), data)
     return found.dtype
 
 
@@ -189,32 +206,42 @@ def _fit(model: Any, guide: Any, data: Arguments, kind: _Kind) -> Arguments:
     def all_real(tensor: Tensor) -> Tensor:
         return tensor if tensor.is_complex() else kind.take(tensor)
 
-    forms = data, _map(floats, data), _map(all_real, data)
-    programs = [model] if isinstance(guide, AutoGuide) or not callable(guide) else [model, guide]
-    for form in forms:
-        if all(_runs(one, form) for one in programs if callable(one)):
+    for form in (data, _map(floats, data), _map(all_real, data)):
+        if _runs(model, _callable(guide), form):
             return form
     return data
 
 
-def _runs(program: Callable[..., Any], data: Arguments) -> bool:
-    """Tell whether a program runs with data, with few rows of them or else with all."""
+def _callable(guide: Any) -> Any:
+    """Return a guide that can be run; None for samples, and before the first call."""
+    # An autoguide that was never called would learn its sites from a call.
+    never_called = isinstance(guide, AutoGuide) and guide.prototype_trace is None
+    return guide if callable(guide) and not never_called else None
+
+
+def _runs(model: Any, guide: Any, data: Arguments) -> bool:
+    """Tell whether programs run with data, with few rows of them or else with all."""
     sizes = [len(one) for one in _arrays(list(data)) if one.dim()]
     few = _map(lambda one: one[:_FEW] if one.dim() and len(one) == max(sizes) else one, data)
     for form in (few, data):
         try:
-            _run(program, form)
+            _run(model, form, guide)
         except Exception:
             continue
         return True
     return False
 
 
-def _run(program: Callable[..., Any], data: Arguments) -> None:
+def _run(model: Any, data: Arguments, guide: Any = None) -> None:
+    """Run a model at what its guide draws, or else its prior."""
     args, kwargs = data
-    with poutine.block(), dry_run(program), torch.no_grad(), PriorMessenger(*args, **kwargs):
+    with poutine.block(), dry_run(model, guide), torch.no_grad(), PriorMessenger(*args, **kwargs):
         torch.manual_seed(0)
-        poutine.trace(program).get_trace(*args, **kwargs).compute_log_prob()
+        if guide is not None:
+            drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+            model = model and poutine.replay(model, trace=drawn)
+        if model is not None:
+            poutine.trace(model).get_trace(*args, **kwargs).compute_log_prob()
 
 
 def _map(function: Callable[[Tensor], Tensor], data: Any) -> Any:

@@ -101,7 +101,7 @@ class PrunedModel(ModelWrapper):
                 refuse_kind("masks", masks, expected)
         super().__init__(model)
         self.masks = SiteBuffers(by_site)
-        self.centers = dict(centers or {})
+        self.centers = read_mapping("centers", centers, "centers by site")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.

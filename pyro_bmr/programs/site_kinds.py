@@ -52,8 +52,12 @@ def is_reparameterized(site: Any) -> bool:
     return place is value or place.is_set_to(value)
 
 
+class DataShapeError(ValueError):
+    """Data and distribution of a site do not fit each other."""
+
+
 def check_data_shapes(nodes: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a site has more densities than its distribution, or no data of it."""
+    """Raise a `DataShapeError` if data do not have the shape of the distribution of their site."""
     for name, site in nodes.items():
         if not is_data(site):
             continue
@@ -70,7 +74,7 @@ def check_data_shapes(nodes: Mapping[str, Any]) -> None:
                 f"distribution {tuple(shape)}. Expected data of the distribution's shape: are they "
                 "a column where a row is meant? y.squeeze(-1)"
             )
-            raise ValueError(msg)
+            raise DataShapeError(msg)
 
 
 def _is_statement(site: Any) -> bool:

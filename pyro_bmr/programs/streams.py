@@ -22,7 +22,7 @@ from torch.utils.data import (
 from pyro_bmr.arguments.arrays import is_array, to_tensor
 from pyro_bmr.arguments.checks import read_keywords
 from pyro_bmr.programs.batches import Batches
-from pyro_bmr.programs.data import Arguments, read_data
+from pyro_bmr.programs.data import Arguments, convert_data
 
 _SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler)
 
@@ -76,9 +76,9 @@ class Data:
 def read_rows(
     model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any, batch_size: int | None = None
 ) -> Data:
-    """Read data as `read_data` does, or a loader or a dataset of torch."""
+    """Read data as `convert_data` does, or a loader or a dataset of torch."""
     if not any(isinstance(one, DataLoader | Dataset) for one in args):
-        return Data(*read_data(model, guide, args, kwargs))
+        return Data(*convert_data(model, guide, args, kwargs))
     found = _read_stream(model, guide, args, kwargs, batch_size)
     if isinstance(found, Stream):
         return Data(found.batches.args, found.batches.kwargs, found)
@@ -101,7 +101,7 @@ def _read_stream(
     dataset: Any = given.dataset if isinstance(given, DataLoader) else given
     _check_dataset(dataset)
     if isinstance(given, TensorDataset):
-        return read_data(model, guide, given.tensors, keywords)
+        return convert_data(model, guide, given.tensors, keywords)
     if isinstance(given, DataLoader):
         if batch_size is not None:
             msg = (
@@ -115,8 +115,8 @@ def _read_stream(
         indices = range(len(dataset))
     with torch.random.fork_rng():
         first, *others = (_split(batch) for batch in islice(loader, 2))
-    data, names = read_data(model, guide, *_join(first, others))
-    size = len(_tensors(read_data(model, guide, *first))[0])
+    data, names = convert_data(model, guide, *_join(first, others))
+    size = len(_tensors(convert_data(model, guide, *first))[0])
     if not isinstance(given, DataLoader) and batch_size is None:
         return data, {**names, **keywords}
     batches = Batches(data, {**names, **keywords}, size, len(indices))

@@ -10,9 +10,10 @@ from inspect import isfunction
 from typing import Any
 
 import torch
+from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import check_function, read_names
+from pyro_bmr.arguments.checks import check_function, check_kind, read_names
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
@@ -102,8 +103,8 @@ def read_problem(
     program = peel(guide).program
     if origin.model is None and isfunction(program):
         msg = (
-            f"a guide function such as {program.__name__} does not know its model. Pass the model "
-            f"and how to call both: {verb}(guide, x, y, model=model)"
+            f"a guide function such as {program.__name__} does not know its model. Expected the "
+            f"model and how to call both: {verb}(guide, x, y, model=model)"
         )
         raise ValueError(msg)
     factors = read_guide(guide, origin)
@@ -111,8 +112,8 @@ def read_problem(
     if origin.model is None:
         msg = (
             f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
-            "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
-            f"model: {verb}(guide, model=model)"
+            "take it away from Pyro's autoguides, from the copy and from the original. Expected "
+            f"the model: {verb}(guide, model=model)"
         )
         raise ValueError(msg)
     program = origin.model, origin.args, origin.kwargs
@@ -253,6 +254,9 @@ def _check_guide(verb: str, guide: Any) -> None:
     if not callable(guide) and hasattr(guide, "guide"):
         msg = f"got a {type(guide).__name__}. Pass its guide: {verb}(result.guide)"
         raise TypeError(msg)
+    expected = "a trained guide, a finished pyro.infer.MCMC, or samples by site"
+    if not callable(guide):
+        check_kind("guide", guide, (MCMC, Mapping), expected)
 
 
 def _check_shapes(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> None:

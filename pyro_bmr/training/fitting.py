@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -25,12 +26,13 @@ from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.feeds import Feed, Loaded, Rows
-from pyro_bmr.training.rates import read_rate
+from pyro_bmr.training.rates import Rate, read_rate
 from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
@@ -143,33 +145,36 @@ def fit(
     5
     """
     check_programs("fit", model, guide)
-    num_epochs = read_count("num_epochs", num_epochs)
-    batch_size = read_optional(batch_size, read_count, "batch_size")
-    patience = read_optional(patience, read_count, "patience")
-    clip_norm = read_optional(clip_norm, read_positive, "clip_norm")
-    seed = None if seed is None else read_seed(seed)
-    elbo, lr = _read_estimator(estimator), read_rate(lr)
-    check_switch("compile", compile)
-    check_switch("progress", progress)
-    if callback is not None:
-        check_function("callback", callback, "a function of an epoch: its number, loss and guide")
-    feed = _read_feed(model, guide, args, kwargs, batch_size)
-    if seed is not None:
-        pyro.set_rng_seed(seed)
+    options = read_options(
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        lr=lr,
+        estimator=estimator,
+        clip_norm=clip_norm,
+        patience=patience,
+        seed=seed,
+        callback=callback,
+        compile=compile,
+        progress=progress,
+    )
+    feed = _read_feed(model, guide, args, kwargs, options.batch_size)
+    if options.seed is not None:
+        pyro.set_rng_seed(options.seed)
     batch_model = BatchModel(model, feed.batches)
     _warn_of_scales(batch_model)
-    loss = Loss(elbo, batch_model, guide, feed)
+    loss = Loss(options.estimator, batch_model, guide, feed)
     parameters = _parameters(loss)
+    num_epochs, patience = options.num_epochs, options.patience
     total = num_epochs * feed.steps
     history: list[float] = []
     with progress_bar("epochs", progress) as bar:
         task = bar.add_task("compiling", total=num_epochs, note="")
-        steps = _make_steps(loss, parameters, clip_norm, compile and total >= _COMPILE_FROM)
+        steps = _make_steps(loss, parameters, options.clip_norm, compile and total >= _COMPILE_FROM)
         bar.update(task, description="training")
         try:
             while len(history) < num_epochs and not _has_stalled(history, patience):
                 begin = len(history) * feed.steps
-                rates = [lr((begin + i) / total) for i in range(feed.steps)]
+                rates = [options.lr((begin + i) / total) for i in range(feed.steps)]
                 history.append(float(steps.run(feed.epoch(), rates).mean()))
                 bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
                 if callback is not None:
@@ -207,8 +212,10 @@ def _parameters(loss: Loss) -> dict[str, Tensor]:
     """Run model and guide once, so that they have their parameters."""
     missing = loss.batches.describe_missing()
     try:
-        with poutine.trace(param_only=True) as capture:
-            value = loss(*loss.batches.take_first())
+        batch = loss.batches.take_first()
+        called = running("the model and its guide", *loss.batches.arguments(batch))
+        with called, poutine.trace(param_only=True) as capture:
+            value = loss(*batch)
     except ValueError as error:
         if not missing:
             raise
@@ -257,6 +264,48 @@ def _has_stalled(history: Sequence[float], patience: int | None) -> bool:
     if patience is None or len(history) < 2 * patience:
         return False
     return sum(history[-patience:]) >= sum(history[-2 * patience : -patience])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `fit` that make sense."""
+
+    num_epochs: int
+    batch_size: int | None
+    lr: Rate
+    estimator: ELBO
+    clip_norm: float | None
+    patience: int | None
+    seed: int | None
+
+
+def read_options(
+    *,
+    num_epochs: Any,
+    batch_size: Any,
+    lr: Any,
+    estimator: Any,
+    clip_norm: Any,
+    patience: Any,
+    seed: Any,
+    callback: Any,
+    compile: Any,
+    progress: Any,
+) -> Options:
+    """Read what a user passed, and raise an error that names what makes no sense."""
+    check_switch("compile", compile)
+    check_switch("progress", progress)
+    if callback is not None:
+        check_function("callback", callback, "a function of an epoch: its number, loss and guide")
+    return Options(
+        num_epochs=read_count("num_epochs", num_epochs),
+        batch_size=read_optional(batch_size, read_count, "batch_size"),
+        lr=read_rate(lr),
+        estimator=_read_estimator(estimator),
+        clip_norm=read_optional(clip_norm, read_positive, "clip_norm"),
+        patience=read_optional(patience, read_count, "patience"),
+        seed=None if seed is None else read_seed(seed),
+    )
 
 
 def _read_estimator(estimator: Any) -> ELBO:

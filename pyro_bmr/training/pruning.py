@@ -20,7 +20,6 @@ from pyro_bmr.arguments.checks import (
     read_keywords,
     read_names,
     read_optional,
-    read_seed,
 )
 from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.handlers import PrunedModel
@@ -30,14 +29,14 @@ from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
-from pyro_bmr.selection.groups import Grouping, elements
+from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.fingerprints import fingerprint_run
-from pyro_bmr.training.fitting import fit
-from pyro_bmr.training.rates import hold_and_fall, read_rate
+from pyro_bmr.training.fitting import fit, read_options
+from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 
 
@@ -155,17 +154,16 @@ def prune(
     num_epochs = read_count("num_epochs", num_epochs, 0)
     refit_epochs = read_optional(refit_epochs, read_count, "refit_epochs")
     max_rounds = read_count("max_rounds", max_rounds, 0)
-    seed = None if seed is None else read_seed(seed)
     names = read_names("sites", sites)
     names = None if names is None else tuple(sorted(set(names)))
     if select is not None:
         check_function("select", select, "a selection, such as pyro_bmr.by_evidence()")
+    list_groupings(groups)
     if checkpoint is not None:
         check_path(checkpoint, "checkpoint")
-    if callback is not None:
-        check_function("callback", callback, "a function of an epoch: its number, loss and guide")
-    size = read_optional(fit_options.get("batch_size"), read_count, "batch_size")
-    data = read_rows(model, guide, args, kwargs, size)
+    told = {"num_epochs": num_epochs or 1, "seed": seed, "callback": callback, **fit_options}
+    checked = read_options(**{**_FIT_DEFAULTS, **told})
+    data = read_rows(model, guide, args, kwargs, checked.batch_size)
     given, keywords = data.args, data.kwargs
     if data.stream is not None:
         # Its loader has a size of its own.
@@ -184,7 +182,6 @@ def prune(
     else:
         selections = (select,)
     rate = fit_options.get("lr", _FIT_OPTIONS["lr"].default)
-    read_rate(rate)
     if measured and not callable(rate):
         fit_options["lr"] = hold_and_fall(rate)
     epochs_done = count()
@@ -248,3 +245,4 @@ def _keep_all(scores: Scores) -> dict[str, Tensor]:
 
 
 _FIT_OPTIONS = signature(fit).parameters
+_FIT_DEFAULTS = {name: _FIT_OPTIONS[name].default for name in signature(read_options).parameters}

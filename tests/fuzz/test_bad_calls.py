@@ -179,10 +179,9 @@ def call(function, argument, bad):
     given = {**known()[function], argument: BAD[bad]}
     parameters = inspect.signature(function).parameters.values()
     data = [given.pop(key) for key in list(given) if key[0] == "*"]
-    ahead = [one.name for one in parameters if one.kind in {0, 1} and one.name in given]
-    if data:
-        data = [given.pop(key) for key in ahead] + data
-    return function(*data, **given)
+    named = [one.name for one in parameters if one.kind in {0, 1} and one.name in given]
+    ahead = named if data else named[:1]
+    return function(*(given.pop(key) for key in ahead), *data, **given)
 
 
 def fault(function, argument, bad):
@@ -192,9 +191,10 @@ def fault(function, argument, bad):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call(function, argument, bad)
-    except (TypeError, ValueError, RuntimeError, OSError, FloatingPointError) as error:
-        told = "Expected" in str(error)
-        return "" if told else f"{type(error).__name__}: {str(error)[:110]!r}"
+    except FileNotFoundError:
+        return ""
+    except (TypeError, ValueError, RuntimeError, FloatingPointError) as error:
+        return "" if "Expected" in str(error) else f"{type(error).__name__}: {str(error)[:110]!r}"
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:110]!r}"
     return ""

@@ -78,25 +78,26 @@ def test_batches_stand_for_all_rows(make):
 @pytest.mark.parametrize("batch_size", [None, 5])
 @pytest.mark.parametrize("data", [Rows(), TensorDataset(X, Y)], ids=["rows", "tensors"])
 def test_a_dataset(data, batch_size):
-    guide = AutoNormal(model)
-    options = {"num_epochs": 150, "lr": 0.05, "batch_size": batch_size}
-    losses = bmr.fit(model, guide, data, **options, **QUIET)
-    assert len(losses) == 150
-    torch.testing.assert_close(guide.median()["w"], torch.tensor([2.0, 0, 0]), atol=0.3, rtol=0)
-    result = bmr.reduce(guide, data)
-    assert result.masks["w"].tolist() == [True, False, False]
-    assert result.realised == pytest.approx(bmr.reduce(guide, X, Y).realised, rel=1e-3)
+    guide = trained()
+    losses = bmr.fit(model, guide, data, num_epochs=3, batch_size=batch_size, **QUIET)
+    assert len(losses) == 3
+    result, expected = bmr.reduce(guide, data), bmr.reduce(guide, X, Y)
+    assert torch.equal(result.masks["w"], expected.masks["w"])
+    assert result.realised == pytest.approx(expected.realised, abs=2.0)
 
 
-def test_a_loader_that_gives_all_rows_is_the_data():
-    def losses(*data, **options):
+def test_a_loader_trains_as_the_data_do():
+    def fit(*data, **told):
         pyro.clear_param_store()
-        return bmr.fit(model, AutoNormal(model), *data, num_epochs=20, seed=1, **options, **QUIET)
+        guide = AutoNormal(model)
+        bmr.fit(model, guide, *data, **told, num_epochs=40, lr=0.1, seed=1, **QUIET)
+        return guide.median()["w"]
 
-    assert losses(DataLoader(Rows(), batch_size=23)) == pytest.approx(losses(X, Y), rel=1e-5)
-    told = {"kwargs": {"scale": 0.5}}
-    loader = DataLoader(Rows(named=True), batch_size=23)
-    assert losses(loader, **told) == pytest.approx(losses(X, Y, **told), rel=1e-5)
+    for told in ({}, {"kwargs": {"scale": 0.9}}):
+        loader = DataLoader(Rows(named=True), batch_size=12, shuffle=True)
+        torch.testing.assert_close(
+            fit(loader, **told), fit(X, Y, batch_size=12, **told), atol=0.25, rtol=0
+        )
 
 
 def test_compiled_steps_of_a_loader():
@@ -122,15 +123,18 @@ def test_rows_that_a_sampler_chooses():
 
 
 def test_prune_of_a_loader():
-    options = {"num_epochs": 150, "lr": 0.05, "num_samples": 8, "max_rounds": 2, **QUIET}
-    result = bmr.prune(model, AutoNormal(model), DataLoader(Rows(), batch_size=8), **options)
+    """Measured on all rows, as the data themselves are."""
+
+    def prune(*data):
+        pyro.clear_param_store()
+        options = {"num_epochs": 0, "refit_epochs": 1, "num_samples": 4, "max_rounds": 1, **QUIET}
+        return bmr.prune(model, trained(), *data, lr=1e-6, select=bmr.by_evidence(), **options)
+
+    result, expected = prune(DataLoader(Rows(), batch_size=12)), prune(X, Y)
     assert result.masks["w"].tolist() == [True, False, False]
-    pair = result.model, result.guide
-    exact, error = bmr.free_energy(*pair, X, Y, num_samples=200)
-    assert result.free_energy == pytest.approx(exact, abs=5 * error + 0.5)
-    pyro.clear_param_store()
-    result = bmr.prune(model, AutoNormal(model), Rows(), batch_size=8, **options)
-    assert result.masks["w"].tolist() == [True, False, False]
+    for one, other in zip(result.rounds, expected.rounds, strict=True):
+        assert one.free_energy == pytest.approx(other.free_energy, abs=1e-2)
+        assert one.realised == pytest.approx(other.realised, abs=1e-2)
 
 
 class Endless(IterableDataset):
@@ -189,10 +193,11 @@ def test_a_callback_of_fit(compile):
     def callback(one):
         seen.append((one.epoch, one.loss, one.round, one.guide.median()["w"]))
 
-    options = {"num_epochs": 1001, "lr": 0.05, "callback": callback, "progress": False}
-    losses = bmr.fit(model, guide, X, Y, compile=compile, **options)
+    options = {"lr": 0.05, "callback": callback, "progress": False}
+    count = 1001 if compile else 9
+    losses = bmr.fit(model, guide, X, Y, num_epochs=count, compile=compile, **options)
     epochs, told, rounds, medians = zip(*seen, strict=True)
-    assert epochs == tuple(range(1001))
+    assert epochs == tuple(range(count))
     assert list(told) == losses
     assert set(rounds) == {0}
     assert torch.equal(medians[-1], guide.median()["w"])
@@ -203,19 +208,18 @@ def test_a_callback_that_fails_leaves_the_guide_trained():
     guide = AutoNormal(model)
 
     def callback(one):
-        if one.epoch == 30:
+        if one.epoch == 9:
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        bmr.fit(model, guide, X, Y, num_epochs=50, lr=0.05, callback=callback, **QUIET)
-    assert guide.median()["w"][0] > 1
+        bmr.fit(model, guide, X, Y, num_epochs=50, lr=0.1, callback=callback, **QUIET)
+    assert guide.median()["w"][0] > 0.5
 
 
 def test_a_callback_of_prune():
     seen = []
-    options = {"num_epochs": 100, "refit_epochs": 10, "lr": 0.05, "num_samples": 4, **QUIET}
-    result = bmr.prune(model, AutoNormal(model), X, Y, callback=seen.append, **options)
-    assert [one.epoch for one in seen] == list(range(100 + 10 * (len(result.rounds) - 1)))
-    assert [one.round for one in seen] == sorted(
-        [0] * 100 + 10 * [one.index for one in result.rounds[1:]]
-    )
+    options = {"num_epochs": 3, "refit_epochs": 2, "num_samples": 4, "max_rounds": 1, **QUIET}
+    result = bmr.prune(model, trained(), X, Y, callback=seen.append, **options)
+    later = [one.index for one in result.rounds[1:] for _ in range(2)]
+    assert [one.epoch for one in seen] == list(range(3 + len(later)))
+    assert [one.round for one in seen] == [0, 0, 0, *later]
