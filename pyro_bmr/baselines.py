@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import read_number, read_seed
 from pyro_bmr.selection.scores import Scores
-from pyro_bmr.selection.selections import Selection, count_items, drop_lowest, show
+from pyro_bmr.selection.selections import Selection, check_called, count_items, drop_lowest
 
 
 def snr(fraction: float) -> Selection:
@@ -134,12 +135,12 @@ def random(fraction: float, seed: int = 0) -> Selection:
         }
         return drop_lowest(scores, importance, _count(fraction, scores))
 
-    _check_fraction(fraction)
+    fraction, seed = _read_fraction(fraction), read_seed(seed)
     return select
 
 
 def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> Selection:
-    _check_fraction(fraction)
+    fraction = _read_fraction(fraction)
 
     def select(scores: Scores) -> dict[str, Tensor]:
         by_site = {n: importance(scores.loc[n], scores.scale[n]) for n in scores.delta_f}
@@ -148,13 +149,10 @@ def _lowest(fraction: float, importance: Callable[[Tensor, Tensor], Tensor]) -> 
     return select
 
 
-def _check_fraction(fraction: float) -> None:
-    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-        msg = (
-            f"got fraction={show(fraction)}. Expected the part that goes, between 0 and 1, as in "
-            "select=snr(0.5)"
-        )
-        raise ValueError(msg)
+def _read_fraction(fraction: float) -> float:
+    check_called(fraction, "snr(0.5)")
+    expected = "the part that goes, between 0 and 1, as in select=snr(0.5)"
+    return read_number("fraction", fraction, lambda part: 0 <= part <= 1, expected)
 
 
 def _count(fraction: float, scores: Scores) -> int:

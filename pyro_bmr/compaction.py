@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_switch, read_device
 from pyro_bmr.cutting.checking import check_same
 from pyro_bmr.cutting.planning import (
     LayerCut,
@@ -29,6 +30,7 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Indices, Site
 from pyro_bmr.selection.decision import assemble
@@ -53,9 +55,11 @@ def compact(
     captured, or if masked and compacted model disagree.
     """  # noqa: DOC201
     _check(model, guide)
+    check_switch("inputs", inputs)
     origin = guide.origin
-    if args or kwargs:
-        origin = replace(origin, args=tuple(args), kwargs=dict(kwargs or {}))
+    args, keywords = convert_data(origin.model or model, guide, args, kwargs)
+    if args or keywords:
+        origin = replace(origin, args=args, kwargs=keywords)
     factors = tuple(part.factor() for part in guide.parts)
     sites = [site for factor in factors for site in factor.sites]
     median = {name: value.detach() for name, value in guide.median().items()}
@@ -162,6 +166,7 @@ class Compaction(Portable, Tabular):
                 for name, indices in by_name.items()
             }
 
+        device = read_device(device)
         return replace(
             self,
             model=self.model.to(device),
@@ -190,7 +195,7 @@ class Compaction(Portable, Tabular):
         kwargs : dict
             The same.
         """
-        return take_inputs((args, dict(kwargs or {})), self.inputs)
+        return take_inputs(convert_data(None, self.guide, args, kwargs), self.inputs)
 
     def _plan(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,8 @@ import torch
 from sklearn import datasets
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_path, show
+
 # Columns to predict, in the CSV files; all others are inputs.
 TARGETS = {
     "boston": ("medv",),
@@ -116,12 +118,10 @@ def load(name: str, directory: str | Path | None = None) -> RegressionData:
     >>> load("diabetes").x.shape
     torch.Size([442, 10])
     """
+    _check_name(name, ["diabetes", *TARGETS])
     if name == "diabetes":
         return _data(name, datasets.load_diabetes(as_frame=True).frame, ("target",))
-    if name not in TARGETS:
-        msg = f"got the data set {name!r}. Expected one of {['diabetes', *TARGETS]}"
-        raise ValueError(msg)
-    directory = directory or os.environ.get("PYRO_BMR_DATA")
+    directory = _choose(directory)
     if directory is None:
         return _data(name, _download(name), TARGETS[name])
     return _data(name, pd.read_csv(_find(directory, f"uci/{name}.csv")), TARGETS[name])
@@ -154,7 +154,8 @@ def load_splits(name: str, directory: str | Path | None = None) -> list[Tensor]:
     Hernández-Lobato & Adams (2015), "Probabilistic backpropagation for scalable learning of
     Bayesian neural networks", arXiv:1502.05336, who made them.
     """
-    directory = directory or os.environ.get("PYRO_BMR_DATA")
+    _check_name(name, [*TARGETS])
+    directory = _choose(directory)
     if directory is None:
         msg = (
             f"the splits of {name} are not downloaded. Expected directory= or the environment "
@@ -196,7 +197,7 @@ def load_mnist(directory: str | Path | None = None) -> ImageData:
     Traceback (most recent call last):
     FileNotFoundError: /nowhere/mnist/train-images-idx3-ubyte.gz does not exist. ...
     """
-    directory = directory or os.environ.get("PYRO_BMR_DATA")
+    directory = _choose(directory)
     if directory is None:
         pixels, target = datasets.fetch_openml(
             data_id=_OPENML["mnist"], return_X_y=True, as_frame=False
@@ -224,6 +225,19 @@ def _read_idx(path: Path) -> Tensor:
         )
         raise ValueError(msg)
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).reshape(shape)
+
+
+def _check_name(name: str, known: list[str]) -> None:
+    if not (isinstance(name, str) and name in known):
+        msg = f"got the data set {show(name)}. Expected one of {known}"
+        raise ValueError(msg)
+
+
+def _choose(directory: str | Path | None) -> str | Path | None:
+    if directory is None:
+        return os.environ.get("PYRO_BMR_DATA") or None
+    check_path(directory, "directory")
+    return directory
 
 
 def _find(directory: str | Path, name: str) -> Path:

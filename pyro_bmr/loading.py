@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_bmr.arguments.checks import check_function, check_path
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.cutting.planning import LayerCut
 from pyro_bmr.files.contents import check_result
@@ -13,6 +14,7 @@ from pyro_bmr.files.packing import check_program, unpack_program
 from pyro_bmr.files.plans import UnreadableError, read_plan
 from pyro_bmr.guides.parts import take_program
 from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.undoing import undone_on_error
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
@@ -79,12 +81,16 @@ def load(
     >>> str(load(path, model)) == str(result)
     True
     """
-    if not callable(model):
-        msg = f"got model={model!r}. Expected the Pyro model that was reduced, a function"
-        raise TypeError(msg)
+    check_path(path)
+    check_function("model", model, "the Pyro model that was reduced, a function")
+    if guide is not None:
+        check_function("guide", guide, "the guide that was reduced, a function")
+    if create_plates is not None:
+        check_function("create_plates", create_plates, "the function given to the autoguide")
+    args, keywords = convert_data(model, guide, args, kwargs)
     plan = read_plan(path, check_result)
     program = None if guide is None else take_program(guide, model)
-    origin = Origin(model, args, dict(kwargs or {}), create_plates, program)
+    origin = Origin(model, args, keywords, create_plates, program)
     with undone_on_error(model):
         pair = _unpack(path, plan, origin)
         check_program(plan, *pair, args, origin.kwargs)

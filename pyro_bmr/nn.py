@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
-from math import inf, sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import pyro.distributions as dist
@@ -21,6 +21,15 @@ from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
+
+from pyro_bmr.arguments.checks import (
+    check_function,
+    check_kind,
+    read_number,
+    read_positive,
+    refuse_kind,
+)
+from pyro_bmr.programs.failures import running
 
 WeightPrior = Callable[[str, Tensor, nn.Module], Any]
 """From the name of a parameter, its value when it was a parameter, and its layer, to its prior."""
@@ -69,8 +78,7 @@ def fan_in_normal(scale: float = 1.0) -> WeightPrior:
     >>> fan_in_normal()("weight", layer.weight, layer).scale
     tensor(0.5000)
     """
-    _check_scale("fan_in_normal", scale)
-    return partial(_fan_in_normal, scale=float(scale))
+    return partial(_fan_in_normal, scale=_read_scale(scale))
 
 
 def normal(loc: float = 0.0, scale: float = 1.0) -> WeightPrior:
@@ -92,8 +100,8 @@ def normal(loc: float = 0.0, scale: float = 1.0) -> WeightPrior:
     >>> normal(scale=0.1)("weight", layer.weight, layer)
     Normal(loc: 0.0, scale: 0.1...)
     """
-    _check_scale("normal", scale)
-    return partial(_normal, loc=float(loc), scale=float(scale))
+    loc = read_number("loc", loc, isfinite, "a finite mean")
+    return partial(_normal, loc=loc, scale=_read_scale(scale))
 
 
 # Priors are partials of these, not closures, so that a network can be pickled.
@@ -107,10 +115,8 @@ def _fan_in_normal(name: str, parameter: Tensor, layer: nn.Module, *, scale: flo
     return _normal(name, parameter, layer, loc=0.0, scale=scale / sqrt(fan_in))
 
 
-def _check_scale(function: str, scale: float) -> None:
-    if not 0 < scale < inf:
-        msg = f"{function} got scale={scale!r}. Expected a positive standard deviation"
-        raise ValueError(msg)
+def _read_scale(scale: float) -> float:
+    return read_positive("scale", scale, "a positive standard deviation")
 
 
 def bayesianize(
@@ -172,9 +178,10 @@ def bayesianize(
     ['0.weight', '0.bias', '2.weight', '2.bias']
     """
     _check_module(module, layers)
-    if not callable(prior) or isinstance(prior, TorchDistributionMixin):
-        msg = f"bayesianize got prior={prior!r}. Expected a function, such as pyro_bmr.nn.normal()"
-        raise TypeError(msg)
+    expected = "a function, such as pyro_bmr.nn.normal()"
+    check_function("prior", prior, expected)
+    if isinstance(prior, TorchDistributionMixin):
+        refuse_kind("prior", prior, expected)
     net = copy.deepcopy(module)
     to_pyro_module_(net)
     owners: dict[int, tuple[Any, str]] = {}
@@ -223,6 +230,8 @@ def init_to_pretrained(
     >>> torch.equal(guide.median()["weight"], linear.weight)
     True
     """
+    check_kind("net", net, nn.Module, "what pyro_bmr.nn.bayesianize returned")
+    check_function("fallback", fallback, "a function of pyro.infer.autoguide.initialization")
     if not any(True for _ in _pretrained(net)):
         msg = (
             f"init_to_pretrained got a {type(net).__name__} that holds no pretrained weights. "
@@ -268,7 +277,8 @@ def _make_site(
 def _make_prior(layer: Any, *, key: str, name: str, prior: WeightPrior) -> Any:
     """Ask for the prior where the layer is now, and give it the shape of its parameter."""
     parameter = layer.get_buffer(_buffer(key))
-    fn, shape = prior(name, parameter, layer), parameter.shape
+    with running("prior", (name, parameter, layer), {}, "a function of these three"):
+        fn, shape = prior(name, parameter, layer), parameter.shape
     if not isinstance(fn, TorchDistributionMixin):
         msg = (
             f"prior returned a {type(fn).__module__}.{type(fn).__name__} for {name!r}. Expected a "
@@ -338,6 +348,12 @@ def _check_module(module: Any, layers: tuple[type[nn.Module], ...]) -> None:
     if not isinstance(module, nn.Module):
         msg = f"bayesianize got a {type(module).__name__}. Expected a torch.nn.Module"
         raise TypeError(msg)
+    if (
+        not isinstance(layers, tuple)
+        or not all(isinstance(layer, type) for layer in layers)
+        or not layers
+    ):
+        refuse_kind("layers", layers, "a tuple of types, such as pyro_bmr.nn.LAYERS")
     asked = [layer for layer in module.modules() if isinstance(layer, layers)]
     known = {id(parameter) for layer in asked for parameter in layer.parameters(recurse=False)}
     for path, layer in module.named_modules():

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from pyro_bmr.arguments.checks import check_function, refuse_kind
 from pyro_bmr.estimators.meter import Meter
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.programs.site_kinds import DataShapeError
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.decision import Decision, decide
@@ -209,22 +211,22 @@ def _find_meter(decision: Decision) -> tuple[Meter | None, tuple[str, ...]]:
     """Make a meter if the model observes something; else a note says why there is none."""
     try:
         return make_meter(decision, ROWS, seed=1), ()
+    except DataShapeError:
+        raise
     except ValueError as reason:
         return None, (f"not measured: {reason}",)
 
 
 def _check_options(select: Any, reduced_prior: Any) -> None:
-    if not (select is None or callable(select)):
-        msg = f"got select={select!r}. Expected a selection, such as pyro_bmr.by_evidence()"
-        raise TypeError(msg)
+    if select is not None:
+        check_function("select", select, "a selection, such as pyro_bmr.by_evidence()")
     by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}
     if not all(isinstance(one, ReducedPrior) for one in by_site.values()):
-        msg = (
-            f"got reduced_prior={reduced_prior!r}. Expected pyro_bmr.Spike(), "
-            "Gaussian(loc, scale) or Laplace(scale), or a mapping from sites to these; "
-            "pyro_bmr.delta_f scores those of other families"
+        expected = (
+            "pyro_bmr.Spike(), Gaussian(loc, scale) or Laplace(scale), or a mapping from sites to "
+            "these; pyro_bmr.delta_f scores those of other families"
         )
-        raise TypeError(msg)
+        refuse_kind("reduced_prior", reduced_prior, expected)
 
 
 def _check_stages(

@@ -12,6 +12,13 @@ import torch
 from rich.console import Group, RenderableType
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import (
+    check_function,
+    check_switch,
+    read_count,
+    read_device,
+    read_seed,
+)
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.diagnostics.arviz_data import convert
 from pyro_bmr.diagnostics.audit import Audit, run_audit
@@ -20,6 +27,7 @@ from pyro_bmr.display import Tabular
 from pyro_bmr.export.costs import Costs, measure_costs
 from pyro_bmr.export.portable import Portable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.flags import count_undecided
@@ -224,6 +232,7 @@ class Reduction(Portable, Tabular):
         Reduction
             With masks and scores there. Model and guide are moved in place, as in torch.
         """
+        device = read_device(device)
         return replace(
             self,
             model=self.model.to(device),
@@ -299,9 +308,13 @@ class Reduction(Portable, Tabular):
         TypeError
             If the model cannot be called with these arguments.
         """
-        options: dict[str, Any] = {"num_samples": num_samples, "refit": refit, "seed": seed}
-        pair, kwargs = (self.model, self.guide), dict(kwargs or {})
-        return run_audit(self.decision, pair, args, kwargs, progress=progress, **options)
+        options: dict[str, Any] = {"num_samples": read_count("num_samples", num_samples, 2)}
+        options |= {"seed": read_seed(seed), "refit": refit, "progress": progress}
+        check_switch("progress", progress)
+        if refit is not None:
+            check_function("refit", refit, "a function of a model and a guide, which it trains")
+        pair = self.model, self.guide
+        return run_audit(self.decision, pair, *read_data(*pair, args, kwargs), **options)
 
     def to_arviz(
         self,
@@ -352,6 +365,7 @@ class Reduction(Portable, Tabular):
         ``coords=``.
         """
         args, kwargs = self._example("to_arviz", args, kwargs)
+        args, kwargs = read_data(self.model, self.guide, args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
         known = {name: self._elements(name) for name in self.scores}
         totals = {"delta_f": self.delta_f, "sparsity": self.sparsity}

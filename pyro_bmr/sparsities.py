@@ -11,8 +11,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import read_count, read_names, read_seed
 from pyro_bmr.display import Tabular
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
+from pyro_bmr.guides.reading import read_origin
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.reduction import reduce_for
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.scores import Scores
@@ -83,12 +86,11 @@ def measure_sparsities(
     >>> measure_sparsities(guide, x, x[:, 0], num_points=3, num_samples=2).summary().shape
     (4, 5)
     """
-    for name, value in (("num_points", num_points), ("num_samples", num_samples)):
-        if value < 2:
-            msg = f"got {name}={value}. Expected 2 or more"
-            raise ValueError(msg)
-    keywords = dict(kwargs or {})
-    names = sites if sites is None or isinstance(sites, str) else list(sites)
+    num_points = read_count("num_points", num_points, 2, expected="2 or more, a whole number")
+    num_samples = read_count("num_samples", num_samples, 2)
+    seed, names = read_seed(seed), read_names("sites", sites)
+    program = read_origin(guide).model if model is None else model
+    args, keywords = read_data(program, guide, args, kwargs)
 
     def reduced(select: Selection) -> Any:
         given = guide, args, keywords, model, names, groups

@@ -12,12 +12,14 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyro_bmr.arguments.checks import check_function, read_count
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.dry_run import dry_run
 
@@ -63,9 +65,13 @@ def check_guide_family(
     >>> _ = guide()
     >>> check_guide_family(guide)
     """
+    num_samples = read_count("num_samples", num_samples, 2)
+    if model is not None:
+        check_function("model", model, "the Pyro model that the guide is for")
     origin = read_origin(guide)
-    if args or kwargs:
-        origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
+    args, keywords = convert_data(model or origin.model, guide, args, kwargs)
+    if args or keywords:
+        origin = replace(origin, args=args, kwargs=keywords)
     if model is not None:
         origin = replace(origin, model=model)
     before = _state(guide)
@@ -84,7 +90,7 @@ def check_guide_family(
 def _state(guide: Any) -> dict[str, Tensor]:
     state = dict(guide.state_dict()) if isinstance(guide, nn.Module) else {}
     if isinstance(guide, Mapping):
-        state = dict(guide)
+        state = {name: value for name, value in guide.items() if isinstance(value, Tensor)}
     stored = {f"param store: {n}": v for n, v in pyro.get_param_store().items()}
     everything = {**state, **stored, "generator": torch.get_rng_state()}
     return {name: value.detach().clone() for name, value in everything.items()}

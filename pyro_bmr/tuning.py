@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_choice, read_device
 from pyro_bmr.display import Tabular
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
@@ -95,12 +96,12 @@ def tune_prior(
     >>> tune_prior(guide).scales["w"]
     tensor([1.3192, 1.3192, 1.3192])
     """
-    if not (callable(shared) or shared in {"site", "layer"}):
-        msg = (
-            f"got shared={shared!r}. Expected 'site', 'layer', or a function from the name and the "
-            "shape of a site to labels, such as pyro_bmr.elements"
+    if not callable(shared) or isinstance(shared, type):
+        also = (
+            "or a function from the name and the shape of a site to labels, such as "
+            "pyro_bmr.elements"
         )
-        raise ValueError(msg)
+        check_choice("shared", shared, ("site", "layer"), also)
     wide = Gaussian(0.0, 1.0)
     problem = read_problem("tune_prior", guide, args, kwargs, model, sites, wide)
     problem, _ = assign(problem, wide)
@@ -217,6 +218,7 @@ class TunedPrior(Tabular):
         TunedPrior
             With scales there. Model and guide are moved in place, as in torch.
         """
+        device = read_device(device)
         return replace(
             self,
             model=self.model.to(device),

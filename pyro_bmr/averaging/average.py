@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import read_count, read_number
 from pyro_bmr.averaging.averaged_guide import AveragedGuide, Mixture, SpikeAndSlab
 from pyro_bmr.averaging.model_space import (
     EnumeratedSpace,
@@ -111,13 +112,10 @@ def average(
     >>> average(guide).mean["w"]
     tensor([0.0000, 0.7870])
     """
-    check_options(prior, num_samples)
-    if not window >= 1:
-        msg = f"got window={window!r}. Expected a ratio of probabilities of at least 1, such as 20"
-        raise ValueError(msg)
-    if not isinstance(max_models, int) or max_models < 1:
-        msg = f"got max_models={max_models!r}. Expected at least 1"
-        raise ValueError(msg)
+    check_options(prior, num_samples, seed)
+    expected = "a ratio of probabilities of at least 1, such as 20"
+    window = read_number("window", window, lambda ratio: ratio >= 1, expected)
+    max_models = read_count("max_models", max_models)
     problem, scores = read_scores("average", guide, args, kwargs, model, sites)
     spaces = read_spaces(scores, num_samples, seed)
     log_odds = find_log_odds(spaces, scores, prior)

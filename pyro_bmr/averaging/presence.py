@@ -13,6 +13,13 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import (
+    check_choice,
+    read_count,
+    read_number,
+    read_positive,
+    read_seed,
+)
 from pyro_bmr.averaging.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
 from pyro_bmr.display import Tabular
 from pyro_bmr.selection.problem import read_scores
@@ -90,7 +97,7 @@ def presence(
     >>> presence(guide).probability["w"]
     tensor([0.3333, 0.7870])
     """
-    check_options(prior, num_samples)
+    check_options(prior, num_samples, seed)
     _, scores = read_scores("presence", guide, args, kwargs, model, sites)
     spaces = read_spaces(scores, num_samples, seed)
     log_odds = find_log_odds(spaces, scores, prior)
@@ -146,15 +153,10 @@ class LearnedPrior:
     shared: str = "site"
 
     def __post_init__(self) -> None:
-        if not (self.alpha > 0 and self.beta > 0):
-            msg = (
-                f"LearnedPrior got alpha={self.alpha!r} and beta={self.beta!r}. Expected positive "
-                "numbers, such as 1.0 and 1.0 for a uniform prior of the inclusion probability"
-            )
-            raise ValueError(msg)
-        if self.shared not in {"site", "model"}:
-            msg = f"LearnedPrior got shared={self.shared!r}. Expected 'site' or 'model'"
-            raise ValueError(msg)
+        expected = "a positive number; 1.0 and 1.0 are a uniform prior of the probability"
+        read_positive("alpha", self.alpha, expected)
+        read_positive("beta", self.beta, expected)
+        check_choice("shared", self.shared, ("site", "model"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -255,20 +257,16 @@ def count_present(probability: Tensor) -> dict[str, float]:
     }
 
 
-def check_options(prior: float | LearnedPrior, num_samples: int) -> None:
+def check_options(prior: float | LearnedPrior, num_samples: int, seed: int) -> None:
     """Check what `presence` and `average` have in common."""
-    known = isinstance(prior, LearnedPrior) or (
-        isinstance(prior, int | float) and 0 < float(prior) < 1
-    )
-    if not known:
-        msg = (
-            f"got prior={prior!r}. Expected the probability that an element is present, between 0 "
-            "and 1 and neither of them, or pyro_bmr.LearnedPrior()"
+    if not isinstance(prior, LearnedPrior):
+        expected = (
+            "the probability that an element is present, between 0 and 1 and neither of them, or "
+            "pyro_bmr.LearnedPrior()"
         )
-        raise ValueError(msg)
-    if not isinstance(num_samples, int) or num_samples < FEWEST_SAMPLES:
-        msg = f"got num_samples={num_samples!r}. Expected at least {FEWEST_SAMPLES}"
-        raise ValueError(msg)
+        read_number("prior", prior, lambda part: 0 < part < 1, expected)
+    read_count("num_samples", num_samples, FEWEST_SAMPLES)
+    read_seed(seed)
 
 
 def find_log_odds(

@@ -13,11 +13,13 @@ import xarray as xr
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_bmr.arguments.checks import check_switch, read_mapping
 from pyro_bmr.diagnostics.dimensions import Dimensions
 from pyro_bmr.diagnostics.draws import Draws, Observed, draw
 from pyro_bmr.diagnostics.prior_draws import draw_prior
 from pyro_bmr.display import warn
 from pyro_bmr.programs.calls import read_call
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.pairs import check_programs
 
@@ -115,7 +117,8 @@ def to_arviz(
     """
     check_programs("to_arviz", model, guide)
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
-    return convert(model, guide, args, dict(kwargs or {}), coords=coords, dims=dims, **options)
+    data = read_data(model, guide, args, kwargs)
+    return convert(model, guide, *data, coords=coords, dims=dims, **options)
 
 
 def convert(
@@ -137,10 +140,13 @@ def convert(
     ``elements`` has by latent site tensors of its shape, by what they are; ``attributes`` are
     numbers that go with the group.
     """  # noqa: DOC201, DOC501
+    check_switch("prior", prior)
+    coords = read_mapping("coords", coords, "a mapping from dimensions to a value for each index")
+    dims = read_mapping("dims", dims, "a mapping from variables to names for their axes")
     draws = draw(model, guide, args, kwargs, num_samples, seed=seed)
     constants = _constants(model, args, kwargs, draws)
     names = {*draws.axes, *constants}
-    dimensions = Dimensions(dims or {}, coords or {}, names)
+    dimensions = Dimensions(dims, coords, names)
     unknown = sorted(dimensions.dims.keys() - names)
     if unknown:
         msg = f"got dims= for {unknown}. Expected variables of the model, of {sorted(names)}"

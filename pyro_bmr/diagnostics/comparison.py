@@ -13,12 +13,14 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_switch, read_count, read_seed
 from pyro_bmr.diagnostics.draws import Draws, draw
 from pyro_bmr.diagnostics.elpd import leave_one_out
 from pyro_bmr.diagnostics.scores import Score, check_predictions, score_draws
 from pyro_bmr.display import Tabular, progress_bar
 from pyro_bmr.estimators.measurement import common_draws
 from pyro_bmr.programs.calls import check_call
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.pairs import read_pairs
 
 
@@ -93,8 +95,15 @@ def compare(
     >>> list(comparison.scores["untrained"])
     ['free_energy', 'complexity', 'accuracy', 'elpd_loo', 'log_likelihood', 'rmse']
     """
-    programs, kwargs = read_pairs(pairs), dict(kwargs or {})
-    data = args if test is None else tuple(test) if isinstance(test, tuple | list) else (test,)
+    programs = read_pairs(pairs)
+    num_samples, seed = read_count("num_samples", num_samples, 2), read_seed(seed)
+    check_switch("loo", loo)
+    check_switch("progress", progress)
+    tests = () if test is None else tuple(test) if isinstance(test, tuple | list) else (test,)
+    first_pair = next(iter(programs.values()))
+    (args, kwargs), (data, _) = (
+        read_data(*first_pair, given, kwargs) for given in (args, tests or args)
+    )
     for model, _ in programs.values():
         check_call(model, args, kwargs)
         if test is not None:

@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_bmr.arguments.checks import read_count, read_seed
 from pyro_bmr.diagnostics.drawn_sites import (
     SiteKinds,
     check_whole,
@@ -30,7 +31,7 @@ from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import Enumeration, find_enumerated, refuse_by_name
 from pyro_bmr.programs.given_values import ValueMessenger, refuse
-from pyro_bmr.programs.site_kinds import is_latent
+from pyro_bmr.programs.site_kinds import check_data_shapes, is_latent
 
 
 @torch.inference_mode(False)
@@ -61,9 +62,7 @@ def draw(
     The scale of `poutine.scale` is not in the log probabilities, nor are `pyro.factor` statements,
     which have no data. Where a mask is False, a log probability is 0.
     """
-    if not isinstance(num_samples, int) or num_samples < 1:
-        msg = f"got num_samples={num_samples!r}. Expected a whole number of draws, 1 or more"
-        raise ValueError(msg)
+    num_samples, seed = read_count("num_samples", num_samples), read_seed(seed)
     kwargs = dict(kwargs or {})
 
     def run_guide(_: Any = None) -> Trace:
@@ -84,6 +83,7 @@ def draw(
                 held = _values(run_guide())
                 with LargestTensor() as seen:
                     first = run_model(held)
+                    check_data_shapes(first.nodes)
                     enumeration = find_enumerated(first, held)
                     with refuse_by_name(enumeration):
                         summed = run_enumerated(enumeration, held)

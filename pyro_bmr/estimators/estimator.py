@@ -41,7 +41,7 @@ from pyro_bmr.programs.enumeration import (
 )
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.scales import read_scale
-from pyro_bmr.programs.site_kinds import is_likelihood
+from pyro_bmr.programs.site_kinds import check_data_shapes, is_likelihood
 
 
 class Estimator(ELBO, ABC):
@@ -178,6 +178,7 @@ class Estimator(ELBO, ABC):
                 model_trace.compute_log_prob()
                 for _, site in sample_statements(model_trace):
                     check_site_shape(site, self.max_plate_nesting)
+            check_data_shapes(model_trace.nodes)
             enumeration = find_enumerated(model_trace, guide_trace.nodes)
             latent = {
                 name: site

@@ -11,11 +11,15 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_kind, read_count
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
+from pyro_bmr.programs.batches import BatchModel
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.streams import Stream
 
 
 def free_energy(
@@ -63,7 +67,11 @@ def free_energy(
     True
     """
     check_programs("free_energy", model, guide)
-    draws = free_energy_draws(model, guide, args, kwargs or {}, num_samples, estimator)
+    num_samples = read_count("num_samples", num_samples, 2)
+    if estimator is not None:
+        check_kind("estimator", estimator, ELBO, "a loss such as pyro.infer.Trace_ELBO()")
+    data = read_data(model, guide, args, kwargs)
+    draws = free_energy_draws(model, guide, *data, num_samples, estimator)
     return mean_and_error(draws)
 
 
@@ -103,9 +111,7 @@ def common_draws(
     Complexity and accuracy have the shape ``(num_samples,)``, in nats and float64; F is their
     difference.
     """  # noqa: DOC201, DOC501
-    if not isinstance(num_samples, int) or num_samples < 2:
-        msg = f"got num_samples={num_samples}. Expected a whole number, 2 or more, for an error"
-        raise ValueError(msg)
+    num_samples = read_count("num_samples", num_samples, 2)
     elbo, terms = UnbiasedELBO(), []
     generator = torch.Generator(device="cpu").manual_seed(seed)
     seeds = torch.randint(2**31, (num_samples,), generator=generator, device="cpu")
@@ -126,6 +132,29 @@ def common_draws(
             "ones: look for NaN in the data, or for observations that the model cannot make"
         )
         raise ValueError(msg)
+    return complexity, accuracy
+
+
+def streamed_draws(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    stream: Stream,
+    num_samples: int,
+    **how: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return what `common_draws` does, of all rows of a stream, which are read once.
+
+    A batch of B of N rows stands for all of them, and counts B / N.
+    """  # noqa: DOC201
+    batches = stream.batches
+    batch_model = BatchModel(model, batches)
+    parts = torch.arange(batches.size, device="cpu").split(batches.batch_size or 1)
+    totals = torch.zeros(2, num_samples, dtype=torch.float64, device="cpu")
+    for rows in parts:
+        args, kwargs = batches.arguments(stream.read(rows))
+        found = common_draws(batch_model, guide, args, kwargs, num_samples, **how)
+        totals += len(rows) / batches.size * torch.stack(found)
+    complexity, accuracy = totals
     return complexity, accuracy
 
 

@@ -25,6 +25,7 @@ from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
 from pyro_bmr.programs.site_kinds import is_likelihood
+from pyro_bmr.programs.streams import Stream
 
 # Estimates that are made at once.
 BLOCK = 4
@@ -39,8 +40,8 @@ class Meter:
 
     Estimate :math:`i` is of the same rows and random numbers for every program. Rows of eight
     batches or more are measured a batch at a time: ``parts`` estimates in a row take each row once,
-    and each by itself has the expectation F. ``example`` is one of the programs. Nothing outside is
-    changed.
+    and each by itself has the expectation F. So are those of a ``stream``, of whose rows the
+    arguments are but an example. ``example`` is one of the programs. Nothing outside is changed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Meter:
         kwargs: Mapping[str, Any],
         batch_size: int,
         seed: int,
+        stream: Stream | None = None,
     ) -> None:
         args, kwargs = tree_map_only(Tensor, _without_inference_mode, (args, dict(kwargs)))
         self._args, self._kwargs, self._seed = args, kwargs, seed
@@ -59,15 +61,20 @@ class Meter:
         self._batch_model: Callable[..., Any] = self._model
         self._plate = ""
         self._rows, size = 1, 1
+        self._stream = stream
         with poutine.block(), torch.no_grad():
             plates = self._find_plates()
-            if plates:
+            if stream is not None:
+                self._batches = stream.batches
+                self._batch_model = BatchModel(self._model, stream.batches)
+                self._rows, size = stream.batches.size, stream.batches.batch_size or 1
+            elif plates:
                 self._plate, (self._rows, size) = max(plates.items(), key=lambda plate: plate[1])
             else:
                 self._rows, size = self._split_arguments(batch_size)
         self.parts = math.ceil(self._rows / size)
         self._size = size
-        self._at_once = self.parts == 1 and not self._plate
+        self._at_once = self.parts == 1 and not self._plate and stream is None
         with poutine.block(), torch.no_grad(), dry_run(*example):
             first_args, first_kwargs = self._take(0)
             self._elbo.learn(self._batch_model, self._guide, *first_args, **first_kwargs)
@@ -149,7 +156,7 @@ class Meter:
         return terms[0] - terms[1]
 
     def _take(self, cell: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        if self.parts == 1 and not self._plate:
+        if self.parts == 1 and not self._plate and self._stream is None:
             return self._args, self._kwargs
         passes, part = divmod(cell, self.parts)
         generator = torch.Generator(device="cpu").manual_seed(passes)
@@ -160,7 +167,9 @@ class Meter:
             places = torch.arange(start, start + self._size, device="cpu") % self._rows
             self._indices = {self._plate: order[places]}
             return self._args, self._kwargs
-        return self._batches.arguments(self._batches.take(order.tensor_split(self.parts)[part]))
+        rows = order.tensor_split(self.parts)[part]
+        read = self._batches.take if self._stream is None else self._stream.read
+        return self._batches.arguments(read(rows))
 
     def _find_plates(self) -> dict[str, tuple[int, int]]:
         """Find sub-sampling plates: by name, the number of rows and how many they take."""

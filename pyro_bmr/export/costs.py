@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pyro_bmr.arguments.checks import read_count, read_number
 from pyro_bmr.display import Tabular
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.guides.reading import read_guide
@@ -76,6 +77,8 @@ def measure_costs(
     (6, 60)
     """
     programs = read_pairs(pairs)
+    num_samples = read_count("num_samples", num_samples)
+    seconds = read_number("seconds", seconds, lambda time: time >= 0, "a number, 0 or more")
     options: dict[str, Any] = {"kwargs": kwargs, "output": output}
     forwards, ensembles = (
         [export_program(*pair, args, num_samples=n, **options) for pair in programs.values()]

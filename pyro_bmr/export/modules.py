@@ -14,6 +14,15 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.arguments.checks import (
+    check_function,
+    check_kind,
+    read_count,
+    read_mapping,
+    read_optional,
+    read_seed,
+    refuse_kind,
+)
 from pyro_bmr.display import warn
 from pyro_bmr.export.agreement import relative_error, tolerance
 from pyro_bmr.export.assembly import assemble_module
@@ -22,6 +31,7 @@ from pyro_bmr.export.outputs import OutputError
 from pyro_bmr.export.recording import record, record_many, run
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.calls import Call, read_call
+from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import LocalSiteError
 from pyro_bmr.programs.handlers import PrunedModel
@@ -155,7 +165,15 @@ def apply_masks(
     >>> bool(apply_masks(layer, {"net.weight": mask}).weight[0, 1] == 0)
     True
     """
-    pruned = {name: mask for name, mask in masks.items() if not mask.all()}
+    check_kind("module", module, nn.Module, "a torch.nn.Module")
+    expected = "masks by site, True for what is kept, as result.model.masks.by_site()"
+    by_site = read_mapping("masks", masks, expected)
+    for mask in by_site.values():
+        if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
+            refuse_kind("masks", masks, f"{expected}; torch.bool tensors")
+    if rename is not None:
+        check_function("rename", rename, "a function from the name of a site to a parameter's")
+    pruned = {name: mask for name, mask in by_site.items() if not mask.all()}
     parameters = dict(module.named_parameters())
     names = {name: rename(name) if rename else name for name in pruned}
     prefixes = {name.partition(".")[0] for name in names}
@@ -191,7 +209,12 @@ def export_program(
     if isinstance(guide, PrunedGuide):
         # Its draws are zero where the model would put a zero.
         model = unwrap(model, (PrunedModel, SwitchedModel))
-    call = read_call(model, args, kwargs)
+    expected = "a whole number, 1 or more, or None for the posterior's location"
+    num_samples = read_optional(num_samples, read_count, "num_samples", expected=expected)
+    seed = read_seed(seed)
+    if output is not None:
+        check_kind("output", output, str, "the name of a site, or of a parameter of one")
+    call = read_call(model, *read_data(model, guide, tuple(args), kwargs))
     values = _location(guide, call)
     _check_numbers(run(model, values, call, call.tensors, output))
     recorded, size = _record_at_any_size(
@@ -298,12 +321,6 @@ def _location(guide: Any, call: Call) -> dict[str, Tensor]:
 def _draw(
     guide: Any, call: Call, values: Mapping[str, Tensor], num_samples: int, seed: int
 ) -> dict[str, Tensor]:
-    if num_samples < 1:
-        msg = (
-            f"got num_samples={num_samples}. Expected 1 or more, or None for the posterior's "
-            "location"
-        )
-        raise ValueError(msg)
     args, kwargs = call.arguments(call.tensors)
     draws = []
     with dry_run(guide):

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.arguments.checks import check_path
 from pyro_bmr.export.agreement import relative_error
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.files.whole_files import replace_file
 from pyro_bmr.programs.calls import Call, read_call
+from pyro_bmr.programs.data import convert_data
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import read_pair
 
 
@@ -65,6 +68,7 @@ def export_onnx(
             f"{', '.join(missing)} not found. Expected them for ONNX: pip install pyro-bmr[export]"
         )
         raise ImportError(msg)
+    check_path(path)
     module: Any = program
     if isinstance(program, nn.Module) and (kwargs or output or num_samples is not None):
         msg = (
@@ -75,6 +79,10 @@ def export_onnx(
     if not isinstance(program, nn.Module):
         options: Any = {"num_samples": num_samples, "output": output, "seed": seed}
         module, args = export_program(*read_pair(program), args, kwargs=kwargs, **options)
+    else:
+        args, _ = convert_data(module, None, args, None)
+        with running("the module", args, {}, "the inputs that it takes"), torch.no_grad():
+            module(*args)
     call = read_call(module, args, None)
     samples = [call.tensors, *_other_sizes(module, call)]
     batch = torch.export.Dim("batch") if len(samples) > 1 else None

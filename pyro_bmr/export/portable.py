@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from pyro_bmr.arguments.checks import check_path
 from pyro_bmr.export.modules import to_module
 from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.files.packing import pack_program
 from pyro_bmr.files.plans import write_plan
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.calls import check_call
+from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.handlers import PrunedModel
 
 
@@ -106,6 +108,7 @@ class Portable(ABC):
         kwargs : mapping, optional
             Keyword arguments of the model.
         """
+        check_path(path)
         program = pack_program(self.model, self.guide, *self._given(args, kwargs))
         write_plan(path, program | self._plan())
 
@@ -130,6 +133,7 @@ class Portable(ABC):
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return these arguments, or else those that the guide was first called with."""
-        if args or kwargs:
-            return args, dict(kwargs or {})
+        args, keywords = convert_data(self.model, self.guide, args, kwargs)
+        if args or keywords:
+            return args, keywords
         return self.guide.origin.args, dict(self.guide.origin.kwargs)

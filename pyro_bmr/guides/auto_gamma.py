@@ -18,6 +18,8 @@ from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_function, read_names, read_positive, refuse_kind
+
 
 class AutoGamma(AutoGuide):
     r"""A guide with an independent Gamma posterior for every element of positive sites.
@@ -52,8 +54,10 @@ class AutoGamma(AutoGuide):
         init_loc_fn: Callable[..., Any] = init_to_feasible,
         init_concentration: float = 10.0,
     ) -> None:
+        check_function("model", model, "a Pyro model")
+        _check_start(init_loc_fn)
+        self._init_concentration = read_positive("init_concentration", init_concentration)
         super().__init__(InitMessenger(init_loc_fn)(model))
-        self._init_concentration = init_concentration
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -150,12 +154,22 @@ def mean_field(
     >>> sorted(mean_field(model, gamma=["tau"])())
     ['tau', 'w']
     """
-    names = [gamma] if isinstance(gamma, str) else list(gamma)
+    check_function("model", model, "a Pyro model")
+    _check_start(init_loc_fn)
+    init_scale = read_positive("init_scale", init_scale)
+    names = list(read_names("gamma", gamma) or ())
     guide = AutoGuideList(model)
     normal = poutine.block(model, hide=names)
     guide.append(AutoNormal(normal, init_loc_fn=init_loc_fn, init_scale=init_scale))
     guide.append(AutoGamma(poutine.block(model, expose=names), init_loc_fn=init_loc_fn))
     return guide
+
+
+def _check_start(init_loc_fn: Any) -> None:
+    expected = "a function of pyro.infer.autoguide.initialization"
+    check_function("init_loc_fn", init_loc_fn, expected)
+    if isinstance(init_loc_fn, torch.nn.Module):
+        refuse_kind("init_loc_fn", init_loc_fn, expected)
 
 
 def _check_site(name: str, site: Any) -> None:

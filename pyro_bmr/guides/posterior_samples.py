@@ -69,8 +69,8 @@ def _latent_nodes(samples: Mapping[str, Tensor], origin: Origin) -> dict[str, An
     """Run the model, and return its continuous latent sites of which there are samples."""
     if origin.model is None:
         msg = (
-            "posterior samples do not know their model. Pass it as model=, and after the samples "
-            "what it is called with"
+            "posterior samples do not know their model. Expected it as model=, and after the "
+            "samples what it is called with"
         )
         raise ValueError(msg)
     try:

@@ -30,6 +30,7 @@ from pyro_bmr.programs.handlers import module_key
 from pyro_bmr.programs.own_names import OwnNames, unused_name
 from pyro_bmr.programs.site_sampling import inside_plates, make_plates, sample_site, sample_sites
 from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Origin:
     """The model that a guide was made for, how it was first called, and what of it is still run.
 
     The model is without the handlers that an autoguide puts around it, and None if it is lost. A
-    guide that is made of it runs a copy of ``program``.
+    guide that is made of it runs a copy of ``program``. Where the arguments are an example of more
+    rows than fit into memory, ``stream`` reads these.
     """
 
     model: Callable[..., Any] | None = None
@@ -45,6 +47,7 @@ class Origin:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     create_plates: Callable[..., Any] | None = None
     program: GuideProgram | None = None
+    stream: Stream | None = None
 
     def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Build the plates of a guide for the model, by name, for parts with ``sites``."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_bmr.arguments.checks import show
 
 PRIOR_MEAN = "prior"
 
@@ -47,12 +52,8 @@ class Spike:
     def __post_init__(self) -> None:
         if isinstance(self.loc, str) and self.loc == PRIOR_MEAN:
             return
-        if isinstance(self.loc, str) or not _read(self.loc).isfinite().all():
-            msg = (
-                f"got Spike(loc={self.loc!r}). Expected a finite number, a tensor of such, or "
-                '"prior" for the mean of the prior'
-            )
-            raise ValueError(msg)
+        expected = 'finite locations, or "prior" for the mean of the prior'
+        _check_values("Spike", "loc", self.loc, torch.isfinite, expected)
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,7 @@ class Gaussian:
     scale: float | Tensor
 
     def __post_init__(self) -> None:
-        loc = _read(self.loc)
-        if not loc.isfinite().all():
-            msg = f"got Gaussian(loc={self.loc!r}). Expected finite locations"
-            raise ValueError(msg)
+        _check_values("Gaussian", "loc", self.loc, torch.isfinite, "finite locations")
         _check_scale("Gaussian", self.scale)
 
 
@@ -144,10 +142,17 @@ def _read(value: float | Tensor) -> Tensor:
 
 
 def _check_scale(name: str, scale: float | Tensor) -> None:
-    values = _read(scale)
-    if not ((values > 0) & values.isfinite()).all():
-        msg = (
-            f"got {name}(scale={scale!r}). Expected positive and finite scales; Spike() is the "
-            "limit of a scale of zero"
-        )
+    expected = "positive and finite scales; Spike() is the limit of a scale of zero"
+    _check_values(name, "scale", scale, lambda t: (t > 0) & t.isfinite(), expected)
+
+
+def _check_values(
+    name: str, what: str, value: Any, fits: Callable[[Tensor], Tensor], expected: str
+) -> None:
+    """Raise a ValueError if something is no real number, or tensor of such, that fits."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    real = dense and not value.is_complex() or isinstance(value, Real)
+    number = float(value) if isinstance(value, Real) else value
+    if not real or isinstance(value, bool) or not fits(_read(number)).all():
+        msg = f"got {name}({what}={show(value)}). Expected {expected}, numbers or tensors"
         raise ValueError(msg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_kind, refuse, refuse_kind
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
 
 # With so many elements there are 65,536 subsets.
@@ -52,6 +53,12 @@ def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Ten
     >>> delta_f_of_all_subsets(twins, torch.tensor([-1.0, -1.0]))
     tensor([ 0.0000,  0.4189,  0.4189, 97.8336], dtype=torch.float64)
     """
+    check_kind("posterior", posterior, (Dense, LowRank), "a Dense or a LowRank Gaussian")
+    size = len(posterior.loc)
+    if not isinstance(log_prior, Tensor) or log_prior.layout is not torch.strided:
+        refuse_kind("log_prior", log_prior, f"a tensor of {size} log densities")
+    if log_prior.shape != (size,):
+        refuse("log_prior", log_prior, f"a tensor of {size} log densities")
     count = len(log_prior)
     if count > MOST_ELEMENTS:
         msg = (

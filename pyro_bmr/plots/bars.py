@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from pyro_bmr.arguments.checks import check_choice
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes, signed, text_color
 from pyro_bmr.plots.posteriors import check_reduction
 from pyro_bmr.results import Reduction
@@ -96,11 +97,10 @@ class _Row:
 
 
 def _list_rows(result: Reduction, by: str | None) -> list[_Row]:
-    by = by or ("layer" if result.layers else "site")
+    if by is None:
+        by = "layer" if result.layers else "site"
     lists = {"site": _site_rows, "layer": _layer_rows}
-    if by not in lists:
-        msg = f"got by={by!r}. Expected 'site' or 'layer'"
-        raise ValueError(msg)
+    check_choice("by", by, lists)
     rows = lists[by](result)
     if not rows:
         remedy = "by='site', or groups=units in reduce" if by == "layer" else "a guide with sites"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+
+from pyro_bmr.arguments.checks import check_kind, read_names
 
 # Okabe & Ito (2008), "Color Universal Design": those that also stand out from black and white.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -20,6 +22,7 @@ SMALL = 8.5
 def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the user's axes, or those of a new figure of this size in inches."""
     if ax is not None:
+        check_kind("ax", ax, Axes, "axes to draw on, as of plt.subplots()[1]")
         return ax
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
@@ -28,11 +31,23 @@ def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarr
     """Return the user's pair of axes, or that of a new figure by ``plt.subplots``."""
     if axes is None:
         return plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
+    check_kind("axes", axes, (np.ndarray, list, tuple), "two axes, as of plt.subplots(2)[1]")
     pair = np.asarray(axes, dtype=object).reshape(-1)
-    if len(pair) != 2:
+    if len(pair) != 2 or not all(isinstance(one, Axes) for one in pair):
         msg = f"got axes= with {len(pair)} axes. Expected two, as of plt.subplots(2)[1]"
         raise ValueError(msg)
     return pair
+
+
+def read_labels(
+    labels: Sequence[str] | None, count: int, what: str, place: str = ""
+) -> tuple[str, ...] | None:
+    """Read names, so many of them, for a place; None stays None."""
+    names = read_names("labels", labels, "names")
+    if names is not None and len(names) != count:
+        msg = f"got {len(names)} labels{place}. Expected {count}, {what}"
+        raise ValueError(msg)
+    return names
 
 
 def signed(value: float) -> str:

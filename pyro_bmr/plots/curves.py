@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.plots.canvas import (
     BLUE,
     GREY,
@@ -55,6 +56,7 @@ def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
     >>> plot_sparsities(Sparsities(points, stop, 160.0, 2.0)).get_xlabel()
     'pruned (%)'
     """
+    check_kind("sparsities", sparsities, Sparsities, "what measure_sparsities() returned")
     if not sparsities.points:
         msg = "got Sparsities without points. Expected what measure_sparsities() returned"
         raise ValueError(msg)

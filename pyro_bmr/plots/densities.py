@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Normal
 
+from pyro_bmr.arguments.checks import show
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
 from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
@@ -132,16 +134,18 @@ def _check_place(one: ReducedSite, index: int | Sequence[int]) -> tuple[int, ...
     if one.prior is None:
         msg = f"the site {one.name!r} was left whole. Expected one that was reduced"
         raise ValueError(msg)
-    place = (index,) if isinstance(index, int) else tuple(index)
     shape = tuple(one.loc.shape)
+    place = tuple(index) if isinstance(index, tuple | list | torch.Size) else (index,)
     if len(place) != len(shape) or not all(
-        -size <= i < size for i, size in zip(place, shape, strict=True)
+        isinstance(i, int | np.integer) and -size <= i < size
+        for i, size in zip(place, shape, strict=True)
     ):
         msg = (
-            f"got index={index!r} for the site {one.name!r} of shape {shape}. Expected "
+            f"got index={show(index)} for the site {one.name!r} of shape {shape}. Expected "
             f"{len(shape)} integers within it"
         )
         raise ValueError(msg)
+    place = tuple(map(int, place))
     if not one.alive[place]:
         msg = (
             f"the element {index!r} of the site {one.name!r} was pruned before. Expected one that "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bmr.plots.canvas import SMALL, two_axes
+from pyro_bmr.plots.canvas import SMALL, read_labels, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, read_sites
 from pyro_bmr.results import Reduction
 
@@ -74,12 +74,8 @@ def plot_weights(
     masks = {"before": _matrix(one.alive), "after": _matrix(one.kept)}
     values = {"before": _matrix(one.loc), "after": _matrix(one.after)}
     units, others = values["before"].shape
-    if labels is not None and len(labels) != others:
-        msg = (
-            f"got {len(labels)} labels for the site {one.name!r} of shape {tuple(one.loc.shape)}. "
-            f"Expected {others}, one per entry of its second axis"
-        )
-        raise ValueError(msg)
+    place = f" for the site {one.name!r} of shape {tuple(one.loc.shape)}"
+    labels = read_labels(labels, others, "one per entry of its second axis", place)
     everything = torch.ones(units, dtype=torch.bool, device="cpu")
     read = everything if reader is None else _is_read(sites, reader, units)
     order = (masks["after"].sum(1) + (others + 1) * read).argsort(descending=True, stable=True)

@@ -12,7 +12,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
-from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, text_color, two_axes
+from pyro_bmr.arguments.checks import read_names
+from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, read_labels, text_color, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, read_sites
 from pyro_bmr.results import Reduction
 
@@ -66,16 +67,14 @@ def plot_network(
     >>> len(before.collections[0].get_segments())
     15
     """
-    by_name = read_sites(result)
+    by_name, sites = read_sites(result), read_names("sites", sites)
     if sites is None:
         chosen = [one for one in by_name.values() if one.loc.dim() == 2]
     else:
         chosen = [choose_site(by_name, name) for name in sites]
     _check_chain(chosen)
     sizes = [chosen[0].loc.shape[1], *(one.loc.shape[0] for one in chosen)]
-    if labels is not None and len(labels) != sizes[0]:
-        msg = f"got {len(labels)} labels. Expected {sizes[0]}, one per input"
-        raise ValueError(msg)
+    labels = read_labels(labels, sizes[0], "one per input")
     height = min(5.5, max(3.6, 0.16 * max(sizes)))
     axes = two_axes(axes, 10.0, height, ncols=2)
     largest = [float(one.loc.abs().max()) or 1.0 for one in chosen]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
@@ -89,7 +90,6 @@ def read_sites(result: Reduction) -> dict[str, ReducedSite]:
 
 def choose_site(sites: dict[str, ReducedSite], name: str) -> ReducedSite:
     """Return a site by its name."""
-    if name not in sites:
-        msg = f"got site={name!r}. Expected one of {sorted(sites)}"
-        raise ValueError(msg)
+    if not (isinstance(name, str) and name in sites):
+        refuse("site", name, f"one of {sorted(sites)}")
     return sites[name]

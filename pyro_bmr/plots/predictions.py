@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from pyro import poutine
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import read_seed, refuse
 from pyro_bmr.diagnostics.drawn_sites import sort_sites
 from pyro_bmr.diagnostics.draws import draw
 from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
+from pyro_bmr.programs.data import convert_data, read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import read_pairs
 
@@ -84,16 +86,17 @@ def plot_predictions(
     >>> ax.get_ylabel()
     'y'
     """
-    options: Any = {"kwargs": dict(kwargs or {}), "num_samples": num_samples, "seed": seed}
-    found = {
-        name: _predict(name, pair, args, site, options) for name, pair in read_pairs(pairs).items()
-    }
+    programs, seed = read_pairs(pairs), read_seed(seed)
+    args, keywords = read_data(*next(iter(programs.values())), args, kwargs)
+    options: Any = {"kwargs": keywords, "num_samples": num_samples, "seed": seed}
+    found = {name: _predict(name, pair, args, site, options) for name, pair in programs.items()}
     first = next(iter(found.values()))
     x, order = _read_input(along, args, first)
+    if data is not None and not (isinstance(data, tuple | list) and len(data) == 2):
+        refuse("data", data, "two arrays, the inputs and what was observed there")
     ax = one_axes(ax, 7.0, 4.2)
     if data is not None and x is not None:
-        tensors = [torch.as_tensor(part, device="cpu") for part in data]
-        points = [np.asarray(part.detach()).reshape(-1) for part in tensors]
+        points = [_read_numbers("data", part) for part in data]
         ax.plot(*points, ".", color=text_color(), markersize=3, alpha=0.4, label="data", zorder=1)
     places = np.arange(len(order)) if x is None else x[order]
     for (name, one), style in zip(found.items(), series_styles(), strict=False):
@@ -137,7 +140,7 @@ def _predict(
     kinds = sort_sites(trace, held.nodes)
     seen = (*kinds.observed, *kinds.predicted)
     chosen = site if site is not None else seen[0] if len(seen) == 1 else None
-    if chosen not in seen:
+    if not (isinstance(chosen, str) and chosen in seen):
         msg = f"got site={site!r} for the model {name!r}. Expected one of {list(seen)}"
         raise ValueError(msg)
     # Where there are no targets yet, any will do: they change nothing about what is predicted.
@@ -170,11 +173,19 @@ def _read_input(
         given = args[0]
     if given is None:
         return None, first.mean.mean(0).argsort()
-    x = np.asarray(torch.as_tensor(given, device="cpu").detach(), dtype=float).reshape(-1)
+    x = _read_numbers("along", given)
     if len(x) != rows:
         msg = f"got along= with {len(x)} numbers. Expected {rows}, one per row"
         raise ValueError(msg)
     return x, x.argsort()
+
+
+def _read_numbers(option: str, value: Any) -> np.ndarray:
+    """Read numbers of any kind as one row of floats."""
+    (numbers, *_), _ = convert_data(None, None, (value,), None)
+    if not isinstance(numbers, Tensor) or numbers.is_complex():
+        refuse(option, value, "an array with a number for each row")
+    return numbers.detach().cpu().double().reshape(-1).numpy()
 
 
 def _band(values: np.ndarray, level: float) -> np.ndarray:

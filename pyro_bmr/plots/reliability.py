@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
 
 def _check(comparison: Any) -> dict[str, Any]:
     calibration = getattr(comparison, "calibration", None)
-    if calibration is None:
+    if not isinstance(calibration, Mapping):
         msg = (
             f"got a {type(comparison).__name__} without calibration. Expected what "
             "pyro_bmr.compare() returned for models whose observations are classes"

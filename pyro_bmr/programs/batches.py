@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import is_enumerated
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.scales import read_scale
 from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
@@ -28,11 +29,13 @@ class Batches:
     """The arguments of a model, of which some are tensors with a row for each observation.
 
     With ``batch_size`` None every step takes the arguments as they are, and rows are not counted.
+    Where they are an example of more rows, ``num_rows`` is how many there are.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     batch_size: int | None
+    num_rows: int | None = None
 
     @property
     def tensors(self) -> dict[int | str, Tensor]:
@@ -43,6 +46,11 @@ class Batches:
     @property
     def size(self) -> int:
         """How many rows there are; 1 if they are not counted."""
+        return self._length if self.num_rows is None else self.num_rows
+
+    @property
+    def _length(self) -> int:
+        """How many rows the tensors have."""
         return 1 if self.batch_size is None else len(next(iter(self.tensors.values())))
 
     def take(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
@@ -60,11 +68,7 @@ class Batches:
         return args, {name: parts.get(name, value) for name, value in self.kwargs.items()}
 
     def check(self) -> None:
-        """Raise a ValueError, or for numpy arrays a TypeError, if batches cannot be taken."""
-        for key, value in (*enumerate(self.args), *self.kwargs.items()):
-            if isinstance(value, np.ndarray):
-                msg = f"argument {key!r} is a numpy array. Expected a tensor: torch.as_tensor(...)"
-                raise TypeError(msg)
+        """Raise a ValueError if batches cannot be taken."""
         if self.batch_size is None:
             return
         lengths = {key: len(t) if t.dim() else None for key, t in self.tensors.items()}
@@ -89,7 +93,7 @@ class Batches:
             return self.take(slice(None))
         finite = [t.isfinite().unsqueeze(-1).flatten(1).all(1).cpu() for t in self.tensors.values()]
         whole = torch.stack(finite).all(0)
-        rows = torch.arange(self.size, device="cpu")
+        rows = torch.arange(self._length, device="cpu")
         order = torch.cat([rows[~whole][:1], rows[whole], rows[~whole][1:]])
         return self.take(order[: self.batch_size])
 
@@ -192,7 +196,8 @@ class BatchModel:
             return self._run(rows)
         except Exception as error:
             if not self._runs(others):
-                raise
+                with running("the model", *self.batches.arguments(self.batches.take(slice(rows)))):
+                    raise
             msg = (
                 f"the model runs on {others} rows, but not on {rows} of them "
                 f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected it to run "

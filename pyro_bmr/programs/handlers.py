@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_bmr.arguments.checks import check_function, read_mapping, refuse_kind
 from pyro_bmr.programs.centers import Center, take_center
 from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribution
 from pyro_bmr.programs.wrappers import ModelWrapper
@@ -91,9 +93,15 @@ class PrunedModel(ModelWrapper):
         masks: Mapping[str, Tensor],
         centers: Mapping[str, Center] | None = None,
     ) -> None:
+        check_function("model", model, "a Pyro model")
+        expected = "masks by site, torch.bool tensors, True for what is kept"
+        by_site = read_mapping("masks", masks, expected)
+        for mask in by_site.values():
+            if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
+                refuse_kind("masks", masks, expected)
         super().__init__(model)
-        self.masks = SiteBuffers(masks)
-        self.centers = dict(centers or {})
+        self.masks = SiteBuffers(by_site)
+        self.centers = read_mapping("centers", centers, "centers by site")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.

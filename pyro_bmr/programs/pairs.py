@@ -58,7 +58,14 @@ def check_programs(verb: str, model: Any, guide: Any) -> None:
 
 
 def check_guide(model: Any, guide: Any) -> None:
-    """Raise a TypeError if a guide is a model, or one that many processes train together."""
+    """Raise a TypeError if a guide is a class, a model, or one that many processes train."""
+    for what, one in (("model", model), ("guide", guide)):
+        if isinstance(one, type):
+            msg = (
+                f"got the class {one.__name__} in the place of the {what}. Expected one that was "
+                f"made from it, such as {one.__name__}({'' if what == 'model' else 'model'})"
+            )
+            raise TypeError(msg)
     if isinstance(peel(model).program, AutoGuide | GuideMessenger):
         msg = (
             f"got a {type(peel(model).program).__name__} in the place of the model. Expected the "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pyro.distributions import Delta, Unit
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine.util import site_is_subsample
@@ -48,6 +50,31 @@ def is_reparameterized(site: Any) -> bool:
     place, value = detach_provenance(point.v), detach_provenance(site["value"])
     # Plates around it make another view of the place.
     return place is value or place.is_set_to(value)
+
+
+class DataShapeError(ValueError):
+    """Data and distribution of a site do not fit each other."""
+
+
+def check_data_shapes(nodes: Mapping[str, Any]) -> None:
+    """Raise a `DataShapeError` if data do not have the shape of the distribution of their site."""
+    for name, site in nodes.items():
+        if not is_data(site):
+            continue
+        fn, value = site["fn"], torch.as_tensor(site["value"], device="cpu")
+        data, shape = value.shape, fn.shape()
+        try:
+            torch.broadcast_shapes(data, shape)
+            fits = fn.log_prob(value).shape == fn.batch_shape
+        except RuntimeError:
+            fits = data == shape
+        if not fits:
+            msg = (
+                f"the data of the observed site {name!r} have the shape {tuple(data)}, and its "
+                f"distribution {tuple(shape)}. Expected data of the distribution's shape: are they "
+                "a column where a row is meant? y.squeeze(-1)"
+            )
+            raise DataShapeError(msg)
 
 
 def _is_statement(site: Any) -> bool:

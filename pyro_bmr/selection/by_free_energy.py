@@ -8,12 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_switch, read_count, read_seed
 from pyro_bmr.display import progress_bar
 from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.mathematics.greedy import search_greedily
 from pyro_bmr.selection.flags import NOISE
 from pyro_bmr.selection.scores import Scores
-from pyro_bmr.selection.selections import Selection, check_margin
+from pyro_bmr.selection.selections import Selection, read_margin
 from pyro_bmr.selection.trials import Trials
 
 
@@ -92,12 +93,11 @@ def by_free_energy(
     >>> reduce(guide, x, y).masks["w"], reduce(guide).masks["w"]
     (tensor([ True, False]), tensor([False, False]))
     """
-    check_margin(margin, "by_free_energy")
-    least = {"num_samples": (num_samples, 4), "batch_size": (batch_size, 1), "effort": (effort, 1)}
-    for name, (value, lowest) in least.items():
-        if not isinstance(value, int) or value < lowest:
-            msg = f"by_free_energy got {name}={value!r}. Expected a whole number, {lowest} or more"
-            raise ValueError(msg)
+    margin = read_margin(margin, "by_free_energy")
+    num_samples = read_count("num_samples", num_samples, 4)
+    batch_size, effort = read_count("batch_size", batch_size), read_count("effort", effort)
+    seed = read_seed(seed)
+    check_switch("progress", progress)
 
     def select(scores: Scores) -> Mapping[str, Tensor]:
         if scores.decision is None:

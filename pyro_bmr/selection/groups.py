@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import read_count, read_names, refuse_kind
 from pyro_bmr.programs.sites import Site
 
 # From the name and the shape of a site to integer labels that broadcast to the shape, or to None
@@ -83,15 +84,14 @@ class UnitGrouping:
         ValueError
             If a number is not a whole one, or too small.
         """
-        for name, value, least in (("at_least", at_least, 0), ("round_to", round_to, 1)):
-            if not isinstance(value, int) or value < least:
-                msg = (
-                    f"a grouping got {name}={value!r}. Expected a whole number of units, {least} "
-                    f"or more, as in groups=units({name}=8)"
-                )
-                raise ValueError(msg)
-        names = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-        return replace(self, at_least=at_least, round_to=round_to, ignore=names)
+        expected = "a whole number of units, {} or more, as in groups=units({}=8)"
+        least = expected.format(0, "at_least"), expected.format(1, "round_to")
+        return replace(
+            self,
+            at_least=read_count("at_least", at_least, 0, expected=least[0]),
+            round_to=read_count("round_to", round_to, 1, expected=least[1]),
+            ignore=read_names("ignore", ignore, "names of layers") or (),
+        )
 
 
 units = UnitGrouping(("unit", "channel", "head"))
@@ -109,13 +109,12 @@ def list_groupings(groups: Grouping | Sequence[Grouping]) -> tuple[Grouping, ...
         msg = "got groups=[]. Expected one grouping or more, as in groups=[units, elements]"
         raise ValueError(msg)
     for one in listed:
-        if not callable(one):
-            msg = (
-                f"got groups={groups!r}. Expected pyro_bmr.elements, units, channels, heads or "
-                "inputs, a function from the name and the shape of a site to labels, or a list "
-                "of these, coarse to fine"
+        if not callable(one) or isinstance(one, type):
+            expected = (
+                "pyro_bmr.elements, units, channels, heads or inputs, a function from the name and "
+                "the shape of a site to labels, or a list of these, coarse to fine"
             )
-            raise TypeError(msg)
+            refuse_kind("groups", groups, expected)
     return listed
 
 

@@ -10,8 +10,10 @@ from inspect import isfunction
 from typing import Any
 
 import torch
+from pyro.infer import MCMC
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_function, check_kind, read_names
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
@@ -27,6 +29,7 @@ from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing
 from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.pairs import check_guide
+from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.groups import Grouping, gives_labels
 from pyro_bmr.selection.scores import ElementScores, score
@@ -86,24 +89,29 @@ def read_problem(
     measures F, positive sites that are named, or that one of ``groupings`` labels, can become zero.
     """
     _check_guide(verb, guide)
+    if model is not None:
+        check_function("model", model, "the Pyro model that the guide was trained for")
+    named = read_names("sites", sites)
+    data = read_rows(model or read_origin(guide).model, guide, args, kwargs)
+    args, kwargs = data.args, data.kwargs
     if args or kwargs:
-        guide = take_from_store(guide, args, kwargs or {})
+        guide = take_from_store(guide, args, kwargs)
     origin = read_origin(guide)
     if args or kwargs:
-        origin = replace(origin, args=args, kwargs=dict(kwargs or {}))
+        origin = replace(origin, args=args, kwargs=kwargs, stream=data.stream)
     if model is not None:
         origin = replace(origin, model=model)
     check_guide(origin.model, guide)
     program = peel(guide).program
     if origin.model is None and isfunction(program):
         msg = (
-            f"a guide function such as {program.__name__} does not know its model. Pass the model "
-            f"and how to call both: {verb}(guide, x, y, model=model)"
+            f"a guide function such as {program.__name__} does not know its model. Expected the "
+            f"model and how to call both: {verb}(guide, x, y, model=model)"
         )
         raise ValueError(msg)
     given = bool(args or kwargs)
     with explained_devices(origin.model, guide, origin.args, origin.kwargs):
-        return _read(verb, guide, origin, given, sites, reduced_prior, groupings)
+        return _read(verb, guide, origin, given, named, reduced_prior, groupings)
 
 
 def _read(
@@ -111,7 +119,7 @@ def _read(
     guide: Any,
     origin: Origin,
     given: bool,
-    sites: Iterable[str] | None,
+    named: tuple[str, ...] | None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
     groupings: tuple[Grouping, ...] | None,
 ) -> Problem:
@@ -120,11 +128,10 @@ def _read(
     if origin.model is None:
         msg = (
             f"this {type(guide).__name__} does not know its model; copy.deepcopy and torch.save "
-            "take it away from Pyro's autoguides, from the copy and from the original. Pass the "
-            f"model: {verb}(guide, model=model)"
+            "take it away from Pyro's autoguides, from the copy and from the original. Expected "
+            f"the model: {verb}(guide, model=model)"
         )
         raise ValueError(msg)
-    named = (sites,) if isinstance(sites, str) else None if sites is None else tuple(sites)
     program = origin.model, origin.args, origin.kwargs
     factors = recenter(factors, {})
     centers, failures = find_centers(*program, factors, reduced_prior)
@@ -261,6 +268,9 @@ def _check_guide(verb: str, guide: Any) -> None:
     if not callable(guide) and hasattr(guide, "guide"):
         msg = f"got a {type(guide).__name__}. Pass its guide: {verb}(result.guide)"
         raise TypeError(msg)
+    expected = "a trained guide, a finished pyro.infer.MCMC, or samples by site"
+    if not callable(guide):
+        check_kind("guide", guide, (MCMC, Mapping), expected)
 
 
 def _check_shapes(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> None:

@@ -30,7 +30,7 @@ def make_meter(decision: Decision, batch_size: int, seed: int) -> Meter:
     origin = decision.origin
     pair = decision.assemble()[:2]
     with explained_devices(*pair, origin.args, origin.kwargs):
-        return Meter(pair, origin.args, origin.kwargs, batch_size, seed)
+        return Meter(pair, origin.args, origin.kwargs, batch_size, seed, origin.stream)
 
 
 def measure_realised(decision: Decision, meter: Meter) -> Realised:

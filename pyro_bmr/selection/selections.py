@@ -8,13 +8,13 @@ of groups, a group takes the place of an element, and a layer of groups that of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import read_count, read_number, refuse
 from pyro_bmr.mathematics.greedy import search_greedily
 from pyro_bmr.mathematics.subset_search import search_all, search_blocks
 from pyro_bmr.mathematics.subsets import MOST_ELEMENTS
@@ -63,7 +63,7 @@ def by_evidence(margin: float = 0.0) -> Selection:
     def select(scores: Scores) -> Mapping[str, Tensor]:
         return scores.without_unread(scores.search(search_greedily, margin))
 
-    check_margin(margin, "by_evidence")
+    margin = read_margin(margin, "by_evidence")
 
     return select
 
@@ -102,7 +102,7 @@ def exhaustive(margin: float = 0.0) -> Selection:
     def select(scores: Scores) -> Mapping[str, Tensor]:
         return scores.without_unread(scores.search(search_all, margin))
 
-    check_margin(margin, "exhaustive")
+    margin = read_margin(margin, "exhaustive")
 
     return select
 
@@ -144,12 +144,8 @@ def by_blocks(size: int = 8) -> Selection:
     >>> by_blocks()(scores)["w"]
     tensor([False,  True])
     """
-    if not isinstance(size, int) or not 1 <= size <= MOST_ELEMENTS:
-        msg = (
-            f"by_blocks got size={size!r}. Expected of how many elements to score all subsets, "
-            f"between 1 and {MOST_ELEMENTS}"
-        )
-        raise ValueError(msg)
+    expected = f"of how many elements to score all subsets, between 1 and {MOST_ELEMENTS}"
+    size = read_count("size", size, 1, MOST_ELEMENTS, expected)
 
     def select(scores: Scores) -> Mapping[str, Tensor]:
         return scores.without_unread(scores.search(partial(search_blocks, size=size)))
@@ -185,9 +181,8 @@ def top_k(n: int) -> Selection:
     >>> scores.delta_f["w"], top_k(1)(scores)["w"]
     (tensor([2.1964, 0.4989]), tensor([ True, False]))
     """
-    if not isinstance(n, int) or n < 0:
-        msg = f"top_k got n={show(n)}. Expected how many elements to keep, as in select=top_k(100)"
-        raise ValueError(msg)
+    check_called(n, "top_k(100)")
+    n = read_count("n", n, 0, expected="how many elements to keep, as in select=top_k(100)")
 
     def select(scores: Scores) -> dict[str, Tensor]:
         return drop_lowest(scores, scores.elimination(), max(0, count_items(scores) - n))
@@ -195,19 +190,17 @@ def top_k(n: int) -> Selection:
     return select
 
 
-def check_margin(margin: float, name: str) -> None:
-    """Raise a ValueError if a margin is no number of nats."""
-    if not isinstance(margin, int | float) or math.isnan(margin):
-        msg = (
-            f"{name} got margin={show(margin)}. Expected a number of nats, as in "
-            f"select={name}(margin=1.0)"
-        )
-        raise ValueError(msg)
+def read_margin(margin: float, name: str) -> float:
+    """Read a number of nats, for the selection of a name."""
+    check_called(margin, f"{name}()")
+    expected = f"a number of nats, as in select={name}(margin=1.0)"
+    return read_number("margin", margin, lambda _: True, expected)
 
 
-def show(value: object) -> str:
-    """Write an option of a selection that makes no sense."""
-    return "the scores themselves" if isinstance(value, Scores) else repr(value)
+def check_called(option: object, example: str) -> None:
+    """Raise a ValueError if a selection was given scores where it has an option."""
+    if isinstance(option, Scores):
+        refuse("select", option, f"one that was called first, as in select={example}")
 
 
 def drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

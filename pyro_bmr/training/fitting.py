@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,34 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import (
+    check_function,
+    check_kind,
+    check_switch,
+    read_count,
+    read_optional,
+    read_positive,
+    read_seed,
+    refuse,
+)
 from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.dry_run import unconstrained_parameters
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError
+from pyro_bmr.training.epochs import Callback, Epoch
+from pyro_bmr.training.feeds import Feed, Loaded, Rows
 from pyro_bmr.training.fingerprints import fingerprint_run
 from pyro_bmr.training.keeping import TRAINING, Keeper
-from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
+from pyro_bmr.training.rates import Rate, read_rate
+from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,
@@ -51,6 +66,7 @@ def fit(
     patience: int | None = None,
     checkpoint: str | Path | Keeper | None = None,
     seed: int | None = None,
+    callback: Callback | None = None,
     compile: bool = True,
     progress: bool = True,
 ) -> list[float]:
@@ -69,7 +85,10 @@ def fit(
     model, guide : callable
         A Pyro model and its guide.
     *args
-        Of both. With ``batch_size``, all tensors have a row for each observation.
+        Of both. With ``batch_size``, all tensors have a row for each observation. Arrays of numpy,
+        pandas and xarray, and lists of numbers, become tensors of the dtype and on the device of
+        the guide. Or a `torch.utils.data.Dataset` or ``DataLoader`` alone, for data that need not
+        fit into memory: a tuple is a batch of ``args``, a mapping of ``kwargs``.
     kwargs : mapping, optional
         Keyword arguments of both.
     num_epochs : int
@@ -77,7 +96,7 @@ def fit(
     batch_size : int, optional
         Rows of a mini-batch, shuffled in every epoch; the last batch of an epoch may be smaller.
         Observed sites are scaled by N / B, unless the model has a sub-sampling plate, which is left
-        alone. None gives every step all of the arguments.
+        alone. None gives every step all of the arguments. A loader has a size of its own.
     lr : float or callable
         Learning rate, or a function that gives it from the fraction of the training done, 0 to 1.
     estimator : str or ELBO
@@ -93,6 +112,9 @@ def fit(
         would have without the interruption.
     seed : int, optional
         For `pyro.set_rng_seed`.
+    callback : callable, optional
+        Called with an `Epoch` after each, such as ``lambda e: writer.add_scalar("F", e.loss,
+        e.epoch)``.
     compile : bool
         False takes Pyro's steps as they are, as do runs of less than a thousand steps.
     progress : bool
@@ -109,6 +131,9 @@ def fit(
         If NaN or inf in the data reach the loss or its gradient; with batches, if the data differ
         in length, are not all arguments, or are fewer than a batch; if the model observes nothing,
         if an option makes no sense, or if the checkpoint is damaged, or of another run.
+    TypeError
+        If model or guide are no programs, an option is of another kind, or the rows of a dataset
+        are not counted, as those of an ``IterableDataset``.
     FloatingPointError
         If the loss or its gradient becomes NaN or infinite; the guide is left in the last finite
         state.
@@ -133,43 +158,45 @@ def fit(
     5
     """
     check_programs("fit", model, guide)
-    _check_options(num_epochs, lr, estimator, clip_norm, patience)
-    batches = Batches(args, dict(kwargs or {}), batch_size)
-    batches.check()
-    options: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "num_epochs": num_epochs,
         "batch_size": batch_size,
         "lr": lr,
+        "estimator": estimator,
+        "clip_norm": clip_norm,
+        "patience": patience,
         "seed": seed,
     }
-    options |= {"estimator": estimator, "clip_norm": clip_norm, "patience": patience}
-    keeper = _keeper(checkpoint, model, guide, (*args, *(kwargs or {}).values()), options)
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-    elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
-    with explained_devices(model, guide, batches.args, batches.kwargs):
-        batch_model = BatchModel(model, batches)
+    options = read_options(**asked, callback=callback, compile=compile, progress=progress)
+    feed = _read_feed(model, guide, args, kwargs, options.batch_size)
+    keeper = _keeper(checkpoint, model, guide, feed.batches, asked)
+    if options.seed is not None:
+        pyro.set_rng_seed(options.seed)
+    with explained_devices(model, guide, feed.batches.args, feed.batches.kwargs):
+        batch_model = BatchModel(model, feed.batches)
         _warn_of_scales(batch_model)
-        loss = Loss(elbo, batch_model, guide, batches)
+        loss = Loss(options.estimator, batch_model, guide, feed)
         parameters = _parameters(loss)
-    steps_per_epoch = math.ceil(batches.size / (batch_size or 1))
-    total = num_epochs * steps_per_epoch
+    num_epochs, patience = options.num_epochs, options.patience
+    total = num_epochs * feed.steps
     history = keeper.losses
     left = len(history) < num_epochs and not _has_stalled(history, patience)
     with progress_bar("epochs", progress) as bar:
         task = bar.add_task("compiling", total=num_epochs, completed=len(history), note="")
         compile = compile and left and total >= _COMPILE_FROM
-        steps = _make_steps(loss, parameters, clip_norm, compile)
+        steps = _make_steps(loss, parameters, options.clip_norm, compile)
         keeper.go_on(steps, parameters, (model, guide))
         bar.update(task, description="training")
         try:
             while len(history) < num_epochs and not _has_stalled(history, patience):
-                begin = len(history) * steps_per_epoch
-                done = [(begin + i) / total for i in range(steps_per_epoch)]
-                rates = [lr(t) if callable(lr) else lr for t in done]
-                history.append(float(steps.run(_shuffled(batches), rates).mean()))
+                begin = len(history) * feed.steps
+                rates = [options.lr((begin + i) / total) for i in range(feed.steps)]
+                history.append(float(steps.run(feed.epoch(), rates).mean()))
                 bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
                 keeper.keep(history, steps, parameters, (model, guide))
+                if callback is not None:
+                    steps.finish()
+                    callback(Epoch(len(history) - 1, history[-1], guide))
         finally:
             steps.finish()
     if left:
@@ -182,18 +209,29 @@ def _keeper(
     checkpoint: str | Path | Keeper | None,
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    data: tuple[Any, ...],
+    data: Batches,
     options: Mapping[str, Any],
 ) -> Keeper:
     if checkpoint is None or isinstance(checkpoint, Keeper):
         return checkpoint or Keeper()
     file = CheckpointFile(check_file(checkpoint), "fit")
-    run = fingerprint_run(guide, data, options)
+    run = fingerprint_run(guide, (*data.args, *data.kwargs.values()), options)
     write, saved = partial(file.write, run), file.read(TRAINING)
     if saved is None:
         return Keeper(write=write)
     saved.check_run(run)
     return Keeper(saved.content, write, remember(model, guide))
+
+
+def _read_feed(
+    model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any, batch_size: int | None
+) -> Feed:
+    data = read_rows(model, guide, args, kwargs, batch_size)
+    if data.stream is not None:
+        return Loaded(data.stream)
+    batches = Batches(data.args, data.kwargs, batch_size)
+    batches.check()
+    return Rows(batches)
 
 
 def _make_steps(
@@ -211,8 +249,10 @@ def _parameters(loss: Loss) -> dict[str, Tensor]:
     """Run model and guide once, so that they have their parameters."""
     missing = loss.batches.describe_missing()
     try:
-        with poutine.trace(param_only=True) as capture:
-            value = loss(*loss.batches.take_first())
+        batch = loss.batches.take_first()
+        called = running("the model and its guide", *loss.batches.arguments(batch))
+        with called, poutine.trace(param_only=True) as capture:
+            value = loss(*batch)
     except ValueError as error:
         if not missing:
             raise
@@ -257,36 +297,58 @@ def _warn_of_scales(model: BatchModel) -> None:
         )
 
 
-def _shuffled(batches: Batches) -> tuple[Tensor, ...]:
-    rows = all_rows(batches)
-    order = torch.randperm(len(rows), device="cpu").to(rows.device)
-    return order.split(batches.batch_size or len(rows))
-
-
 def _has_stalled(history: Sequence[float], patience: int | None) -> bool:
     if patience is None or len(history) < 2 * patience:
         return False
     return sum(history[-patience:]) >= sum(history[-2 * patience : -patience])
 
 
-def _check_options(
-    num_epochs: int, lr: Any, estimator: Any, clip_norm: float | None, patience: int | None
-) -> None:
-    if isinstance(estimator, str) and estimator not in ESTIMATORS:
-        msg = (
-            f"got estimator={estimator!r}. Expected one of {sorted(ESTIMATORS)}, or a loss such as "
-            "pyro.infer.Trace_ELBO()"
-        )
-        raise ValueError(msg)
-    if not (callable(lr) or isinstance(lr, int | float)):
-        msg = (
-            f"got lr={lr!r}. Expected a number, or a function of the fraction of the training "
-            "done, such as lambda done: 0.01 * (1 - done)"
-        )
-        raise TypeError(msg)
-    positive = {"num_epochs": num_epochs, "clip_norm": clip_norm, "patience": patience}
-    positive |= {} if callable(lr) else {"lr": lr}
-    for name, value in positive.items():
-        if value is not None and not value > 0:
-            msg = f"got {name}={value!r}. Expected a positive number"
-            raise ValueError(msg)
+@dataclass(frozen=True)
+class Options:
+    """Options of `fit` that make sense."""
+
+    num_epochs: int
+    batch_size: int | None
+    lr: Rate
+    estimator: ELBO
+    clip_norm: float | None
+    patience: int | None
+    seed: int | None
+
+
+def read_options(
+    *,
+    num_epochs: Any,
+    batch_size: Any,
+    lr: Any,
+    estimator: Any,
+    clip_norm: Any,
+    patience: Any,
+    seed: Any,
+    callback: Any,
+    compile: Any,
+    progress: Any,
+) -> Options:
+    """Read what a user passed, and raise an error that names what makes no sense."""
+    check_switch("compile", compile)
+    check_switch("progress", progress)
+    if callback is not None:
+        check_function("callback", callback, "a function of an epoch: its number, loss and guide")
+    return Options(
+        num_epochs=read_count("num_epochs", num_epochs),
+        batch_size=read_optional(batch_size, read_count, "batch_size"),
+        lr=read_rate(lr),
+        estimator=_read_estimator(estimator),
+        clip_norm=read_optional(clip_norm, read_positive, "clip_norm"),
+        patience=read_optional(patience, read_count, "patience"),
+        seed=None if seed is None else read_seed(seed),
+    )
+
+
+def _read_estimator(estimator: Any) -> ELBO:
+    expected = f"one of {sorted(ESTIMATORS)}, or a loss such as pyro.infer.Trace_ELBO()"
+    if isinstance(estimator, str):
+        make = ESTIMATORS.get(estimator)
+        return make() if make else refuse("estimator", estimator, expected)
+    check_kind("estimator", estimator, ELBO, expected)
+    return estimator

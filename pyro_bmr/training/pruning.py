@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from inspect import isfunction, signature
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyro
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import (
+    check_choice,
+    check_function,
+    check_path,
+    read_count,
+    read_keywords,
+    read_names,
+    read_optional,
+)
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
-from pyro_bmr.selection.groups import Grouping, elements
+from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoints import Checkpoint
+from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.fingerprints import fingerprint_run
-from pyro_bmr.training.fitting import fit
+from pyro_bmr.training.fitting import fit, read_options
 from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 
@@ -43,6 +56,7 @@ def prune(
     num_samples: int = 100,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
+    callback: Callback | None = None,
     **fit_options: Any,
 ) -> Reduction:
     r"""Train, reduce, train what remains, and so on as long as the free energy falls.
@@ -63,7 +77,8 @@ def prune(
     model, guide : callable
         A Pyro model and its guide.
     *args
-        Of both: all of the data.
+        Of both: all of the data, of the kinds that `fit` takes. Of a loader, F is measured on all
+        rows, a batch at a time, which are read in this process.
     kwargs : mapping, optional
         Keyword arguments of both.
     num_epochs : int
@@ -86,6 +101,8 @@ def prune(
         the run goes on from there, and ends as it would have without the interruption.
     seed : int, optional
         For `pyro.set_rng_seed`.
+    callback : callable, optional
+        As of `fit`, called after each epoch of each training.
     **fit_options
         ``batch_size``, ``lr``, ``estimator``, ``clip_norm``, ``patience``, ``compile`` and
         ``progress``, as in `fit`.
@@ -133,14 +150,27 @@ def prune(
             "of the model as in kwargs={'offset': offset}"
         )
         raise TypeError(msg)
-    if algorithm not in {"measured", "paper"}:
-        msg = f"got algorithm={algorithm!r}. Expected 'measured' or 'paper'"
-        raise ValueError(msg)
-    if num_samples < 2:
-        msg = f"got num_samples={num_samples}. Expected 2 or more, for a standard error"
-        raise ValueError(msg)
-    program = Program(model, args, dict(kwargs or {}), num_samples)
-    names = None if sites is None else sorted({sites} if isinstance(sites, str) else sites)
+    check_choice("algorithm", algorithm, ("measured", "paper"))
+    num_samples = read_count("num_samples", num_samples, 2)
+    num_epochs = read_count("num_epochs", num_epochs, 0)
+    refit_epochs = read_optional(refit_epochs, read_count, "refit_epochs")
+    max_rounds = read_count("max_rounds", max_rounds, 0)
+    names = read_names("sites", sites)
+    names = None if names is None else tuple(sorted(set(names)))
+    if select is not None:
+        check_function("select", select, "a selection, such as pyro_bmr.by_evidence()")
+    list_groupings(groups)
+    if checkpoint is not None:
+        check_path(checkpoint, "checkpoint")
+    told = {"num_epochs": num_epochs or 1, "seed": seed, "callback": callback, **fit_options}
+    checked = read_options(**{**_FIT_DEFAULTS, **told})
+    data = read_rows(model, guide, args, kwargs, checked.batch_size)
+    given, keywords = data.args, data.kwargs
+    if data.stream is not None:
+        # Its loader has a size of its own.
+        given, keywords = (data.stream.loader,), read_keywords(kwargs)
+        fit_options.pop("batch_size", None)
+    program = Program(model, data.args, data.kwargs, num_samples, data.stream)
     full_model = unwrap(model, PrunedModel)
 
     if not (num_epochs or refit_epochs):
@@ -155,19 +185,25 @@ def prune(
     rate = fit_options.get("lr", _FIT_OPTIONS["lr"].default)
     if measured and not callable(rate):
         fit_options["lr"] = hold_and_fall(rate)
+    epochs_done = count()
 
     def reduced(parent: Any, **options: Any) -> Reduction:
-        told = {"kwargs": program.kwargs, "model": full_model, "sites": names}
-        return reduce(parent, *args, **told, **options)
+        told = {"kwargs": keywords, "model": full_model, "sites": names}
+        return reduce(parent, *given, **told, **options)
 
-    def train(model: Any, guide: Any, num_epochs: int) -> None:
-        told: dict[str, Any] = {"kwargs": program.kwargs, "checkpoint": saved.keeper()}
-        fit(model, guide, *args, num_epochs=num_epochs, **told, **fit_options)
+    def train(model: Any, guide: Any, num_epochs: int, round: int) -> None:
+        def tell(one: Epoch) -> None:
+            if callback is not None:
+                callback(replace(one, epoch=next(epochs_done), round=round))
+
+        told: dict[str, Any] = {"kwargs": keywords, "num_epochs": num_epochs}
+        told |= {"checkpoint": saved.keeper(), "callback": tell}
+        fit(model, guide, *given, **told, **fit_options)
 
     options: dict[str, Any] = {"num_epochs": num_epochs, "refit_epochs": refit_epochs}
     options |= {"num_samples": num_samples, "algorithm": algorithm, "seed": seed, **fit_options}
     options |= {"sites": names, "select": select, "groups": groups}
-    run = fingerprint_run(guide, (*args, *program.kwargs.values()), options)
+    run = fingerprint_run(guide, (*data.args, *data.kwargs.values()), options)
     path = None if checkpoint is None else check_file(checkpoint)
     saved = Checkpoint(path, run, guide, program, full_model)
     if measured:
@@ -177,7 +213,7 @@ def prune(
         if seed is not None:
             pyro.set_rng_seed(seed)
         if num_epochs:
-            train(model, guide, num_epochs)
+            train(model, guide, num_epochs, round=0)
         program.call(guide)
         # Labels name positive sites.
         labels = groups if isfunction(groups) else elements
@@ -193,7 +229,8 @@ def prune(
         if reduction.sparsity == last.reduction.sparsity and not trains_only:
             continue
         realised = program.measure_change(last, reduction)
-        train(reduction.model, reduction.guide, refit_epochs or num_epochs)
+        epochs = refit_epochs or num_epochs
+        train(reduction.model, reduction.guide, epochs, round=len(last.rounds))
         after = program.go_on(last, reduction, realised)
         pays = after.is_lower(last) if trains_only else after.is_below(last)
         if measured and not pays:
@@ -210,3 +247,4 @@ def _keep_all(scores: Scores) -> dict[str, Tensor]:
 
 
 _FIT_OPTIONS = signature(fit).parameters
+_FIT_DEFAULTS = {name: _FIT_OPTIONS[name].default for name in signature(read_options).parameters}

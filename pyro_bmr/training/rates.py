@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+
+from pyro_bmr.arguments.checks import read_number, read_positive, refuse_kind, show
 
 _LAST = 0.01
+
+Rate = Callable[[float], float]
+
+
+def read_rate(lr: Any) -> Rate:
+    """Read a learning rate: a positive number, or a function of the fraction of training done."""
+    if isinstance(lr, Real) and not isinstance(lr, bool):
+        rate = read_positive("lr", lr)
+        return lambda _: rate
+    if not callable(lr) or isinstance(lr, type | PyroOptim | torch.optim.Optimizer):
+        expected = (
+            "a number, or a function of the fraction of the training done, such as "
+            "lambda done: 0.01 * (1 - done)"
+        )
+        refuse_kind("lr", lr, expected)
+
+    def at(done: float) -> float:
+        try:
+            rate = lr(done)
+        except Exception as error:
+            msg = (
+                f"got lr={show(lr)}, which fails at {done} ({type(error).__name__}: {error}). "
+                "Expected a function of the fraction of the training done"
+            )
+            raise TypeError(msg) from error
+        expected = "a rate that is a number, 0 or more, whatever the fraction of the training"
+        rate = rate.item() if isinstance(rate, torch.Tensor) and rate.numel() == 1 else rate
+        return read_number(f"lr({done:.3g})", rate, lambda one: 0 <= one < math.inf, expected)
+
+    return at
 
 
 def hold_and_fall(rate: float) -> Callable[[float], float]:

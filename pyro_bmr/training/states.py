@@ -13,11 +13,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bmr.estimators.measurement import common_draws, mean_and_error
+from pyro_bmr.estimators.measurement import common_draws, mean_and_error, streamed_draws
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.dry_run import find_tensors
 from pyro_bmr.programs.given_values import PriorMessenger
+from pyro_bmr.programs.streams import Stream
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
@@ -54,12 +55,16 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The user's model with its arguments, and how many draws it is measured with."""
+    """The user's model with its arguments, and how many draws it is measured with.
+
+    Of a ``stream`` the arguments are an example.
+    """
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     num_samples: int
+    stream: Stream | None = None
 
     def start(self, reduction: Reduction, guide: Any) -> State:
         """Measure what the first training made of a guide."""
@@ -119,9 +124,13 @@ class Program:
     def _draws(self, reduction: Reduction, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
         """Measure F, always with the same random numbers, so that differences have less noise."""
         pair = reduction.model, reduction.guide
-        complexity, accuracy = common_draws(
-            *pair, self.args, self.kwargs, self.num_samples, couplings=couplings
-        )
+        if self.stream is not None:
+            draws = streamed_draws(*pair, self.stream, self.num_samples, couplings=couplings)
+        else:
+            draws = common_draws(
+                *pair, self.args, self.kwargs, self.num_samples, couplings=couplings
+            )
+        complexity, accuracy = draws
         return complexity - accuracy
 
 

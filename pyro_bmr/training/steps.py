@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from pyro_bmr.display import warn
@@ -25,6 +27,7 @@ from pyro_bmr.training.compilation import (
     make_step,
     trace_gradient,
 )
+from pyro_bmr.training.feeds import Feed
 from pyro_bmr.training.normal_source import NormalSource
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 
@@ -41,10 +44,15 @@ class Loss:
     elbo: ELBO
     model: BatchModel
     guide: Callable[..., Any]
-    batches: Batches
+    feed: Feed
+
+    @property
+    def batches(self) -> Batches:
+        """The arguments, or an example of them."""
+        return self.feed.batches
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """Estimate F, to be differentiated, on what `Batches.take` returned."""
+        """Estimate F, to be differentiated, on a batch as of `Feed.batch`."""
         args, kwargs = self.batches.arguments(batch)
         return self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
@@ -56,8 +64,8 @@ class Steps(ABC):
     _loss: Loss
 
     @abstractmethod
-    def run(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
-        """Take a step for each batch of rows, and return the losses."""
+    def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
+        """Take a step for each batch, and return the losses; cuts are those of a `Feed`."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -98,12 +106,12 @@ class EagerSteps(Steps):
         self._adam: torch.optim.Adam | None = None
 
     @override
-    def run(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
-        losses = []
-        for step, (batch, rate) in enumerate(zip(rows, rates, strict=True)):
+    def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
+        losses, feed = [], self._loss.feed
+        for step, (cut, rate) in enumerate(zip(cuts, rates, strict=True)):
             try:
                 with poutine.trace(param_only=True) as capture:
-                    loss = self._loss(*self._loss.batches.take(batch))
+                    loss = self._loss(*feed.batch(feed.inputs(cut)))
             except ValueError as error:
                 # Pyro's validation notices what is out of range before the loss is NaN.
                 if not (self._before or self._loss.batches.describe_missing()):
@@ -191,26 +199,25 @@ class CompiledSteps(Steps):
         values = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
         self._state = self._before = AdamState.start(values)
         self._functions = {}
-        first = all_rows(loss.batches)[: loss.batches.batch_size]
+        first, self._other, last = loss.feed.examples()
         gradient, step = self._function(first)
         rate, noise = values.new_zeros(()), values.new_empty(gradient.noise_size)
         compiled = compile_step(step, self._inputs(gradient, self._state, rate, noise, first))
-        self._first_size = len(first)
+        self._first_size = loss.feed.count(first)
         self._functions[self._first_size] = gradient, compiled
         self._check(gradient, compiled)
-        last = first[: len(all_rows(loss.batches)) % len(first) or len(first)]
-        sizes = [self._function(rows)[0].noise_size for rows in (first, last)]
+        sizes = [self._function(cut)[0].noise_size for cut in (first, last)]
         # The losses of a block of steps are looked at together, and its noise is kept until then.
-        self._block = max(1, min(_STEPS, _NUMBERS // max(1, *sizes)))
+        held = sum(tensor.numel() for tensor in pytree.tree_leaves(first))
+        self._block = max(1, min(_STEPS, _NUMBERS // max(1, held, *sizes)))
         self._noise = NormalSource(self._block, max(sizes), values)
 
     @override
-    def run(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
-        losses = []
-        for start in range(0, len(rows), self._block):
-            part = slice(start, start + self._block)
-            losses.append(self._run_block(rows[part], rates[part]))
-            self.steps_done += len(losses[-1])
+    def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
+        losses, ahead = [], zip(cuts, rates, strict=True)
+        while block := list(islice(ahead, self._block)):
+            losses.append(self._run_block(*zip(*block, strict=True)))
+            self.steps_done += len(block)
         return torch.cat(losses)
 
     @override
@@ -263,10 +270,10 @@ class CompiledSteps(Steps):
         self._noise.set_states(packed["noise"])
 
     @torch.no_grad()
-    def _run_block(self, rows: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
+    def _run_block(self, cuts: Sequence[Any], rates: Sequence[float]) -> Tensor:
         start = (self._before, self._state)
-        noise = self._noise.draw(len(rows))
-        steps = list(zip(rows, self._state.values.new_tensor(rates), noise, strict=True))
+        noise = self._noise.draw(len(cuts))
+        steps = list(zip(cuts, self._state.values.new_tensor(rates), noise, strict=True))
         losses = [self._advance(*step) for step in steps]
         finite = torch.stack(losses).isfinite()
         if not finite.all():
@@ -286,33 +293,34 @@ class CompiledSteps(Steps):
             raise self._fail(len(steps) - 1, culprits)
         return torch.stack(losses)
 
-    def _advance(self, rows: Tensor, rate: Tensor, noise: Tensor) -> Tensor:
-        gradient, step = self._function(rows)
-        *state, loss = step(*self._inputs(gradient, self._state, rate, noise, rows))
+    def _advance(self, cut: Any, rate: Tensor, noise: Tensor) -> Tensor:
+        gradient, step = self._function(cut)
+        *state, loss = step(*self._inputs(gradient, self._state, rate, noise, cut))
         self._before, self._state = self._state, AdamState(*state)
         return loss
 
-    def _function(self, rows: Tensor) -> tuple[Gradient, Callable[..., Any]]:
+    def _function(self, cut: Any) -> tuple[Gradient, Callable[..., Any]]:
         """Return the traced gradient and the step for a batch of this size."""
-        if len(rows) not in self._functions:
+        feed = self._loss.feed
+        size = feed.count(cut)
+        if size not in self._functions:
             parameters = list(self._parameters.values())
-            gradient = trace_gradient(self._loss, parameters, self._loss.batches.take(rows))
+            batch = feed.batch(feed.inputs(cut))
+            gradient = trace_gradient(self._loss, parameters, batch)
             update = make_step(gradient, [p.shape for p in parameters], self._clip_norm)
             before_batch = 6 + len(gradient.constants)
 
             def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-                rows, *data = inputs[before_batch:]
-                return update(*inputs[:before_batch], *self._loss.batches.pick(data, rows))
+                return update(*inputs[:before_batch], *feed.batch(inputs[before_batch:]))
 
-            self._functions[len(rows)] = gradient, step
-        return self._functions[len(rows)]
+            self._functions[size] = gradient, step
+        return self._functions[size]
 
     def _inputs(
-        self, gradient: Gradient, state: AdamState, rate: Tensor, noise: Tensor, rows: Tensor
+        self, gradient: Gradient, state: AdamState, rate: Tensor, noise: Tensor, cut: Any
     ) -> list[Tensor]:
         noise = noise[: gradient.noise_size]
-        data = self._loss.batches.tensors.values()
-        return [*state, rate, noise, *gradient.constants, rows, *data]
+        return [*state, rate, noise, *gradient.constants, *self._loss.feed.inputs(cut)]
 
     def _split(self, vector: Tensor) -> dict[str, Tensor]:
         parts = vector.split([p.numel() for p in self._parameters.values()])
@@ -323,14 +331,14 @@ class CompiledSteps(Steps):
 
     def _check(self, gradient: Gradient, step: Callable[..., Any]) -> None:
         """Compare a compiled step with Pyro's, on another batch, with the same noise."""
-        rows = all_rows(self._loss.batches).flip(0)[: self._loss.batches.batch_size]
+        cut, feed = self._other, self._loss.feed
         # So high that the update is most of what is compared.
         rate = self._state.values.new_tensor(1e3)
         with poutine.block(), dry_run(self._loss.model.model, self._loss.guide):
             noise = torch.randn(gradient.noise_size, device="cpu").to(self._state.values)
             torch.manual_seed(0)
             with FixedNoise(gradient, noise):
-                expected = self._loss(*self._loss.batches.take(rows))
+                expected = self._loss(*feed.batch(feed.inputs(cut)))
             parameters = list(self._parameters.values())
             gradients = torch.autograd.grad(
                 expected, parameters, allow_unused=True, materialize_grads=True
@@ -341,7 +349,7 @@ class CompiledSteps(Steps):
             state = self._state._replace(square=square, steps=self._state.steps + 3)
             torch.manual_seed(0)
             with torch.no_grad():
-                *after, loss = step(*self._inputs(gradient, state, rate, noise, rows))
+                *after, loss = step(*self._inputs(gradient, state, rate, noise, cut))
         expected_after = update(state, total, rate, self._clip_norm)
         data = self._loss.batches.tensors.values()
         most_rows = max((len(tensor) for tensor in data if tensor.dim()), default=1)
@@ -359,12 +367,6 @@ class CompiledSteps(Steps):
                 "steps?"
             )
             raise NotStaticError(msg)
-
-
-def all_rows(batches: Batches) -> Tensor:
-    """Return the numbers of all rows, from 0, on the device of the data."""
-    device = next((t.device for t in batches.tensors.values()), None)
-    return torch.arange(batches.size, device=device)
 
 
 def _blown_up(tensors: Mapping[str, Tensor]) -> list[str]:

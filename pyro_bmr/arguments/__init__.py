@@ -1,0 +1,1 @@
+"""What users pass: options of the right kind, and data of other libraries as tensors."""
