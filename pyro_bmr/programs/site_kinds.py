@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import Delta, Unit
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from pyro_bmr.programs.distributions import find_core
 
@@ -61,7 +62,8 @@ def check_data_shapes(nodes: Mapping[str, Any]) -> None:
     for name, site in nodes.items():
         if not is_data(site):
             continue
-        fn, value = site["fn"], torch.as_tensor(site["value"], device="cpu")
+        fn, value = site["fn"], site["value"]
+        value = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         data, shape = value.shape, fn.shape()
         try:
             torch.broadcast_shapes(data, shape)
