@@ -12,10 +12,12 @@ from pyro_bmr.files.packing import unpack_program
 from pyro_bmr.files.plans import read_plan
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import take_program
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
 
+@alone("load")
 def load(
     path: str | Path,
     model: Callable[..., Any],

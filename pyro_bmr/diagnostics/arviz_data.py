@@ -17,6 +17,7 @@ from pyro_bmr.diagnostics.dimensions import Dimensions
 from pyro_bmr.diagnostics.draws import Draws, Observed, draw
 from pyro_bmr.diagnostics.prior_draws import draw_prior
 from pyro_bmr.display import warn
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import read_call
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.pairs import check_programs
@@ -118,6 +119,7 @@ def to_arviz(
     return convert(model, guide, args, dict(kwargs or {}), coords=coords, dims=dims, **options)
 
 
+@alone("to_arviz")
 def convert(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -15,12 +15,14 @@ from torch import Tensor
 from pyro_bmr.diagnostics.drawn_sites import sort_sites
 from pyro_bmr.diagnostics.draws import draw
 from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import read_pairs
 
 _LEVELS = (0.5, 0.9)
 
 
+@alone("plot_predictions")
 def plot_predictions(
     pairs: Any,
     *args: Any,
@@ -92,9 +94,15 @@ def plot_predictions(
     x, order = _read_input(along, args, first)
     ax = one_axes(ax, 7.0, 4.2)
     if data is not None and x is not None:
-        tensors = [torch.as_tensor(part, device="cpu") for part in data]
-        points = [np.asarray(part.detach()).reshape(-1) for part in tensors]
-        ax.plot(*points, ".", color=text_color(), markersize=3, alpha=0.4, label="data", zorder=1)
+        ax.plot(
+            *map(_numbers, data),
+            ".",
+            color=text_color(),
+            markersize=3,
+            alpha=0.4,
+            label="data",
+            zorder=1,
+        )
     places = np.arange(len(order)) if x is None else x[order]
     for (name, one), style in zip(found.items(), series_styles(), strict=False):
         color, line = style["color"], style["linestyle"]
@@ -170,11 +178,15 @@ def _read_input(
         given = args[0]
     if given is None:
         return None, first.mean.mean(0).argsort()
-    x = np.asarray(torch.as_tensor(given, device="cpu").detach(), dtype=float).reshape(-1)
+    x = _numbers(given)
     if len(x) != rows:
         msg = f"got along= with {len(x)} numbers. Expected {rows}, one per row"
         raise ValueError(msg)
     return x, x.argsort()
+
+
+def _numbers(values: Any) -> np.ndarray:
+    return torch.as_tensor(values, device="cpu").detach().double().reshape(-1).numpy()
 
 
 def _band(values: np.ndarray, level: float) -> np.ndarray:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.programs.devices import explained_devices
+from pyro_bmr.programs.calls import without_inference_mode
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps, all_rows
 
@@ -31,6 +33,9 @@ ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
 _COMPILE_FROM = 1000
 
 
+@alone("fit")
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -122,12 +127,12 @@ def fit(
     """
     check_programs("fit", model, guide)
     _check_options(num_epochs, lr, estimator, clip_norm, patience)
-    batches = Batches(args, dict(kwargs or {}), batch_size)
+    batches = Batches(*without_inference_mode(args, kwargs or {}), batch_size)
     batches.check()
     if seed is not None:
         pyro.set_rng_seed(seed)
     elbo = ESTIMATORS[estimator]() if isinstance(estimator, str) else estimator
-    with explained_devices(model, guide, batches.args, batches.kwargs):
+    with explained_refusals(model, guide, batches.args, batches.kwargs):
         batch_model = BatchModel(model, batches)
         _warn_of_scales(batch_model)
         loss = Loss(elbo, batch_model, guide, batches)
@@ -177,6 +182,14 @@ def _parameters(loss: Loss) -> dict[str, Tensor]:
     parameters = unconstrained_parameters(capture.trace)
     if not parameters:
         msg = "model and guide have no parameters. Expected a guide to train, such as AutoNormal"
+        raise ValueError(msg)
+    made = sorted(name for name, one in parameters.items() if one.is_inference())
+    if made:
+        msg = (
+            f"got the parameters {made} made in torch.inference_mode(), which torch does not "
+            "change outside of it. Expected a model and a guide that are called for the first time "
+            "outside of it; torch.no_grad() does no harm"
+        )
         raise ValueError(msg)
     if missing:
         _check_finite(value, parameters, missing)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_bmr.guides.wrapped_guides import check_unweighted
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.wrappers import unwrap
@@ -27,6 +29,9 @@ from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 
 
+@alone("prune")
+@torch.inference_mode(False)
+@torch.enable_grad()
 def prune(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -191,7 +196,11 @@ def prune(
         if reduction.sparsity == last.reduction.sparsity and not trains_only:
             continue
         realised = program.measure_change(last, reduction)
-        train(reduction.model, reduction.guide, refit_epochs or num_epochs)
+        try:
+            train(reduction.model, reduction.guide, refit_epochs or num_epochs)
+        except BaseException:
+            program.set_values(last.values)
+            raise
         after = program.go_on(last, reduction, realised)
         pays = after.is_lower(last) if trains_only else after.is_below(last)
         if measured and not pays:
