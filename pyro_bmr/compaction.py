@@ -30,6 +30,7 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import Indices, Site
@@ -39,6 +40,7 @@ from pyro_bmr.units.influence import find_needed
 from pyro_bmr.units.producers_and_readers import Structure
 
 
+@alone("compact")
 @torch.inference_mode(False)
 @torch.no_grad()
 def compact(

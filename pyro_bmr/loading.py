@@ -14,12 +14,14 @@ from pyro_bmr.files.packing import check_program, unpack_program
 from pyro_bmr.files.plans import UnreadableError, read_plan
 from pyro_bmr.guides.parts import take_program
 from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.undoing import undone_on_error
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
 
+@alone("load")
 def load(
     path: str | Path,
     model: Callable[..., Any],

@@ -13,6 +13,7 @@ from pyro_bmr.arguments.checks import check_function, refuse_kind
 from pyro_bmr.estimators.meter import Meter
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.site_kinds import DataShapeError
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
@@ -29,6 +30,7 @@ from pyro_bmr.selection.training_state import describe_training
 from pyro_bmr.selection.unread import find_unread
 
 
+@alone("reduce")
 @torch.inference_mode(False)
 @torch.no_grad()
 def reduce(

@@ -15,6 +15,7 @@ from pyro_bmr.arguments.checks import read_count, read_names, read_seed
 from pyro_bmr.display import Tabular
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
 from pyro_bmr.guides.reading import read_origin
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.reduction import reduce_for
 from pyro_bmr.selection.groups import Grouping, elements
@@ -22,6 +23,7 @@ from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, by_evidence, count_items, top_k
 
 
+@alone("measure_sparsities")
 def measure_sparsities(
     guide: Any,
     *args: Any,

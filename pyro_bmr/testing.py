@@ -19,11 +19,13 @@ from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.dry_run import dry_run
 
 
+@alone("check_guide_family")
 def check_guide_family(
     guide: Any,
     *args: Any,

@@ -20,6 +20,7 @@ from pyro_bmr.factors.switched import SwitchedFactor, with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.reduced_priors import Gaussian, ReducedPrior
 from pyro_bmr.mathematics.scale_search import Tuned
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior
 from pyro_bmr.selection.decision import assemble
@@ -27,6 +28,7 @@ from pyro_bmr.selection.groups import Labelling, read_labels
 from pyro_bmr.selection.problem import assign, read_problem
 
 
+@alone("tune_prior")
 @torch.inference_mode(False)
 @torch.no_grad()
 def tune_prior(

@@ -76,7 +76,8 @@ def _both(cls: type) -> type:
 @contextmanager
 def pretended_accelerator() -> Iterator[None]:
     """Let the device "meta" hold values, and take generators of the CPU for its own."""
-    with mock.patch("torch.Generator", _Generator), _Values(), _Factories():
+    with_numbers = mock.patch("pyro_bmr.programs.data.check_tensor")
+    with with_numbers, mock.patch("torch.Generator", _Generator), _Values(), _Factories():
         yield
 
 

@@ -483,6 +483,38 @@ def test_every_verb_works(verb, place, tmp_path):
     plt.close("all")
 
 
+SHORT = {
+    "fit": "",
+    "reduce, measured": "",
+    "to_arviz": "",
+    "compact": "",
+    "plot_predictions": "",
+    "jointly": "torch.float32 or torch.float64",
+    "export_onnx": "ONNX Runtime cannot run",
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("verb", SHORT)
+def test_other_dtypes_work_or_are_refused_by_name(verb, dtype, tmp_path):
+    problem = make_problem("cpu", tmp_path, dtype)
+    refused = dtype == torch.bfloat16 and SHORT[verb]
+    with pytest.raises((RuntimeError, ValueError), match=refused) if refused else nullcontext():
+        VERBS[verb](problem)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in the model", "around the verb"])
+@pytest.mark.parametrize("verb", ["fit", "fit, local", "fit, moments", "reduce, measured", "prune"])
+def test_autocast_changes_nothing_but_precision(verb, inside, tmp_path):
+    problem = make_problem("cpu", tmp_path)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    if inside:
+        problem.network, problem.linear = map(autocast, (problem.network, problem.linear))
+    with nullcontext() if inside else autocast:
+        VERBS[verb](problem)
+
+
 class Net(PyroModule):
     """A regression whose weights, and nothing else, are where the module is."""
 
@@ -518,5 +550,5 @@ def test_what_is_on_several_devices_is_named(verb):
         MIXED[verb](Net("meta"), guide, x, y)
     if verb == "prune":
         return  # which reads all data before, for its checkpoint
-    with pytest.raises(RuntimeError, match=r"the guide on cpu.*the arguments on cpu and meta"):
+    with pytest.raises(ValueError, match="on the meta device, without numbers"):
         MIXED[verb](model, guide, x.to("meta"), y)

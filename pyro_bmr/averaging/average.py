@@ -31,9 +31,11 @@ from pyro_bmr.display import Tabular
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.selection.problem import read_scores
 
 
+@alone("average")
 @torch.inference_mode(False)
 @torch.no_grad()
 def average(

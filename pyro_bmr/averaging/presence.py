@@ -22,10 +22,12 @@ from pyro_bmr.arguments.checks import (
 )
 from pyro_bmr.averaging.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
 from pyro_bmr.display import Tabular
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.selection.problem import read_scores
 from pyro_bmr.selection.scores import ElementScores
 
 
+@alone("presence")
 @torch.inference_mode(False)
 @torch.no_grad()
 def presence(

@@ -18,6 +18,7 @@ from pyro_bmr.diagnostics.dimensions import Dimensions
 from pyro_bmr.diagnostics.draws import Draws, Observed, draw
 from pyro_bmr.diagnostics.prior_draws import draw_prior
 from pyro_bmr.display import warn
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import read_call
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.distributions import find_element_support
@@ -121,6 +122,7 @@ def to_arviz(
     return convert(model, guide, *data, coords=coords, dims=dims, **options)
 
 
+@alone("to_arviz")
 def convert(
     model: Callable[..., Any],
     guide: Callable[..., Any],

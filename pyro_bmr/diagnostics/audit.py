@@ -25,6 +25,7 @@ from pyro_bmr.diagnostics.audit_steps import take_steps
 from pyro_bmr.diagnostics.refits import Refit, trained_copy
 from pyro_bmr.display import Tabular, progress_bar
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.flags import NOISE
@@ -35,6 +36,7 @@ from pyro_bmr.selection.training_state import describe_training
 _ERRORS = 3.0
 
 
+@alone("audit")
 @torch.inference_mode(False)
 def run_audit(
     decision: Decision | None,

@@ -19,11 +19,13 @@ from pyro_bmr.diagnostics.elpd import leave_one_out
 from pyro_bmr.diagnostics.scores import Score, check_predictions, score_draws
 from pyro_bmr.display import Tabular, progress_bar
 from pyro_bmr.estimators.measurement import common_draws
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.pairs import read_pairs
 
 
+@alone("compare")
 @torch.inference_mode(False)
 def compare(
     pairs: Any,

@@ -26,11 +26,11 @@ from pyro_bmr.diagnostics.summed_sites import find_couplings, sum_out, warn_of_p
 from pyro_bmr.display import warn
 from pyro_bmr.guides.guide_reader import left_alone
 from pyro_bmr.programs.batched_draws import LargestTensor, evaluate
-from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import Enumeration, find_enumerated, refuse_by_name
 from pyro_bmr.programs.given_values import ValueMessenger, refuse
+from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.site_kinds import check_data_shapes, is_latent
 
 
@@ -79,7 +79,7 @@ def draw(
     with dry_run(model, guide), torch.no_grad():
         torch.manual_seed(seed)
         with left_alone(guide, model):
-            with explained_devices(model, guide, args, kwargs):
+            with explained_refusals(model, guide, args, kwargs):
                 held = _values(run_guide())
                 with LargestTensor() as seen:
                     first = run_model(held)

@@ -14,14 +14,16 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import check_kind, read_count
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import BatchModel
 from pyro_bmr.programs.data import read_data
-from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import Stream
 
 
+@alone("free_energy")
 def free_energy(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -85,7 +87,7 @@ def free_energy_draws(
 ) -> Tensor:
     """Return single estimates of the free energy in nats, of shape ``(num_samples,)``, float64."""
     elbo = UnbiasedELBO() if estimator is None else estimator
-    with explained_devices(model, guide, args, kwargs):
+    with explained_refusals(model, guide, args, kwargs):
         losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
     return torch.tensor(losses, dtype=torch.float64, device="cpu")
 
@@ -117,7 +119,7 @@ def common_draws(
     seeds = torch.randint(2**31, (num_samples,), generator=generator, device="cpu")
     with poutine.block(), dry_run(model, guide), torch.no_grad():
         # The first call learns the structure, for which it draws.
-        with explained_devices(model, guide, args, kwargs):
+        with explained_refusals(model, guide, args, kwargs):
             elbo.split_loss(model, guide, *args, **kwargs)
         for one in seeds.tolist():
             pyro.set_rng_seed(one)

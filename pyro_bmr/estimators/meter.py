@@ -14,12 +14,12 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
 from pyro_bmr.programs.batched_draws import evaluate_at_once
 from pyro_bmr.programs.batches import Batches, BatchModel
+from pyro_bmr.programs.calls import without_inference_mode
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
 from pyro_bmr.programs.given_values import ValueMessenger
@@ -53,7 +53,7 @@ class Meter:
         seed: int,
         stream: Stream | None = None,
     ) -> None:
-        args, kwargs = tree_map_only(Tensor, _without_inference_mode, (args, dict(kwargs)))
+        args, kwargs = without_inference_mode(args, kwargs)
         self._args, self._kwargs, self._seed = args, kwargs, seed
         self._pair, self._indices = example, dict[str, Tensor]()
         self._elbo = UnbiasedELBO()
@@ -235,11 +235,6 @@ class Meter:
     def _guide(self, *args: Any, **kwargs: Any) -> Any:
         with ValueMessenger(self._indices):
             return self._pair[1](*args, **kwargs)
-
-
-def _without_inference_mode(tensor: Tensor) -> Tensor:
-    """Copy what was made in inference mode, which cannot be differentiated."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _to_seed(*numbers: int) -> int:

@@ -18,9 +18,11 @@ from pyro_bmr.arguments.checks import read_count, read_number
 from pyro_bmr.display import Tabular
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.pairs import read_pairs
 
 
+@alone("measure_costs")
 def measure_costs(
     pairs: Any,
     *args: Any,

@@ -30,6 +30,7 @@ from pyro_bmr.export.batch_sizes import join
 from pyro_bmr.export.outputs import OutputError
 from pyro_bmr.export.recording import record, record_many, run
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import Call, read_call
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.dry_run import dry_run
@@ -40,6 +41,7 @@ from pyro_bmr.programs.switching import SwitchedModel
 from pyro_bmr.programs.wrappers import unwrap
 
 
+@alone("to_module")
 def to_module(
     model: Callable[..., Any],
     guide: Any,

@@ -18,12 +18,14 @@ from pyro_bmr.arguments.checks import check_path
 from pyro_bmr.export.agreement import relative_error
 from pyro_bmr.export.modules import export_program
 from pyro_bmr.files.whole_files import replace_file
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import Call, read_call
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import read_pair
 
 
+@alone("export_onnx")
 def export_onnx(
     program: Any,
     path: str | Path,
@@ -135,7 +137,15 @@ def _other_sizes(module: nn.Module, call: Call) -> list[list[Tensor]]:
 def _check_onnx(path: Path, module: nn.Module, inputs: Sequence[Tensor]) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as reason:
+        msg = (
+            f"ONNX Runtime cannot run the network ({type(reason).__name__}: {reason}), so there is "
+            "no file. Expected operations and dtypes that it has: torch.float32, which is "
+            "guide.float() before reducing, and no torch.autocast"
+        )
+        raise ValueError(msg) from reason
     feed = zip(session.get_inputs(), inputs, strict=True)
     found = session.run(None, {place.name: t.cpu().numpy() for place, t in feed})
     expected = [t for t in pytree.tree_leaves(module(*inputs)) if isinstance(t, Tensor)]

@@ -15,6 +15,7 @@ from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.files.packing import pack_program
 from pyro_bmr.files.plans import write_plan
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.handlers import PrunedModel
@@ -86,6 +87,7 @@ class Portable(ABC):
         options: dict[str, Any] = {"num_samples": num_samples, "output": output, "seed": seed}
         export_onnx(self, path, *args, kwargs=kwargs, **options)
 
+    @alone("save")
     def save(
         self,
         path: str | Path,

@@ -150,9 +150,13 @@ def _check_values(
     name: str, what: str, value: Any, fits: Callable[[Tensor], Tensor], expected: str
 ) -> None:
     """Raise a ValueError if something is no real number, or tensor of such, that fits."""
-    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-    real = dense and not value.is_complex() or isinstance(value, Real)
-    number = float(value) if isinstance(value, Real) else value
-    if not real or isinstance(value, bool) or not fits(_read(number)).all():
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_complex()
+    number = float(value) if real else value
+    try:
+        fitting = (real or dense) and bool(fits(_read(number)).all())
+    except NotImplementedError:  # of tensors without numbers
+        fitting = False
+    if not fitting:
         msg = f"got {name}({what}={show(value)}). Expected {expected}, numbers or tensors"
         raise ValueError(msg)

@@ -16,6 +16,7 @@ from pyro_bmr.arguments.checks import read_seed, refuse
 from pyro_bmr.diagnostics.drawn_sites import sort_sites
 from pyro_bmr.diagnostics.draws import draw
 from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data, read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import read_pairs
@@ -23,6 +24,7 @@ from pyro_bmr.programs.pairs import read_pairs
 _LEVELS = (0.5, 0.9)
 
 
+@alone("plot_predictions")
 def plot_predictions(
     pairs: Any,
     *args: Any,

@@ -82,6 +82,17 @@ def check_call(
         raise TypeError(msg) from error
 
 
+def without_inference_mode(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Copy the data that were made in inference mode, which cannot be differentiated."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    return pytree.tree_map_only(Tensor, copied, (args, dict(kwargs)))
+
+
 def _parameter_names(model: Callable[..., Any], args: Sequence[Any]) -> list[str]:
     try:
         return list(read_signature(model).bind_partial(*args).arguments)

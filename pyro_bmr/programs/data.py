@@ -28,6 +28,7 @@ from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.given_values import PriorMessenger
+from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.site_kinds import is_latent
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -46,7 +47,8 @@ def read_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Arg
     if (data[0] or data[1]) and not _runs(model, _callable(guide), data):
         if model is not None:
             check_call(model, *data)
-        with running("the model and its guide", *data):
+        named = running("the model and its guide", *data)
+        with explained_refusals(model, guide, *data), named:
             _run(model, data, _callable(guide))
     return data
 

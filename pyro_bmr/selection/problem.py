@@ -27,8 +27,8 @@ from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing
-from pyro_bmr.programs.devices import explained_devices
 from pyro_bmr.programs.pairs import check_guide
+from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.groups import Grouping, gives_labels
@@ -110,7 +110,7 @@ def read_problem(
         )
         raise ValueError(msg)
     given = bool(args or kwargs)
-    with explained_devices(origin.model, guide, origin.args, origin.kwargs):
+    with explained_refusals(origin.model, guide, origin.args, origin.kwargs):
         return _read(verb, guide, origin, given, named, reduced_prior, groupings)
 
 

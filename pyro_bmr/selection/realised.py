@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.estimators.meter import BLOCK, Meter
-from pyro_bmr.programs.devices import explained_devices
+from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.selection.decision import Decision
 
 # Rows that are measured at once, of more.
@@ -29,7 +29,7 @@ def make_meter(decision: Decision, batch_size: int, seed: int) -> Meter:
     """Make a meter for what a decision leads to; ValueError if the model cannot be measured."""
     origin = decision.origin
     pair = decision.assemble()[:2]
-    with explained_devices(*pair, origin.args, origin.kwargs):
+    with explained_refusals(*pair, origin.args, origin.kwargs):
         return Meter(pair, origin.args, origin.kwargs, batch_size, seed, origin.stream)
 
 

@@ -27,11 +27,13 @@ from pyro_bmr.arguments.checks import (
 from pyro_bmr.display import progress_bar, warn
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.files.whole_files import check_file
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.programs.devices import explained_devices
+from pyro_bmr.programs.calls import without_inference_mode
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import read_rows
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
@@ -53,6 +55,9 @@ ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
 _COMPILE_FROM = 1000
 
 
+@alone("fit")
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -172,7 +177,7 @@ def fit(
     keeper = _keeper(checkpoint, model, guide, feed.batches, asked)
     if options.seed is not None:
         pyro.set_rng_seed(options.seed)
-    with explained_devices(model, guide, feed.batches.args, feed.batches.kwargs):
+    with explained_refusals(model, guide, feed.batches.args, feed.batches.kwargs):
         batch_model = BatchModel(model, feed.batches)
         _warn_of_scales(batch_model)
         loss = Loss(options.estimator, batch_model, guide, feed)
@@ -229,7 +234,7 @@ def _read_feed(
     data = read_rows(model, guide, args, kwargs, batch_size)
     if data.stream is not None:
         return Loaded(data.stream)
-    batches = Batches(data.args, data.kwargs, batch_size)
+    batches = Batches(*without_inference_mode(data.args, data.kwargs), batch_size)
     batches.check()
     return Rows(batches)
 
@@ -261,6 +266,14 @@ def _parameters(loss: Loss) -> dict[str, Tensor]:
     parameters = unconstrained_parameters(capture.trace)
     if not parameters:
         msg = "model and guide have no parameters. Expected a guide to train, such as AutoNormal"
+        raise ValueError(msg)
+    made = sorted(name for name, one in parameters.items() if one.is_inference())
+    if made:
+        msg = (
+            f"got the parameters {made} made in torch.inference_mode(), which torch does not "
+            "change outside of it. Expected a model and a guide that are called for the first time "
+            "outside of it; torch.no_grad() does no harm"
+        )
         raise ValueError(msg)
     if missing:
         _check_finite(value, parameters, missing)

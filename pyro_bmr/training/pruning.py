@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import (
@@ -23,6 +24,7 @@ from pyro_bmr.arguments.checks import (
 )
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.guides.wrapped_guides import check_unweighted
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.streams import read_rows
@@ -41,6 +43,9 @@ from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 
 
+@alone("prune")
+@torch.inference_mode(False)
+@torch.enable_grad()
 def prune(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -230,7 +235,11 @@ def prune(
             continue
         realised = program.measure_change(last, reduction)
         epochs = refit_epochs or num_epochs
-        train(reduction.model, reduction.guide, epochs, round=len(last.rounds))
+        try:
+            train(reduction.model, reduction.guide, epochs, round=len(last.rounds))
+        except BaseException:
+            program.go_back(last)
+            raise
         after = program.go_on(last, reduction, realised)
         pays = after.is_lower(last) if trains_only else after.is_below(last)
         if measured and not pays:

@@ -125,7 +125,12 @@ class EagerSteps(Steps):
             self._before = {n: p.detach().clone() for n, p in self._parameters.items()}
             if self._clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_norm)
-            adam.step()
+            try:
+                adam.step()
+            except BaseException:
+                # An interrupt may come between two parameters.
+                self._restore()
+                raise
             losses.append(loss.detach())
         if not all(p.isfinite().all() for p in self._parameters.values()):
             raise self._restored(len(losses) - 1)
@@ -174,10 +179,13 @@ class EagerSteps(Steps):
         culprits = _blown_up(self._parameters) or _blown_up(
             {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         )
-        with torch.no_grad():
-            for name, value in self._before.items():
-                self._parameters[name].copy_(value)
+        self._restore()
         return self._fail(step, culprits)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for name, value in self._before.items():
+            self._parameters[name].copy_(value)
 
 
 class CompiledSteps(Steps):

@@ -1,0 +1,282 @@
+"""Ctrl-C, threads, and what stands around a call: nothing is left behind, nothing goes wrong."""
+
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
+from pyro.poutine.runtime import _PYRO_STACK
+from torch.nn.modules import module as torch_module
+from torch.overrides import _len_torch_function_stack
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
+import pyro_bmr as bmr
+
+QUIET = {"compile": False, "progress": False}
+# Where a run is interrupted: at so many functions that it calls, from few to all.
+POINTS = 300 if "FUZZ" in os.environ else 8
+
+
+class Regression(PyroModule):
+    """With a parameter and a buffer of its own, which is counted in every run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = torch.nn.Parameter(torch.tensor(0.1))
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x, y=None):
+        self.runs += 1
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            mean = (x * w).sum(-1) + self.offset
+            return pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+@pytest.fixture
+def problem():
+    x = torch.randn(12, 3)
+    y = 2 * x[:, 0] + 0.3 * torch.randn(12)
+    model = Regression()
+    guide = AutoNormal(model)
+    bmr.fit(model, guide, x, y, num_epochs=30, lr=0.05, **QUIET)
+    return model, guide, x, y
+
+
+def fit(model, guide, x, y):
+    bmr.fit(model, guide, x, y, num_epochs=6, batch_size=5, lr=0.01, **QUIET)
+
+
+def prune(model, guide, x, y):
+    bmr.prune(model, guide, x, y, num_epochs=2, max_rounds=2, num_samples=4, **QUIET)
+
+
+def reduce(model, guide, x, y):
+    bmr.reduce(guide, x, y)
+
+
+def compare(model, guide, x, y):
+    bmr.compare((model, guide), x, y, num_samples=25, progress=False)
+
+
+def state_outside():
+    """What no verb changes, whatever stops it."""
+    return {
+        "handlers": list(_PYRO_STACK),
+        "function modes": _len_torch_function_stack(),
+        "dispatch modes": _len_torch_dispatch_stack(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "validation": torch.distributions.Distribution._validate_args,
+        "hooks": len(torch_module._global_forward_pre_hooks),
+        "filters": len(warnings.filters),
+        "signal": signal.getsignal(signal.SIGINT),
+        "default dtype": torch.get_default_dtype(),
+    }
+
+
+def generators():
+    return (
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    )
+
+
+def values(program):
+    return {name: value.detach().clone() for name, value in program.state_dict().items()}
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt when the so-manieth function is called; counts them without."""
+
+    def __init__(self, at=None):
+        self.at, self.count = at, 0
+
+    def __enter__(self):
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *exc):
+        sys.settrace(None)
+
+    def __call__(self, frame, event, arg):
+        self.count += 1
+        if self.count == self.at:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("verb", [fit, prune, reduce, compare])
+def test_an_interrupt_leaves_everything_as_it_should_be(problem, verb):
+    model, guide, x, y = problem
+    before, model_before, outside = values(guide), values(model), state_outside()
+    stored = sorted(pyro.get_param_store())
+    with Interrupt() as whole:
+        verb(*problem)
+    changed = verb in (fit, prune)
+    for i in range(POINTS):
+        guide.load_state_dict(before)
+        model.load_state_dict(model_before)
+        at = 1 + (whole.count - 1) * i // POINTS
+        torch.manual_seed(0)
+        random_before = generators()
+        with suppress(KeyboardInterrupt), Interrupt(at) as interrupt:
+            verb(*problem)
+            # What is kept for later runs makes them shorter.
+            assert interrupt.count < at
+        assert state_outside() == outside, at
+        if changed:
+            assert all(value.isfinite().all() for value in values(guide).values())
+        else:
+            assert generators() == random_before, at
+            assert sorted(pyro.get_param_store()) == stored
+            for program, old in ((guide, before), (model, model_before)):
+                now = values(program)
+                assert all(torch.equal(now[name], value) for name, value in old.items()), at
+    # All works again.
+    torch.manual_seed(0)
+    verb(*problem)
+
+
+def test_an_interrupted_step_leaves_the_parameters_of_the_one_before(problem):
+    """Not some of them moved, and others not."""
+    model, guide, x, y = problem
+    start, model_start = values(guide), values(model)
+    seen = []
+
+    class Watched(torch.optim.Adam):
+        def step(self):
+            for group in self.param_groups:
+                group["params"], rest = group["params"][:1], group["params"][1:]
+                super().step()
+                group["params"] += rest
+            seen.append(1)
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", Watched)
+        with pytest.raises(KeyboardInterrupt):
+            fit(*problem)
+    assert seen
+    for program, before in ((guide, start), (model, model_start)):
+        after = values(program)
+        assert all(torch.equal(after[n], v) for n, v in before.items() if n != "runs")
+
+
+def test_an_interrupted_round_of_prune_leaves_the_model_as_it_was_before_it(problem, monkeypatch):
+    model, guide, x, y = problem
+    import pyro_bmr.training.pruning as pruning
+
+    calls, offsets = [], []
+
+    def fit_and_stop(model, guide, *args, **options):
+        offsets.append(problem[0].offset.item())
+        bmr.fit(model, guide, *args, **options)
+        calls.append(problem[0].offset.item())
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "fit", fit_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        bmr.prune(model, guide, x, y, num_epochs=5, num_samples=4, **QUIET)
+    assert calls[1] != offsets[1]
+    assert model.offset.item() == pytest.approx(offsets[1])
+
+
+@pytest.mark.parametrize("verb", [fit, reduce])
+def test_threads_take_turns(verb):
+    """Pyro's handlers and its param store belong to the process."""
+
+    def run(seed):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+        model = Regression()
+        guide = AutoNormal(model)
+        bmr.fit(model, guide, x, x[:, 0], num_epochs=3, lr=0.1, **QUIET)
+        verb(model, guide, x, x[:, 0])
+        return values(guide).keys()
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, range(8)))
+    assert all(one == results[0] for one in results)
+    assert not _PYRO_STACK
+
+
+def test_a_verb_waits_for_that_of_another_thread(problem):
+    model, guide, x, y = problem
+    order, inside = [], threading.Event()
+
+    def slow(scores):
+        inside.set()
+        order.append("first")
+        other.join(0.2)
+        order.append("first again")
+        return dict(scores.kept)
+
+    def second():
+        inside.wait(10)
+        bmr.free_energy(model, guide, x, y, num_samples=2)
+        order.append("second")
+
+    other = threading.Thread(target=second)
+    other.start()
+    bmr.reduce(guide, x, y, select=slow)
+    other.join()
+    assert order == ["first", "first again", "second"]
+
+
+@pytest.mark.parametrize("verb", [fit, prune, reduce, compare])
+@pytest.mark.parametrize("handler", [poutine.trace, poutine.block], ids=["trace", "block"])
+def test_handlers_that_watch_see_nothing_and_do_no_harm(problem, verb, handler):
+    around = handler()
+    with around:
+        outer = list(_PYRO_STACK)
+        verb(*problem)
+        assert list(_PYRO_STACK) == outer
+    if handler is poutine.trace:
+        assert set(around.trace.nodes) <= {"_INPUT", "_RETURN"}
+
+
+@pytest.mark.parametrize("verb", [fit, prune, reduce, compare])
+def test_handlers_that_change_programs_are_refused(problem, verb):
+    for around in (
+        poutine.scale(scale=0.5),
+        poutine.mask(mask=False),
+        poutine.condition(data={"w": torch.zeros(3)}),
+        pyro.plate("outer", 3),
+    ):
+        with around, pytest.raises(ValueError, match=f"got {verb.__name__} inside of .*Expected"):
+            verb(*problem)
+    assert not _PYRO_STACK
+
+
+@pytest.mark.parametrize("verb", [fit, prune, reduce, compare])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_without_gradients_do_no_harm(problem, verb, mode):
+    model, guide, x, y = problem
+    with mode():
+        verb(model, guide, x + 0, y + 0)
+        assert not torch.is_grad_enabled()
+    fit(*problem)
+
+
+def test_parameters_of_inference_mode_are_refused_by_name():
+    x = torch.randn(6, 3)
+    model = Regression()
+    guide = AutoNormal(model)
+    with torch.inference_mode():
+        guide(x, x[:, 0])
+    with pytest.raises((RuntimeError, ValueError), match=r"got .* made in torch.inference_mode"):
+        fit(model, guide, x, x[:, 0])
