@@ -19,6 +19,7 @@ from pyro_bmr.arguments.checks import (
     read_device,
     read_seed,
 )
+from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.diagnostics.arviz_data import convert
 from pyro_bmr.diagnostics.audit import Audit, run_audit
@@ -364,12 +365,14 @@ class Reduction(Portable, Tabular):
         The ridge plot of ArviZ 0.23 fails for point masses: leave out pruned elements by
         ``coords=``.
         """
+        columns = read_columns(args) or self.guide.origin.columns
         args, kwargs = self._example("to_arviz", args, kwargs)
         args, kwargs = read_data(self.model, self.guide, args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
         known = {name: self._elements(name) for name in self.scores}
         totals = {"delta_f": self.delta_f, "sparsity": self.sparsity}
         options |= {"coords": coords, "dims": dims, "elements": known, "attributes": totals}
+        options["columns"] = columns
         return convert(self.model, self.guide, args, kwargs, **options)
 
     def _plan(self) -> dict[str, Any]:

@@ -64,18 +64,6 @@ def to_tensor(value: Any, place: str, dtype: torch.dtype, device: torch.device |
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
-def read_columns(value: Any) -> tuple[str, ...] | None:
-    """Return the names of the columns of a table; None if it has none, or only numbers."""
-    if isinstance(value, pd.DataFrame):
-        names = list(value.columns)
-    elif isinstance(value, xr.DataArray) and value.ndim == 2 and value.dims[1] in value.coords:
-        names = value.coords[value.dims[1]].values.tolist()
-    else:
-        return None
-    numbered = all(isinstance(one, int) for one in names)
-    return None if numbered else tuple(map(str, names))
-
-
 def check_tensor(tensor: Tensor, place: str) -> None:
     """Raise a ValueError if a tensor holds no numbers, or not all of them."""
     if tensor.is_meta:

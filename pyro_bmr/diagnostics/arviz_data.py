@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_bmr.arguments.checks import check_switch, read_mapping
+from pyro_bmr.arguments.columns import find_axis, read_columns
 from pyro_bmr.diagnostics.dimensions import Dimensions
 from pyro_bmr.diagnostics.draws import Draws, Observed, draw
 from pyro_bmr.diagnostics.prior_draws import draw_prior
@@ -119,7 +121,8 @@ def to_arviz(
     check_programs("to_arviz", model, guide)
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
     data = read_data(model, guide, args, kwargs)
-    return convert(model, guide, *data, coords=coords, dims=dims, **options)
+    options |= {"coords": coords, "dims": dims, "columns": read_columns(args)}
+    return convert(model, guide, *data, **options)
 
 
 @alone("to_arviz")
@@ -136,11 +139,13 @@ def convert(
     dims: Mapping[str, Sequence[str | None]] | None,
     elements: Mapping[str, Mapping[str, Tensor]] | None = None,
     attributes: Mapping[str, float] | None = None,
+    columns: tuple[str, ...] = (),
 ) -> Any:
     """Do what `to_arviz` does, and add a group ``bmr`` of what is known of single elements.
 
     ``elements`` has by latent site tensors of its shape, by what they are; ``attributes`` are
-    numbers that go with the group.
+    numbers that go with the group. ``columns`` are names that stand along the axis of the data, and
+    of the one site, that has as many entries.
     """  # noqa: DOC201, DOC501
     check_switch("prior", prior)
     coords = read_mapping("coords", coords, "a mapping from dimensions to a value for each index")
@@ -155,6 +160,10 @@ def convert(
         raise ValueError(msg)
     axes = {name: dimensions.name_dims(name, plates) for name, plates in draws.axes.items()}
     latent = {**draws.latent, **draws.deterministic}
+    plates = {name: _plates_of(tensor, draws) for name, tensor in constants.items()}
+    inputs = {name: dimensions.name_dims(name, own) for name, own in plates.items()}
+    named = _name_columns(columns, draws.latent, axes, constants, inputs)
+    dimensions = replace(dimensions, coords={**named, **coords})
     groups = {"posterior": _label(latent, axes)}
     groups["unconstrained_posterior"] = dict(_unconstrained(draws, axes))
     if prior:
@@ -167,10 +176,7 @@ def convert(
     datasets = {group: dimensions.dataset(tensors) for group, tensors in groups.items() if tensors}
     fixed = {
         "observed_data": {n: (axes[n], one.value) for n, one in observed.items()},
-        "constant_data": {
-            name: (dimensions.name_dims(name, _plates_of(tensor, draws)), tensor)
-            for name, tensor in constants.items()
-        },
+        "constant_data": {name: (inputs[name], tensor) for name, tensor in constants.items()},
         "bmr": {
             f"{site}_{what}": (axes[site], tensor)
             for site, tensors in (elements or {}).items()
@@ -186,6 +192,23 @@ def convert(
     if "bmr" in datasets:
         datasets["bmr"].attrs |= dict(attributes or {})
     return join_groups(datasets)
+
+
+def _name_columns(
+    columns: tuple[str, ...],
+    latent: Mapping[str, Tensor],
+    axes: Mapping[str, tuple[str, ...]],
+    constants: Mapping[str, Tensor],
+    inputs: Mapping[str, tuple[str, ...]],
+) -> dict[str, tuple[str, ...]]:
+    """Put the names of columns along the data, and along the one axis of latent sites."""
+    data = {
+        inputs[name][1]: columns
+        for name, tensor in constants.items()
+        if columns and tensor.dim() == 2 and tensor.shape[1] == len(columns)
+    }
+    found = find_axis({name: draws.shape[1:] for name, draws in latent.items()}, columns)
+    return data if found is None else data | {axes[found[0]][found[1]]: columns}
 
 
 def _log_likelihoods(observed: Mapping[str, Observed]) -> dict[str, Tensor]:

@@ -60,6 +60,13 @@ def match_moments(
         frames = tuple(frame for frame in node["cond_indep_stack"] if frame.vectorized)
         sites.append(Site(name, shape, event_dim, support, frames))
         parts.append(unconstrained.reshape(*values.shape[:lead], -1))
+    counts = {site.name: tuple(p.shape[:lead]) for site, p in zip(sites, parts, strict=True)}
+    if len(set(counts.values())) > 1:
+        msg = (
+            f"got samples with other numbers of {'chains and ' if chains else ''}draws, {counts}. "
+            "Expected as many of each site, which were drawn together"
+        )
+        raise ValueError(msg)
     draws = torch.cat(parts, -1).double()
     draws = draws if chains else draws[None]
     return _gaussian(sites, draws, parts[0].dtype)

@@ -39,7 +39,8 @@ class Origin:
 
     The model is without the handlers that an autoguide puts around it, and None if it is lost. A
     guide that is made of it runs a copy of ``program``. Where the arguments are an example of more
-    rows than fit into memory, ``stream`` reads these.
+    rows than fit into memory, ``stream`` reads these. ``columns`` are the names of the columns of
+    the data, if they came as a table.
     """
 
     model: Callable[..., Any] | None = None
@@ -48,6 +49,7 @@ class Origin:
     create_plates: Callable[..., Any] | None = None
     program: GuideProgram | None = None
     stream: Stream | None = None
+    columns: tuple[str, ...] = ()
 
     def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Build the plates of a guide for the model, by name, for parts with ``sites``."""

@@ -17,7 +17,13 @@ from pyro_bmr.arguments.checks import show
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
 from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
-from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
+from pyro_bmr.plots.posteriors import (
+    ReducedSite,
+    choose_site,
+    find_decision,
+    name_columns,
+    read_sites,
+)
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
@@ -74,7 +80,8 @@ def plot_element(
     'density'
     """
     decision = find_decision(result)
-    one = choose_site(read_sites(result), site)
+    sites = read_sites(result)
+    one = choose_site(sites, site)
     place = _check_place(one, index)
     element = Normal(one.loc[place], one.scale[place])
     at_zero = {
@@ -115,7 +122,9 @@ def plot_element(
     ax.set_xlabel(f"{site}, unconstrained" if constrained else "θ")
     ax.set_ylabel("density")
     fate = "kept" if not dropped else "pruned" if spike else "takes the reduced prior"
-    name = f"{site}[{', '.join(map(str, place))}]" if place else site
+    axis, columns = name_columns(result, sites).get(site, (None, ()))
+    told = [columns[i] if along == axis else str(i) for along, i in enumerate(place)]
+    name = f"{site}[{', '.join(told)}]" if place else site
     delta_f = float(result.scores[site][place])
     ax.set_title(f"{name}: ΔF = {signed(delta_f)} nats, {fate}", loc="left")
     ax.legend(fontsize=SMALL, loc="best", handlelength=1.6)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import SMALL, read_labels, two_axes
-from pyro_bmr.plots.posteriors import ReducedSite, choose_site, read_sites
+from pyro_bmr.plots.posteriors import ReducedSite, choose_site, name_columns, read_sites
 from pyro_bmr.results import Reduction
 
 _MOST_LABELS = 30
@@ -40,7 +40,8 @@ def plot_weights(
         The site of weights that read these units along its second axis. Units of which all these
         are pruned come last, right of a dashed line.
     labels : sequence of str, optional
-        Names along the second axis, such as the inputs of a first layer.
+        Names along the second axis, such as the inputs of a first layer. Those of the columns of
+        the data otherwise, if they came as a table and only this axis has as many entries.
     axes : sequence of Axes, optional
         A pair to draw on; of a new figure otherwise.
 
@@ -74,6 +75,9 @@ def plot_weights(
     masks = {"before": _matrix(one.alive), "after": _matrix(one.kept)}
     values = {"before": _matrix(one.loc), "after": _matrix(one.after)}
     units, others = values["before"].shape
+    axis, columns = name_columns(result, sites).get(one.name, (None, ()))
+    if labels is None and axis == 1:
+        labels = columns
     place = f" for the site {one.name!r} of shape {tuple(one.loc.shape)}"
     labels = read_labels(labels, others, "one per entry of its second axis", place)
     everything = torch.ones(units, dtype=torch.bool, device="cpu")

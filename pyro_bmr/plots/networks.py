@@ -37,7 +37,7 @@ def plot_network(
         The weights of its layers from the inputs on, of shape (outputs, inputs) as in
         `torch.nn.Linear`; all sites with two axes otherwise.
     labels : sequence of str, optional
-        Names of the inputs.
+        Names of the inputs; those of the columns of the data, if they came as a table, otherwise.
     axes : sequence of Axes, optional
         A pair to draw on; of a new figure otherwise.
 
@@ -74,6 +74,9 @@ def plot_network(
         chosen = [choose_site(by_name, name) for name in sites]
     _check_chain(chosen)
     sizes = [chosen[0].loc.shape[1], *(one.loc.shape[0] for one in chosen)]
+    columns = result.guide.origin.columns
+    if labels is None and len(columns) == sizes[0]:
+        labels = columns
     labels = read_labels(labels, sizes[0], "one per input")
     height = min(5.5, max(3.6, 0.16 * max(sizes)))
     axes = two_axes(axes, 10.0, height, ncols=2)

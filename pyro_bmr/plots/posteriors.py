@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import refuse
+from pyro_bmr.arguments.columns import find_axis
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
@@ -35,6 +37,9 @@ def check_reduction(result: Any) -> None:
             "pyro_bmr.reduce(guide) or prune returned"
         )
         raise TypeError(msg)
+
+
+Columns = tuple[int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,13 @@ def read_sites(result: Reduction) -> dict[str, ReducedSite]:
                 factor.priors.get(name),
             )
     return sites
+
+
+def name_columns(result: Reduction, sites: Mapping[str, ReducedSite]) -> dict[str, Columns]:
+    """By the site of which one axis runs along the columns of a table, that axis and names."""
+    columns = result.guide.origin.columns
+    found = find_axis({name: one.loc.shape for name, one in sites.items()}, columns)
+    return {} if found is None else {found[0]: (found[1], columns)}
 
 
 def choose_site(sites: dict[str, ReducedSite], name: str) -> ReducedSite:

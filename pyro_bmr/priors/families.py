@@ -17,6 +17,7 @@ from torch.distributions import (
     AffineTransform,
     Cauchy,
     ComposeTransform,
+    Distribution,
     Independent,
     Laplace,
     MixtureSameFamily,
@@ -27,6 +28,7 @@ from torch.distributions import (
     biject_to,
 )
 
+from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.programs.distributions import PrunedDistribution, find_core, find_element_support
 from pyro_bmr.programs.switching import SwitchedDistribution
@@ -65,6 +67,7 @@ def log_density_at_zero(prior: Any) -> Tensor:
     >>> log_density_at_zero(Laplace(0.0, 1.0))
     tensor(-0.6931, dtype=torch.float64)
     """  # noqa: DOC202
+    check_kind("prior", prior, Distribution, "a distribution of torch or Pyro")
     raise UnregisteredPriorError(_unregistered(prior))
 
 

@@ -40,8 +40,8 @@ _FEW = 2
 def read_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Arguments:
     """Turn data among the arguments into tensors, and check that the programs run with them.
 
-    See `convert_data`. A TypeError says that the model has other parameters, a RuntimeError how
-    else a program fails.
+    See `convert_data`. A TypeError says that the model has other parameters; any other error of a
+    program has a note that says what it was called with.
     """  # noqa: DOC201
     data = convert_data(model, guide, args, kwargs)
     if (data[0] or data[1]) and not _runs(model, _callable(guide), data):

@@ -1,4 +1,4 @@
-"""Programs of users that fail: errors that say with what, and what was expected."""
+"""Programs of users that fail: their errors, with a note that says how they were called."""
 
 from __future__ import annotations
 
@@ -15,21 +15,17 @@ ALL_DATA = "all of its data, as when it was trained"
 def running(
     what: str, args: Sequence[Any], kwargs: Mapping[str, Any], expected: str = ALL_DATA
 ) -> Iterator[None]:
-    """Turn an error of a program into a RuntimeError that says how the program was called.
+    """Add to an error of a program what it was called with, and what was expected.
 
-    One that says itself what was expected stays as it is.
+    The error is the user's own, and stays what it is. One that says itself what was expected, as
+    those of this package do, gets no note.
     """
     try:
         yield
     except Exception as error:
-        if "Expected" in str(error) and isinstance(error, TypeError | ValueError):
-            raise
-        told = [
-            f"argument {key!r}: {show(one)}" for key, one in (*enumerate(args), *kwargs.items())
-        ]
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        msg = (
-            f"{what} could not be run with {', '.join(told) or 'no arguments'} ({reason}). "
-            f"Expected {expected}"
-        )
-        raise RuntimeError(msg) from error
+        if "Expected" not in str(error):
+            places = (*enumerate(args), *kwargs.items())
+            told = [f"argument {key!r}: {show(one)}" for key, one in places]
+            got = ", ".join(told) or "no arguments"
+            error.add_note(f"{what} could not be run with {got}. Expected {expected}")
+        raise

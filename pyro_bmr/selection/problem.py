@@ -14,6 +14,7 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_function, check_kind, read_names
+from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
@@ -93,12 +94,14 @@ def read_problem(
         check_function("model", model, "the Pyro model that the guide was trained for")
     named = read_names("sites", sites)
     data = read_rows(model or read_origin(guide).model, guide, args, kwargs)
+    columns = read_columns((*args, *(kwargs or {}).values()))
     args, kwargs = data.args, data.kwargs
     if args or kwargs:
         guide = take_from_store(guide, args, kwargs)
     origin = read_origin(guide)
     if args or kwargs:
         origin = replace(origin, args=args, kwargs=kwargs, stream=data.stream)
+        origin = replace(origin, columns=columns or origin.columns)
     if model is not None:
         origin = replace(origin, model=model)
     check_guide(origin.model, guide)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.display import warn
 from pyro_bmr.selection.group_members import form_groups
 from pyro_bmr.selection.group_scores import GroupScores
@@ -73,6 +74,8 @@ def _checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
     checked = {}
     for name, kept in scores.kept.items():
         mask = masks.get(name, kept)
+        expected = "masks of torch.bool tensors, True for what is kept"
+        check_kind(f"select(scores)[{name!r}]", mask, Tensor, expected)
         if mask.dtype != torch.bool or mask.shape != kept.shape:
             msg = (
                 f"select returned a mask of shape {tuple(mask.shape)} and dtype {mask.dtype} for "

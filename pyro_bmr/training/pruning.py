@@ -22,6 +22,7 @@ from pyro_bmr.arguments.checks import (
     read_names,
     read_optional,
 )
+from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.alone import alone
@@ -171,6 +172,9 @@ def prune(
     checked = read_options(**{**_FIT_DEFAULTS, **told})
     data = read_rows(model, guide, args, kwargs, checked.batch_size)
     given, keywords = data.args, data.kwargs
+    if read_columns((*args, *read_keywords(kwargs).values())):
+        # Tables as they are, with the names of their columns.
+        given, keywords = args, read_keywords(kwargs)
     if data.stream is not None:
         # Its loader has a size of its own.
         given, keywords = (data.stream.loader,), read_keywords(kwargs)

@@ -193,10 +193,10 @@ def fault(function, argument, bad):
             call(function, argument, bad)
     except FileNotFoundError:
         return ""
-    except (TypeError, ValueError, RuntimeError, FloatingPointError) as error:
-        return "" if "Expected" in str(error) else f"{type(error).__name__}: {str(error)[:110]!r}"
     except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:110]!r}"
+        told = [str(error), *getattr(error, "__notes__", ())]
+        clear = any("Expected" in one for one in told)
+        return "" if clear else f"{type(error).__name__}: {told[0][:110]!r}"
     return ""
 
 
