@@ -33,6 +33,8 @@ def fingerprint(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [fingerprint(one) for one in value]
+    if isinstance(value, Mapping):
+        return [[str(key), fingerprint(one)] for key, one in value.items()]
     if is_dataclass(value) and not isinstance(value, type):
         return [type(value).__name__, *map(fingerprint, vars(value).values())]
     captured = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
