@@ -17,7 +17,7 @@ from pyro_bmr.export.costs import Costs, measure_costs
 from pyro_bmr.export.modules import apply_masks, to_module
 from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.guides.auto_gamma import AutoGamma, mean_field
-from pyro_bmr.guides.reading import read_factors
+from pyro_bmr.guides.families import read_factors
 from pyro_bmr.loading import load as load
 from pyro_bmr.mathematics.evidence import delta_f
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank

@@ -308,7 +308,8 @@ def _assemble(
     if create is not None and cut.plates:
         create = partial(_without, frozenset(cut.plates), create)
     smaller = tuple(factor.take(cut.sites) for factor in factors)
-    new = Origin(CompactedModel(full, cut), args, kwargs, create)
+    compacted = CompactedModel(full, cut)
+    new = replace(origin, model=compacted, args=args, kwargs=kwargs, create_plates=create)
     model, guide, _ = assemble(new, smaller, {}, masked)
     return model, guide
 

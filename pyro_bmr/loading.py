@@ -11,8 +11,8 @@ from pyro_bmr.compaction import Compaction
 from pyro_bmr.cutting.planning import LayerCut
 from pyro_bmr.files.packing import unpack_program
 from pyro_bmr.files.plans import read_plan
+from pyro_bmr.guides.parts import take_program
 from pyro_bmr.guides.pruned_guide import Origin
-from pyro_bmr.guides.reading import take_program
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
@@ -47,8 +47,9 @@ def load(
     create_plates : callable, optional
         As given to the autoguide that was reduced.
     guide : callable, optional
-        The guide that was reduced, with the parameters that it had, if some of its sites were not
-        read but are drawn by itself; these are not in the file.
+        The guide that was reduced, made by the same code and called once, if some of its sites
+        were not read but are drawn by itself. What its modules had learnt is in the file; what
+        functions keep in Pyro's param store is not.
 
     Returns
     -------
@@ -88,7 +89,7 @@ def load(
     if plan["kind"] not in _RESULTS:
         msg = f"{path} holds a {plan['kind']!r}. Expected one of {sorted(_RESULTS)}"
         raise ValueError(msg)
-    program = None if guide is None else take_program(guide, ())
+    program = None if guide is None else take_program(guide, model)
     origin = Origin(model, args, keywords, create_plates, program)
     return _RESULTS[plan["kind"]](plan, *unpack_program(plan, origin))
 

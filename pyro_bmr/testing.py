@@ -76,7 +76,7 @@ def check_guide_family(
         origin = replace(origin, model=model)
     before = _state(guide)
     factors = tuple(f for f in read_guide(guide, origin) if not isinstance(f, ProgramFactor))
-    _check_same(factors, read_guide(PrunedGuide(factors, origin)))
+    _check_same(factors, read_guide(PrunedGuide(factors, replace(origin, program=None))))
     if callable(guide):
         _check_draws(guide, origin, factors, num_samples)
     after = _state(guide)

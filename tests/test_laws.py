@@ -27,8 +27,8 @@ def drop_some(scores):
     }
 
 
-# Families of which a part is run as it is.
-RUN = ["AutoDelta beside AutoNormal", "hand-written, other families", "amortised and tempered"]
+# Families of which a function is run as it is.
+RUN = ["hand-written, other families", "amortised and tempered"]
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_law_5_the_guide_that_came_in_is_left_as_it_was(case, guide_name):
     case.train(result.model, result.guide, 20)
     after = case.state()
     changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
-    # What is run is shared, and is trained on.
+    # The parameters of functions that are run are shared, and are trained on.
     assert bool(changed) == (guide_name in RUN)
     assert not any(site in name for name in changed for site in result.masks)
     if guide_name not in ("MCMC", "AutoLaplaceApproximation"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -13,8 +15,8 @@ from torch import Tensor
 
 from pyro_bmr.averaging.occam_window import Window
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.guides.families import read_factors
 from pyro_bmr.guides.pruned_guide import Origin
-from pyro_bmr.guides.reading import read_factors
 from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.programs.handlers import module_key
@@ -49,9 +51,11 @@ class AveragedGuide(PyroModule):
 
     def __init__(self, parts: list[Any], origin: Origin) -> None:
         super().__init__(unused_name("AveragedGuide"))
-        self.origin = origin
+        self.program = copy.deepcopy(origin.program)
+        self.origin = replace(origin, program=None)
         self.factors = PyroModule()
-        for part in parts:
+        # What is run has no part that draws it.
+        for part in (part for part in parts if part.sites):
             setattr(self.factors, "+".join(module_key(site.name) for site in part.sites), part)
 
     @property
@@ -74,7 +78,10 @@ class AveragedGuide(PyroModule):
         """
         parts = tuple(self.factors.children())
         plates = self.origin.make_plates(parts, *args, **kwargs)
-        return {name: value for part in parts for name, value in part(plates)}
+        values = {name: value for part in parts for name, value in part(plates)}
+        if self.program is not None:
+            values |= self.program.run(values, plates, args, kwargs)
+        return values
 
 
 @read_factors.register

@@ -87,7 +87,9 @@ def run_audit(
             mean, error = mean_and_error(after - before)
             return Check(name, part, mean, error, _bound(error, after, rounding))
 
-        draws = [measure(*steps.pair(sites), sites) for sites in steps.sites]
+        with decision.as_it_was():
+            draws = [measure(*steps.pair(sites), sites) for sites in steps.sites]
+            remarks = _describe_training(decision, args, kwargs, seed)
         rows = tuple(
             check(sites[-1], predicted.get(sites[-1], 0.0), before, after)
             for sites, before, after in zip(steps.sites[1:], draws, draws[1:], strict=False)
@@ -101,7 +103,6 @@ def run_audit(
             with trained_copy(refit, *pair, seed) as refitted:
                 now = measure(*refitted, steps.sites[-1])
             later.append(whole("after refit", after=now))
-    remarks = _describe_training(decision, args, kwargs, seed)
     return Audit(rows, whole("total", after=draws[-1]), tuple(later), steps.notes(), remarks)
 
 

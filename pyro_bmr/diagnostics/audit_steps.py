@@ -43,7 +43,7 @@ def take_steps(decision: Decision, model: Any, guide: Any) -> AuditSteps:
         tuple(tuple(names[:i]) for i in range(len(names) + 1)),
         misfits,
         in_model,
-        not misfits and not _agree(guide, expected_guide),
+        not misfits and not (_agree(guide, expected_guide) and decision.is_shared_unchanged()),
     )
 
 

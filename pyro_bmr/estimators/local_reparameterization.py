@@ -179,17 +179,19 @@ def _keep_elements(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if name in _SCALINGS and numbers:
         count = 2  # the variance scales by the square
     elif name == "where":
-        if not (len(args) == 3 and args[1] is weight and args[2] in (0, 0.0)):
+        if not (len(args) == 3 and args[1] is weight):
             return None
     elif not (name in _VIEWS | _SPLITS and args[0] is weight):
         return None
     elif name == "getitem" and not _takes_once(args[1]) and not weight.draw_rows:
         return None
 
-    def apply(part: Tensor) -> Any:
-        return func(*_map(args, lambda a: part if a is weight else a), **kwargs)
+    def apply(part: Tensor, operands: Any = args) -> Any:
+        return func(*_map(operands, lambda a: part if a is weight else a), **kwargs)
 
-    draw, loc, variance = map(apply, (weight.as_subclass(Tensor), weight.loc, weight.variance))
+    draw, loc = apply(weight.as_subclass(Tensor)), apply(weight.loc)
+    # What is put in an element's place does not vary from row to row.
+    variance = apply(weight.variance, (*args[:2], 0) if name == "where" else args)
     if name not in _SPLITS and draw.numel() > weight.numel() and not weight.draw_rows:
         return None  # elements are repeated, which are not independent
     variance = apply(variance) if count == 2 else variance

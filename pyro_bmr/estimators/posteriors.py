@@ -63,7 +63,8 @@ def _transformed(fn: Distribution, support: Any, event_dim: int) -> Any:
         return fn
     if isinstance(core, PrunedDistribution):
         kept = _transformed(core.base_dist, support, 0)
-        return kept and PrunedDistribution(find_core(kept), core.mask).to_event(event_dim)
+        pruned = kept and PrunedDistribution(find_core(kept), core.mask, core.center)
+        return pruned and pruned.to_event(event_dim)
     if support in (constraints.positive, constraints.nonnegative) and isinstance(core, Normal):
         return LogNormal(core.loc, core.scale).to_event(event_dim)
     return None

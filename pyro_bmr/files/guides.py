@@ -16,6 +16,7 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.files.centers import pack_center, unpack_center
 from pyro_bmr.files.supports import pack_support, unpack_support
+from pyro_bmr.guides.guide_program import GuideProgram
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.programs.sites import Site
@@ -37,12 +38,13 @@ def pack_guide(guide: PrunedGuide) -> dict[str, Any]:
         if isinstance(factor, ProgramFactor):
             packed |= {"values": factor.values, "reason": factor.reason}
         factors.append(packed)
-    program = guide.origin.program
+    program = guide.program
     return {
         "factors": factors,
         "create_plates": guide.origin.create_plates is not None,
         "program": [] if program is None else sorted(program.sites),
         "hidden": [] if program is None else sorted(program.hidden),
+        "program_state": {} if program is None else dict(program.state_dict()),
     }
 
 
@@ -57,19 +59,35 @@ def unpack_guide(packed: Mapping[str, Any], origin: Origin) -> PrunedGuide:
     if packed.get("program") and origin.program is None:
         msg = (
             f"the sites {packed['program']} are drawn by the guide that was reduced, which is not "
-            "saved. Expected that guide, with the parameters that it had: load(path, model, "
-            "guide=guide)"
+            "saved. Expected that guide again, with the parameters that it had where it is a "
+            "function: load(path, model, guide=guide)"
         )
         raise ValueError(msg)
     if origin.program is not None:
         sites, hidden = (frozenset(packed.get(key, ())) for key in ("program", "hidden"))
-        program = replace(origin.program, sites=sites, hidden=hidden)
-        origin = replace(origin, program=program if sites else None)
+        program = origin.program.of(sites, hidden) if packed.get("program") else None
+        origin = replace(origin, program=program)
     factors = tuple(_FACTOR[one["kind"]](one) for one in packed["factors"])
     guide = PrunedGuide(factors, origin)
     for part, one in zip(guide.parts, packed["factors"], strict=True):
         part.load_state_dict(one["state"])
+    if guide.program is not None:
+        _load_program(guide.program, packed.get("program_state", {}))
     return guide
+
+
+def _load_program(program: GuideProgram, state: Mapping[str, Any]) -> None:
+    # Earlier files have nothing of what is run.
+    if not state:
+        return
+    try:
+        program.load_state_dict(dict(state))
+    except RuntimeError as error:
+        msg = (
+            f"the guide= that load got has other parameters than the one that was reduced ({error})"
+            ". Expected one that was made by the same code, and called once"
+        )
+        raise ValueError(msg) from error
 
 
 def _pack_site(site: Site) -> dict[str, Any]:

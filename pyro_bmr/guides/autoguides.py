@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import transform_to
 
+from pyro_bmr.guides.copied_guides import copy_guides
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import check_owned, dry_run
 from pyro_bmr.programs.sites import Site
@@ -45,7 +45,7 @@ def take_from_store(guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     held = own_parameters()
     if not held or pyro.settings.get("module_local_params"):
         return guide
-    called = _copy_with_models(guide)
+    (called,) = copy_guides((guide,))
     with dry_run(guide.model, called), poutine.block():
         called(*args, **kwargs)
         lacking = sorted(own_parameters() - held)
@@ -95,15 +95,3 @@ def read_whole_site(guide: AutoGuide, node: Any, shape: torch.Size, event_dim: i
             )
             raise ValueError(msg)
     return read_site(node, shape, event_dim)
-
-
-def _copy_with_models(guide: AutoGuide) -> AutoGuide:
-    """Copy an autoguide; copy.deepcopy takes the model away from the copy and the original."""
-    parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
-    before = [(part._model, part.master) for part in parts]
-    copied = copy.deepcopy(guide)
-    copies = [part for part in copied.modules() if isinstance(part, AutoGuide)]
-    for part, own, (model, master) in zip(parts, copies, before, strict=True):
-        part._model = own._model = model
-        part.master = master
-    return copied

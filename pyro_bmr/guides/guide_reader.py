@@ -29,7 +29,7 @@ from pyro_bmr.guides.statements import (
 from pyro_bmr.programs.distributions import find_core, find_support
 from pyro_bmr.programs.dry_run import check_owned, find_modules
 from pyro_bmr.programs.given_values import PriorMessenger
-from pyro_bmr.programs.site_kinds import is_data
+from pyro_bmr.programs.site_kinds import is_data, is_likelihood
 from pyro_bmr.programs.sites import is_scaled
 
 Failure = NotGaussianError | PartialRowsError
@@ -55,6 +55,7 @@ class GuideReader(Messenger):
         self.leaves: dict[str, Tensor] = {}
         self.unread: dict[str, Failure] = {}
         self.order: list[str] = []
+        self.factors: dict[str, Tensor] = {}
         self.auxiliary: dict[str, Statement | None] = {}
         self.in_messenger = self.observes = False
 
@@ -65,7 +66,8 @@ class GuideReader(Messenger):
                 msg["value"], msg["done"] = self.rows[name], True
             return
         if msg["is_observed"]:
-            self.observes |= is_data(msg) and not self.in_messenger
+            if is_likelihood(msg) and not self.in_messenger:
+                self._look_at_observed(msg)
             return
         if msg["infer"].get("is_auxiliary"):
             self._put_at_mean(msg)
@@ -89,6 +91,12 @@ class GuideReader(Messenger):
         leaf = self.values.get(name, statement.loc).detach().clone().requires_grad_()
         self.statements[name], self.leaves[name] = statement, leaf
         msg["value"], msg["done"] = statement.site.constrain(leaf), True
+
+    def _look_at_observed(self, msg: Any) -> None:
+        if is_data(msg):
+            self.observes = True
+        else:
+            self.factors[msg["name"]] = msg["fn"].log_factor
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -135,15 +143,24 @@ class GuideReader(Messenger):
     def parents(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Return the sites before one that a tensor depends on, by its gradients."""
         names = list(self.statements)
-        before = {n: self.leaves[n] for n in names[: names.index(name)]}
-        if not before or not tensor.requires_grad:
+        return self._find_leaves(tensor, names[: names.index(name)])
+
+    def find_in_factors(self) -> dict[str, str]:
+        """Return the sites that factors of the density depend on, each with one of these."""
+        names = list(self.statements)
+        factors = self.factors.items()
+        return {n: factor for factor, value in factors for n in self._find_leaves(value, names)}
+
+    def _find_leaves(self, tensor: Tensor, names: list[str]) -> dict[str, Tensor]:
+        leaves = {name: self.leaves[name] for name in names}
+        if not leaves or not tensor.requires_grad:
             return {}
         gradients = torch.autograd.grad(
-            tensor.sum(), [*before.values()], allow_unused=True, retain_graph=True
+            tensor.sum(), [*leaves.values()], allow_unused=True, retain_graph=True
         )
         return {
-            n: leaf
-            for (n, leaf), gradient in zip(before.items(), gradients, strict=True)
+            name: leaf
+            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
             if gradient is not None
         }
 
@@ -178,25 +195,28 @@ def _depends(value: Tensor, leaf: Tensor) -> bool:
     return gradient is not None
 
 
-def read_sources(guide: Callable[..., Any], origin: Origin) -> dict[str, str]:
-    """Find the auxiliary sites whose values others are, in a `dry_run`; the other by the one."""
+def read_once(guide: Callable[..., Any], origin: Origin) -> GuideReader:
+    """Run a guide in a `dry_run`, and look at what it does."""
     supports = find_supports(guide, origin)
     reader = GuideReader({}, {}, {}, frozenset(), supports, lambda _: None)
     with reader:
         call_program("guide", guide, origin)
-    return reader.sources
+    return reader
 
 
 @contextmanager
-def left_alone(guide: Any, model: Any) -> Iterator[None]:
+def left_alone(guide: Any, *others: Any) -> Iterator[None]:
     """Check that a guide has all its parameters, and put back what it changes of itself.
 
-    It runs inside, in a `dry_run`; parameters that are made there are a ValueError.
+    It runs inside, in a `dry_run`; parameters that are made there are a ValueError, unless they are
+    those of other programs.
     """
-    roots = [*find_modules(guide), *find_modules(model)]
+    roots = [root for program in (guide, *others) for root in find_modules(program)]
     modules = [module for root in find_modules(guide) for module in root.modules()]
     attributes = [dict(vars(module)) for module in modules]
     contents = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
+    # By name, since the copy of a guide takes the tensors that the store has under its names.
+    named = [set(dict(root.named_parameters())) for root in roots]
     own = {id(p) for root in roots for p in root.parameters()}
     for root in find_modules(guide):
         if isinstance(root, PyroModule):
@@ -210,7 +230,8 @@ def left_alone(guide: Any, model: Any) -> Iterator[None]:
             for name, p in pyro.get_param_store().named_parameters()
             if name not in stored and id(p) not in own
         ]
-        made += [n for root in roots for n, p in root.named_parameters() if id(p) not in own]
+        for root, names in zip(roots, named, strict=True):
+            made += dict(root.named_parameters()).keys() - names
     finally:
         for module, before, inside in zip(modules, attributes, contents, strict=True):
             for key, content in inside.items():

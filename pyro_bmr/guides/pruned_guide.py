@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.guide_program import GuideProgram
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.programs.centers import Center
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import module_key
 from pyro_bmr.programs.own_names import OwnNames, unused_name
@@ -35,7 +37,8 @@ from pyro_bmr.programs.streams import Stream
 class Origin:
     """The model that a guide was made for, how it was first called, and what of it is still run.
 
-    The model is without the handlers that an autoguide puts around it, and None if it is lost.
+    The model is without the handlers that an autoguide puts around it, and None if it is lost. A
+    guide that is made of it runs a copy of ``program``.
     Where the arguments are an example of more rows than fit into memory, ``stream`` reads these.
     ``columns`` are the names of the columns of the data, if they came as a table.
     """
@@ -60,7 +63,8 @@ class Origin:
         programs = (self.model, self.create_plates)
         model, create_plates = (p and partial(p, *args, **kwargs) for p in programs)
         left = {name: value for name, value in self.kwargs.items() if name not in kwargs}
-        return Origin(model, self.args[len(args) :], left, create_plates)
+        rest = self.args[len(args) :]
+        return replace(self, model=model, args=rest, kwargs=left, create_plates=create_plates)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         """Return itself: the copy of a guide is a guide for the same model."""
@@ -75,7 +79,8 @@ class PrunedGuide(OwnNames):
     It draws like the guide that it comes from, takes the arguments of the model, has parameters of
     its own under names of its own, and can be trained, copied, moved and reduced again. No
     parameter reaches a pruned element. Of a guide that was written by hand, or of a list of guides,
-    what was not reduced or is not Gaussian is run as it is, with the parameters that it has.
+    what was not reduced or is not Gaussian is run as it is: modules, such as autoguides, as copies
+    with parameters of their own, functions with those that they have in Pyro's param store.
 
     Parameters
     ----------
@@ -95,16 +100,22 @@ class PrunedGuide(OwnNames):
 
     def __init__(self, factors: tuple[Factor, ...], origin: Origin) -> None:
         super().__init__(unused_name("PrunedGuide"))
-        self.origin = origin
+        self.program = copy.deepcopy(origin.program)
+        self._origin = replace(origin, program=None)
         self.factors = PyroModule()
         for factor in factors:
             key = "+".join(module_key(site.name) for site in factor.sites)
             setattr(self.factors, key, _module(factor))
 
     @property
+    def origin(self) -> Origin:
+        """The model that the guide is for, how it is called, and what the guide runs."""
+        return replace(self._origin, program=self.program)
+
+    @property
     def model(self) -> Callable[..., Any] | None:
         """The full model, as `pyro.infer.autoguide.AutoGuide.model`."""
-        return self.origin.model
+        return self._origin.model
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -124,10 +135,10 @@ class PrunedGuide(OwnNames):
         dict of Tensor
             One value per site.
         """
-        plates = self.origin.make_plates(self.parts, *args, **kwargs)
+        plates = self._origin.make_plates(self.parts, *args, **kwargs)
         values = {name: value for part in self.parts for name, value in part(plates)}
-        if self.origin.program is not None:
-            values |= self.origin.program.run(values, plates, args, kwargs)
+        if self.program is not None:
+            values |= self.program.run(values, plates, args, kwargs)
         return values
 
     @torch.no_grad()
@@ -147,10 +158,10 @@ class PrunedGuide(OwnNames):
         own = {
             site.name: site.constrain(marginal.loc).clone() for site, marginal in self._marginals()
         }
-        if self.origin.program is None:
+        if self.program is None:
             return own
-        plates = self.origin.make_plates(self.parts, *args, **kwargs)
-        return {**self.origin.program.median(plates, args, kwargs), **own}
+        plates = self._origin.make_plates(self.parts, *args, **kwargs)
+        return {**self.program.median(plates, args, kwargs), **own}
 
     @torch.no_grad()
     def quantiles(
@@ -231,16 +242,25 @@ class _IndependentPart(PyroModule):
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         kept = None
         with inside_plates(self.site, plates):
-            fn = dist.Normal(self.loc, self.scale)
+            center = self._center()
+            loc = self.loc if center is None else self.loc + center.offset.nan_to_num(neginf=0)
+            fn = dist.Normal(loc, self.scale)
             if self.mask is not None:
                 kept = pyro.subsample(self.mask, event_dim=self.site.event_dim)
-                fn = PrunedDistribution(fn, kept)
+                fn = PrunedDistribution(fn, kept, center)
             value = pyro.sample(
                 f"{self.site.name}_unconstrained",
                 fn.to_event(self.site.event_dim),
                 infer={"is_auxiliary": True},
             )
-        yield self.site.name, sample_site(self.site, value, plates, kept)
+        yield self.site.name, sample_site(replace(self.site, center=None), value, plates, kept)
+
+    def _center(self) -> Center | None:
+        """Return the rows of the center that are drawn, as numbers."""
+        if self.site.center is None:
+            return None
+        offset = pyro.subsample(self.site.center.offset, event_dim=self.site.event_dim)
+        return Center(offset.to(self.loc), torch.zeros_like(offset, dtype=torch.bool))
 
 
 class _JointPart(PyroModule):
@@ -340,13 +360,15 @@ class _ProgramPart(PyroModule):
     def __init__(self, factor: ProgramFactor) -> None:
         super().__init__()
         self._factor = factor
+        self.values: Tensor
+        self.register_buffer("values", factor.values, persistent=False)
 
     @property
     def sites(self) -> tuple[Site, ...]:
         return ()
 
     def factor(self) -> ProgramFactor:
-        return self._factor
+        return replace(self._factor, values=self.values)
 
     def forward(self, _plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         return iter(())

@@ -8,19 +8,19 @@ before it and a covariance that does not, then the posterior is Gaussian.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_bmr.factors.factor import Factor, check_finite
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.program import ProgramFactor
-from pyro_bmr.guides.amortised import find_given, follow_arguments
+from pyro_bmr.guides.amortised import find_given
 from pyro_bmr.guides.guide_reader import (
     Failure,
     FullRows,
@@ -80,20 +80,18 @@ def trace_factors(
 
     with dry_run(guide, origin.model), left_alone(guide, origin.model):
         supports = find_supports(guide, origin)
-        leaves, followed = follow_arguments(origin)
-        try:
-            first = run({}, followed)
-        except RuntimeError:
-            leaves, first = [], run({}, origin)
+        first = run({}, origin)
         if first.observes:
             raise TypeError(MODEL_AS_GUIDE)
         if sources:  # which are at their means only once they are known
-            first = run({}, followed if leaves else origin)
+            first = run({}, origin)
         for name, statement in first.statements.items():
             check_finite(name, "location", statement.loc)
-        given = find_given(first, leaves, partial(run, {}), origin)
+        given = find_given(first, run, origin)
         why = "it depends on what the guide is given (amortised)"
         failures = {**first.unread, **{name: _refusal(name, why) for name in given}}
+        for name, factor in first.find_in_factors().items():
+            failures[name] = _refusal(name, f"the factor {factor!r} of the guide depends on it")
         weights = {name: first.weights(name) for name in first.statements}
         generator = torch.Generator().manual_seed(0)
         for reach in (1.0, 3.0, 10.0):
@@ -108,9 +106,8 @@ def trace_factors(
         left = {n: s for n, s in first.statements.items() if n not in failures}
         if failures and not left and not held:
             raise next(iter(failures.values()))
-        drawn = tuple(
-            _draw(guide, origin, {n: failures[n].why for n in first.order if n in failures})
-        )
+        reasons = {name: failures[name].why for name in first.order if name in failures}
+        drawn = tuple(_draw(guide, origin, reasons, supports))
     return (*_factors(left, weights), *drawn)
 
 
@@ -121,7 +118,7 @@ def draw_alone(
     if not reasons:
         return ()
     with dry_run(guide, origin.model), left_alone(guide, origin.model):
-        return tuple(_draw(guide, origin, reasons))
+        return tuple(_draw(guide, origin, reasons, find_supports(guide, origin)))
 
 
 def _nonlinear(
@@ -208,10 +205,12 @@ def _factors(
 
 
 def _draw(
-    guide: Callable[..., Any], origin: Origin, reasons: Mapping[str, str]
+    guide: Callable[..., Any],
+    origin: Origin,
+    reasons: Mapping[str, str],
+    supports: Mapping[str, constraints.Constraint],
 ) -> Iterator[ProgramFactor]:
     """Draw sites that are not read, in a `dry_run`; one that is discrete or in part is left out."""
-    supports = find_supports(guide, origin)
     pyro.set_rng_seed(0)
     draws: dict[str, list[Tensor]] = {name: [] for name in reasons}
     sites: dict[str, Site] = {}

@@ -23,8 +23,9 @@ class Spike:
     ----------
     loc : float, Tensor or str
         :math:`c`: a number, a tensor that broadcasts to the shape of a site, or ``"prior"`` for the
-        mean of the site's prior. Where that mean is computed from the values of other sites, as
-        that of a group, a pruned element is equal to it in every draw.
+        mean of the site's prior (its median, if that is a LogNormal). Where that mean is computed
+        from the values of other sites, as that of a group, a pruned element is equal to it in every
+        draw.
 
     Raises
     ------

@@ -16,36 +16,75 @@ Run = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 """Runs the model with given rows of sub-sampling plates, by name, and returns its nodes."""
 
 
-def read_prior(name: str, nodes: Mapping[str, Any], run: Run) -> Reading:
-    """Read the prior of a site of a trace, or raise an `UnreadablePriorError` that says why not.
+Read = Callable[[Mapping[str, Any]], list[Tensor]]
+"""Reads tensors of a site, with axes for its rows or for one in their place, from a run's nodes."""
 
-    Where it may differ between rows of sub-sampling plates, the model runs at all of them in turn.
-    """
-    reading = read_rows(nodes[name])
-    plates = _find_varying(nodes[name], reading)
-    if plates:
-        parts = [(rows, read_rows(_see(name, rows, run, plates))) for rows in _take_turns(plates)]
-        reading = _join(parts, plates)
-    if reading.masked.numel() and reading.masked.all():
+
+def read_prior(name: str, nodes: Mapping[str, Any], run: Run) -> Reading:
+    """Read the prior of a site of a trace, or raise an `UnreadablePriorError` that says why not."""
+
+    def read(nodes: Mapping[str, Any]) -> list[Tensor]:
+        one = read_rows(nodes[name])
+        gaussian = [] if one.gaussian is None else [one.gaussian.loc, one.gaussian.scale]
+        return [one.log_density, one.masked, *gaussian]
+
+    density, masked, *gaussian = read_in_all_rows(name, nodes, run, read)
+    if masked.numel() and masked.all():
         msg = "it is masked out"
         raise UnreadablePriorError(msg)
-    return reading
+    return Reading(density, masked, Diagonal(*gaussian) if gaussian else None)
+
+
+def read_in_all_rows(name: str, nodes: Mapping[str, Any], run: Run, read: Read) -> list[Tensor]:
+    """Read a site of a trace in all rows of its plates.
+
+    Where it may differ between rows of sub-sampling plates, the model runs at all of them in turn.
+    If it cannot be told which rows to take, that is an `UnreadablePriorError`.
+    """  # noqa: DOC201, DOC501
+    tensors = read(nodes)
+    plates = _find_varying(nodes[name], tensors)
+    if not plates:
+        return tensors
+    turns = list(_take_turns(plates))
+    parts = [read(_see(rows, run, plates)) for rows in turns]
+    return [
+        _put_together(list(zip(turns, same, strict=True)), plates)
+        for same in zip(*parts, strict=True)
+    ]
+
+
+def take_seen(tensor: Tensor, name: str, nodes: Mapping[str, Any]) -> Tensor:
+    """Take the rows of a site, from a tensor in its shape, that its plates took in a run."""
+    node = nodes[name]
+    for frame in _partial_plates(node):
+        axis = frame.dim - node["fn"].event_dim
+        tensor = tensor.index_select(axis, nodes[frame.name]["value"].to(tensor.device))
+    return tensor
+
+
+def sees_part(node: Any) -> bool:
+    """Tell whether a run of the model sees only some rows of the plates of a site."""
+    return any(True for _ in _partial_plates(node))
 
 
 # By axis of what is read, counted from the right, the frame of a plate that is seen in part.
 _Plates = Mapping[int, Any]
 
 
-def _find_varying(node: Any, reading: Reading) -> dict[int, Any]:
+def _find_varying(node: Any, tensors: Sequence[Tensor]) -> dict[int, Any]:
     """Find the plates, seen in part, along which a prior was not expanded from a single row."""
-    tensors = _tensors(reading)
     found = {}
-    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
+    for frame in _partial_plates(node):
         axis = frame.dim - node["fn"].event_dim
-        partial = frame.full_size not in (None, frame.size)
-        if partial and any(_has_rows(t, axis, frame) for t in tensors):
+        if any(_has_rows(t, axis, frame) for t in tensors):
             found[axis] = frame
     return found
+
+
+def _partial_plates(node: Any) -> Iterator[Any]:
+    for frame in (frame for frame in node["cond_indep_stack"] if frame.vectorized):
+        if frame.full_size not in (None, frame.size):
+            yield frame
 
 
 def _has_rows(tensor: Tensor, axis: int, frame: Any) -> bool:
@@ -64,7 +103,7 @@ def _take_turns(plates: _Plates) -> Iterator[dict[str, Tensor]]:
     yield from map(dict, product(*turns))
 
 
-def _see(name: str, rows: Mapping[str, Tensor], run: Run, plates: _Plates) -> Any:
+def _see(rows: Mapping[str, Tensor], run: Run, plates: _Plates) -> Mapping[str, Any]:
     nodes = run(rows)
     for frame in plates.values():
         seen = nodes[frame.name]["value"] if frame.name in nodes else ()
@@ -75,19 +114,7 @@ def _see(name: str, rows: Mapping[str, Tensor], run: Run, plates: _Plates) -> An
                 "that show all rows"
             )
             raise UnreadablePriorError(msg)
-    return nodes[name]
-
-
-def _join(parts: Sequence[tuple[Mapping[str, Tensor], Reading]], plates: _Plates) -> Reading:
-    tensors = [_tensors(reading) for _, reading in parts]
-    together = [
-        _put_together(
-            [(rows, own[i]) for (rows, _), own in zip(parts, tensors, strict=True)], plates
-        )
-        for i in range(len(tensors[0]))
-    ]
-    density, masked, *gaussian = together
-    return Reading(density, masked, Diagonal(*gaussian) if gaussian else None)
+    return nodes
 
 
 def _put_together(parts: Sequence[tuple[Mapping[str, Tensor], Tensor]], plates: _Plates) -> Tensor:
@@ -103,8 +130,3 @@ def _put_together(parts: Sequence[tuple[Mapping[str, Tensor], Tensor]], plates: 
             index[axis] = rows[frame.name]
         whole[torch.meshgrid(*index, indexing="ij")] = part
     return whole
-
-
-def _tensors(reading: Reading) -> list[Tensor]:
-    gaussian = [] if reading.gaussian is None else [reading.gaussian.loc, reading.gaussian.scale]
-    return [reading.log_density, reading.masked, *gaussian]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from pyro_bmr.factors.factor import Divergence, Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.mathematics.first_order import accuracy_of_gamma, accuracy_of_log_normal
+from pyro_bmr.priors.all_rows import read_in_all_rows, take_seen
 from pyro_bmr.priors.expected_priors import draw_parents
+from pyro_bmr.priors.families import UnreadablePriorError
 from pyro_bmr.programs.distributions import find_core
 from pyro_bmr.programs.model_runs import ModelRuns
-from pyro_bmr.programs.positive import divergence
+from pyro_bmr.programs.positive_divergences import divergence
 
 
 def read_divergences(
@@ -35,19 +38,21 @@ def read_divergences(
     holders = {f.sites[0].name: _HELD[type(f)](f) for f in factors if f.sites[0].name in parents}
     places = list(draw_parents(factors, parents)) or [{}]
     totals: dict[str, list[Tensor]] = {}
+    zero = torch.zeros((), dtype=torch.float64)
     failures: dict[str, str] = {}
     with runs.elsewhere() as run:
         for place in places:
             nodes = run(place)
             for name in holders.keys() - failures.keys():
+                read = partial(holders[name].differentiate, name)
                 try:
-                    found = holders[name].differentiate(nodes[name]["fn"])
-                except NotImplementedError as error:
+                    terms = read_in_all_rows(name, nodes, partial(run, place), read)
+                except (NotImplementedError, UnreadablePriorError) as error:
                     failures[name] = str(error)
                     continue
                 totals[name] = [
                     total + one / len(places)
-                    for total, one in zip(totals.get(name, [0, 0, 0]), found, strict=True)
+                    for total, one in zip(totals.get(name, [zero] * 3), terms, strict=True)
                 ]
     found = {
         name: Divergence(total[0], holders[name].accuracy(*total[1:]))
@@ -71,11 +76,12 @@ class _Held(ABC):
     def accuracy(self, first: Tensor, second: Tensor, /) -> Tensor:
         """Return what the log likelihood falls by without an element, from its slopes."""
 
-    def differentiate(self, prior: Any) -> list[Tensor]:
-        """Return KL(q ‖ p) of each element, and its slopes by the parameters."""
+    def differentiate(self, name: str, nodes: Mapping[str, Any]) -> list[Tensor]:
+        """Return KL(q ‖ p) of each element in a run, and its slopes by the parameters."""
         with torch.enable_grad():
-            leaves = [one.clone().requires_grad_() for one in self.parameters]
-            value = divergence(self.posterior(*leaves), find_core(prior))
+            seen = (take_seen(one, name, nodes) for one in self.parameters)
+            leaves = [one.clone().requires_grad_() for one in seen]
+            value = divergence(self.posterior(*leaves), find_core(nodes[name]["fn"]))
             slopes = torch.autograd.grad(value.sum(), leaves)
         return [value.detach(), *slopes]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import TransformedDistribution, biject_to, constraints
 
 from pyro_bmr.factors.centering import value_locations
 from pyro_bmr.factors.factor import Factor
@@ -18,9 +18,10 @@ from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
-from pyro_bmr.priors.families import UnreadablePriorError
+from pyro_bmr.priors.all_rows import Run, read_in_all_rows, sees_part
+from pyro_bmr.priors.families import UnreadablePriorError, is_transformed_by_support
 from pyro_bmr.programs.centers import Center, find_mean, shift
-from pyro_bmr.programs.distributions import find_element_support, is_positive
+from pyro_bmr.programs.distributions import find_core, find_element_support, is_positive
 from pyro_bmr.programs.model_runs import ModelRuns, find_gradients
 from pyro_bmr.programs.sites import Site
 
@@ -95,7 +96,7 @@ def _find_offset(site: Site, loc: float | Tensor) -> Tensor:
 def _outside(value: Tensor, support: Any) -> str:
     spike = f"{value:g}" if value.dim() == 0 else "some of the spike"
     kind = "positive" if is_positive(support) else f"constrained to {support}"
-    return f"it is {kind}, and {spike} is not inside; Spike(loc=...) may be"
+    return f"it is {kind}, and {spike} is not; Spike(loc=...) names a value that is"
 
 
 class _Priors:
@@ -118,7 +119,8 @@ class _Priors:
 
     def center_at_mean(self, site: Site) -> Center:
         r"""Write the mean of a prior as :math:`c_0 + \sum_j W_j v_j`, or say why that cannot be."""
-        mean = self._mean(site, self._read(site))
+        self._read(site)
+        mean = self._mean(site)
         with torch.enable_grad():
             flat = detach_provenance(mean).expand(site.shape).reshape(-1)
             weights = self._differentiate(flat)
@@ -136,28 +138,38 @@ class _Priors:
             msg = "it is not in the model"
             raise UnreadablePriorError(msg)
         prior = self.nodes[site.name]["fn"]
+        core = find_core(prior)
         try:
             shift(prior, torch.zeros(()))
         except NotImplementedError as error:
-            msg = f"its prior is a {error}, which only Spike(loc=0.0) knows"
-            raise UnreadablePriorError(msg) from None
+            unknown = str(error)
+        else:
+            # Of another transform, a shift is none of its base.
+            known = not isinstance(core, TransformedDistribution) or is_transformed_by_support(core)
+            unknown = "" if known else type(core).__name__
+        if unknown:
+            msg = f"its prior is a {unknown}, which only Spike(loc=0.0) knows"
+            raise UnreadablePriorError(msg)
         return prior
 
-    def _mean(self, site: Site, prior: Any) -> Tensor:
+    def _mean(self, site: Site) -> Tensor:
+        """Return the mean of a prior, with its gradients where a run sees all rows."""
+        node = self.nodes[site.name]
         with torch.enable_grad():
-            mean = find_mean(prior)
+            mean = find_mean(node["fn"])
         if not mean.isfinite().all():
             msg = "its prior has no mean for the spike to be at"
             raise UnreadablePriorError(msg)
-        try:
-            mean.expand(site.shape)
-        except RuntimeError:
+        if not sees_part(node):
+            return mean
+        parents = sorted(find_gradients(mean, self.leaves))
+        if parents:
             msg = (
-                "the mean of its prior is known only in some rows of its plates; pass arguments "
-                "that show all rows"
+                f"the mean of its prior is computed from {parents}, and known only in some rows of "
+                "its plates; pass arguments that show all rows"
             )
-            raise UnreadablePriorError(msg) from None
-        return mean
+            raise UnreadablePriorError(msg)
+        return _read_mean(site, self.nodes, self.runs.at_rows)
 
     def _differentiate(self, flat: Tensor) -> dict[str, Tensor]:
         parents = [name for name, slope in find_gradients(flat, self.leaves).items()]
@@ -199,14 +211,25 @@ class _Priors:
                 for name, (_, loc) in self.runs.locations.items()
             }
             with self.runs.elsewhere() as run:
-                mean = find_mean(run(moved)[site.name]["fn"]).expand(site.shape).double()
+                mean = _read_mean(site, run(moved), partial(run, moved))
             expected = center.offset.reshape(-1)
             for name, weight in center.weights.items():
                 expected = expected + weight @ moved[name].double().reshape(-1)
-            if not torch.allclose(mean.reshape(-1), expected, rtol=1e-3, atol=1e-4):
+            whole = mean.expand(site.shape).double().reshape(-1)
+            if not torch.allclose(whole, expected, rtol=1e-3, atol=1e-4):
                 names = sorted(center.weights) or "other sites"
                 msg = f"the mean of its prior is not linear in the values of {names}"
                 raise UnreadablePriorError(msg)
+
+
+def _read_mean(site: Site, nodes: Mapping[str, Any], run: Run) -> Tensor:
+    """Read the mean of a prior in all rows."""
+
+    def read(nodes: Mapping[str, Any]) -> list[Tensor]:
+        return [detach_provenance(find_mean(nodes[site.name]["fn"])).detach()]
+
+    (mean,) = read_in_all_rows(site.name, nodes, run, read)
+    return mean
 
 
 def _fits(value: Tensor, shape: torch.Size) -> bool:

@@ -85,7 +85,7 @@ class PrunedDistribution(TorchDistribution):
         if self.center is None and support is constraints.real:
             return 0.0
         center = like.new_zeros(()) if self.center is None else self.center.locate(self.base_dist)
-        return biject_to(support)(center.to(like))
+        return biject_to(support)(center.to(device=like.device, dtype=like.dtype))
 
     def put_at_origin(self, value: Tensor) -> Tensor:
         """Put the pruned elements of a value at the origin."""

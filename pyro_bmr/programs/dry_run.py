@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from inspect import getclosurevars, isfunction
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -56,6 +57,26 @@ def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:
     parameters = {name: node["value"].unconstrained() for name, node in trace.nodes.items()}
     names = {id(tensor): name for name, tensor in reversed(parameters.items())}
     return {name: parameters[name] for name in reversed(names.values())}
+
+
+def find_tensors(run: Callable[[], Any], programs: Iterable[Any]) -> dict[str, Tensor]:
+    """Return what training changes: the parameters of a run, and buffers of modules in programs."""
+    programs = tuple(programs)
+    with (
+        dry_run(*programs),
+        torch.no_grad(),
+        poutine.block(),
+        poutine.trace(param_only=True) as traced,
+    ):
+        run()
+        parameters = unconstrained_parameters(traced.trace)
+    modules = {id(module): module for one in programs for module in find_modules(one)}
+    buffers = {
+        f"buffer {i} {name}": buffer
+        for i, module in enumerate(modules.values())
+        for name, buffer in module.named_buffers()
+    }
+    return parameters | buffers
 
 
 def find_modules(program: Any) -> list[torch.nn.Module]:

@@ -15,10 +15,11 @@ class OwnNames(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a copy its own names in the param store, so that it does not share parameters."""
         super().__setstate__(state)
-        name, context = (
-            unused_name(self._pyro_name.rstrip("0123456789")),
-            type(self._pyro_context)(),
-        )
+        self.rename(unused_name(self._pyro_name.rstrip("0123456789")))
+
+    def rename(self, name: str) -> None:
+        """Give all modules inside names that begin with this one, and one context."""
+        context = type(self._pyro_context)()
         for path, module in self.named_modules():
             module._pyro_name = f"{name}.{path}" if path else name
             module._pyro_context = context

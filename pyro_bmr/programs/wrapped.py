@@ -31,6 +31,12 @@ class Wrapped:
         """Whether the program inside draws what the whole draws."""
         return all(isinstance(handler, _TRANSPARENT) for handler in self.handlers)
 
+    def around(self, program: Any) -> Any:
+        """Put the same handlers and arguments around another program."""
+        for handler in reversed(self.handlers):
+            program = handler(program)
+        return partial(program, *self.args, **self.kwargs) if self.args or self.kwargs else program
+
 
 def peel(program: Any) -> Wrapped:
     """Take off the handlers of `pyro.poutine` and every `functools.partial`.

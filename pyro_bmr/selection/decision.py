@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,9 +29,10 @@ def decide(
     structure: Structure | None = None,
 ) -> Decision:
     """Write down what goes of a posterior, and how to tell whether that has been trained since."""
-    sampled = _sample(origin, factors)
     masks = {name: mask.contiguous() for name, mask in masks.items()}
-    return Decision(origin, factors, masks, spiked, sampled, _order(factors, structure))
+    order = _order(factors, structure)
+    shared = {name: tensor.detach().clone() for name, tensor in _find_shared(origin).items()}
+    return Decision(origin, factors, masks, spiked, _sample(factors), order, shared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,8 @@ class Decision:
     ``masks``, by reducible site, is True where an element keeps its place or, if it can be shrunk,
     its prior; ``spiked`` are the sites whose reduced prior is the spike. ``sampled`` holds some of
     each site's locations at the time. Reduced one after the other in ``order``, sites add their
-    parts of ΔF. The factors hold the tensors of the guide that came in, not copies.
+    parts of ΔF. The factors hold the tensors of the guide that came in, not copies; of what is run,
+    the origin has a copy, and ``shared`` the values of what could not be copied.
     """
 
     origin: Origin
@@ -49,6 +52,7 @@ class Decision:
     spiked: Collection[str]
     sampled: Mapping[str, Tensor]
     order: tuple[str, ...]
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
 
     def restrict(self, sites: Collection[str]) -> Decision:
@@ -92,7 +96,7 @@ class Decision:
 
     def check_unchanged(self) -> None:
         """Raise a ``ValueError`` if the guide that was reduced has been trained since."""
-        now = _sample(self.origin, self.factors)
+        now = _sample(self.factors)
         if not all(torch.equal(now[name], then) for name, then in self.sampled.items()):
             msg = (
                 "the guide that was reduced has been trained on since, and a reduction keeps no "
@@ -100,6 +104,25 @@ class Decision:
                 "training on"
             )
             raise ValueError(msg)
+
+    def is_shared_unchanged(self) -> bool:
+        """Tell whether what is run, and could not be copied, is as it was."""
+        tensors = _find_shared(self.origin)
+        return all(torch.equal(tensors[name], then) for name, then in self.shared.items())
+
+    @contextmanager
+    @torch.no_grad()
+    def as_it_was(self) -> Iterator[None]:
+        """Put what is run, and could not be copied, back to what it was, for a while."""
+        tensors = _find_shared(self.origin)
+        now = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        for name, then in self.shared.items():
+            tensors[name].copy_(then)
+        try:
+            yield
+        finally:
+            for name, value in now.items():
+                tensors[name].copy_(value)
 
     def _new_priors(self) -> dict[str, NewPrior]:
         """By site that is shrunk, the new prior; its mask is True for what keeps the old one."""
@@ -154,13 +177,15 @@ def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[st
     return tuple(order)
 
 
-def _sample(origin: Origin, factors: tuple[Factor, ...]) -> dict[str, Tensor]:
-    """Take some locations of every site, and parameters of what is run, evenly spaced."""
+def _sample(factors: tuple[Factor, ...]) -> dict[str, Tensor]:
+    """Take some locations of every site, evenly spaced."""
     found = {name: loc for factor in factors for name, loc in factor.locations().items()}
-    if origin.program is not None:
-        parameters = origin.program.parameters(origin.args, origin.kwargs)
-        found |= {f"program: {name}": value for name, value in parameters.items()}
     return {
         name: value.reshape(-1)[:: max(1, value.numel() // _MOST_SAMPLED)].clone()
         for name, value in found.items()
     }
+
+
+def _find_shared(origin: Origin) -> dict[str, Tensor]:
+    program = origin.program
+    return {} if program is None else program.find_shared(origin.args, origin.kwargs)

@@ -22,8 +22,9 @@ from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.autoguides import take_from_store
+from pyro_bmr.guides.parts import find_program
 from pyro_bmr.guides.pruned_guide import Origin
-from pyro_bmr.guides.reading import find_program, read_guide, read_origin
+from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing

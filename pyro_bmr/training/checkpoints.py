@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from pyro_bmr.files.whole_files import replace_file
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
+from pyro_bmr.programs.dry_run import find_tensors
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 from pyro_bmr.training.states import Program, State
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Checkpoint:
         """Write a state, what identifies the run, and torch's random number generators."""
         if self.path is None:
             return
-        state = {"last": _pack(last), "guide": _tensors(self.guide)}
+        state = {"last": _pack(last), "guide": self._find_tensors()}
         content = {
             "format": _FORMAT,
             "run": self._full_run,
@@ -58,10 +59,19 @@ class Checkpoint:
         """
         self.program.call(self.guide)
         saved = _read(cast(Path, self.path), self._full_run)
-        _load_tensors(self.guide, saved["guide"])
+        with torch.no_grad():
+            for name, tensor in self._find_tensors().items():
+                tensor.copy_(saved["guide"][name])
         last = _unpack(saved["last"], self.guide, reduce)
-        self.program.set_values(last.values)
+        self.program.go_back(last)
         return last
+
+    def _find_tensors(self) -> dict[str, Tensor]:
+        """Find those of the guide that came in, also where it is a function."""
+        if isinstance(self.guide, nn.Module):
+            return _tensors(self.guide)
+        args, kwargs = self.program.args, self.program.kwargs
+        return find_tensors(partial(self.guide, *args, **kwargs), [self.guide])
 
     @cached_property
     def _full_run(self) -> dict[str, Any]:
@@ -119,6 +129,7 @@ def _pack(state: State) -> dict[str, Any]:
     return {
         "parent": {"masks": kept, "tensors": _tensors(state.parent)},
         "masks": dict(decision.masks),
+        "shared": dict(decision.shared),
         "order": decision.order,
         "predicted": dict(decision.predicted),
         "scores": dict(reduction.scores),
@@ -151,7 +162,10 @@ def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reductio
     reduction = reduce(parent, select=lambda _: masks_now)
     _load_tensors(reduction.guide, saved["guide"])
     decision = replace(
-        cast(Decision, reduction.decision), order=saved["order"], predicted=saved["predicted"]
+        cast(Decision, reduction.decision),
+        order=saved["order"],
+        shared=there(saved["shared"]),
+        predicted=saved["predicted"],
     )
     reduction = replace(
         reduction,

@@ -237,7 +237,7 @@ def prune(
         pays = after.is_lower(last) if trains_only else after.is_below(last)
         if measured and not pays:
             last = last.refuse(after)
-            program.set_values(last.values)
+            program.go_back(last)
             continue
         last, ahead = after, list(selections)
         saved.write(last)

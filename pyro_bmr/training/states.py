@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from pyro_bmr.estimators.measurement import common_draws, mean_and_error, streamed_draws
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
-from pyro_bmr.programs.dry_run import dry_run, find_modules, unconstrained_parameters
+from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.programs.dry_run import find_tensors
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.streams import Stream
 from pyro_bmr.results import Reduction
@@ -26,7 +28,8 @@ class State:
     """A reduction after training.
 
     ``parent`` is the guide that was reduced; ``draws`` are free energies in nats, at the same
-    random numbers in every state; ``values`` the model's own parameters and buffers, by name.
+    random numbers in every state; ``values`` are parameters and buffers, by name, of the model and
+    of what the guide runs and shares with the guide that came in.
     """
 
     reduction: Reduction
@@ -81,7 +84,7 @@ class Program:
 
     def finish(self, last: State) -> Reduction:
         """Return the reduction of a state, with the model as it was then, and all rounds."""
-        self.set_values(last.values)
+        self.go_back(last)
         index = max(one.index for one in last.rounds if one.counts)
         marked = tuple(replace(one, kept=one.index == index) for one in last.rounds)
         return replace(last.reduction, rounds=marked)
@@ -92,10 +95,10 @@ class Program:
             guide(*self.args, **self.kwargs)
 
     @torch.no_grad()
-    def set_values(self, values: Mapping[str, Tensor]) -> None:
-        """Put the model's own parameters and buffers back to those of a state."""
-        for name, value in self._values().items():
-            value.copy_(values[name])
+    def go_back(self, last: State) -> None:
+        """Put the parameters and buffers that all rounds share back to those of a state."""
+        for name, tensor in self._find_shared(last.reduction.guide).items():
+            tensor.copy_(last.values[name])
 
     def _state(
         self,
@@ -106,7 +109,8 @@ class Program:
     ) -> State:
         draws = self._draws(reduction, _couple(reduction))
         this = Round(len(rounds), reduction.sparsity, *changes, *mean_and_error(draws))
-        values = {name: value.detach().clone() for name, value in self._values().items()}
+        shared = self._find_shared(reduction.guide)
+        values = {name: tensor.detach().clone() for name, tensor in shared.items()}
         return State(reduction, parent, (*rounds, this), draws, values)
 
     def _draws(self, reduction: Reduction, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
@@ -121,17 +125,12 @@ class Program:
         complexity, accuracy = draws
         return complexity - accuracy
 
-    def _values(self) -> dict[str, Tensor]:
-        drawn = PriorMessenger(*self.args, **self.kwargs)
-        with dry_run(self.model), torch.no_grad(), drawn, poutine.trace(param_only=True) as capture:
-            self.model(*self.args, **self.kwargs)
-            parameters = unconstrained_parameters(capture.trace)
-        buffers = {
-            f"buffer {i} {name}": buffer
-            for i, module in enumerate(find_modules(self.model))
-            for name, buffer in module.named_buffers()
-        }
-        return parameters | buffers
+    def _find_shared(self, guide: PrunedGuide) -> dict[str, Tensor]:
+        drawn = PriorMessenger(*self.args, **self.kwargs)(self.model)
+        of_model = find_tensors(partial(drawn, *self.args, **self.kwargs), [self.model])
+        program = guide.program
+        run = {} if program is None else program.find_shared(self.args, self.kwargs)
+        return of_model | {f"guide: {name}": tensor for name, tensor in run.items()}
 
 
 def _couple(

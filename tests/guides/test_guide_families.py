@@ -28,8 +28,9 @@ from pyro.nn import PyroModule, PyroParam
 
 import pyro_bmr as bmr
 from pyro_bmr.factors.program import ProgramFactor
+from pyro_bmr.guides.families import UnregisteredGuideError
 from pyro_bmr.guides.pruned_guide import Origin
-from pyro_bmr.guides.reading import UnregisteredGuideError, read_guide
+from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.guides.statements import NotGaussianError
 from pyro_bmr.testing import check_guide_family
 

@@ -174,3 +174,31 @@ def test_a_prior_that_is_one_for_all_rows_is_seen_in_one_run():
     del runs[:]
     assert bmr.reduce(guide).scores["w"].shape == (1000, 3)
     assert len(runs) < 10
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_divergences_of_positive_sites_are_those_of_all_rows(size):
+    rates = torch.linspace(0.5, 5.0, 12)
+    y = torch.tensor([2.0] * 6 + [0.02] * 6)
+
+    def model(y):
+        with pyro.plate("rows", 12, subsample_size=size) as index:
+            w = pyro.sample("w", dist.Exponential(rates[index]))
+            pyro.sample("y", dist.Normal(w, 0.1), obs=y[index])
+
+    def whole(y):
+        with pyro.plate("rows", 12):
+            w = pyro.sample("w", dist.Exponential(rates))
+            pyro.sample("y", dist.Normal(w, 0.1), obs=y)
+
+    pyro.set_rng_seed(0)
+    guide, other = AutoNormal(model), AutoNormal(whole)
+    guide(y)
+    other(y)
+    other.load_state_dict(guide.state_dict())
+    options = {"sites": ["w"], "select": bmr.by_evidence()}
+    expected = bmr.reduce(other, y, **options)
+    for seed in range(2):
+        pyro.set_rng_seed(seed)
+        found = bmr.reduce(guide, y, **options)
+        torch.testing.assert_close(found.scores["w"], expected.scores["w"], rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 import pyro_bmr as bmr
 from pyro_bmr.guides.reading import read_guide
-from pyro_bmr.programs.positive import divergence
+from pyro_bmr.programs.positive_divergences import divergence
 
 QUIET = bmr.by_free_energy(progress=False)
 POSTERIORS = {
@@ -154,7 +154,7 @@ def test_without_data_a_positive_site_is_left_whole(loadings):
     guide, x, y, _ = loadings
     with pytest.raises(ValueError, match=r"'w': it is positive, and 0 is not.*with the data"):
         bmr.reduce(guide, sites=["w"])
-    with pytest.raises(ValueError, match="'w': it is positive, and 0 is not inside"):
+    with pytest.raises(ValueError, match="'w': it is positive, and 0 is not"):
         bmr.presence(guide, x, y, sites=["w"])
     with pytest.warns(UserWarning, match="no site of this guide can be reduced"):
         left = bmr.reduce(guide)

@@ -369,7 +369,7 @@ def test_a_spike_is_at_a_finite_number_or_at_the_prior(loc):
 
 def test_a_spike_outside_of_the_support_is_refused():
     guide = scale_of(lambda s: dist.Normal(0.0, s))
-    with pytest.raises(ValueError, match="it is positive, and -1 is not inside"):
+    with pytest.raises(ValueError, match="it is positive, and -1 is not"):
         bmr.reduce(guide, reduced_prior={"s": bmr.Spike(loc=-1.0)})
-    with pytest.raises(ValueError, match="it is positive and has no density at zero"):
+    with pytest.raises(ValueError, match="it is positive, and 0 is not"):
         bmr.reduce(guide, reduced_prior={"s": bmr.Spike(loc=0.0)})

@@ -10,8 +10,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from mixtures import ROWS_APART, X, Y
+from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import nn
 
 import pyro_bmr as bmr
@@ -272,7 +279,7 @@ def test_learnable_layers_of_the_model_are_in_the_state(data, tmp_path):
 def test_a_checkpoint_of_an_earlier_format(data, tmp_path):
     path = tmp_path / "run.pt"
     torch.save({"format": 2, "run": {}, "state": {}, "random": {}}, path)
-    with pytest.raises(ValueError, match="has the format 2. Expected 3: .* or give another path"):
+    with pytest.raises(ValueError, match="has the format 2. Expected 4: .* or give another path"):
         bmr.prune(*make(), *data, **OPTIONS, checkpoint=path)
 
 
@@ -320,3 +327,55 @@ def test_a_reduction_that_was_not_trained_has_no_free_energy(data):
     model, guide = make()
     fit(model, guide, *data, num_epochs=2, progress=False)
     assert bmr.reduce(guide, *data).free_energy is None
+
+
+def noisy(x, y=None):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, scale), obs=y)
+
+
+def with_a_point():
+    guide = AutoGuideList(noisy)
+    guide.append(AutoDelta(poutine.block(noisy, expose=["scale"])))
+    guide.append(AutoNormal(poutine.block(noisy, expose=["w"])))
+    return guide
+
+
+def written(x, y=None):
+    scale = pyro.param("point", torch.ones(()), constraint=dist.constraints.positive)
+    pyro.sample("scale", dist.Delta(scale))
+    width = pyro.param("width", torch.full((4,), 0.1), constraint=dist.constraints.positive)
+    pyro.sample("w", dist.Normal(pyro.param("loc", torch.zeros(4)), width).to_event(1))
+
+
+@pytest.mark.parametrize("make_guide", [with_a_point, lambda: written])
+def test_what_is_run_belongs_to_the_round(make_guide, data, tmp_path, monkeypatch):
+    """A round that is refused leaves nothing of itself, and a checkpoint has all of its own."""
+    path = tmp_path / "run.pt"
+    options = {"num_epochs": 100, "refit_epochs": 60, "lr": 0.05, "compile": False, "seed": 0}
+    options |= {"select": bmr.top_k(1), "max_rounds": 1, "num_samples": 30, "progress": False}
+
+    def run():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        return bmr.prune(noisy, make_guide(), *data, **options, checkpoint=path)
+
+    result = run()
+    refused = [one for one in result.rounds if not one.counts]
+    assert refused and result.sparsity == 0
+    mean, error = bmr.free_energy(result.model, result.guide, *data, num_samples=200)
+    assert abs(mean - result.free_energy) < 4 * (error + result.kept_round.free_energy_error)
+    point = result.guide(*data)["scale"].item()
+
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(pruning.Program, "go_on", stop)
+    with pytest.raises(InterruptedError):
+        run()
+    monkeypatch.undo()
+    resumed = run()
+    assert resumed.rounds == result.rounds
+    assert resumed.guide(*data)["scale"].item() == point
