@@ -92,7 +92,9 @@ class GuideProgram(OwnNames):
     def median(self, plates: Plates, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Return the medians of those that tell them."""
         found: dict[str, Tensor] = {}
-        with self._lend(plates):
+        store = pyro.get_param_store()
+        # AutoDelta runs itself for its medians, which makes parameters in the store.
+        with self._lend(plates), store.scope(store.get_state()):
             for guide in self.guides:
                 if isinstance(guide, AutoGuide):
                     with suppress(NotImplementedError):  # flows, and guides of discrete sites

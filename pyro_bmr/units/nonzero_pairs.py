@@ -82,6 +82,8 @@ class Pairs:
     def weighted(self, node: fx.Node, dims: list[int]) -> Tensor:
         """Multiply the first of a pair by the terms of units, along axes that are summed over."""
         value = self.read(node)[0]
+        if node.name not in self.labels:  # a constant of the program
+            return value
         for dim in dims:
             units = self.labels[node.name][dim].to(self.device)
             if (units >= 0).any():

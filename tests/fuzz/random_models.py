@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from random import Random
 from typing import Any
 
@@ -112,7 +112,12 @@ class RandomModel:
         rest = f"noise={self.learnt_noise} outliers={self.outliers!r} effects={self.effects}"
         return f"{self.number} [{self.guide_kind}, {self.dtype}, {self.likelihood}, {rest}] {sites}"
 
-    def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    @cached_property
+    def model(self) -> Callable[..., Tensor]:
+        """A function, which a copy of a result shares; a method would bring the guide with it."""
+        return lambda x, y=None: self._run(x, y)
+
+    def _run(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         one = x.new_ones(())
         values: dict[str, Tensor] = {}
         mean: Any = 0.1 * x[:, 0]

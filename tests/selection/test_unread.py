@@ -186,6 +186,17 @@ def test_a_functional_model(data):
     assert torch.equal(result.masks["w"], torch.tensor([True, False, True, True]).expand(3, 4))
 
 
+def test_a_sum_of_constants(data):
+    def model(x, y=None):
+        scale = torch.tensor([0.2, 0.3]).sum()
+        mean = (x @ sample("w", 3, 4)).tanh() @ sample("v", 4, 2)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, scale).to_event(1), obs=y)
+
+    result = bmr.reduce(set_zero(live(model, data), v=1))
+    assert torch.equal(result.masks["w"], torch.tensor([True, False, True, True]).expand(3, 4))
+
+
 class Convolutions(nn.Module):
     def __init__(self):
         super().__init__()
