@@ -103,13 +103,12 @@ def compare(
     check_switch("progress", progress)
     tests = () if test is None else tuple(test) if isinstance(test, tuple | list) else (test,)
     first_pair = next(iter(programs.values()))
-    (args, kwargs), (data, _) = (
-        read_data(*first_pair, given, kwargs) for given in (args, tests or args)
-    )
+    args, kwargs = read_data(*first_pair, args, kwargs)
     for model, _ in programs.values():
         check_call(model, args, kwargs)
         if test is not None:
-            _check_test(model, data, kwargs)
+            _check_test(model, tests, kwargs)
+    data, _ = (args, kwargs) if test is None else read_data(*first_pair, tests, kwargs)
     scores: dict[str, dict[str, Score]] = {}
     bad_k: dict[str, int] = {}
     notes: list[str] = []

@@ -18,6 +18,7 @@ from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import BatchModel
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import Stream
@@ -87,7 +88,8 @@ def free_energy_draws(
 ) -> Tensor:
     """Return single estimates of the free energy in nats, of shape ``(num_samples,)``, float64."""
     elbo = UnbiasedELBO() if estimator is None else estimator
-    with explained_refusals(model, guide, args, kwargs):
+    named = running("the model and its guide", args, kwargs)
+    with explained_refusals(model, guide, args, kwargs), named:
         losses = [float(elbo.loss(model, guide, *args, **kwargs)) for _ in range(num_samples)]
     return torch.tensor(losses, dtype=torch.float64, device="cpu")
 

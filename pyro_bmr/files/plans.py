@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pyro_bmr.files.whole_files import check_file, replace_file
 
-_FORMAT = 1
+# In the first, the sum was over the plan alone.
+_FORMAT = 2
 _KEY, _SUM, _TENSOR = "pyro_bmr", "sha256", "$tensor"
 
 
@@ -29,10 +30,9 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     packed = _pack(plan, "", tensors)
     content = {"format": _FORMAT, "version": _version(), "plan": packed}
-    content[_SUM] = _digest(packed, tensors)
-    text = json.dumps(content)
+    text = json.dumps({**content, _SUM: _digest(content, tensors)})
     with replace_file(path) as unfinished:
-        save_file(tensors, unfinished, {_KEY: text, _SUM: _digest(text, {})})
+        save_file(tensors, unfinished, {_KEY: text})
 
 
 def read_plan(path: str | Path, check: Callable[[Any], None] | None = None) -> Any:
@@ -87,10 +87,10 @@ class UnreadableError(ValueError):
 def _is_intact(
     metadata: Mapping[str, str], content: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> bool:
-    # Files of the drafts have no sum over the text, which holds their version as well.
-    whole = _digest(metadata[_KEY], {})
-    intact = metadata.keys() <= {_KEY, _SUM} and metadata.get(_SUM, whole) == whole
-    return intact and content[_SUM] == _digest(content["plan"], tensors)
+    summed = {key: value for key, value in content.items() if key != _SUM}
+    if content["format"] == 1:
+        summed = content["plan"]
+    return metadata.keys() == {_KEY} and content[_SUM] == _digest(summed, tensors)
 
 
 def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:

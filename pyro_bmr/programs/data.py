@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,8 +27,8 @@ from pyro_bmr.arguments.arrays import (
 from pyro_bmr.arguments.checks import read_keywords
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.dry_run import dry_run, find_modules
-from pyro_bmr.programs.failures import running
-from pyro_bmr.programs.given_values import PriorMessenger
+from pyro_bmr.programs.failures import ALL_DATA, running
+from pyro_bmr.programs.given_values import PriorMessenger, ValueMessenger, refuse
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.site_kinds import is_latent
 
@@ -49,7 +50,7 @@ def read_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Arg
             check_call(model, *data)
         named = running("the model and its guide", *data)
         with explained_refusals(model, guide, *data), named:
-            _run(model, data, _callable(guide))
+            _run(model, data, _callable(guide), refuse(ALL_DATA))
     return data
 
 
@@ -234,14 +235,21 @@ def _runs(model: Any, guide: Any, data: Arguments) -> bool:
     return False
 
 
-def _run(model: Any, data: Arguments, guide: Any = None) -> None:
-    """Run a model at what its guide draws, or else its prior."""
+def _run(
+    model: Any,
+    data: Arguments,
+    guide: Any = None,
+    fit: Callable[[Tensor, Any], Tensor] | None = None,
+) -> None:
+    """Run a model at what its guide draws, or else its prior; ``fit`` as in `ValueMessenger`."""
     args, kwargs = data
     with poutine.block(), dry_run(model, guide), torch.no_grad(), PriorMessenger(*args, **kwargs):
         torch.manual_seed(0)
         if guide is not None:
             drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-            model = model and poutine.replay(model, trace=drawn)
+            latent = prune_subsample_sites(drawn).iter_stochastic_nodes()
+            at_values = ValueMessenger({name: node["value"] for name, node in latent}, fit)
+            model = model and poutine.replay(at_values(model), trace=drawn)
         if model is not None:
             poutine.trace(model).get_trace(*args, **kwargs).compute_log_prob()
 

@@ -61,6 +61,8 @@ def peel(program: Any) -> Wrapped:
 
 def is_same_program(one: Any, other: Any) -> bool:
     """Tell whether two draw the same, whatever is hidden or pruned of either."""
+    if not (callable(one) and callable(other)):
+        return False
     first, second = (peel(unwrap(program)) for program in (one, other))
     transparent = first.is_transparent and second.is_transparent
     return transparent and bool(_identity(first) == _identity(second))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_count, read_names, refuse_kind
+from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.sites import Site
 
 # From the name and the shape of a site to integer labels that broadcast to the shape, or to None
@@ -122,7 +123,8 @@ def read_labels(
     grouping: Labelling, name: str, shape: torch.Size, option: str = "groups"
 ) -> Tensor | None:
     """Label the elements of a site: int64, of its shape; None if each stands for itself."""
-    labels: Any = grouping(name, shape)
+    with running(option, (name, shape), {}, "a function of these two"):
+        labels: Any = grouping(name, shape)
     if labels is None:
         return None
     fits = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())

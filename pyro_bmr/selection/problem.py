@@ -10,10 +10,9 @@ from inspect import isfunction
 from typing import Any
 
 import torch
-from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import check_function, check_kind, read_names
+from pyro_bmr.arguments.checks import check_function, read_names
 from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
@@ -271,9 +270,6 @@ def _check_guide(verb: str, guide: Any) -> None:
     if not callable(guide) and hasattr(guide, "guide"):
         msg = f"got a {type(guide).__name__}. Pass its guide: {verb}(result.guide)"
         raise TypeError(msg)
-    expected = "a trained guide, a finished pyro.infer.MCMC, or samples by site"
-    if not callable(guide):
-        check_kind("guide", guide, (MCMC, Mapping), expected)
 
 
 def _check_shapes(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> None:

@@ -45,6 +45,8 @@ def measure_step(decision: Decision, meter: Meter) -> tuple[float, float]:
     """
     start = decision.restrict(())
     model, guide, _ = start.assemble()
+    if not any(type(part.factor()) in _MOVES for part in guide.parts):
+        return 0.0, 0.0
     halves = meter.differentiate((model, guide), 2 * BLOCK, start.couplings())
     before = meter.measure((model, guide), 0, 2 * BLOCK, start.couplings())
     fall, error = 0.0, 0.0

@@ -375,6 +375,7 @@ def test_what_is_run_belongs_to_the_round(make_guide, data, tmp_path, monkeypatc
     def stop(*_):
         raise InterruptedError
 
+    path.unlink()
     monkeypatch.setattr(pruning.Program, "go_on", stop)
     with pytest.raises(InterruptedError):
         run()
