@@ -26,7 +26,7 @@ def is_array(value: Any) -> bool:
     """Tell whether something is an array, or a table, of another library."""
     if isinstance(value, type | Tensor | np.generic):
         return False
-    return hasattr(value, "__array__") or hasattr(value, "toarray")
+    return hasattr(type(value), "__array__") or hasattr(type(value), "toarray")
 
 
 def is_number(value: Any) -> bool:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro_bmr.cutting.planning import LayerCut
-from pyro_bmr.files.shapes import check_guide, check_handlers, check_sites
+from pyro_bmr.files.shapes import check_guide, check_handlers, check_masks, check_sites
 from pyro_bmr.files.structure import (
     Check,
     booleans,
     by_kind,
     count,
     entries,
+    finite,
     flag,
     floats,
     indices,
@@ -37,6 +38,7 @@ def check_result(plan: Any) -> None:
     _RESULT(plan, "")
     sites = check_guide(plan["guide"])
     check_handlers(plan["handlers"], sites)
+    check_masks(plan["guide"], plan["handlers"][0]["masks"])
     for key in ("masks", "scores"):
         check_sites(plan.get(key, {}), sites, f"/{key}")
     if plan["kind"] == "reduction":
@@ -124,7 +126,7 @@ _MASK = {"mask": booleans}
 def _factor(
     state: tuple[str, ...], more: Mapping[str, Check] | None = None, *, joint: bool = False
 ) -> Check:
-    own = entries({f"{name}_unconstrained": floats for name in state}, _MASK if state else None)
+    own = entries({f"{name}_unconstrained": finite for name in state}, _MASK if state else None)
     sites = sequence(_SITE) if joint else sequence(_SITE, 1)
     return entries({"kind": text, "sites": sites, "state": own, **(more or {})})
 

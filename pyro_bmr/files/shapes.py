@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pyro_bmr.files.structure import check_shape, refuse
 
 
@@ -106,6 +109,18 @@ def check_handlers(handlers: list[Any], sites: Mapping[str, tuple[int, ...]]) ->
                         raise refuse(value, place, f"a number, or the shape {sites[name]}")
         else:
             sites = _check_cut(one["cut"], sites, f"{where}/cut")
+
+
+def check_masks(guide: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+    """Check that a guide and its model keep the same elements."""
+    for i, factor in enumerate(guide["factors"]):
+        sizes = [math.prod(site["shape"]) for site in factor["sites"]]
+        kept = factor["state"].get("mask", torch.ones(sum(sizes), dtype=torch.bool, device="cpu"))
+        for site, own in zip(factor["sites"], kept.reshape(-1).split(sizes), strict=True):
+            model = masks.get(site["name"], torch.ones_like(own)).reshape(-1)
+            if not torch.equal(own, model):
+                place = f"/guide/factors/{i}/state/mask"
+                raise refuse(own.tolist(), place, f"the mask of {site['name']!r} in the model")
 
 
 def check_sites(

@@ -178,6 +178,13 @@ def floats(value: Any, where: str) -> None:
         raise refuse(value, where, "floating-point numbers")
 
 
+def finite(value: Any, where: str) -> None:
+    """Check a tensor of finite numbers."""
+    floats(value, where)
+    if not value.isfinite().all():
+        raise refuse(value, where, "finite numbers")
+
+
 def booleans(value: Any, where: str) -> None:
     """Check a tensor of booleans."""
     tensor(value, where)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,7 +30,12 @@ from pyro_bmr.arguments.checks import read_keywords
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.failures import ALL_DATA, running
-from pyro_bmr.programs.given_values import PriorMessenger, ValueMessenger, refuse
+from pyro_bmr.programs.given_values import (
+    PriorMessenger,
+    RowMessenger,
+    ValueMessenger,
+    refuse,
+)
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.site_kinds import is_latent
 
@@ -57,9 +64,10 @@ def read_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Arg
 def convert_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> Arguments:
     """Turn data among the arguments into tensors of the dtype and device of a guide.
 
-    That is arrays and tables of other libraries, lists with a number for each row, and numbers of
-    other types. Whole numbers stay whole, and tensors as they are, unless the program runs only
-    with them as floats of that dtype, there. What holds no numbers is a ValueError.
+    That is arrays and tables of other libraries, numbers of other types, and lists with a number
+    for each row that the model does not run with. Whole numbers stay whole, and tensors as they
+    are, unless the program runs only with them as floats of that dtype, there. What holds no
+    numbers is a ValueError.
     """  # noqa: DOC201, DOC501
     keywords = read_keywords(kwargs)
     given = _Given.read(args, keywords)
@@ -70,8 +78,13 @@ def convert_data(model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any) -> 
         kind = _Kind(torch.get_default_dtype(), None)
         if given.has_others(kind):
             kind = _Kind(_find_dtype(model, given.convert(kind)) or kind.dtype, None)
-    converted = given.convert(kind)
-    return _fit(model, guide, converted, kind) if given.has_others(kind) else converted
+    if not given.has_others(kind):
+        return args, keywords
+    if model is not None and given.has_lists:
+        with_lists = given.convert(kind, lists=False)
+        if _runs(model, _callable(guide), with_lists):
+            return with_lists
+    return _fit(model, guide, given.convert(kind), kind)
 
 
 @dataclass(frozen=True)
@@ -130,31 +143,28 @@ class _Given:
         tensors = (one for value in places for one in _arrays(value) if isinstance(one, Tensor))
         return any(map(self._is_other, places)) or not all(map(kind.has, tensors))
 
-    def convert(self, kind: _Kind) -> Arguments:
+    @property
+    def has_lists(self) -> bool:
+        places = (*self.args, *self.kwargs.values())
+        return any(self._rows(one) is not None for value in places for one in _walk(value))
+
+    def convert(self, kind: _Kind, *, lists: bool = True) -> Arguments:
         def take(value: Any, place: str) -> Any:
             if is_array(value):
                 return to_tensor(value, place, kind.dtype, kind.device)
             if is_number(value):
                 return to_number(value)
             if (rows := self._rows(value)) is not None:
-                return to_tensor(rows, place, kind.dtype, kind.device)
-            if isinstance(value, dict):
-                return {key: take(one, place) for key, one in value.items()}
-            if type(value) in {list, tuple}:
-                return type(value)(take(one, place) for one in value)
-            return value
+                return to_tensor(rows, place, kind.dtype, kind.device) if lists else value
+            return _map_parts(partial(take, place=place), value)
 
         args = tuple(take(value, f"argument {i}") for i, value in enumerate(self.args))
         return args, {key: take(one, f"argument {key!r}") for key, one in self.kwargs.items()}
 
     def _is_other(self, value: Any) -> bool:
-        if isinstance(value, dict):
-            return any(map(self._is_other, value.values()))
-        if self._rows(value) is not None:
-            return True
-        if type(value) in {list, tuple}:
-            return any(map(self._is_other, value))
-        return is_array(value) or is_number(value)
+        return any(
+            is_array(one) or is_number(one) or self._rows(one) is not None for one in _walk(value)
+        )
 
     def _rows(self, value: Any) -> Any:
         """Read a list that has a number, or a list of them, for each row."""
@@ -164,12 +174,36 @@ class _Given:
 
 
 def _arrays(value: Any) -> Iterator[Any]:
-    if isinstance(value, Tensor) or is_array(value):
-        yield value
-    elif isinstance(value, dict):
-        yield from (one for part in value.values() for one in _arrays(part))
-    elif type(value) in {list, tuple}:
-        yield from (one for part in value for one in _arrays(part))
+    return (one for one in _walk(value) if isinstance(one, Tensor) or is_array(one))
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    """Walk through a value and all that is in it, where that is a mapping, a list or a tuple."""
+    yield value
+    yield from (one for part in _parts(value) for one in _walk(part))
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, dict):
+        return tuple(value.values())
+    return tuple(value) if type(value) in {list, tuple} or _is_named_tuple(value) else ()
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_make")
+
+
+def _map_parts(function: Callable[[Any], Any], value: Any) -> Any:
+    """Change what is in a value; the value itself, if nothing in it changes."""
+    before = _parts(value)
+    after = [function(one) for one in before]
+    if all(new is old for new, old in zip(after, before, strict=True)):
+        return value
+    if isinstance(value, dict):
+        changed = copy(value)
+        changed.update(zip(value, after, strict=True))
+        return changed
+    return value._make(after) if _is_named_tuple(value) else type(value)(after)
 
 
 def _find_kind(program: Any) -> _Kind | None:
@@ -247,9 +281,13 @@ def _run(
         torch.manual_seed(0)
         if guide is not None:
             drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-            latent = prune_subsample_sites(drawn).iter_stochastic_nodes()
-            at_values = ValueMessenger({name: node["value"] for name, node in latent}, fit)
-            model = model and poutine.replay(at_values(model), trace=drawn)
+            rows, values = {}, {}
+            for name, node in drawn.iter_stochastic_nodes():
+                if not site_is_subsample(node):
+                    values[name] = node["value"]
+                elif len(node["value"]) < node["fn"].size:
+                    rows[name] = node["value"]
+            model = model and RowMessenger(rows)(ValueMessenger(values, fit)(model))
         if model is not None:
             poutine.trace(model).get_trace(*args, **kwargs).compute_log_prob()
 
@@ -257,6 +295,4 @@ def _run(
 def _map(function: Callable[[Tensor], Tensor], data: Any) -> Any:
     if isinstance(data, Tensor):
         return function(data)
-    if isinstance(data, dict):
-        return {key: _map(function, one) for key, one in data.items()}
-    return type(data)(_map(function, one) for one in data) if type(data) in {list, tuple} else data
+    return _map_parts(partial(_map, function), data)

@@ -1,6 +1,7 @@
 """Data of every usual kind: as tensors of the guide's dtype, or refused by name."""
 
 from decimal import Decimal
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -123,6 +124,47 @@ def test_data_inside_of_containers():
     assert torch.equal(pair[0], X)
     assert pair[1] == "a"
     assert torch.equal(parts["y"], Y)
+
+
+class Batch(dict):
+    """A mapping whose items are attributes, as many packages have one."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+def test_containers_stay_what_they_are():
+    def attributes(batch, seen):
+        seen.append(len(batch.x))
+        model(batch.x, batch.y)
+
+    seen = []
+    guide = AutoNormal(model)
+    guide(X, Y)
+    for batch in (Batch(x=X, y=Y), Pair(X, Y)):
+        args, _ = read_data(attributes, None, (batch, seen), None)
+        assert args[0] is batch
+        assert args[1] is seen
+    for batch in (Batch(x=X.double().numpy(), y=Y), Pair(X.numpy(), Y.numpy())):
+        args, _ = read_data(attributes, guide, (batch, seen), None)
+        assert type(args[0]) is type(batch)
+        assert torch.equal(args[0].x, X)
+        assert args[0].y.dtype == torch.float32
+
+
+def test_lists_that_the_model_takes_stay_lists():
+    def layers(sizes):
+        assert all(isinstance(one, int) for one in sizes)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand(sizes).to_event(2))
+        pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=torch.tensor(1.0))
+
+    guide = AutoNormal(layers)
+    assert bmr.fit(layers, guide, [8, 4], num_epochs=1, compile=False, progress=False)
+    assert guide.median([8, 4])["w"].shape == (8, 4)
 
 
 REFUSED = {

@@ -86,6 +86,12 @@ def test_sizes_are_compared_before_anything_is_made(tmp_path):
         (["guide", "factors", 0, "kind"], 3, "got 3 at /guide/factors/0/kind, expected one of"),
         (["rows", 0, "kept"], -1, "got -1 at /rows/0/kept, expected a number that is not"),
         (["masks", "w"], torch.ones(4), "torch.float32 at /masks/w, expected booleans"),
+        (["handlers", 0, "masks", "w"], torch.ones(4) > 0, "state/mask, expected the mask of 'w'"),
+        (
+            ["guide", "factors", 0, "state", "loc_unconstrained"],
+            torch.full((4,), torch.nan),
+            "loc_unconstrained, expected finite numbers",
+        ),
         (["handlers"], [], "at /handlers, expected 'pruned' first"),
         (["more"], 1, "at the top, expected the keys"),
     ],

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyro
 import pytest
+import test_laws
 import torch
 from pyro import poutine
 from random_models import RandomModel, make
-import test_laws
 from test_laws import latent_values
 
 import pyro_bmr as bmr
