@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,9 @@ def load(name: str, directory: str | Path | None = None) -> RegressionData:
     Raises
     ------
     ValueError
-        If the name is not known, or the set cannot be downloaded and no directory is given.
+        If the name is not known, or OpenML does not have the set and no directory is given.
+    ConnectionError
+        If the download fails.
     FileNotFoundError
         If the directory does not hold the file.
 
@@ -184,6 +187,8 @@ def load_mnist(directory: str | Path | None = None) -> ImageData:
     ------
     FileNotFoundError
         If the directory does not hold a file.
+    ConnectionError
+        If the download fails.
     ValueError
         If a file does not hold what its header says.
 
@@ -199,9 +204,7 @@ def load_mnist(directory: str | Path | None = None) -> ImageData:
     """
     directory = _choose(directory)
     if directory is None:
-        pixels, target = datasets.fetch_openml(
-            data_id=_OPENML["mnist"], return_X_y=True, as_frame=False
-        )
+        pixels, target = _fetch("mnist", "mnist/", return_X_y=True, as_frame=False)
         x = torch.tensor(pixels, device="cpu").reshape(-1, 28, 28)
         y = torch.tensor(target.astype("int64"), device="cpu")
         parts = [x[:60_000], y[:60_000], x[60_000:], y[60_000:]]
@@ -255,8 +258,19 @@ def _download(name: str) -> pd.DataFrame:
             f"variable PYRO_BMR_DATA to name a directory with uci/{name}.csv"
         )
         raise ValueError(msg)
-    frame = datasets.fetch_openml(data_id=_OPENML[name], as_frame=True).frame
-    return frame.rename(columns=str.lower)
+    return _fetch(name, f"uci/{name}.csv", as_frame=True).frame.rename(columns=str.lower)
+
+
+def _fetch(name: str, path: str, **options: Any) -> Any:
+    try:
+        return datasets.fetch_openml(data_id=_OPENML[name], **options)
+    except OSError as error:
+        msg = (
+            f"{name} could not be downloaded from OpenML ({error}). Expected a connection, or "
+            "directory= or the environment variable PYRO_BMR_DATA to name a directory with "
+            f"{path}"
+        )
+        raise ConnectionError(msg) from error
 
 
 def _data(name: str, frame: pd.DataFrame, targets: tuple[str, ...]) -> RegressionData:

@@ -174,7 +174,7 @@ _REMEDIES = {
 def _refuse(guide: Any, remedy: str) -> tuple[Factor, ...]:
     msg = (
         f"cannot reduce a guide of type {type(guide).__name__}, also as a part of an "
-        f"AutoGuideList: {remedy}"
+        f"AutoGuideList: {remedy}. Expected a guide, or at least a part of one, that is Gaussian"
     )
     raise NotGaussianError(msg)
 

@@ -63,6 +63,8 @@ def _read(guide: Any, origin: Origin) -> tuple[Factor, ...]:
         if isinstance(part, AutoGuide):
             check_called(part)
     if not (others or any(isinstance(part, PrunedGuide) and part.program for part in parts)):
+        if refused and all(isinstance(factor, ProgramFactor) for factor in factors):
+            return read_factors(refused[0])
         return tuple(factors)
     held = {site.name for factor in factors for site in factor.sites} | reasons.keys()
     traced = trace_factors(guide, origin, held=held, full_rows=_full_rows(others))

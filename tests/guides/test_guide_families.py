@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import tyxe_guide
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import HMC, MCMC, SVI, Trace_ELBO
 from pyro.infer.autoguide import (
@@ -450,6 +451,15 @@ def test_families_that_cannot_be_reduced_say_what_to_do():
     for thing in (3, StreamingMCMC(HMC(regression), 3)):
         with pytest.raises(UnregisteredGuideError, match="finished pyro.infer.MCMC"):
             bmr.reduce(thing)
+
+
+def test_a_list_with_nothing_but_a_point_estimate():
+    guide = AutoGuideList(regression)
+    guide.append(AutoDelta(poutine.block(regression, expose=["w"])))
+    guide.append(AutoNormal(poutine.block(regression, expose=["none"])))
+    guide(torch.ones(2, 3), torch.ones(2))
+    with pytest.raises(NotGaussianError, match="type AutoDelta.*Train AutoNormal instead"):
+        bmr.reduce(guide)
 
 
 def test_a_list_of_a_function_and_an_autoguide():
