@@ -13,8 +13,9 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Fifty times as many cases as `make test` tries of them.
+# Pyro itself refuses one in ten of the random models.
 fuzz: $(VENV)/installed
-	FUZZ=50 OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest tests/fuzz
+	FUZZ=56 OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest tests/fuzz
 
 # Executes them in place, so that what they show comes from this command.
 notebooks: $(VENV)/installed
