@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -23,45 +25,69 @@ from pyro_bmr.arguments.arrays import is_array, to_tensor
 from pyro_bmr.arguments.checks import read_keywords
 from pyro_bmr.programs.batches import Batches
 from pyro_bmr.programs.data import Arguments, convert_data
+from pyro_bmr.programs.dry_run import dry_run
 
-_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler)
+_SAMPLERS = {SequentialSampler, RandomSampler, SubsetRandomSampler}
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
     """Rows that are read a batch at a time; ``batches`` holds a few of them, as an example.
 
-    ``indices`` are those of the rows in the dataset.
+    ``indices`` are those of the rows in the dataset; ``kinds`` what is in the columns of a batch.
     """
 
     loader: DataLoader[Any]
     indices: Sequence[int]
     batches: Batches
+    kinds: Mapping[int | str, str]
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
         return len(self.loader)
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The generators of its own that a loader shuffles with."""
+        given = [self.loader.generator, getattr(_sampler(self.loader), "generator", None)]
+        return [one for i, one in enumerate(given) if one is not None and one not in given[:i]]
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What tells the batches from those of another loader."""
+        size, rows = self.batches.batch_size, self.batches.size
+        return rows, size, len(self), type(_sampler(self.loader)).__name__
+
     def epoch(self) -> Iterator[tuple[Tensor, ...]]:
         """Go through the batches of the loader, in its order."""
-        return (self._take(batch) for batch in self.loader)
+        return map(self._take, self._batches())
 
     def read(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Read rows, which are numbered from 0, in this process."""
-        chosen = [self.loader.dataset[self.indices[i]] for i in rows.tolist()]
-        return self._take(self.loader.collate_fn(chosen))
+        return self._take(_collate(self.loader, [self.indices[i] for i in rows.tolist()]))
 
-    def _take(self, batch: Any) -> tuple[Tensor, ...]:
-        args, kwargs = _split(batch)
-        parts = dict(enumerate(args)) | kwargs
-        like = self.batches.tensors
-        if parts.keys() != like.keys():
+    def _batches(self) -> Iterator[Any]:
+        left = len(self)
+        with _reading(self.loader):
+            for batch in self.loader:
+                left -= 1
+                if left < 0:
+                    break
+                yield batch
+        if left:
             msg = (
-                f"got a batch of {sorted(map(str, parts))}, and before one of "
-                f"{sorted(map(str, like))}. Expected the same in all batches"
+                f"got {'more' if left < 0 else len(self) - left} batches in an epoch, and "
+                f"{len(self)} by len(loader). Expected a loader with the length that it says"
             )
             raise ValueError(msg)
-        return tuple(_cast(parts[key], key, tensor) for key, tensor in like.items())
+
+    def _take(self, batch: Any) -> tuple[Tensor, ...]:
+        tensors = _read_tensors(batch)
+        _check_kinds(tensors, self.kinds)
+        return tuple(
+            tensors[key].to(like.device, like.dtype, non_blocking=True)
+            for key, like in self.batches.tensors.items()
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +99,7 @@ class Data:
     stream: Stream | None = None
 
 
-def read_rows(
+def read_stream_or_data(
     model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any, batch_size: int | None = None
 ) -> Data:
     """Read data as `convert_data` does, or a loader or a dataset of torch."""
@@ -113,15 +139,18 @@ def _read_stream(
     else:
         loader = DataLoader(dataset, batch_size or len(dataset), shuffle=batch_size is not None)
         indices = range(len(dataset))
-    with torch.random.fork_rng():
-        first, *others = (_split(batch) for batch in islice(loader, 2))
-    data, names = convert_data(model, guide, *_join(first, others))
-    size = len(_tensors(convert_data(model, guide, *first))[0])
+    size, rows = min(_batch_sampler(loader).batch_size, len(indices)), len(indices)
+    # Always the same ones, so that one run can be told from another: the first, and some of all.
+    others = torch.linspace(size, rows - 1, min(size, rows - size), dtype=torch.float64)
+    with dry_run():
+        pyro.set_rng_seed(0)
+        batch = _collate(loader, [indices[i] for i in [*range(size), *others.long().tolist()]])
+    tensors = _read_tensors(batch)
+    data, names = convert_data(model, guide, *_split(batch))
     if not isinstance(given, DataLoader) and batch_size is None:
         return data, {**names, **keywords}
-    batches = Batches(data, {**names, **keywords}, size, len(indices))
-    _check_tensors(data, names)
-    return Stream(loader, indices, batches)
+    batches = Batches(data, {**names, **keywords}, size, rows)
+    return Stream(loader, indices, batches, {key: _kind(tensors[key]) for key in batches.tensors})
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -137,19 +166,61 @@ def _check_dataset(dataset: Any) -> None:
         raise ValueError(msg)
 
 
+def _batch_sampler(loader: DataLoader[Any]) -> Any:
+    return loader.batch_sampler
+
+
+def _sampler(loader: DataLoader[Any]) -> Any:
+    return _batch_sampler(loader).sampler
+
+
 def _find_indices(loader: DataLoader[Any]) -> Sequence[int]:
     """Find the rows of the dataset that a loader gives with equal probabilities."""
-    dataset: Any = loader.dataset
-    if loader.batch_sampler is None:
+    batches = _batch_sampler(loader)
+    kind = type(getattr(batches, "sampler", None))
+    if batches is None:
         told, expected = "without batches", "DataLoader(dataset, batch_size=...)"
-    elif not isinstance(loader.sampler, _SAMPLERS):
-        told = f"with a {type(loader.sampler).__name__}, whose rows may not be equally probable"
+    elif type(batches) is not BatchSampler:
+        told = f"with a {type(batches).__name__}, whose rows may not be equally probable"
+        expected = "batch_size= and shuffle=True; or write the loop over pyro.infer.SVI.step"
+    elif kind not in _SAMPLERS:
+        told = f"with a {kind.__name__}, whose rows may not be equally probable"
         expected = "shuffle=True, or a SubsetRandomSampler"
     else:
-        chosen = getattr(loader.sampler, "indices", None)
-        return range(len(dataset)) if chosen is None else [int(i) for i in chosen]
+        sampler, size = _sampler(loader), batches.batch_size
+        chosen = getattr(sampler, "indices", None)
+        indices = range(len(sampler.data_source)) if chosen is None else [int(i) for i in chosen]
+        if not len(loader):
+            told = f"of {len(indices)} rows that makes no batch of {size}"
+            expected = "one row or more, and drop_last=False or a smaller batch_size"
+        elif batches.drop_last and kind is SequentialSampler and len(indices) % size:
+            told = "with drop_last=True and without shuffling, so that the last rows are never read"
+            expected = "shuffle=True, or drop_last=False"
+        else:
+            return indices
     msg = f"got a DataLoader {told}. Expected {expected}"
     raise ValueError(msg)
+
+
+@contextmanager
+def _reading(loader: DataLoader[Any]) -> Iterator[None]:
+    """Explain why rows cannot be read, or put together, where torch or the dataset fails."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        msg = (
+            f"got rows of a {type(loader.dataset).__name__} that make no batch "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected tensors, "
+            "arrays or numbers from every row, as many and of the same shapes and names, or a "
+            "collate_fn= that makes them so"
+        )
+        raise ValueError(msg) from error
+
+
+def _collate(loader: DataLoader[Any], indices: Iterable[int]) -> Any:
+    """Make a batch of rows of the dataset, in this process."""
+    with _reading(loader):
+        return loader.collate_fn([loader.dataset[i] for i in indices])
 
 
 def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -159,36 +230,42 @@ def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
 
 
-def _join(
-    first: tuple[tuple[Any, ...], dict[str, Any]], others: Sequence[Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Put batches after each other."""
-
-    def join(parts: Sequence[Any]) -> Any:
-        whole = all(isinstance(part, Tensor) and part.dim() for part in parts)
-        return torch.cat(list(parts)) if whole else parts[0]
-
-    batches = [first, *others]
-    args = tuple(map(join, zip(*(args for args, _ in batches), strict=True)))
-    return args, {key: join([kwargs[key] for _, kwargs in batches]) for key in first[1]}
-
-
-def _tensors(data: Arguments) -> list[Tensor]:
-    return [one for one in (*data[0], *data[1].values()) if isinstance(one, Tensor)]
-
-
-def _check_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    parts = dict(enumerate(args)) | dict(kwargs)
-    others = {key: type(one).__name__ for key, one in parts.items() if not isinstance(one, Tensor)}
-    if others:
+def _read_tensors(batch: Any) -> dict[int | str, Tensor]:
+    """Return what is in a batch, by position or name; an error if there are no rows of numbers."""
+    args, kwargs = _split(batch)
+    parts = dict(enumerate(args)) | kwargs
+    tensors = {
+        key: to_tensor(one, f"argument {key!r}", torch.float64, None) if is_array(one) else one
+        for key, one in parts.items()
+    }
+    others = {key: type(v).__name__ for key, v in tensors.items() if not isinstance(v, Tensor)}
+    if others or not tensors:
         msg = (
             f"got batches that hold {others}, by position or name. Expected tensors, or tuples or "
             "mappings of such: let the dataset, or collate_fn=, make them"
         )
         raise ValueError(msg)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if len({shape[:1] for shape in shapes.values()}) != 1 or () in shapes.values():
+        msg = (
+            f"got a batch of shapes {shapes}, by position or name. Expected one row per "
+            "observation in each, the same number in all"
+        )
+        raise ValueError(msg)
+    return tensors
 
 
-def _cast(value: Any, key: int | str, like: Tensor) -> Tensor:
-    if is_array(value):
-        value = to_tensor(value, f"argument {key!r}", like.dtype, like.device)
-    return value.to(like.device, like.dtype, non_blocking=True)
+def _check_kinds(tensors: Mapping[int | str, Tensor], kinds: Mapping[int | str, str]) -> None:
+    found = {key: _kind(tensor) for key, tensor in tensors.items()}
+    if found != kinds:
+        msg = (
+            f"got a batch of {found}, by position or name, and before one of {dict(kinds)}. "
+            "Expected the same in all: return the same type from every row, for example float(y)"
+        )
+        raise ValueError(msg)
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    return "bool" if tensor.dtype == torch.bool else "complex" if tensor.is_complex() else "int"

@@ -29,7 +29,7 @@ from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.refusals import explained_refusals
-from pyro_bmr.programs.streams import read_rows
+from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.programs.wrapped import peel
 from pyro_bmr.selection.groups import Grouping, gives_labels
 from pyro_bmr.selection.scores import ElementScores, score
@@ -92,7 +92,7 @@ def read_problem(
     if model is not None:
         check_function("model", model, "the Pyro model that the guide was trained for")
     named = read_names("sites", sites)
-    data = read_rows(model or read_origin(guide).model, guide, args, kwargs)
+    data = read_stream_or_data(model or read_origin(guide).model, guide, args, kwargs)
     columns = read_columns((*args, *(kwargs or {}).values()))
     args, kwargs = data.args, data.kwargs
     if args or kwargs:

@@ -84,7 +84,7 @@ class Checkpoint:
             _load(self._tensors(), state["guide"])
             last = _unpack(state["last"], self.guide, reduce)
             _load(self.program.find_shared(last.reduction.guide), last.values)
-            set_generators(state["random"], self._devices())
+            set_generators(state["random"], self._devices(), self.program.generators)
         return last, state["ahead"]
 
     def write(self, last: State, ahead: int) -> None:
@@ -95,7 +95,7 @@ class Checkpoint:
                 "ahead": ahead,
                 # What of it is run in later rounds, as it is, is trained in these.
                 "guide": {name: t.detach().clone() for name, t in self._tensors().items()},
-                "random": pack_generators(self._devices()),
+                "random": pack_generators(self._devices(), self.program.generators),
             }
             self._write(None)
 
@@ -103,7 +103,7 @@ class Checkpoint:
         """Return what keeps the next training; None without a file."""
         if self._file is None:
             return None
-        keeper = Keeper(self._training, self._write, self._undo)
+        keeper = Keeper(self._training, self._write, self._undo, self.program.generators)
         self._training, self._undo = None, lambda: None
         return keeper
 

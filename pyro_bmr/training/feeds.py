@@ -18,6 +18,9 @@ class Feed(ABC):
     """The batches of each epoch; a ``cut`` is what a step is given to make its batch of."""
 
     batches: Batches
+    # The generators of its own that it shuffles with, and what tells it from others.
+    generators: Sequence[torch.Generator] = ()
+    facts: tuple[Any, ...] = ()
 
     @property
     @abstractmethod
@@ -94,6 +97,7 @@ class Loaded(Feed):
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.batches = stream.batches
+        self.generators, self.facts = stream.generators, stream.facts
 
     @property
     @override

@@ -34,7 +34,7 @@ from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.refusals import explained_refusals
-from pyro_bmr.programs.streams import read_rows
+from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError
@@ -174,7 +174,7 @@ def fit(
     }
     options = read_options(**asked, callback=callback, compile=compile, progress=progress)
     feed = _read_feed(model, guide, args, kwargs, options.batch_size)
-    keeper = _keeper(checkpoint, model, guide, feed.batches, asked)
+    keeper = _keeper(checkpoint, model, guide, feed, asked)
     if options.seed is not None:
         pyro.set_rng_seed(options.seed)
     with explained_refusals(model, guide, feed.batches.args, feed.batches.kwargs):
@@ -214,24 +214,25 @@ def _keeper(
     checkpoint: str | Path | Keeper | None,
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    data: Batches,
+    feed: Feed,
     options: Mapping[str, Any],
 ) -> Keeper:
     if checkpoint is None or isinstance(checkpoint, Keeper):
         return checkpoint or Keeper()
     file = CheckpointFile(check_file(checkpoint), "fit")
-    run = fingerprint_run(guide, (*data.args, *data.kwargs.values()), options)
+    data = (*feed.batches.args, *feed.batches.kwargs.values(), *feed.facts)
+    run = fingerprint_run(guide, data, options)
     write, saved = partial(file.write, run), file.read(TRAINING)
     if saved is None:
-        return Keeper(write=write)
+        return Keeper(write=write, generators=feed.generators)
     saved.check_run(run)
-    return Keeper(saved.content, write, remember(model, guide))
+    return Keeper(saved.content, write, remember(model, guide), feed.generators)
 
 
 def _read_feed(
     model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any, batch_size: int | None
 ) -> Feed:
-    data = read_rows(model, guide, args, kwargs, batch_size)
+    data = read_stream_or_data(model, guide, args, kwargs, batch_size)
     if data.stream is not None:
         return Loaded(data.stream)
     batches = Batches(*without_inference_mode(data.args, data.kwargs), batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from pyro.util import get_rng_state, set_rng_state
 from pyro_bmr.files.structure import Check, count, entries, number, optional, sequence, tensor, text
 
 
-def pack_generators(devices: Collection[torch.device]) -> dict[str, Any]:
-    """Read the generators of torch, on the CPU and on these devices, of Python and of NumPy."""
+def pack_generators(
+    devices: Collection[torch.device], own: Sequence[torch.Generator] = ()
+) -> dict[str, Any]:
+    """Read the generators of torch, on the CPU and on these devices, of Python, NumPy, a loader."""
     state = get_rng_state()
     version, words, gauss = state["random"]
     kind, keys, *rest = state["numpy"]
@@ -23,10 +25,15 @@ def pack_generators(devices: Collection[torch.device]) -> dict[str, Any]:
         "numpy": {"kind": kind, "words": keys.tolist(), "rest": list(rest)},
         # In their order, since devices have other numbers where fewer are visible.
         "devices": [torch.cuda.get_rng_state(device) for device in _order(devices)],
+        "own": [generator.get_state() for generator in own],
     }
 
 
-def set_generators(packed: Mapping[str, Any], devices: Collection[torch.device]) -> None:
+def set_generators(
+    packed: Mapping[str, Any],
+    devices: Collection[torch.device],
+    own: Sequence[torch.Generator] = (),
+) -> None:
     """Set the generators that `pack_generators` read; a ValueError says if they are no states."""
     python, numpy = packed["python"], packed["numpy"]
     try:
@@ -39,6 +46,8 @@ def set_generators(packed: Mapping[str, Any], devices: Collection[torch.device])
         set_rng_state(state)
         for device, saved in zip(_order(devices), packed["devices"], strict=False):
             torch.cuda.set_rng_state(saved, device)
+        for generator, saved in zip(own, packed["own"], strict=True):
+            generator.set_state(saved)
     except Exception as error:
         msg = (
             f"the checkpoint has states of random number generators that cannot be set ({error}). "
@@ -58,5 +67,6 @@ GENERATORS: Check = entries(
         "python": entries({"version": count, "words": sequence(count), "gauss": optional(number)}),
         "numpy": entries({"kind": text, "words": sequence(count), "rest": sequence(number)}),
         "devices": sequence(tensor),
+        "own": sequence(tensor),
     }
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +28,14 @@ class Keeper:
     """What a training goes on from, and where it writes that down after epochs.
 
     ``saved`` is what `keep` wrote in the process before, None for a training from the start;
-    ``write`` puts it into a file; ``undo`` follows if what was saved cannot be used.
+    ``write`` puts it into a file; ``undo`` follows if what was saved cannot be used. A loader may
+    have ``generators`` of its own.
     """
 
     saved: Mapping[str, Any] | None = None
     write: Callable[[Mapping[str, Any]], None] | None = None
     undo: Callable[[], None] = lambda: None
+    generators: Sequence[torch.Generator] = ()
     _due: float = field(default_factory=lambda: time.monotonic() + _LEAST_APART)
 
     @property
@@ -51,7 +53,7 @@ class Keeper:
             with usable_content():
                 steps.go_on_from(self.saved["steps"], parameters)
                 _set_buffers(self.saved["buffers"], _buffers(programs))
-                set_generators(self.saved["random"], _devices(parameters))
+                set_generators(self.saved["random"], _devices(parameters), self.generators)
         except BaseException:
             self.undo()
             raise
@@ -75,7 +77,7 @@ class Keeper:
                 "losses": losses,
                 "steps": steps.pack(),
                 "buffers": _buffers(programs),
-                "random": pack_generators(_devices(parameters)),
+                "random": pack_generators(_devices(parameters), self.generators),
             }
         )
         end = time.monotonic()

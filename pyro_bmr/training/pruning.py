@@ -28,7 +28,7 @@ from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
-from pyro_bmr.programs.streams import read_rows
+from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
@@ -170,7 +170,7 @@ def prune(
         check_path(checkpoint, "checkpoint")
     told = {"num_epochs": num_epochs or 1, "seed": seed, "callback": callback, **fit_options}
     checked = read_options(**{**_FIT_DEFAULTS, **told})
-    data = read_rows(model, guide, args, kwargs, checked.batch_size)
+    data = read_stream_or_data(model, guide, args, kwargs, checked.batch_size)
     given, keywords = data.args, data.kwargs
     if read_columns((*args, *read_keywords(kwargs).values())):
         # Tables as they are, with the names of their columns.
@@ -212,7 +212,8 @@ def prune(
     options: dict[str, Any] = {"num_epochs": num_epochs, "refit_epochs": refit_epochs}
     options |= {"num_samples": num_samples, "algorithm": algorithm, "seed": seed, **fit_options}
     options |= {"sites": names, "select": select, "groups": groups}
-    run = fingerprint_run(guide, (*data.args, *data.kwargs.values()), options)
+    facts = () if data.stream is None else data.stream.facts
+    run = fingerprint_run(guide, (*data.args, *data.kwargs.values(), *facts), options)
     path = None if checkpoint is None else check_file(checkpoint)
     saved = Checkpoint(path, run, guide, program, full_model)
     if measured:

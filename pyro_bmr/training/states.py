@@ -66,6 +66,11 @@ class Program:
     num_samples: int
     stream: Stream | None = None
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The generators of its own that a loader shuffles with."""
+        return [] if self.stream is None else self.stream.generators
+
     def start(self, reduction: Reduction, guide: Any) -> State:
         """Measure what the first training made of a guide."""
         return self._state(reduction, guide, (), (0.0, 0.0, 0.0))

@@ -280,7 +280,7 @@ def test_a_checkpoint_of_an_earlier_format(data, tmp_path):
     path = tmp_path / "run.pt"
     torch.save({"format": 2, "run": {}, "state": {}, "random": {}}, path)
     with pytest.raises(
-        ValueError, match="has an earlier format. Expected 4: .* or give another path"
+        ValueError, match="has an earlier format. Expected 5: .* or give another path"
     ):
         bmr.prune(*make(), *data, **OPTIONS, checkpoint=path)
 

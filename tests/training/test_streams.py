@@ -1,22 +1,32 @@
 """Data that need not fit into memory, and what a callback is told."""
 
+import random
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal, init_to_value
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 
 import pyro_bmr as bmr
 from pyro_bmr.estimators.measurement import common_draws, streamed_draws
-from pyro_bmr.programs.streams import read_rows
+from pyro_bmr.programs.streams import read_stream_or_data
+from pyro_bmr.training import keeping
+from pyro_bmr.training.fingerprints import fingerprint
+from pyro_bmr.training.generators import pack_generators
 
 torch.manual_seed(0)
 X = torch.randn(23, 3)
@@ -55,7 +65,7 @@ def trained(loc=(2.0, 0.0, 0.0)):
 LOADERS = {
     "a loader": lambda: DataLoader(Rows(), batch_size=5, shuffle=True),
     "of mappings": lambda: DataLoader(Rows(named=True), batch_size=5),
-    "of tensors": lambda: DataLoader(TensorDataset(X, Y), batch_size=5, drop_last=True),
+    "of tensors": lambda: DataLoader(TensorDataset(X, Y), 5, shuffle=True, drop_last=True),
     "with workers": lambda: DataLoader(Rows(), batch_size=8, num_workers=1),
     "one batch": lambda: DataLoader(Rows(), batch_size=23),
     "single rows": lambda: DataLoader(Rows(), batch_size=1),
@@ -66,7 +76,7 @@ LOADERS = {
 def test_batches_stand_for_all_rows(make):
     """Whatever the size of the last one; to the last digits, at common random numbers."""
     guide = trained()
-    stream = read_rows(model, guide, (make(),), None).stream
+    stream = read_stream_or_data(model, guide, (make(),), None).stream
     assert stream.batches.size == 23
     assert [len(batch[0]) for batch in stream.epoch()][0] == stream.batches.batch_size
     assert {t.dtype for t in next(iter(stream.epoch()))} == {torch.float32}
@@ -113,10 +123,13 @@ def test_compiled_steps_of_a_loader():
 
 
 def test_rows_that_a_sampler_chooses():
-    loader = DataLoader(Rows(), batch_size=4, sampler=SubsetRandomSampler(range(3, 20)))
+    sampler = SubsetRandomSampler(range(3, 20))
+    in_batches = DataLoader(Rows(), batch_sampler=BatchSampler(sampler, 4, drop_last=True))
     guide = trained()
-    stream = read_rows(model, guide, (loader,), None).stream
-    assert stream.batches.size == 17
+    for loader in (in_batches, DataLoader(Rows(), batch_size=4, sampler=sampler)):
+        stream = read_stream_or_data(model, guide, (loader,), None).stream
+        assert stream.batches.size == 17
+        assert torch.equal(stream.batches.args[0][:4], X[3:7])
     streamed = torch.stack(streamed_draws(model, guide, stream, 4))
     whole = torch.stack(common_draws(model, guide, (X[3:20], Y[3:20]), {}, 4))
     torch.testing.assert_close(streamed, whole, rtol=1e-5, atol=1e-4)
@@ -137,30 +150,170 @@ def test_prune_of_a_loader():
         assert one.realised == pytest.approx(other.realised, abs=1e-2)
 
 
+def test_no_generator_moves_as_an_example_is_read():
+    def draw(i):
+        return X[i] + torch.randn(3) + np.random.randn() + random.random(), Y[i]
+
+    generator = torch.Generator()
+    loader = DataLoader(Made(draw), batch_size=4, shuffle=True, generator=generator)
+    before = fingerprint(pack_generators(set(), [generator]))
+    first, second = (read_stream_or_data(model, None, (loader,), None).args for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert fingerprint(pack_generators(set(), [generator])) == before
+
+
+@pytest.mark.parametrize("verb", ["fit", "prune"])
+def test_a_killed_training_of_a_shuffled_loader(verb, tmp_path, monkeypatch):
+    """It goes on bit for bit, wherever the generators are by then, unless rows have changed."""
+    monkeypatch.setattr(keeping, "_LEAST_APART", 0.0)
+    monkeypatch.setattr(keeping, "_MOST_WRITING", 1e9)
+    options = {"num_epochs": 4, "lr": 0.1, **QUIET}
+    if verb == "prune":
+        options |= {"num_samples": 4, "max_rounds": 1, "select": bmr.by_evidence()}
+
+    def run(seed, killed=None, data=None, size=5, **told):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        loader = DataLoader(
+            data or Rows(), size, **{"shuffle": True, "generator": generator, **told}
+        )
+
+        def kill(epoch):
+            if epoch.epoch == killed:
+                raise InterruptedError
+
+        guide, path = trained((0.5, 0.5, 0.5)), tmp_path / f"run.{seed > 1}"
+        options["callback"] = kill
+        result = getattr(bmr, verb)(model, guide, loader, checkpoint=path, **options)
+        return result if verb == "fit" else [one.free_energy for one in result.rounds]
+
+    expected = run(1)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    for killed in (1, 5) if verb == "prune" else (1,):
+        with pytest.raises(InterruptedError):
+            run(1, killed)
+    changed = Made(lambda i: (X[i], Y[i] + (i == 22)))
+    for told in (
+        {"data": changed},
+        {"data": Subset(Rows(), range(22))},
+        {"size": 6},
+        {"shuffle": False},
+    ):
+        with pytest.raises(ValueError, match="of another run: data was .*Expected the same"):
+            run(1, **told)
+    (tmp_path / "run.False").rename(tmp_path / "run.True")
+    assert run(2) == expected
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield from zip(X, Y, strict=True)
 
 
-class Words(Rows):
-    def __getitem__(self, i):
-        return X[i], "word"
+class Made(Rows):
+    """Rows that a function makes of their numbers."""
 
+    def __init__(self, make):
+        self.make = make
+
+    def __getitem__(self, i):
+        return self.make(i)
+
+
+def made(make, **options):
+    return lambda: DataLoader(Made(make), **{"batch_size": 8, **options})
+
+
+def sampled(sampler, kind=BatchSampler):
+    return lambda: DataLoader(Rows(), batch_sampler=kind(sampler, 5, drop_last=False))
+
+
+class OfEqualLabels(BatchSampler):
+    pass
+
+
+class Twice(DataLoader):
+    def __iter__(self):
+        yield from [*super().__iter__()] * 2
+
+
+WEIGHTED = WeightedRandomSampler([1.0] * 23, 23)
 
 REFUSED = {
     "iterable": (lambda: DataLoader(Endless(), batch_size=5), TypeError, "Endless, whose rows are"),
     "iterable set": (Endless, TypeError, "Endless.*not counted.*Expected a Dataset with __len__"),
     "weighted": (
-        lambda: DataLoader(Rows(), batch_size=5, sampler=WeightedRandomSampler([1.0] * 23, 23)),
+        lambda: DataLoader(Rows(), batch_size=5, sampler=WEIGHTED),
         ValueError,
         "WeightedRandomSampler, whose rows may not.*Expected shuffle=True",
     ),
     "no batches": (lambda: DataLoader(Rows(), batch_size=None), ValueError, "without batches"),
     "no rows": (lambda: TensorDataset(X[:0], Y[:0]), ValueError, "TensorDataset without any rows"),
     "words": (
-        lambda: DataLoader(Words(), batch_size=5),
+        made(lambda i: (X[i], "word")),
         ValueError,
         r"batches that hold \{1: '\w+'\}.*Expected tensors",
+    ),
+    "only words": (made(lambda _: "word"), ValueError, "batches that hold .*Expected tensors"),
+    "a mapping in a tuple": (
+        made(lambda i: (X[i], {"y": Y[i]})),
+        ValueError,
+        r"batches that hold \{1: 'dict'\}.*Expected tensors",
+    ),
+    "other kinds": (
+        made(lambda i: (X[i], 0 if i < 16 else 0.9)),
+        ValueError,
+        r"got a batch of \{0: 'float', 1: 'int'\}.* before one of .*'float'\}.*float\(y\)",
+    ),
+    "other numbers of columns": (
+        made(lambda i: (X[i], Y[i])[: 1 + (i < 12)]),
+        ValueError,
+        "rows of a Made that make no batch .*Expected.*as many",
+    ),
+    "other numbers in batches": (
+        made(
+            lambda i: (X[i], Y[i]),
+            collate_fn=lambda rows: default_collate(rows)[: 1 + (len(rows) != 7)],
+        ),
+        ValueError,
+        r"got a batch of \{0: 'float'\}.* before one of .*1: 'float'\}. Expected the same",
+    ),
+    "other names": (
+        made(lambda i: {"x": X[i], "y" if i < 12 else "z": Y[i]}),
+        ValueError,
+        r"make no batch \(KeyError.*Expected",
+    ),
+    "other numbers of rows": (
+        made(lambda i: (X[i], Y[i]), collate_fn=lambda rows: (X[: len(rows)], Y[:2])),
+        ValueError,
+        r"shapes \{0: \(16, 3\), 1: \(2,\)\}.*Expected one row",
+    ),
+    "weighted batches": (
+        sampled(WEIGHTED),
+        ValueError,
+        "WeightedRandomSampler, whose rows may not.*Expected shuffle=True",
+    ),
+    "batches of one's own": (
+        sampled(RandomSampler(X), OfEqualLabels),
+        ValueError,
+        "OfEqualLabels, whose rows may not.*Expected batch_size=.*SVI.step",
+    ),
+    "rows at the end": (
+        lambda: DataLoader(Rows(), batch_size=5, drop_last=True),
+        ValueError,
+        "never read. Expected shuffle=True, or drop_last=False",
+    ),
+    "no batch": (
+        lambda: DataLoader(Rows(), batch_size=24, shuffle=True, drop_last=True),
+        ValueError,
+        "23 rows that makes no batch of 24. Expected one row or more, and drop_last=False",
+    ),
+    "of another length": (
+        lambda: Twice(Rows(), batch_size=5),
+        ValueError,
+        r"more batches in an epoch, and 5 by len\(loader\). Expected",
     ),
 }
 
