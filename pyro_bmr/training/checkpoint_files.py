@@ -103,19 +103,23 @@ def _write_out(value: Any) -> str:
     return json.dumps(value, default=repr)
 
 
+class UnusableError(ValueError):
+    """A checkpoint whose content does not go with the model and the guide; nothing is changed."""
+
+
 @contextmanager
 def usable_content() -> Iterator[None]:
-    """Turn what goes wrong as content is used, whatever it is, into a ValueError that says so."""
+    """Turn what goes wrong as content is used, whatever it is, into an `UnusableError`."""
     try:
         yield
-    except ValueError:
-        raise
+    except ValueError as error:
+        raise UnusableError(str(error)) from error
     except Exception as error:
         msg = (
             f"the checkpoint cannot be used ({type(error).__name__}: {error}). Expected one of the "
             "same model and guide; give another path, or remove the file"
         )
-        raise ValueError(msg) from error
+        raise UnusableError(msg) from error
 
 
 def _anything(_value: Any, _where: str) -> None:

@@ -36,6 +36,7 @@ from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, by_evidence
+from pyro_bmr.training.checkpoint_files import UnusableError
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.fingerprints import fingerprint_run
@@ -242,8 +243,9 @@ def prune(
         epochs = refit_epochs or num_epochs
         try:
             train(reduction.model, reduction.guide, epochs, round=len(last.rounds))
-        except BaseException:
-            program.go_back(last)
+        except BaseException as error:
+            if not isinstance(error, UnusableError):
+                program.go_back(last)
             raise
         after = program.go_on(last, reduction, realised)
         pays = after.is_lower(last) if trains_only else after.is_below(last)
