@@ -151,9 +151,12 @@ def _check_values(
 ) -> None:
     """Raise a ValueError if something is no real number, or tensor of such, that fits."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    dense = isinstance(value, Tensor) and value.layout is torch.strided
-    dense = dense and not (value.is_complex() or value.is_meta)
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_complex()
     number = float(value) if real else value
-    if not ((real or dense) and bool(fits(_read(number)).all())):
+    try:
+        fitting = (real or dense) and bool(fits(_read(number)).all())
+    except RuntimeError:  # of tensors without numbers
+        fitting = False
+    if not fitting:
         msg = f"got {name}({what}={show(value)}). Expected {expected}, numbers or tensors"
         raise ValueError(msg)
