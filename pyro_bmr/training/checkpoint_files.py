@@ -13,7 +13,7 @@ from pyro_bmr.files.plans import UnreadableError, read_plan, write_plan
 from pyro_bmr.files.structure import Check, count, entries, mapping, one_of
 from pyro_bmr.files.whole_files import check_file
 
-_FORMAT = 4
+_FORMAT = 5
 # Until the third format, checkpoints were archives of torch.
 _ARCHIVE = b"PK\x03\x04"
 
