@@ -182,10 +182,10 @@ def fit(
     feed = read_feed(model, guide, args, kwargs, options.batch_size)
     keeper = _keeper(checkpoint, model, guide, feed.batches, options)
     told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
-    return train(model, guide, feed, options, keeper, **told)
+    return run_training(model, guide, feed, options, keeper, **told)
 
 
-def train(
+def run_training(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     feed: Feed,

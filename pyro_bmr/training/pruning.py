@@ -39,8 +39,7 @@ from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.fingerprints import fingerprint_run
-from pyro_bmr.training.fitting import fit, read_feed, read_options
-from pyro_bmr.training.fitting import train as train_steps
+from pyro_bmr.training.fitting import fit, read_feed, read_options, run_training
 from pyro_bmr.training.keeping import Keeper
 from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
@@ -209,7 +208,7 @@ def prune(
         feed = read_feed(model, guide, given, keywords, checked.batch_size)
         own = replace(checked, num_epochs=num_epochs, seed=None)
         shown = {name: told[name] for name in ("compile", "progress")}
-        train_steps(model, guide, feed, own, saved.keeper() or Keeper(), callback=tell, **shown)
+        run_training(model, guide, feed, own, saved.keeper() or Keeper(), callback=tell, **shown)
 
     options: dict[str, Any] = {**vars(checked), "num_epochs": num_epochs}
     options |= {"refit_epochs": refit_epochs, "num_samples": num_samples, "algorithm": algorithm}

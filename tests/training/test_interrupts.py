@@ -189,8 +189,8 @@ def test_an_interrupted_round_of_prune_leaves_the_model_as_it_was_before_it(prob
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    train = pruning.train_steps
-    monkeypatch.setattr(pruning, "train_steps", train_and_stop)
+    train = pruning.run_training
+    monkeypatch.setattr(pruning, "run_training", train_and_stop)
     with pytest.raises(KeyboardInterrupt):
         bmr.prune(model, guide, x, y, num_epochs=5, num_samples=4, **QUIET)
     assert calls[1] != offsets[1]
