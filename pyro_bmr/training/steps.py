@@ -394,7 +394,11 @@ class CompiledSteps(Steps):
 def _is_of_nan(error: ValueError) -> bool:
     """Tell whether Pyro's validation has noticed NaN or inf before the loss is of them."""
     text = str(error)
-    return type(error) is ValueError and "invalid values" in text and bool(re.search(r"nan|inf\b", text))
+    return (
+        type(error) is ValueError
+        and "invalid values" in text
+        and bool(re.search(r"nan|inf\b", text))
+    )
 
 
 def _blown_up(tensors: Mapping[str, Tensor]) -> list[str]:
