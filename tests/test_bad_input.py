@@ -139,7 +139,7 @@ def test_a_model_whose_site_has_another_shape(guide):
 
 
 def test_a_model_that_does_not_run(guide):
-    with pytest.raises(RuntimeError, match="could not be run.*TypeError.*pass the arguments"):
+    with pytest.raises(TypeError, match="(?s)3 were given.*could not be run.*pass the arguments"):
         bmr.reduce(guide, 1, 2, 3)
 
 

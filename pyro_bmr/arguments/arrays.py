@@ -96,8 +96,8 @@ def _read(value: Any, place: str) -> np.ndarray:
 
 
 def _read_frame(frame: pd.DataFrame, place: str) -> np.ndarray:
-    kinds = dict(zip(map(str, frame.columns), frame.dtypes, strict=False))
-    others = {name: str(kind) for name, kind in kinds.items() if not is_numeric_dtype(kind)}
+    kinds = zip(map(str, frame.columns), frame.dtypes, strict=True)
+    others = {name: str(kind) for name, kind in kinds if not is_numeric_dtype(kind)}
     if others:
         told = f"with columns that are no numbers, {others}"
         raise _refuse(frame, place, told, "numbers: pandas.get_dummies encodes words")

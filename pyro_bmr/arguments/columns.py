@@ -16,10 +16,17 @@ def read_columns(values: Iterable[Any]) -> Names:
     return next(filter(None, map(_read_names, values)), ())
 
 
-def find_axis(shapes: Mapping[str, Sequence[int]], columns: Names) -> tuple[str, int] | None:
-    """Find the axis that has an entry for each column; None if there are none, or several."""
+def find_axis(
+    shapes: Mapping[str, Sequence[int]],
+    columns: Names,
+    plates: Mapping[str, Sequence[str | None]],
+) -> tuple[str, int] | None:
+    """Find the axis that has an entry for each column; None if there are none, or several.
+
+    ``plates`` has, by name, the plate of each axis: what a plate counts are no columns.
+    """
     axes = [(name, i) for name, shape in shapes.items() for i in range(len(shape))]
-    found = [(name, i) for name, i in axes if shapes[name][i] == len(columns)]
+    found = [(n, i) for n, i in axes if shapes[n][i] == len(columns) and plates[n][i] is None]
     return found[0] if columns and len(found) == 1 else None
 
 

@@ -162,7 +162,11 @@ def convert(
     latent = {**draws.latent, **draws.deterministic}
     plates = {name: _plates_of(tensor, draws) for name, tensor in constants.items()}
     inputs = {name: dimensions.name_dims(name, own) for name, own in plates.items()}
-    named = _name_columns(columns, draws.latent, axes, constants, inputs)
+    shapes = {name: values.shape[1:] for name, values in draws.latent.items()}
+    found = find_axis(shapes, columns, draws.axes)
+    named = _name_columns(columns, constants, inputs)
+    if found is not None:
+        named[axes[found[0]][found[1]]] = columns
     dimensions = replace(dimensions, coords={**named, **coords})
     groups = {"posterior": _label(latent, axes)}
     groups["unconstrained_posterior"] = dict(_unconstrained(draws, axes))
@@ -196,19 +200,15 @@ def convert(
 
 def _name_columns(
     columns: tuple[str, ...],
-    latent: Mapping[str, Tensor],
-    axes: Mapping[str, tuple[str, ...]],
     constants: Mapping[str, Tensor],
     inputs: Mapping[str, tuple[str, ...]],
 ) -> dict[str, tuple[str, ...]]:
-    """Put the names of columns along the data, and along the one axis of latent sites."""
-    data = {
+    """Put the names of columns along the data."""
+    return {
         inputs[name][1]: columns
         for name, tensor in constants.items()
         if columns and tensor.dim() == 2 and tensor.shape[1] == len(columns)
     }
-    found = find_axis({name: draws.shape[1:] for name, draws in latent.items()}, columns)
-    return data if found is None else data | {axes[found[0]][found[1]]: columns}
 
 
 def _log_likelihoods(observed: Mapping[str, Observed]) -> dict[str, Tensor]:

@@ -260,15 +260,15 @@ def find_supports(guide: Callable[..., Any], origin: Origin) -> dict[str, constr
 
 
 def call_program(what: str, program: Callable[..., Any], origin: Origin) -> None:
-    """Run a program with the arguments of the origin; what goes wrong is a RuntimeError."""
+    """Run a program with the arguments of the origin; its errors get a note."""
     try:
         program(*origin.args, **origin.kwargs)
     except NotGaussianError:
         raise
     except Exception as error:
-        msg = (
-            f"the {what} could not be run to read the posterior ({type(error).__name__}: {error}). "
-            "Expected it to run with the arguments given; pass those of the model, as when it was "
-            "trained, on the device of the guide"
+        error.add_note(
+            f"the {what} could not be run to read the posterior. Expected it to run with the "
+            "arguments given; pass those of the model, as when it was trained, on the device of "
+            "the guide"
         )
-        raise RuntimeError(msg) from error
+        raise

@@ -55,8 +55,7 @@ def trace_factors(
     A site may also be Gamma, independent of all others, or a Delta at the value of one auxiliary
     Gaussian in unconstrained coordinates, as autoguides draw it. Any other site, one that depends
     on the arguments and one that depends on such a site, is a `ProgramFactor`; if there are no
-    others, a `NotGaussianError` says why. A guide that was never trained is a ValueError, one that
-    does not run with these arguments a RuntimeError.
+    others, a `NotGaussianError` says why. A guide that was never trained is a ValueError.
 
     Sites in ``held`` are left out; ``full_rows`` maps a site in a sub-sampling plate to its mean
     and standard deviation at full size.

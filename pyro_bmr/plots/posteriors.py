@@ -96,7 +96,10 @@ def read_sites(result: Reduction) -> dict[str, ReducedSite]:
 def name_columns(result: Reduction, sites: Mapping[str, ReducedSite]) -> dict[str, Columns]:
     """By the site of which one axis runs along the columns of a table, that axis and names."""
     columns = result.guide.origin.columns
-    found = find_axis({name: one.loc.shape for name, one in sites.items()}, columns)
+    shapes = {name: one.loc.shape for name, one in sites.items()}
+    parts = {site.name: site for one in sites.values() for site in one.factor.sites}
+    plates = {name: parts[name].axes() for name in shapes}
+    found = find_axis(shapes, columns, plates)
     return {} if found is None else {found[0]: (found[1], columns)}
 
 

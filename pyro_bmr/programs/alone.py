@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from threading import RLock
+from threading import RLock, get_ident
 from typing import ParamSpec, TypeVar
 
 from pyro.poutine.block_messenger import BlockMessenger
@@ -39,24 +40,37 @@ def alone(
 
 
 _LOCK = RLock()
-# Of the thread that holds the lock, the verbs that it is in.
-_VERBS: list[str] = []
+# The thread that is inside a verb.
+_OWNER: int | None = None
 _ONLY_WATCH = (TraceMessenger, BlockMessenger, SeedMessenger)
 
 
 @contextmanager
 def _alone(verb: str) -> Iterator[None]:
+    global _OWNER  # noqa: PLW0603
     with _LOCK:
-        outer = list(_PYRO_STACK)
-        if not _VERBS:
-            _check(verb, outer)
-            _PYRO_STACK.clear()
-        _VERBS.append(verb)
+        outer, owner = list(_PYRO_STACK), _OWNER
+        _check(verb, outer)
         try:
+            _OWNER = get_ident()
+            _PYRO_STACK.clear()
             yield
         finally:
-            _VERBS.pop()
             _PYRO_STACK[:] = outer
+            _OWNER = owner
+
+
+def _start_anew() -> None:
+    """Free a forked process of a verb in a thread that it does not have."""
+    global _LOCK, _OWNER  # noqa: PLW0603
+    if get_ident() != _OWNER:
+        if _OWNER is not None:
+            _PYRO_STACK.clear()
+        _LOCK, _OWNER = RLock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def _check(verb: str, outer: list[object]) -> None:

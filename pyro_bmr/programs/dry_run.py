@@ -30,23 +30,25 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
     for module in (module for program in programs for module in find_modules(program)):
         remember(module)
-    # Modules that a program finds in other ways are seen when they run.
-    hook = register_module_forward_pre_hook(remember)
     random_state = get_rng_state()
     store = pyro.get_param_store()
-    with (
-        torch.random.fork_rng(),
-        torch.enable_grad(),
-        pyro.validation_enabled(False),
-        store.scope(store.get_state()),
-    ):
-        try:
-            yield
-        finally:
-            hook.remove()
-            set_rng_state(random_state)
-            for buffer, value in before.values():
-                buffer.data.copy_(value)
+    # Modules that a program finds in other ways are seen when they run.
+    hook = register_module_forward_pre_hook(remember)
+    try:
+        with (
+            torch.random.fork_rng(),
+            torch.enable_grad(),
+            pyro.validation_enabled(False),
+            store.scope(store.get_state()),
+        ):
+            try:
+                yield
+            finally:
+                set_rng_state(random_state)
+    finally:
+        hook.remove()
+        for buffer, value in before.values():
+            buffer.data.copy_(value)
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:

@@ -35,9 +35,10 @@ class ModelRuns:
     locations: Mapping[str, tuple[Site, Tensor]] = field(default_factory=dict)
 
     def here(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Run once at the locations, with gradients and provenance; RuntimeError if that fails.
+        """Run once at the locations, with gradients and provenance.
 
-        Returns the nodes of the trace and, by site, the leaf that gradients lead to.
+        Returns the nodes of the trace and, by site, the leaf that gradients lead to. An error of
+        the model stays what it is, with a note.
         """
         leaves = {name: loc.detach().requires_grad_() for name, (_, loc) in self.locations.items()}
         try:
@@ -48,13 +49,13 @@ class ModelRuns:
         try:
             return self._tracked(copies), leaves
         except Exception as error:
-            msg = (
-                f"the model could not be run to read its priors ({type(error).__name__}: {error}). "
-                "Expected it to run with the arguments of the guide's first call, or with those "
-                "given, which take the place of all of these; pass the arguments of the model, and "
-                "its keywords as kwargs=, as when it was trained, on the device of the guide"
+            error.add_note(
+                "the model could not be run to read its priors. Expected it to run with the "
+                "arguments of the guide's first call, or with those given, which take the place of "
+                "all of these; pass the arguments of the model, and its keywords as kwargs=, as "
+                "when it was trained, on the device of the guide"
             )
-            raise RuntimeError(msg) from error
+            raise
 
     @contextmanager
     def elsewhere(self) -> Iterator[Callable[..., dict[str, Any]]]:

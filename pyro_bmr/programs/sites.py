@@ -76,6 +76,11 @@ class Site:
         zero = self.constrain(torch.zeros((), device=device)) == 0
         return zero if self.center is None else zero & ~self.center.at_mean
 
+    def axes(self) -> tuple[str | None, ...]:
+        """Return the plate that each axis runs over, None for one without."""
+        names = {frame.dim - self.event_dim: frame.name for frame in self.plates}
+        return tuple(names.get(i - len(self.shape)) for i in range(len(self.shape)))
+
     def take(self, kept: Indices) -> Site:
         """Return the site with some indices of its axes only.
 

@@ -141,7 +141,8 @@ def _read_stream(
         indices = range(len(dataset))
     size, rows = min(_batch_sampler(loader).batch_size, len(indices)), len(indices)
     # Always the same ones, so that one run can be told from another: the first, and some of all.
-    others = torch.linspace(size, rows - 1, min(size, rows - size), dtype=torch.float64)
+    count = min(size, rows - size)
+    others = torch.linspace(size, rows - 1, count, dtype=torch.float64, device="cpu")
     with dry_run():
         pyro.set_rng_seed(0)
         batch = _collate(loader, [indices[i] for i in [*range(size), *others.long().tolist()]])

@@ -2,43 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from hashlib import sha256
+from types import CodeType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
+
+_RATES = 33
 
 
 def fingerprint_run(guide: Any, data: Iterable[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell a run from others by its guide's type, its data and its options."""
-    described = {name: fingerprint(v) for name, v in options.items() if name not in _FREE}
-    return {"guide": type(guide).__name__, "data": list(map(fingerprint, data)), **described}
+    """Tell a run from others by its guide's type, its data and its options, as they were read."""
+    told = {name: fingerprint(v) for name, v in options.items() if name != "lr"}
+    told |= {"guide": type(guide).__name__, "data": list(map(fingerprint, data))}
+    return {**told, "lr": _fingerprint_rate(options["lr"])}
 
 
-# Options that change the result by no more than other random numbers would.
-_FREE = {"compile", "progress"}
+def _fingerprint_rate(lr: Callable[[float], float]) -> float | list[Any]:
+    """Tell one learning rate from another by its values over a training."""
+    rates = [lr(i / _RATES) for i in range(_RATES)]
+    whole = sha256(str(rates).encode()).hexdigest()
+    return [rates[0], rates[-1], whole] if len(set(rates)) > 1 else rates[0]
 
 
-def fingerprint(value: Any) -> Any:
+def fingerprint(value: Any, above: tuple[int, ...] = ()) -> Any:
     """Return something short, of plain types, that tells one option from another.
 
-    Tensors by their content, functions by their name, their numbers and what they captured.
+    Tensors by their content, functions by what they do and captured, other objects by what they
+    hold; ``above`` are those that this one is a part of.
     """
     if isinstance(value, Tensor):
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return [*value.shape, sha256(content).hexdigest()]
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, bytes):
+        return sha256(value).hexdigest()
+    if isinstance(value, complex | range | torch.dtype | torch.device):
+        return str(value)
+    if id(value) in above:
+        return "itself"
+
+    def each(parts: Iterable[Any]) -> list[Any]:
+        return [fingerprint(one, (*above, id(value))) for one in parts]
+
     if isinstance(value, list | tuple):
-        return [fingerprint(one) for one in value]
+        return each(value)
+    if isinstance(value, set | frozenset):
+        return sorted(each(value), key=str)
     if isinstance(value, Mapping):
-        return [[str(key), fingerprint(one)] for key, one in value.items()]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, *map(fingerprint, vars(value).values())]
-    captured = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-    constants = getattr(getattr(value, "__code__", None), "co_consts", ())
-    numbers = [constant for constant in constants if isinstance(constant, int | float)]
-    name = getattr(value, "__qualname__", type(value).__name__)
-    return [name, *numbers, *map(fingerprint, captured)]
+        return each((str(key), one) for key, one in value.items())
+    if isinstance(value, CodeType):
+        return each((value.co_code, value.co_consts, value.co_names))
+    if isinstance(value, MethodType):
+        return each((value.__func__, value.__self__))
+    if isinstance(value, partial):
+        return each((value.func, value.args, value.keywords))
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, type | ModuleType):
+        return [getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__)]
+    if hasattr(value, "__code__"):
+        captured = [_content(cell) for cell in value.__closure__ or ()]
+        return [name, *each((value.__code__, value.__defaults__, value.__kwdefaults__, captured))]
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        return each([array.tolist()] if array.dtype.hasobject else [array.shape, array.tobytes()])
+    # What Pyro counts for itself, as a loss runs, is no option.
+    counted = isinstance(value, ELBO)
+    held = {
+        key: one
+        for key, one in getattr(value, "__dict__", {}).items()
+        if not (counted and (key.startswith("_") or key == "max_plate_nesting"))
+    }
+    return [name, *each(held.items())]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None  # of a name that has no value yet

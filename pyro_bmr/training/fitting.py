@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import (
     check_function,
     check_kind,
+    check_path,
     check_switch,
     read_count,
     read_optional,
@@ -69,7 +70,7 @@ def fit(
     estimator: str | ELBO = "global",
     clip_norm: float | None = None,
     patience: int | None = None,
-    checkpoint: str | Path | Keeper | None = None,
+    checkpoint: str | Path | None = None,
     seed: int | None = None,
     callback: Callback | None = None,
     compile: bool = True,
@@ -119,7 +120,8 @@ def fit(
         For `pyro.set_rng_seed`.
     callback : callable, optional
         Called with an `Epoch` after each, such as ``lambda e: writer.add_scalar("F", e.loss,
-        e.epoch)``.
+        e.epoch)``. It may call functions of this package itself, but must not wait for another
+        thread that does: these run one at a time.
     compile : bool
         False takes Pyro's steps as they are, as do runs of less than a thousand steps.
     progress : bool
@@ -163,18 +165,38 @@ def fit(
     5
     """
     check_programs("fit", model, guide)
-    asked: dict[str, Any] = {
-        "num_epochs": num_epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "estimator": estimator,
-        "clip_norm": clip_norm,
-        "patience": patience,
-        "seed": seed,
-    }
-    options = read_options(**asked, callback=callback, compile=compile, progress=progress)
-    feed = _read_feed(model, guide, args, kwargs, options.batch_size)
-    keeper = _keeper(checkpoint, model, guide, feed, asked)
+    if checkpoint is not None:
+        check_path(checkpoint, "checkpoint")
+    options = read_options(
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        lr=lr,
+        estimator=estimator,
+        clip_norm=clip_norm,
+        patience=patience,
+        seed=seed,
+        callback=callback,
+        compile=compile,
+        progress=progress,
+    )
+    feed = read_feed(model, guide, args, kwargs, options.batch_size)
+    keeper = _keeper(checkpoint, model, guide, feed, options)
+    told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
+    return run_training(model, guide, feed, options, keeper, **told)
+
+
+def run_training(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    feed: Feed,
+    options: Options,
+    keeper: Keeper,
+    *,
+    callback: Callback | None,
+    compile: bool,
+    progress: bool,
+) -> list[float]:
+    """Do what `fit` does, with what it has read."""
     if options.seed is not None:
         pyro.set_rng_seed(options.seed)
     with explained_refusals(model, guide, feed.batches.args, feed.batches.kwargs):
@@ -211,17 +233,17 @@ def fit(
 
 
 def _keeper(
-    checkpoint: str | Path | Keeper | None,
+    checkpoint: str | Path | None,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     feed: Feed,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> Keeper:
-    if checkpoint is None or isinstance(checkpoint, Keeper):
-        return checkpoint or Keeper()
+    if checkpoint is None:
+        return Keeper()
     file = CheckpointFile(check_file(checkpoint), "fit")
     data = (*feed.batches.args, *feed.batches.kwargs.values(), *feed.facts)
-    run = fingerprint_run(guide, data, options)
+    run = fingerprint_run(guide, data, vars(options))
     write, saved = partial(file.write, run), file.read(TRAINING)
     if saved is None:
         return Keeper(write=write, generators=feed.generators)
@@ -229,9 +251,10 @@ def _keeper(
     return Keeper(saved.content, write, remember(model, guide), feed.generators)
 
 
-def _read_feed(
+def read_feed(
     model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any, batch_size: int | None
 ) -> Feed:
+    """Read the data of a training."""
     data = read_stream_or_data(model, guide, args, kwargs, batch_size)
     if data.stream is not None:
         return Loaded(data.stream)
@@ -248,7 +271,7 @@ def _make_steps(
             return CompiledSteps(loss, parameters, clip_norm)
         except NotStaticError as reason:
             warn(f"training without compiling, which is slow: {reason}")
-    return EagerSteps(loss, clip_norm)
+    return EagerSteps(loss, parameters, clip_norm)
 
 
 def _parameters(loss: Loss) -> dict[str, Tensor]:

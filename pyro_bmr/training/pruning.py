@@ -40,7 +40,8 @@ from pyro_bmr.training.checkpoint_files import UnusableError
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.fingerprints import fingerprint_run
-from pyro_bmr.training.fitting import fit, read_options
+from pyro_bmr.training.fitting import fit, read_feed, read_options, run_training
+from pyro_bmr.training.keeping import Keeper
 from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 
@@ -169,17 +170,17 @@ def prune(
     list_groupings(groups)
     if checkpoint is not None:
         check_path(checkpoint, "checkpoint")
-    told = {"num_epochs": num_epochs or 1, "seed": seed, "callback": callback, **fit_options}
-    checked = read_options(**{**_FIT_DEFAULTS, **told})
+    told = {**_FIT_DEFAULTS, "num_epochs": num_epochs or 1, "seed": seed, "callback": callback}
+    told |= fit_options
+    checked = read_options(**told)
     data = read_stream_or_data(model, guide, args, kwargs, checked.batch_size)
     given, keywords = data.args, data.kwargs
     if read_columns((*args, *read_keywords(kwargs).values())):
         # Tables as they are, with the names of their columns.
         given, keywords = args, read_keywords(kwargs)
     if data.stream is not None:
-        # Its loader has a size of its own.
         given, keywords = (data.stream.loader,), read_keywords(kwargs)
-        fit_options.pop("batch_size", None)
+        checked = replace(checked, batch_size=None)  # its loader has a size of its own
     program = Program(model, data.args, data.kwargs, num_samples, data.stream)
     full_model = unwrap(model, PrunedModel)
 
@@ -188,13 +189,12 @@ def prune(
         raise ValueError(msg)
     measured = algorithm == "measured"
     if select is None:
-        measuring = by_free_energy(progress=fit_options.get("progress", True))
+        measuring = by_free_energy(progress=told["progress"])
         selections = (measuring, by_evidence()) if measured else (by_evidence(),)
     else:
         selections = (select,)
-    rate = fit_options.get("lr", _FIT_OPTIONS["lr"].default)
-    if measured and not callable(rate):
-        fit_options["lr"] = hold_and_fall(rate)
+    if measured and not callable(told["lr"]):
+        checked = replace(checked, lr=hold_and_fall(checked.lr(0.0)))
     epochs_done = count()
 
     def reduced(parent: Any, **options: Any) -> Reduction:
@@ -206,12 +206,13 @@ def prune(
             if callback is not None:
                 callback(replace(one, epoch=next(epochs_done), round=round))
 
-        told: dict[str, Any] = {"kwargs": keywords, "num_epochs": num_epochs}
-        told |= {"checkpoint": saved.keeper(), "callback": tell}
-        fit(model, guide, *given, **told, **fit_options)
+        feed = read_feed(model, guide, given, keywords, checked.batch_size)
+        own = replace(checked, num_epochs=num_epochs, seed=None)
+        shown = {name: told[name] for name in ("compile", "progress")}
+        run_training(model, guide, feed, own, saved.keeper() or Keeper(), callback=tell, **shown)
 
-    options: dict[str, Any] = {"num_epochs": num_epochs, "refit_epochs": refit_epochs}
-    options |= {"num_samples": num_samples, "algorithm": algorithm, "seed": seed, **fit_options}
+    options: dict[str, Any] = {**vars(checked), "num_epochs": num_epochs}
+    options |= {"refit_epochs": refit_epochs, "num_samples": num_samples, "algorithm": algorithm}
     options |= {"sites": names, "select": select, "groups": groups}
     facts = () if data.stream is None else data.stream.facts
     run = fingerprint_run(guide, (*data.args, *data.kwargs.values(), *facts), options)

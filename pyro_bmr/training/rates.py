@@ -33,11 +33,11 @@ def read_rate(lr: Any) -> Rate:
         try:
             rate = lr(done)
         except Exception as error:
-            msg = (
-                f"got lr={show(lr)}, which fails at {done} ({type(error).__name__}: {error}). "
-                "Expected a function of the fraction of the training done"
+            error.add_note(
+                f"got lr={show(lr)}, which fails at {done}. Expected a function of the fraction of "
+                "the training done"
             )
-            raise TypeError(msg) from error
+            raise
         expected = "a rate that is a number, 0 or more, whatever the fraction of the training"
         rate = rate.item() if isinstance(rate, torch.Tensor) and rate.numel() == 1 else rate
         return read_number(f"lr({done:.3g})", rate, lambda one: 0 <= one < math.inf, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing_extensions import override
 from pyro_bmr.display import warn
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import dry_run, unconstrained_parameters
+from pyro_bmr.programs.failures import running
 from pyro_bmr.training.adam import AdamState, update
 from pyro_bmr.training.compilation import (
     FixedNoise,
@@ -98,8 +100,12 @@ class Steps(ABC):
 class EagerSteps(Steps):
     """Pyro's own steps, whose parameters may come and go."""
 
-    def __init__(self, loss: Loss, clip_norm: float | None) -> None:
+    def __init__(
+        self, loss: Loss, parameters: Mapping[str, Tensor], clip_norm: float | None
+    ) -> None:
         self._loss = loss
+        # A guide that sets itself up reads them in another order than later.
+        self._order = tuple(parameters)
         self._clip_norm = clip_norm
         self._parameters: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
@@ -109,12 +115,13 @@ class EagerSteps(Steps):
     def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
         losses, feed = [], self._loss.feed
         for step, (cut, rate) in enumerate(zip(cuts, rates, strict=True)):
+            batch = feed.batch(feed.inputs(cut))
+            called = running("the model and its guide", *self._loss.batches.arguments(batch))
             try:
-                with poutine.trace(param_only=True) as capture:
-                    loss = self._loss(*feed.batch(feed.inputs(cut)))
+                with called, poutine.trace(param_only=True) as capture:
+                    loss = self._loss(*batch)
             except ValueError as error:
-                # Pyro's validation notices what is out of range before the loss is NaN.
-                if not (self._before or self._loss.batches.describe_missing()):
+                if not ((_is_of_nan(error) or self._culprits()) and self._may_blow_up()):
                     raise
                 raise self._restored(step) from error
             adam = self._optimizer(unconstrained_parameters(capture.trace), rate)
@@ -165,6 +172,7 @@ class EagerSteps(Steps):
         self.steps_done = packed["steps_done"]
 
     def _optimizer(self, parameters: Mapping[str, Tensor], rate: float) -> torch.optim.Adam:
+        parameters = {n: parameters[n] for n in (*self._order, *parameters) if n in parameters}
         new = [p for name, p in parameters.items() if name not in self._parameters]
         self._parameters |= parameters
         if self._adam is None:
@@ -176,11 +184,17 @@ class EagerSteps(Steps):
         return self._adam
 
     def _restored(self, step: int) -> FloatingPointError:
-        culprits = _blown_up(self._parameters) or _blown_up(
-            {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
-        )
+        culprits = self._culprits()
         self._restore()
         return self._fail(step, culprits)
+
+    def _may_blow_up(self) -> bool:
+        return bool(self._before or self._loss.batches.describe_missing())
+
+    def _culprits(self) -> list[str]:
+        return _blown_up(self._parameters) or _blown_up(
+            {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        )
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -375,6 +389,16 @@ class CompiledSteps(Steps):
                 "steps?"
             )
             raise NotStaticError(msg)
+
+
+def _is_of_nan(error: ValueError) -> bool:
+    """Tell whether Pyro's validation has noticed NaN or inf before the loss is of them."""
+    text = str(error)
+    return (
+        type(error) is ValueError
+        and "invalid values" in text
+        and bool(re.search(r"nan|inf\b", text))
+    )
 
 
 def _blown_up(tensors: Mapping[str, Tensor]) -> list[str]:

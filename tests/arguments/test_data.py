@@ -289,3 +289,31 @@ def test_names_that_may_be_of_another_axis_are_left_out():
     data = bmr.to_arviz(square, guide, FRAME, Y, num_samples=3)
     assert data.posterior["first_dim_1"].values.tolist() == list(range(4))
     assert data.constant_data["x_dim_1"].values.tolist() == NAMES
+
+
+def test_names_of_columns_are_not_those_of_a_plate():
+    """As many schools as columns."""
+
+    def schools(x, y=None):
+        with pyro.plate("schools", 4):
+            theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ theta, 1.0), obs=y)
+
+    guide = AutoNormal(schools)
+    guide(X, Y)
+    result = bmr.reduce(guide, FRAME, Y, select=bmr.top_k(4))
+    assert bmr.plot_element(result, "theta", (2,)).get_title(loc="left").startswith("theta[2]: ")
+    for data in (
+        result.to_arviz(num_samples=3),
+        bmr.to_arviz(schools, guide, FRAME, Y, num_samples=3),
+    ):
+        assert data.posterior["schools"].values.tolist() == list(range(4))
+        assert data.constant_data["x_dim_1"].values.tolist() == NAMES
+
+
+def test_columns_of_one_name_the_first_of_which_are_words():
+    frame = pd.DataFrame([["a", 1.0], ["b", 2.0]], columns=["x", "x"])
+    guide = AutoNormal(network)
+    with pytest.raises(ValueError, match="with columns that are no numbers, {'x': .*Expected"):
+        bmr.fit(network, guide, frame, torch.zeros(2), num_epochs=1, progress=False)

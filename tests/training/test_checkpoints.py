@@ -1,12 +1,16 @@
 """`fit(checkpoint=)`: killed at any moment, a training ends as if it had not been."""
 
+import json
+import math
 import random
+from functools import partial
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
 
@@ -14,20 +18,18 @@ import pyro_bmr as bmr
 from pyro_bmr.files.plans import read_plan, write_plan
 from pyro_bmr.training import keeping
 from pyro_bmr.training.checkpoint_files import CheckpointFile
+from pyro_bmr.training.fingerprints import fingerprint
 from pyro_bmr.training.generators import pack_generators, set_generators
 
 X = torch.linspace(-1, 1, 48).reshape(12, 4)
 Y = X[:, 0].sin()
 OPTIONS = {"num_epochs": 6, "batch_size": 5, "seed": 3, "progress": False, "compile": False}
 
-# At this fraction of the training, the learning rate interrupts it; a global name is no part of
-# what tells one run from another.
+# At this fraction of the training, it is interrupted.
 STOP = 2.0
 
 
 def falling(done):
-    if done >= STOP:
-        raise KeyboardInterrupt
     return 0.05 * (1 - done)
 
 
@@ -79,7 +81,13 @@ def run(make, path=None, **options):
     pyro.clear_param_store()
     pyro.set_rng_seed(99)
     model, guide = make()
-    losses = bmr.fit(model, guide, X, Y, **OPTIONS | options, checkpoint=path)
+    options = OPTIONS | options
+
+    def interrupt(one):
+        if (one.epoch + 1) / options["num_epochs"] >= STOP:
+            raise KeyboardInterrupt
+
+    losses = bmr.fit(model, guide, X, Y, **options, checkpoint=path, callback=interrupt)
     store = {n: t.detach().clone() for n, t in pyro.get_param_store().named_parameters()}
     return losses, store, torch.get_rng_state(), np.random.random(), random.random()
 
@@ -177,8 +185,78 @@ def test_of_another_run_or_damaged(tmp_path):
         bmr.load(path, model)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         run(linear, tmp_path)
-    with pytest.raises(ValueError, match="empty path"):
+    with pytest.raises(ValueError, match="checkpoint=''"):
         run(linear, "")
+
+
+def scaled(factor):
+    return partial(lambda by, done: by * (1 - done), factor)
+
+
+def by_default(factor):
+    return lambda done, by=factor: by * (1 - done)
+
+
+class Slope:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, done):
+        return self.by * (1 - done)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("batch_size", np.int64(8), 12),
+        ("seed", np.int64(1), 2),
+        ("lr", np.float32(0.1), 0.5),
+        ("lr", scaled(0.1), scaled(0.5)),
+        ("lr", by_default(0.1), by_default(0.5)),
+        ("lr", Slope(0.1), Slope(0.5)),
+        ("lr", lambda done: 0.1 * (1 - done), lambda done: 0.1 * (1 + done)),
+        ("lr", math.cos, math.exp),
+        ("estimator", Trace_ELBO(num_particles=1), Trace_ELBO(num_particles=5)),
+    ],
+)
+def test_a_changed_option_is_another_run(tmp_path, name, before, after):
+    run(linear, tmp_path / "run.fit", **{name: before})
+    run(linear, tmp_path / "run.fit", **{name: before})
+    with pytest.raises(ValueError, match=f"of another run: {name} was .*Expected"):
+        run(linear, tmp_path / "run.fit", **{name: after})
+
+
+def test_an_option_of_another_kind_and_the_same_value_is_the_same_run(tmp_path):
+    first = run(linear, tmp_path / "run.fit", batch_size=8, lr=0.25)
+    again = run(linear, tmp_path / "run.fit", batch_size=np.int64(8), lr=np.float32(0.25))
+    assert_same(first, again)
+
+
+def test_fingerprints_of_functions_and_objects():
+    def recursive(n):
+        return recursive(n - 1) if n else {"a", "b"}
+
+    pairs = [
+        (scaled(0.1), scaled(0.5)),
+        (by_default(0.1), by_default(0.5)),
+        (Slope(0.1), Slope(0.5)),
+        (Slope(0.1).__call__, Slope(0.5).__call__),
+        (Slope(np.ones(2)), Slope(np.zeros(2))),
+        (lambda t: 0.1 * (1 - t), lambda t: 0.1 * (1 + t)),
+        (lambda t: math.sin(t), lambda t: math.cos(t)),
+        (math.sin, math.cos),
+    ]
+    for one, other in pairs:
+        assert fingerprint(one) == fingerprint(one) != fingerprint(other)
+    itself = Slope(recursive)
+    itself.by = itself
+    for one in (recursive, itself, np.int64(8), pairs):
+        json.dumps(fingerprint(one))
+
+
+def test_a_checkpoint_that_is_no_path_is_named():
+    with pytest.raises(TypeError, match="checkpoint=3"):
+        run(linear, 3)
 
 
 def read_plan_of(content, path):

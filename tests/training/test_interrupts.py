@@ -182,14 +182,15 @@ def test_an_interrupted_round_of_prune_leaves_the_model_as_it_was_before_it(prob
 
     calls, offsets = [], []
 
-    def fit_and_stop(model, guide, *args, **options):
+    def train_and_stop(*args, **options):
         offsets.append(problem[0].offset.item())
-        bmr.fit(model, guide, *args, **options)
+        train(*args, **options)
         calls.append(problem[0].offset.item())
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pruning, "fit", fit_and_stop)
+    train = pruning.run_training
+    monkeypatch.setattr(pruning, "run_training", train_and_stop)
     with pytest.raises(KeyboardInterrupt):
         bmr.prune(model, guide, x, y, num_epochs=5, num_samples=4, **QUIET)
     assert calls[1] != offsets[1]
@@ -280,3 +281,77 @@ def test_parameters_of_inference_mode_are_refused_by_name():
         guide(x, x[:, 0])
     with pytest.raises((RuntimeError, ValueError), match=r"got .* made in torch.inference_mode"):
         fit(model, guide, x, x[:, 0])
+
+
+@pytest.mark.parametrize("verb", [fit, prune])
+def test_handlers_inside_of_a_callback_are_refused_too(problem, verb):
+    model, guide, x, y = problem
+    measured = []
+
+    def measure(_):
+        measured.append(bmr.free_energy(model, guide, x, y, num_samples=2))
+        with poutine.trace(), poutine.scale(scale=100.0):
+            bmr.free_energy(model, guide, x, y, num_samples=2)
+
+    train = {"fit": bmr.fit, "prune": bmr.prune}[verb.__name__]
+    with poutine.trace(), pytest.raises(ValueError, match="got free_energy inside of Scale"):
+        train(model, guide, x, y, num_epochs=2, callback=measure, **QUIET)
+    assert len(measured) == 1 and not _PYRO_STACK
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_forked_during_a_verb_of_another_thread(problem):
+    model, guide, x, y = problem
+
+    def fork(_):
+        other = threading.Thread(target=in_thread)
+        other.start()
+        other.join()
+
+    def in_thread():
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            try:
+                bmr.free_energy(model, guide, x, y, num_samples=2)
+                os._exit(7)
+            finally:
+                os._exit(8)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    codes = []
+    bmr.fit(model, guide, x, y, num_epochs=1, callback=fork, **QUIET)
+    assert codes == [7]
+
+
+def user_errors():
+    class OwnError(ValueError):
+        pass
+
+    return [OwnError("a user's own"), ValueError("nan is what it says"), TypeError("own")]
+
+
+@pytest.mark.parametrize("error", user_errors(), ids=lambda error: type(error).__name__)
+def test_an_error_of_the_model_in_mid_training_stays_what_it_is(problem, error):
+    own, _, x, y = problem
+    calls = []
+
+    def model(x, y=None):
+        calls.append(0)
+        if len(calls) > 6:
+            raise error
+        return own(x, y)
+
+    with pytest.raises(type(error)) as caught:
+        bmr.fit(model, AutoNormal(model), x, y, num_epochs=10, **QUIET)
+    # Pyro makes another error of the same type, with the shapes of its trace.
+    assert type(caught.value) is type(error) and str(caught.value).startswith(str(error))
+    assert "the model and its guide could not be run" in caught.value.__notes__[0]
+
+
+def test_an_error_of_a_learning_rate_stays_what_it_is(problem):
+    model, guide, x, y = problem
+    with pytest.raises(ZeroDivisionError) as caught:
+        bmr.fit(model, guide, x, y, num_epochs=2, lr=lambda done: 1 / done, **QUIET)
+    assert "which fails at 0" in caught.value.__notes__[0]
