@@ -18,15 +18,14 @@ X = torch.linspace(-1, 1, 24).reshape(8, 3)
 Y = X[:, 0].sin()
 QUIET = {"compile": False, "progress": False, "seed": 1}
 
-# How often the learning rate was asked for, and when it interrupts the training.
-CALLS = [0, -1]
+# How many epochs are done, and after which one the training is interrupted.
+EPOCHS = [0, -1]
 
 
-def rate(done):
-    CALLS[0] += 1
-    if CALLS[0] == CALLS[1]:
+def count(_epoch):
+    EPOCHS[0] += 1
+    if EPOCHS[0] == EPOCHS[1]:
         raise KeyboardInterrupt
-    return 0.05
 
 
 class Run:
@@ -47,12 +46,12 @@ class Run:
 
     def fit(self, path):
         return bmr.fit(
-            self.model, self.guide, X, Y, num_epochs=3, lr=rate, checkpoint=path, **QUIET
+            self.model, self.guide, X, Y, num_epochs=3, callback=count, checkpoint=path, **QUIET
         )
 
     def prune(self, path):
         options = {"num_epochs": 2, "max_rounds": 2, "num_samples": 2, "algorithm": "paper"}
-        options |= {"select": bmr.baselines.snr(0.5), "lr": rate, "checkpoint": path}
+        options |= {"select": bmr.baselines.snr(0.5), "callback": count, "checkpoint": path}
         return bmr.prune(self.model, self.guide, X, Y, **options, **QUIET)
 
     def state(self):
@@ -66,7 +65,7 @@ def interrupted(request, tmp_path, monkeypatch):
     """A verb, and the file of a run of it that was interrupted in a training."""
     monkeypatch.setattr(keeping, "_LEAST_APART", 0.0)
     monkeypatch.setattr(keeping, "_MOST_WRITING", torch.inf)
-    CALLS[:] = 0, {"fit": 3, "prune": 4}[request.param]
+    EPOCHS[:] = 0, {"fit": 2, "prune": 3}[request.param]
     with pytest.raises(KeyboardInterrupt):
         getattr(Run(), request.param)(tmp_path / "run")
     return request.param, tmp_path / "run"
