@@ -12,8 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Fifty times as many cases as `make test` tries of them.
-# Pyro itself refuses one in ten of the random models.
+# 56 times as many cases as `make test` tries of them; Pyro itself refuses one in ten of the models.
 fuzz: $(VENV)/installed
 	FUZZ=56 OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest tests/fuzz
 
