@@ -13,11 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.evidence import delta_f_spike_chain
+from pyro_bmr.mathematics.contrast import Contrast
+from pyro_bmr.mathematics.couplings import start_walk
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.mathematics.singular_contrast import SingularContrast
 
 
-def eliminate(posterior: Dense | LowRank, log_prior: Tensor, stop: float) -> Tensor:
+def eliminate(posterior: Correlated, log_prior: Tensor, stop: float) -> Tensor:
     """Remove one element at a time, the cheapest first, as long as none costs over ``stop`` nats.
 
     What stays has ``inf``, always so where ``log_prior`` is ``inf``.
@@ -96,7 +99,27 @@ def _eliminate_low_rank(posterior: LowRank, log_prior: Tensor, stop: float) -> T
     return mark_path(posterior.loc, order, costs)
 
 
+def _eliminate_contrast(
+    contrast: Contrast | SingularContrast, log_prior: Tensor, stop: float
+) -> Tensor:
+    shift = log_prior + 0.5 * LOG_2PI
+    walk = start_walk(contrast, torch.zeros_like(shift, dtype=torch.bool))
+    candidate = shift.isfinite()
+    order, costs = [], []
+    for _ in range(int(candidate.sum())):
+        scores = torch.where(candidate & ~walk.dropped, shift + walk.flips(), torch.inf)
+        best = scores.argmin()
+        if scores[best] > stop or scores[best].isinf():
+            break
+        order.append(best)
+        costs.append(scores[best])
+        walk.flip(int(best))
+    return mark_path(contrast.loc, order, costs)
+
+
 _ELIMINATE: dict[type, Callable[..., Tensor]] = {
     Dense: _eliminate_dense,
     LowRank: _eliminate_low_rank,
+    Contrast: _eliminate_contrast,
+    SingularContrast: _eliminate_contrast,
 }

@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pyro_bmr.mathematics.conjugate import CONJUGATE, delta_f_conjugate
+from pyro_bmr.mathematics.contrast import Contrast
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, Diagonal, LowRank
+from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.mathematics.sweep import sweep
 from pyro_bmr.mathematics.triples import Family, check_proper, common_kind, dtype_of
+
+Correlated = Dense | LowRank | Contrast | SingularContrast
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -114,11 +118,19 @@ def delta_f_spike(
     return scores
 
 
-def delta_f_spike_chain(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
+def delta_f_spikes(posterior: Correlated, log_prior: Tensor) -> Tensor:
+    """Score the removal of every element by itself, where a joint prior may have its say."""
+    if isinstance(posterior, Dense | LowRank):
+        return delta_f_spike(posterior.marginals(), log_prior)
+    return log_prior + 0.5 * LOG_2PI + posterior.alone()
+
+
+def delta_f_spike_chain(posterior: Correlated, log_prior: Tensor) -> Tensor:
     r"""Split the joint removal of correlated elements into one term each, in their order.
 
     :math:`\ln p(\theta_i = 0) - \ln q(\theta_i = 0 \mid \theta_1 = \dots = \theta_{i-1} = 0)`, in
-    nats, which add up to the joint ΔF. ``posterior`` is the **marginal** of what goes.
+    nats, which add up to the joint ΔF. ``posterior`` is the **marginal** of what goes. Under a
+    joint prior, ``log_prior`` is that of the standard normals that this takes the place of.
     """  # noqa: DOC201
     return _CHAIN[type(posterior)](posterior, log_prior)
 
@@ -184,6 +196,10 @@ def _chain_dense(posterior: Dense, log_prior: Tensor) -> Tensor:
     return log_prior + 0.5 * LOG_2PI + tril.diagonal().log() + 0.5 * whitened.square()
 
 
+def _chain_contrast(contrast: Contrast | SingularContrast, log_prior: Tensor) -> Tensor:
+    return log_prior + 0.5 * LOG_2PI + contrast.chain()
+
+
 # Elements that are conditioned on together: a matrix of so many columns fits into the cache.
 _CHAIN_BLOCK = 128
 
@@ -227,4 +243,9 @@ _DELTA_F: dict[type, Callable[..., Tensor]] = {
     Independent: _delta_f_independent,
     **{kind: partial(delta_f_conjugate, family) for kind, family in CONJUGATE.items()},
 }
-_CHAIN: dict[type, Callable[..., Tensor]] = {Dense: _chain_dense, LowRank: _chain_low_rank}
+_CHAIN: dict[type, Callable[..., Tensor]] = {
+    Dense: _chain_dense,
+    LowRank: _chain_low_rank,
+    Contrast: _chain_contrast,
+    SingularContrast: _chain_contrast,
+}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_bmr.mathematics.couplings import start_walk
 from pyro_bmr.mathematics.elimination import eliminate
-from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
-from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
-from pyro_bmr.mathematics.tableau import make_tableau, sweep_tableau
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain, delta_f_spikes
+from pyro_bmr.mathematics.gaussian import LOG_2PI, LowRank
 
 # Of so many elements all pairs are looked at.
 MOST_IN_PAIRS = 512
 
 
-def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
+def search_greedily(posterior: Correlated, log_prior: Tensor) -> Tensor:
     r"""Drop one element at a time, then exchange, until no step lowers the free energy.
 
     Three starts: backward elimination, everything gone, and all gone that is worth it by itself.
@@ -26,17 +26,17 @@ def search_greedily(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
     """
     backward = eliminate(posterior, log_prior, 0.0).isfinite()
     if len(log_prior) <= MOST_IN_PAIRS:
-        dense = posterior if isinstance(posterior, Dense) else posterior.dense()
-        alone = delta_f_spike(dense.marginals(), log_prior) <= 0
+        whole = posterior.dense() if isinstance(posterior, LowRank) else posterior
+        alone = delta_f_spikes(whole, log_prior) <= 0
         starts = (backward, torch.ones_like(backward), alone)
-        ends = [*starts, *(_exchange(dense, log_prior, start) for start in starts)]
-        return _best(dense, log_prior, ends)
+        ends = [*starts, *(_exchange(whole, log_prior, start) for start in starts)]
+        return _best(whole, log_prior, ends)
     if isinstance(posterior, LowRank):
         return backward
     return _best(posterior, log_prior, [backward, _refine(posterior, log_prior, backward)])
 
 
-def _best(posterior: Dense, log_prior: Tensor, ends: list[Tensor]) -> Tensor:
+def _best(posterior: Correlated, log_prior: Tensor, ends: list[Tensor]) -> Tensor:
     def delta_f(dropped: Tensor) -> float:
         chain = delta_f_spike_chain(posterior.split(dropped)[0], log_prior[dropped])
         return float(chain.sum())
@@ -44,10 +44,10 @@ def _best(posterior: Dense, log_prior: Tensor, ends: list[Tensor]) -> Tensor:
     return min(ends, key=delta_f)
 
 
-def _refine(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
+def _refine(posterior: Correlated, log_prior: Tensor, dropped: Tensor) -> Tensor:
     undecided = torch.zeros_like(dropped)
-    cheapest = _change_of_mind(posterior, log_prior, dropped).topk(MOST_IN_PAIRS, largest=False)
-    undecided[cheapest.indices] = True
+    change = start_walk(posterior, dropped).flips() + _signed(log_prior, dropped)
+    undecided[change.topk(MOST_IN_PAIRS, largest=False).indices] = True
     fixed = dropped & ~undecided
     _, rest = posterior.split(fixed)
     few, _ = rest.split(undecided[~fixed])
@@ -56,55 +56,26 @@ def _refine(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
     return dropped
 
 
-def _change_of_mind(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
-    """Change of F when one element is dropped, or taken back, and all others stay as they are."""
-    shift = log_prior + 0.5 * LOG_2PI
-    gone, rest = posterior.split(dropped)
-    natural, marginal = gone.natural(), rest.marginals()
-    precision = natural.precision.diagonal()
-    change = torch.empty_like(shift)
-    change[dropped] = 0.5 * (precision.log() - natural.linear.square() / precision)
-    change[~dropped] = marginal.scale.log() + 0.5 * (marginal.loc / marginal.scale).square()
-    return change + torch.where(dropped, -shift, shift)
-
-
 # An exchange that gains less, in nats, is taken for rounding.
 _ROUNDING = 1e-9
-# After so many exchanges the tableau is made anew.
-_EXCHANGES_A_TABLEAU = 50
 
 
-def _exchange(posterior: Dense, log_prior: Tensor, dropped: Tensor) -> Tensor:
-    dropped = dropped.clone()
-    shift = log_prior + 0.5 * LOG_2PI
+def _exchange(posterior: Correlated, log_prior: Tensor, dropped: Tensor) -> Tensor:
+    walk = start_walk(posterior, dropped)
     # Where rounding beats the gains, exchanges could go round in circles.
-    for step in range(10 * len(dropped)):
-        if step % _EXCHANGES_A_TABLEAU == 0:
-            tableau = make_tableau(posterior, dropped)
-        change = _score_exchanges(tableau, shift, dropped)
+    for _ in range(10 * len(dropped)):
+        signed = _signed(log_prior, walk.dropped)
+        both = (signed[:, None] + signed).diagonal_scatter(signed)
+        change = walk.pair_flips() + both
         best = int(change.argmin())
         if change.view(-1)[best] > -_ROUNDING:
             break
         for i in {best // len(dropped), best % len(dropped)}:
-            sweep_tableau(tableau[None], torch.tensor([i], device=dropped.device))
-            dropped[i] ^= True
-    return dropped
+            walk.flip(i)
+    return walk.dropped
 
 
-def _score_exchanges(tableau: Tensor, shift: Tensor, dropped: Tensor) -> Tensor:
-    """Change of F by exchanging two elements, or on the diagonal by changing one."""
-    # With a pivot d and t at the edge, one element changes F by ±shift + (ln |d| + t² / d) / 2, and
-    # two do so with their 2 × 2 block in the place of d.
-    pivot, last = tableau.diagonal()[:-1], tableau[:-1, -1]
-    signed = torch.where(dropped, -shift, shift)
-    covariance = tableau[:-1, :-1]
-    product = torch.outer(pivot, pivot)
-    determinant = product - covariance.square()
-    quadratic = torch.outer(last.square(), pivot) - covariance * torch.outer(last, last)
-    quadratic = (quadratic + quadratic.mT) / determinant
-    pairs = signed[:, None] + signed + 0.5 * (determinant.abs().log() + quadratic)
-    alone = signed + 0.5 * (pivot.abs().log() + last.square() / pivot)
-    # Rounding may have cost a nearly singular element, or pair, its sign.
-    sound = (pivot < 0) == dropped
-    change = torch.where(determinant * product > 0, pairs, torch.inf).diagonal_scatter(alone)
-    return torch.where(sound[:, None] & sound & change.isfinite(), change, torch.inf)
+def _signed(log_prior: Tensor, dropped: Tensor) -> Tensor:
+    """Return what flipping each element adds to ΔF beside its change of h."""
+    shift = log_prior + 0.5 * LOG_2PI
+    return torch.where(dropped, -shift, shift)
