@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_bmr.mathematics.contrast import Contrast
+from pyro_bmr.mathematics.couplings import start_walk
 from pyro_bmr.mathematics.elimination import eliminate
-from pyro_bmr.mathematics.evidence import delta_f_spike_chain
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.mathematics.tableau import make_tableau, sweep_tableau
 
 CHAINS = 4
@@ -35,7 +38,7 @@ class Visit:
 
 
 def walk(
-    posterior: Dense | LowRank, log_prior: Tensor, log_odds: Tensor, num_samples: int, seed: int
+    posterior: Correlated, log_prior: Tensor, log_odds: Tensor, num_samples: int, seed: int
 ) -> Iterator[Visit]:
     r"""Walk over the subsets of elements that may be absent, as their evidence says.
 
@@ -144,10 +147,44 @@ def _redraw(
         kept = following
 
 
-def _delta_f(posterior: Dense, shift: Tensor, kept: Tensor) -> Tensor:
+def _delta_f(posterior: Correlated, shift: Tensor, kept: Tensor) -> Tensor:
     log_prior = shift - 0.5 * LOG_2PI
     parts = [delta_f_spike_chain(posterior.split(~k)[0], log_prior[~k]).sum() for k in kept]
     return torch.stack(parts)
 
 
-_WALK: dict[type, Callable[..., Iterator[Visit]]] = {Dense: _flip, LowRank: _redraw}
+def _flip_contrast(
+    posterior: Contrast | SingularContrast,
+    shift: Tensor,
+    log_odds: Tensor,
+    kept: Tensor,
+    num_samples: int,
+    generator: torch.Generator,
+) -> Iterator[Visit]:
+    """Flip one element at a time under a joint prior, as `_flip` does."""
+    chains = [start_walk(posterior, ~k) for k in kept]
+    delta_f = _delta_f(posterior, shift, kept)
+    chain = torch.arange(len(kept), device=kept.device)
+    for _ in range(num_samples):
+        kept = ~torch.stack([walk.dropped for walk in chains])
+        sign = torch.where(kept, 1.0, -1.0)
+        change = torch.stack([walk.flips() for walk in chains])
+        cost = shift + sign * change
+        log_rate = torch.nn.functional.logsigmoid(-sign * (cost + log_odds))
+        weight = (-log_rate.logsumexp(-1)).clamp_max(_LONGEST).exp()
+        yield Visit(kept, delta_f, weight, torch.sigmoid(cost + log_odds))
+        uniform = torch.rand(
+            kept.shape, generator=generator, dtype=shift.dtype, device=shift.device
+        )
+        pivot = (log_rate - (-uniform.log()).log()).argmax(-1)
+        delta_f = delta_f + (sign * cost)[chain, pivot]
+        for walk, index in zip(chains, pivot.tolist(), strict=True):
+            walk.flip(index)
+
+
+_WALK: dict[type, Callable[..., Iterator[Visit]]] = {
+    Dense: _flip,
+    LowRank: _redraw,
+    Contrast: _flip_contrast,
+    SingularContrast: _flip_contrast,
+}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.mathematics.couplings import Walk, start_walk
-from pyro_bmr.mathematics.evidence import delta_f_spike_chain
-from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain
+from pyro_bmr.mathematics.gaussian import LOG_2PI
 from pyro_bmr.mathematics.membership import Membership
 
 
@@ -20,7 +20,7 @@ class Coupling:
     """Elements, by their positions, whose posterior (in float64) is correlated."""
 
     element: Tensor
-    posterior: Dense | LowRank
+    posterior: Correlated
 
     def delta_f(self, dropped: Tensor) -> float:
         """Return what a set costs beyond the costs of its elements, in nats."""

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_bmr.mathematics.contrast import Contrast, Part, block_costs
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.mathematics.group_evidence import GroupEvidence
+from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.mathematics.subsets import MOST_ELEMENTS, subset_members
 
 
@@ -82,8 +84,27 @@ def _log_normalizer(tril: Tensor, failed: Tensor, vector: Tensor, sign: float) -
     return torch.where(failed == 0, value, torch.inf)
 
 
-_JOINT: dict[type, Callable[..., Tensor]] = {Dense: _dense, LowRank: _low_rank}
+def _contrast(contrast: Contrast, gone: Tensor) -> Tensor:
+    parts = (_part(part, gone) for part in contrast.parts)
+    return torch.stack(list(parts)).sum(0)
+
+
+def _part(part: Part, gone: Tensor) -> Tensor:
+    gone = gone.repeat(1, len(part.edge) // max(1, gone.shape[-1]))
+    kept = (~gone).to(part.edge).diag_embed()
+    matrix = part.matrix * gone[:, :, None] * gone[:, None, :] + kept
+    return part.sign * block_costs(matrix, part.edge * gone)
+
+
+_JOINT: dict[type, Callable[..., Tensor]] = {
+    Dense: _dense,
+    LowRank: _low_rank,
+    Contrast: _contrast,
+    SingularContrast: SingularContrast.of_sets,
+}
 _SIZE: dict[type, Callable[..., int]] = {
     Dense: lambda posterior: len(posterior.loc) ** 2,
     LowRank: lambda posterior: posterior.cov_factor.numel(),
+    Contrast: lambda contrast: len(contrast.parts[0].edge) ** 2,
+    SingularContrast: lambda contrast: contrast.size**2,
 }

@@ -84,7 +84,7 @@ class SingularContrast:
         )
         varies = size > _DETERMINED
         outside = (~varies).to(self.loc).diag_embed()
-        h = torch.zeros_like(size[:, 0])
+        h = self.loc.new_zeros(len(drop))
         for sign, (loc, covariance) in zip((1.0, -1.0), self._pair(), strict=True):
             inner = basis.mT @ (covariance / scale[:, None] / scale * both + kept) @ basis
             inner = inner * varies[:, :, None] * varies[:, None, :] + outside
@@ -95,7 +95,7 @@ class SingularContrast:
             )[..., 0]
             log_root = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             h = h + sign * (log_root + 0.5 * whitened.square().sum(-1))
-            off = (edge * ~varies).abs().amax(-1) > _AT_ZERO
+            off = ((edge * ~varies).abs() > _AT_ZERO).any(-1)
             h = torch.where(off | (failed != 0), torch.inf, h)
         return h
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
 
 
-def search_all(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
+def search_all(posterior: Correlated, log_prior: Tensor) -> Tensor:
     r"""Return the set of the :math:`2^n`, ``n <= 16``, with the lowest joint :math:`\Delta F`."""
     best = delta_f_of_all_subsets(posterior, log_prior).argmin()
     return subset_members(best, len(log_prior))

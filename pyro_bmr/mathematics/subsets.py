@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, refuse, refuse_kind
+from pyro_bmr.mathematics.contrast import Contrast, Part, block_costs
+from pyro_bmr.mathematics.evidence import Correlated
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
+from pyro_bmr.mathematics.singular_contrast import SingularContrast
 
 # With so many elements there are 65,536 subsets.
 MOST_ELEMENTS = 16
 
 
-def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Tensor:
+def delta_f_of_all_subsets(posterior: Correlated, log_prior: Tensor) -> Tensor:
     r"""Score the joint removal of every subset of the elements of a correlated posterior.
 
     .. math:: \Delta F_S = \sum_{i \in S} \ln p(\theta_i = 0) - \ln q(\theta_S = 0)
@@ -53,7 +58,8 @@ def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Ten
     >>> delta_f_of_all_subsets(twins, torch.tensor([-1.0, -1.0]))
     tensor([ 0.0000,  0.4189,  0.4189, 97.8336], dtype=torch.float64)
     """
-    check_kind("posterior", posterior, (Dense, LowRank), "a Dense or a LowRank Gaussian")
+    kinds = (Dense, LowRank, Contrast, SingularContrast)
+    check_kind("posterior", posterior, kinds, "a Dense or a LowRank Gaussian")
     size = len(posterior.loc)
     if not isinstance(log_prior, Tensor) or log_prior.layout is not torch.strided:
         refuse_kind("log_prior", log_prior, f"a tensor of {size} log densities")
@@ -66,27 +72,65 @@ def delta_f_of_all_subsets(posterior: Dense | LowRank, log_prior: Tensor) -> Ten
             f"{MOST_ELEMENTS}: search by pyro_bmr.by_evidence, or enumerate the subsets of a part"
         )
         raise ValueError(msg)
-    posterior = posterior.to(torch.float64)
-    shift = log_prior.to(posterior.loc) + 0.5 * LOG_2PI
-    # By subset of the elements so far: ΔF, and mean and rows of a root of the covariance of those
-    # ahead. Conditioning takes from each row its part along the row of the dropped element, which
-    # never squares the root; that matters when columns are nearly collinear.
-    delta_f = posterior.loc.new_zeros(1)
-    loc, rows = posterior.loc[None], posterior.root()[None]
-    for i in range(count):
-        scale = torch.linalg.vector_norm(rows[:, 0], dim=-1)
-        whitened = loc[:, 0] / scale
-        dropped = delta_f + shift[i] + scale.log() + 0.5 * whitened.square()
-        delta_f = torch.cat([delta_f, dropped])
-        along = rows[:, 0] / scale[:, None]
-        loc, rows = loc[:, 1:], rows[:, 1:]
-        overlap = (rows @ along[:, :, None])[..., 0]
-        loc = torch.cat([loc, loc - overlap * whitened[:, None]])
-        rows = torch.cat([rows, rows - overlap[..., None] * along[:, None]])
-    return delta_f
+    exact = posterior.to(torch.float64) if isinstance(posterior, Dense | LowRank) else posterior
+    shift = log_prior.to(exact.loc) + 0.5 * LOG_2PI
+    index = torch.arange(1 << count, device=shift.device)
+    # An element that stays has the shift inf, and inf · 0 would not be 0.
+    parts = torch.where(subset_members(index, count), shift, 0).sum(-1)
+    return parts + _H[type(exact)](exact)
 
 
 def subset_members(index: Tensor, count: int) -> Tensor:
     """Tell which of ``count`` elements the subsets at ``index`` drop, ``(*index.shape, count)``."""
     bits = torch.arange(count, device=index.device)
     return (index[..., None] >> bits) & 1 == 1
+
+
+def _of_gaussian(posterior: Dense | LowRank) -> Tensor:
+    # By subset of the elements so far: h, and mean and rows of a root of the covariance of those
+    # ahead. Conditioning takes from each row its part along the row of the dropped element, which
+    # never squares the root; that matters when columns are nearly collinear.
+    h = posterior.loc.new_zeros(1)
+    loc, rows = posterior.loc[None], posterior.root()[None]
+    for _ in range(len(posterior.loc)):
+        scale = torch.linalg.vector_norm(rows[:, 0], dim=-1)
+        whitened = loc[:, 0] / scale
+        h = torch.cat([h, h + scale.log() + 0.5 * whitened.square()])
+        along = rows[:, 0] / scale[:, None]
+        loc, rows = loc[:, 1:], rows[:, 1:]
+        overlap = (rows @ along[:, :, None])[..., 0]
+        loc = torch.cat([loc, loc - overlap * whitened[:, None]])
+        rows = torch.cat([rows, rows - overlap[..., None] * along[:, None]])
+    return h
+
+
+def _of_contrast(contrast: Contrast) -> Tensor:
+    return torch.stack([_of_part(part, contrast.size) for part in contrast.parts]).sum(0)
+
+
+def _of_part(part: Part, size: int) -> Tensor:
+    # As above, with the rows of an element as a block, and the others' given that it is zero.
+    h = part.edge.new_zeros(1)
+    matrix, edge = part.matrix[None], part.edge[None]
+    for left in range(size, 0, -1):
+        ahead = torch.arange(edge.shape[-1], device=edge.device) % left > 0
+        block, along = matrix[:, ~ahead][:, :, ~ahead], matrix[:, ~ahead][:, :, ahead]
+        h = torch.cat([h, h + block_costs(block, edge[:, ~ahead])])
+        gain = torch.linalg.solve(block, along)
+        matrix, edge, gone = matrix[:, ahead][:, :, ahead], edge[:, ahead], edge[:, ~ahead]
+        edge = torch.cat([edge, edge - (gain.mT @ gone[..., None])[..., 0]])
+        matrix = torch.cat([matrix, matrix - along.mT @ gain])
+    return part.sign * h
+
+
+def _of_singular(contrast: SingularContrast) -> Tensor:
+    index = torch.arange(1 << contrast.size, device=contrast.loc.device)
+    return contrast.of_sets(subset_members(index, contrast.size))
+
+
+_H: dict[type, Callable[..., Tensor]] = {
+    Dense: _of_gaussian,
+    LowRank: _of_gaussian,
+    Contrast: _of_contrast,
+    SingularContrast: _of_singular,
+}
