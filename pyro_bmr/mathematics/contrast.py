@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.gaussian import Dense, Diagonal
+from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.mathematics.moments import Moments, find_subspace
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Contrast:
         return torch.stack([part.chain(self.size) for part in self.parts]).sum(0)
 
 
-def contrast_conditional(posterior: Dense, prior: Dense) -> Contrast:
+def contrast_conditional(posterior: Moments, prior: Moments) -> Contrast:
     r"""Contrast two Gaussians where what is left has the prior given that the rest is zero.
 
     :math:`h(S) = \ln p(\theta_S = 0) - \ln q(\theta_S = 0)`: the reduced prior is
@@ -126,7 +127,7 @@ def contrast_conditional(posterior: Dense, prior: Dense) -> Contrast:
     return Contrast((q, replace(p, sign=-1.0)), len(posterior.loc))
 
 
-def contrast_marginal(posterior: Dense, prior: Dense, coupled: Tensor) -> Contrast:
+def contrast_marginal(posterior: Moments, prior: Moments, coupled: Tensor) -> Contrast:
     r"""Contrast two Gaussians where what is left keeps its marginal prior.
 
     The reduced prior is :math:`\delta(\theta_S) \, p(\theta_R)`, SPM's ``R * pC * R``. With the
@@ -145,13 +146,19 @@ def contrast_marginal(posterior: Dense, prior: Dense, coupled: Tensor) -> Contra
               \Sigma \Lambda_0 & \Sigma \end{pmatrix}, \quad
               t = \begin{pmatrix} \Lambda_0 (\mu - \mu_0) \\ \mu \end{pmatrix}.
 
-    ``coupled`` is False for elements with an independent prior, which have no say in the first
-    block.
+    Where the prior varies on a subspace only, with the orthonormal basis :math:`V`, the likelihood
+    is that of the point of it that is closest (as SPM has it), :math:`\Lambda_0` is the
+    pseudoinverse, and :math:`I - V V^\top` is added to :math:`\Lambda_0 \Sigma`. ``coupled`` is
+    False for elements with an independent prior, which have no say in the first block.
     """
     covariance, loc = posterior.covariance, posterior.loc
-    precision = torch.cholesky_inverse(prior.scale_tril)
+    basis = find_subspace(prior.covariance)
+    inner = torch.linalg.inv(basis.mT @ prior.covariance @ basis)
+    precision = basis @ ((inner + inner.mT) / 2) @ basis.mT
+    outside = torch.eye(len(loc), dtype=loc.dtype, device=loc.device) - basis @ basis.mT
     gain = precision @ covariance
     own = gain @ precision - precision
+    gain = gain + outside
     outer = coupled[:, None] & coupled
     own = torch.where(outer, own, -torch.eye(len(loc), dtype=loc.dtype, device=loc.device))
     gain = torch.where(coupled[:, None], gain, 0)

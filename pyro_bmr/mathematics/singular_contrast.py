@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.mathematics.moments import DETERMINED, Moments
 
-# Of the variance of its elements, what a combination of them may have and count as determined.
-_DETERMINED = 1e-9
 # How far from zero, in standard deviations, rounding may leave what is determined to be there.
 _AT_ZERO = 1e-6
 # Numbers in the matrices of a batch.
@@ -27,10 +26,18 @@ class SingularContrast:
     determined by :math:`\theta_S = 0` are zero, too, and a set that cannot be zero has ``inf``.
     """
 
-    loc: Tensor
-    covariance: Tensor
-    prior_loc: Tensor
-    prior_covariance: Tensor
+    posterior: Moments
+    prior: Moments
+
+    @property
+    def loc(self) -> Tensor:
+        """The posterior mean, of shape ``(n,)``."""
+        return self.posterior.loc
+
+    @property
+    def covariance(self) -> Tensor:
+        """The posterior covariance, of shape ``(n, n)``."""
+        return self.posterior.covariance
 
     @property
     def size(self) -> int:
@@ -58,37 +65,24 @@ class SingularContrast:
 
     def split(self, drop: Tensor) -> tuple[SingularContrast, SingularContrast]:
         """Return what dropping a set follows from, and what is left once it has gone."""
-        scale = self.prior_covariance.diagonal().clamp_min(0).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)[drop]
-        inner = self.prior_covariance[drop][:, drop] / scale[:, None] / scale
-        size, basis = torch.linalg.eigh(inner)
-        basis = basis[:, size > _DETERMINED] / scale[:, None]
-        gone, left = [], []
-        for loc, covariance in self._pair():
-            inner = basis.mT @ covariance[drop][:, drop] @ basis
-            columns = torch.cat([covariance[drop][:, ~drop], loc[drop, None]], -1)
-            gain = torch.linalg.solve(inner, basis.mT @ columns)
-            change = covariance[~drop][:, drop] @ basis @ gain
-            rest = covariance[~drop][:, ~drop] - change[:, :-1]
-            rest = _without_rounding((rest + rest.mT) / 2, covariance.diagonal()[~drop])
-            gone += [loc[drop], covariance[drop][:, drop]]
-            left += [loc[~drop] - change[:, -1], rest]
-        return SingularContrast(*gone), SingularContrast(*left)
+        pair = self.posterior, self.prior
+        left = (_without_rounding(one.given_zero(drop), one.select(~drop)) for one in pair)
+        return SingularContrast(*(one.select(drop) for one in pair)), SingularContrast(*left)
 
     def _of_sets(self, drop: Tensor) -> Tensor:
-        scale = self.prior_covariance.diagonal().clamp_min(0).sqrt()
+        scale = self.prior.covariance.diagonal().clamp_min(0).sqrt()
         scale = torch.where(scale > 0, scale, 1.0)
         both, kept = drop[:, :, None] & drop[:, None, :], (~drop).to(self.loc).diag_embed()
         size, basis = torch.linalg.eigh(
-            self.prior_covariance / scale[:, None] / scale * both + kept
+            self.prior.covariance / scale[:, None] / scale * both + kept
         )
-        varies = size > _DETERMINED
+        varies = size > DETERMINED
         outside = (~varies).to(self.loc).diag_embed()
         h = self.loc.new_zeros(len(drop))
-        for sign, (loc, covariance) in zip((1.0, -1.0), self._pair(), strict=True):
-            inner = basis.mT @ (covariance / scale[:, None] / scale * both + kept) @ basis
+        for sign, one in ((1.0, self.posterior), (-1.0, self.prior)):
+            inner = basis.mT @ (one.covariance / scale[:, None] / scale * both + kept) @ basis
             inner = inner * varies[:, :, None] * varies[:, None, :] + outside
-            edge = (basis.mT @ (loc / scale * drop)[:, :, None])[..., 0]
+            edge = (basis.mT @ (one.loc / scale * drop)[:, :, None])[..., 0]
             tril, failed = torch.linalg.cholesky_ex(inner)
             whitened = torch.linalg.solve_triangular(
                 tril, (edge * varies)[..., None], upper=False
@@ -99,11 +93,8 @@ class SingularContrast:
             h = torch.where(off | (failed != 0), torch.inf, h)
         return h
 
-    def _pair(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        return (self.loc, self.covariance), (self.prior_loc, self.prior_covariance)
 
-
-def _without_rounding(covariance: Tensor, variance: Tensor) -> Tensor:
-    """Set rows and columns to zero of elements that are determined."""
-    varies = covariance.diagonal() > _DETERMINED * variance
-    return covariance * varies[:, None] * varies
+def _without_rounding(rest: Moments, before: Moments) -> Moments:
+    """Set to zero what no longer varies."""
+    varies = rest.covariance.diagonal() > DETERMINED * before.covariance.diagonal()
+    return Moments(rest.loc, rest.covariance * varies[:, None] * varies)

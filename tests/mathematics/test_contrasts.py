@@ -9,9 +9,10 @@ from pyro_bmr.mathematics.contrast import contrast_conditional, contrast_margina
 from pyro_bmr.mathematics.couplings import start_walk
 from pyro_bmr.mathematics.elimination import eliminate
 from pyro_bmr.mathematics.evidence import delta_f_spike_chain, delta_f_spikes
-from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense
+from pyro_bmr.mathematics.gaussian import LOG_2PI
 from pyro_bmr.mathematics.greedy import search_greedily
 from pyro_bmr.mathematics.group_evidence import Coupling
+from pyro_bmr.mathematics.moments import Moments
 from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.mathematics.subset_search import search_all
 from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
@@ -56,10 +57,7 @@ class Regression:
 
     def gaussians(self):
         pairs = (self.posterior_loc, self.posterior_covariance), (self.loc, self.covariance)
-        return (
-            Dense(torch.tensor(loc), torch.linalg.cholesky(torch.tensor((c + c.T) / 2)))
-            for loc, c in pairs
-        )
+        return (Moments(torch.tensor(loc), torch.tensor((c + c.T) / 2)) for loc, c in pairs)
 
 
 def everything():
@@ -136,17 +134,7 @@ def test_what_is_left_has_the_exact_posterior(meaning):
 
 
 def singular(problem):
-    return SingularContrast(
-        *map(
-            torch.tensor,
-            (
-                problem.posterior_loc,
-                problem.posterior_covariance,
-                problem.loc,
-                problem.covariance,
-            ),
-        )
-    )
+    return SingularContrast(*problem.gaussians())
 
 
 @pytest.mark.parametrize("rank", [3, 5, SIZE])
@@ -169,7 +157,7 @@ def test_what_cannot_be_zero_under_a_singular_prior():
     one = torch.ones(2, dtype=torch.float64)
     covariance = torch.outer(one, one)
     apart = torch.tensor([1.0, 2.0]).double()
-    contrast = SingularContrast(apart, covariance / 4, apart, covariance)
+    contrast = SingularContrast(Moments(apart, covariance / 4), Moments(apart, covariance))
     log_prior = torch.full((2,), -0.5 * LOG_2PI, dtype=torch.float64)
     found = delta_f_of_all_subsets(contrast, log_prior)
     assert found[:3].isfinite().all()
