@@ -11,6 +11,7 @@ import torch
 
 from pyro_bmr.arguments.checks import check_function, refuse_kind
 from pyro_bmr.estimators.meter import Meter
+from pyro_bmr.factors.joint import meet_priors
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.programs.alone import alone
@@ -155,7 +156,7 @@ def reduce_for(
     problem, reduced_priors = assign(problem, reduced_prior)
     problem.warn_if_empty()
     _check_stages(groupings, reduced_priors)
-    factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
+    factors = meet_priors(problem.factors, problem.priors)
     scores = score(with_reduced_priors(factors, reduced_priors))
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
     whole = decide(problem.origin, scores.factors, scores.kept, spiked)

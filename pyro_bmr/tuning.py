@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_choice, read_device
 from pyro_bmr.display import Tabular
+from pyro_bmr.factors.joint import meet_priors
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.prior_scales import choose_variances
@@ -108,7 +109,7 @@ def tune_prior(
     problem = read_problem("tune_prior", guide, args, kwargs, model, sites, wide)
     problem, _ = assign(problem, wide)
     problem.warn_if_empty()
-    factors = tuple(factor.with_priors(problem.priors) for factor in problem.factors)
+    factors = meet_priors(problem.factors, problem.priors)
     labels = _label(factors, shared)
     chosen = choose_variances(factors, labels)
     reduced: dict[str, ReducedPrior] = {}

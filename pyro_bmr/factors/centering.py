@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
-from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.joint import JointFactor, to_joint
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.programs.centers import Center, add_weighted
 from pyro_bmr.programs.sites import Site
@@ -77,7 +77,7 @@ def _merge_related(factors: Sequence[Factor], centers: Mapping[str, Center]) -> 
 
 def _merge(factors: Sequence[Factor], order: Sequence[str]) -> JointFactor:
     """Make one joint factor of independent ones, its sites in the order that is given."""
-    joint = [_to_joint(factor) for factor in factors]
+    joint = [to_joint(factor) for factor in factors]
     sites = [site for factor in joint for site in factor.sites]
     ends = list(accumulate((site.shape.numel() for site in sites), initial=0))
     ranks = sorted(range(len(sites)), key=lambda i: order.index(sites[i].name))
@@ -91,16 +91,6 @@ def _merge(factors: Sequence[Factor], order: Sequence[str]) -> JointFactor:
     ordered = Dense(loc[rows], torch.linalg.cholesky((root @ root.mT)[rows][:, rows]))
     whole = None if mask.all() else mask[places]
     return JointFactor(tuple(sites[i] for i in ranks), ordered.to(_dtype(joint[0])), whole)
-
-
-def _to_joint(factor: Factor) -> JointFactor:
-    if isinstance(factor, JointFactor):
-        return factor
-    ((name, kept),) = factor.kept().items()
-    marginal = factor.marginals()[name]
-    mask = kept.reshape(-1)
-    loc, scale = (t.reshape(-1)[mask] for t in (marginal.loc, marginal.scale))
-    return JointFactor(factor.sites, Dense(loc, scale.diag()), None if mask.all() else mask)
 
 
 def _recenter_independent(

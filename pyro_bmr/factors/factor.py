@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
+from pyro_bmr.mathematics.evidence import Correlated
+from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.mathematics.moments import Moments
 from pyro_bmr.programs.sites import Indices, Site
 
 # From a correlated posterior and ln p(θ = 0) of its elements to those to drop.
-Search = Callable[[Dense | LowRank, Tensor], Tensor]
+Search = Callable[[Correlated, Tensor], Tensor]
 
 # From a number of elements to one vector of standard normals a draw, of that many elements each.
 Normals = Callable[[int], Iterator[Tensor]]
@@ -68,6 +70,9 @@ class Prior:
         What the reader of a reduction should know of it.
     divergence : Divergence, optional
         Of a positive site that is set to zero as F is measured, where both densities vanish.
+    joint : Moments, optional
+        Of a prior whose elements are correlated, mean and covariance of all elements of the site;
+        then ``log_density_at_zero`` is that of each by itself, and ``gaussian`` is None.
 
     Examples
     --------
@@ -80,6 +85,7 @@ class Prior:
     gaussian: Diagonal | None = None
     note: str = ""
     divergence: Divergence | None = None
+    joint: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Terms:
 
     element: Tensor
     cost: Tensor
-    posterior: Dense | LowRank | None = None
+    posterior: Correlated | None = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,10 +20,14 @@ from pyro_bmr.factors.factor import (
     check_finite,
     check_positive,
 )
+from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint_prior import STANDARD, JointPrior, couple_priors
 from pyro_bmr.mathematics.conditional_noise import condition_noise
 from pyro_bmr.mathematics.elimination import eliminate
-from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain, delta_f_spikes
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, Diagonal, LowRank
+from pyro_bmr.mathematics.moments import Moments
+from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.programs.sites import Indices, Site, take
 
 
@@ -41,6 +46,10 @@ class JointFactor(Factor):
         nothing was pruned.
     site_priors : mapping
         By site, the prior of those that may be reduced.
+    joint_prior : JointPrior, optional
+        Of elements whose prior is correlated.
+    independent : IndependentFactor, optional
+        The same posterior, of independent elements, if only the prior is correlated.
 
     Examples
     --------
@@ -54,6 +63,8 @@ class JointFactor(Factor):
     posterior: Dense | LowRank
     mask: Tensor | None = None
     site_priors: Mapping[str, Prior] = field(default_factory=dict)
+    joint_prior: JointPrior | None = None
+    independent: IndependentFactor | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -101,16 +112,16 @@ class JointFactor(Factor):
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> JointFactor:
         mine = {site.name: priors[site.name] for site in self.sites if site.name in priors}
-        return replace(self, site_priors=mine)
+        return replace(self, site_priors=mine, joint_prior=self._couple(mine))
 
     @override
     def scores(self) -> dict[str, Tensor]:
-        alone = delta_f_spike(self._exact.marginals(), self._log_prior)
+        alone = delta_f_spikes(self._coupled, self._log_prior)
         return self._reducible(self._embed(alone.to(self.posterior.loc.dtype), 0.0))
 
     @override
     def elimination(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        path = eliminate(self._exact, self._log_prior, torch.inf)
+        path = eliminate(self._coupled, self._log_prior, torch.inf)
         return self._reducible(self._embed(path, -torch.inf))
 
     @override
@@ -123,7 +134,7 @@ class JointFactor(Factor):
         if math.isinf(margin):
             keep[candidate] = margin > 0
         elif candidate.any():
-            posterior, _ = self._exact.split(candidate)
+            posterior, _ = self._coupled.split(candidate)
             keep[candidate] = ~choose(posterior, log_prior[candidate] + margin)
         return self._reducible(self._embed(keep, False))
 
@@ -133,7 +144,7 @@ class JointFactor(Factor):
         able = log_prior.isfinite()
         no_index = torch.full((), -1, device=able.device)
         element = self.flatten({site.name: index.get(site.name, no_index) for site in self.sites})
-        posterior, _ = self._exact.split(able)
+        posterior, _ = self._coupled.split(able)
         return Terms(element[able], log_prior[able] + 0.5 * LOG_2PI, posterior)
 
     @override
@@ -143,7 +154,7 @@ class JointFactor(Factor):
         masks: Mapping[str, Tensor],
     ) -> dict[str, float]:
         drop = self._drop(masks)
-        gone, _ = self._exact.split(drop)
+        gone, _ = self._coupled.split(drop)
         parts = torch.zeros_like(self._log_prior)
         parts[drop] = delta_f_spike_chain(gone, self._log_prior[drop])
         by_site = self._by_site(self._embed(parts, 0.0))
@@ -152,9 +163,14 @@ class JointFactor(Factor):
     @override
     def prune(self, masks: Mapping[str, Tensor]) -> JointFactor:
         drop = self._drop(masks)
-        _, rest = self._exact.split(drop)
-        rest = rest.to(self.posterior.loc.dtype)
-        return replace(self, posterior=rest, mask=self._embed(~drop, False))
+        rest = self._rest(drop).to(self.posterior.loc.dtype)
+        independent = None if self._marginal else self.independent
+        return replace(
+            self,
+            posterior=rest,
+            mask=self._embed(~drop, False),
+            independent=independent and independent.prune(masks),
+        )
 
     @override
     def take(self, kept: Mapping[str, Indices]) -> JointFactor:
@@ -187,17 +203,17 @@ class JointFactor(Factor):
         """
         return condition_noise(self._exact, self._drop(masks))
 
-    def left(self) -> tuple[Dense | LowRank, Tensor]:
+    def left(self) -> tuple[Correlated, Tensor]:
         """Return what has not been pruned, for those who search among its subsets.
 
         Returns
         -------
-        posterior : Dense or LowRank
-            Of the elements that are left, in float64.
+        posterior : Dense, LowRank, Contrast or SingularContrast
+            Of the elements that are left, in float64, with their joint prior if they have one.
         log_prior : Tensor
             ln p(θ_i = 0) of each in nats; ``inf`` for those that cannot go.
         """
-        return self._exact, self._log_prior
+        return self._coupled, self._log_prior
 
     def spread(self, vector: Tensor, fill: float | bool) -> dict[str, Tensor]:
         """Bring a value for each element that is left into the shapes of the sites.
@@ -249,6 +265,40 @@ class JointFactor(Factor):
     def _exact(self) -> Dense | LowRank:
         return self.posterior.to(torch.float64)
 
+    @cached_property
+    def _coupled(self) -> Correlated:
+        """What is left, with its joint prior if it has one."""
+        if self.joint_prior is None:
+            return self._exact
+        dense = self._exact.dense() if isinstance(self._exact, LowRank) else self._exact
+        return self.joint_prior.contrast(Moments(dense.loc, dense.covariance), self.flat_mask)
+
+    @property
+    def _marginal(self) -> bool:
+        return self.joint_prior is not None and self.joint_prior.marginal
+
+    def _rest(self, drop: Tensor) -> Dense | LowRank:
+        """Return the posterior of what is left once more has gone."""
+        contrast = self._coupled
+        if not (self._marginal or isinstance(contrast, SingularContrast)):
+            return self._exact.split(drop)[1]
+        left = contrast.split(drop)[1]
+        return Moments(left.loc, left.covariance).dense()
+
+    def _couple(self, priors: Mapping[str, Prior]) -> JointPrior | None:
+        joint = {site.name for site in self.sites if _joint_of(site, priors) is not None}
+        if not joint:
+            return None
+        rests = {site.rest for site in self.sites if site.name in joint}
+        if len(rests) > 1:
+            msg = (
+                f"got Spike(rest=...) of several kinds for {sorted(joint)}, whose posterior is "
+                "correlated. Expected one for the sites of a correlated posterior"
+            )
+            raise ValueError(msg)
+        parts = [_joint_of(site, priors) or site.shape.numel() for site in self.sites]
+        return couple_priors(parts, rests == {"marginal"}, self.posterior.loc.device)
+
     @property
     def _log_prior(self) -> Tensor:
         """Of what is left; ``inf`` where there is no prior, which keeps it."""
@@ -257,9 +307,12 @@ class JointFactor(Factor):
         return self.flatten({name: self._log_density_at_zero(name).to(like) for name in names})
 
     def _log_density_at_zero(self, name: str) -> Tensor:
-        if name in self.priors:
-            return self.priors[name].log_density_at_zero
-        return torch.tensor(torch.inf, device="cpu")
+        if name not in self.priors:
+            return torch.tensor(torch.inf, device="cpu")
+        prior = self.priors[name]
+        if self.joint_prior is not None and prior.joint is not None:
+            return torch.full_like(prior.log_density_at_zero, STANDARD)
+        return prior.log_density_at_zero
 
     def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Over the elements that the posterior holds, which go."""
@@ -280,6 +333,40 @@ class JointFactor(Factor):
 
     def _reducible(self, vector: Tensor) -> dict[str, Tensor]:
         return {name: part for name, part in self._by_site(vector).items() if name in self.priors}
+
+
+def meet_priors(factors: Iterable[Factor], priors: Mapping[str, Prior]) -> tuple[Factor, ...]:
+    """Give factors the priors of their sites; independent ones are joint under a correlated prior."""
+    return tuple(_as_joint(factor, priors).with_priors(priors) for factor in factors)
+
+
+def as_held(factor: Factor) -> Factor:
+    """Return a factor as the guide holds it, whatever prior it has met."""
+    if isinstance(factor, JointFactor) and factor.independent is not None:
+        return factor.independent
+    return factor
+
+
+def to_joint(factor: Factor) -> JointFactor:
+    """Return a Gaussian factor as a joint one."""
+    if isinstance(factor, JointFactor):
+        return factor
+    ((name, kept),) = factor.kept().items()
+    marginal = factor.marginals()[name]
+    mask = kept.reshape(-1)
+    loc, scale = (t.reshape(-1)[mask] for t in (marginal.loc, marginal.scale))
+    return JointFactor(factor.sites, Dense(loc, scale.diag()), None if mask.all() else mask)
+
+
+def _as_joint(factor: Factor, priors: Mapping[str, Prior]) -> Factor:
+    joint = any(_joint_of(site, priors) is not None for site in factor.sites)
+    if not (joint and isinstance(factor, IndependentFactor)):
+        return factor
+    return replace(to_joint(factor), independent=factor)
+
+
+def _joint_of(site: Site, priors: Mapping[str, Prior]) -> Moments | None:
+    return priors[site.name].joint if site.name in priors else None
 
 
 def _take_site(site: Site, kept: Indices, left: Mapping[str, Tensor]) -> Site:

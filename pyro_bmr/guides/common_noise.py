@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_bmr.factors.factor import Factor
-from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.joint import JointFactor, as_held
 from pyro_bmr.guides.pruned_guide import latent_name
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 
@@ -36,7 +36,7 @@ def couple(
         latent_name(factor.sites): NoiseCoupling(
             factor.posterior.noise_size, factor.condition_noise(masks or {})
         )
-        for factor in factors
+        for factor in map(as_held, factors)
         if isinstance(factor, JointFactor)
     }
 

@@ -20,7 +20,7 @@ from pyro_bmr.factors.centering import value_marginals
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
-from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.joint import JointFactor, as_held
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.guide_program import GuideProgram
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
@@ -384,6 +384,7 @@ _JOINT_MODULES = {Dense: _DensePart, LowRank: _LowRankPart}
 
 
 def _module(factor: Factor) -> Any:
+    factor = as_held(factor)
     if isinstance(factor, JointFactor):
         return _JOINT_MODULES[type(factor.posterior)](factor, factor.posterior)
     return _MODULES[type(factor)](factor)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import show
+from pyro_bmr.arguments.checks import check_choice, show
 
 PRIOR_MEAN = "prior"
+RESTS = ("conditional", "marginal")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,17 @@ class Spike:
         mean of the site's prior (its median, if that is a LogNormal). Where that mean is computed
         from the values of other sites, as that of a group, a pruned element is equal to it in every
         draw.
+    rest : str
+        What the elements that are left have where the prior is correlated: the prior given that
+        the others are zero, ``"conditional"``, of which the precision is the block of what is left
+        (Savage and Dickey; of a g-prior, the g-prior of the smaller regression); or their
+        ``"marginal"`` prior, of which the covariance is (SPM). Where elements are independent a
+        priori, these are the same.
 
     Raises
     ------
     ValueError
-        If a location is not finite, or another word than ``"prior"``.
+        If a location is not finite, or another word than ``"prior"``; or ``rest`` is neither.
 
     Examples
     --------
@@ -48,8 +55,10 @@ class Spike:
     """
 
     loc: float | Tensor | str = 0.0
+    rest: str = "conditional"
 
     def __post_init__(self) -> None:
+        check_choice("rest", self.rest, RESTS)
         if isinstance(self.loc, str) and self.loc == PRIOR_MEAN:
             return
         expected = 'finite locations, or "prior" for the mean of the prior'

@@ -28,11 +28,12 @@ def read_prior(name: str, nodes: Mapping[str, Any], run: Run) -> Reading:
         gaussian = [] if one.gaussian is None else [one.gaussian.loc, one.gaussian.scale]
         return [one.log_density, one.masked, *gaussian]
 
+    joint = read_rows(nodes[name]).joint
     density, masked, *gaussian = read_in_all_rows(name, nodes, run, read)
     if masked.numel() and masked.all():
         msg = "it is masked out"
         raise UnreadablePriorError(msg)
-    return Reading(density, masked, Diagonal(*gaussian) if gaussian else None)
+    return Reading(density, masked, Diagonal(*gaussian) if gaussian else None, joint)
 
 
 def read_in_all_rows(name: str, nodes: Mapping[str, Any], run: Run, read: Read) -> list[Tensor]:

@@ -20,7 +20,9 @@ from torch.distributions import (
     Distribution,
     Independent,
     Laplace,
+    LowRankMultivariateNormal,
     MixtureSameFamily,
+    MultivariateNormal,
     Normal,
     StudentT,
     Transform,
@@ -30,7 +32,14 @@ from torch.distributions import (
 
 from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.mathematics.gaussian import Diagonal
-from pyro_bmr.programs.distributions import PrunedDistribution, find_core, find_element_support
+from pyro_bmr.mathematics.moments import Moments
+from pyro_bmr.programs.distributions import (
+    CORRELATED,
+    PrunedDistribution,
+    PrunedMultivariateNormal,
+    find_core,
+    find_element_support,
+)
 from pyro_bmr.programs.switching import SwitchedDistribution
 
 
@@ -40,7 +49,7 @@ class UnregisteredPriorError(TypeError):
 
 @singledispatch
 def log_density_at_zero(prior: Any) -> Tensor:
-    """Return ln p(θ = 0) of each element of a prior whose elements are independent.
+    """Return ln p(θ = 0) of each element of a prior, of a MultivariateNormal that of its marginals.
 
     Register a family of your own with ``@log_density_at_zero.register``. Elements whose density
     at 0 is infinite, as is that of a horseshoe over all its scales, are reported and kept.
@@ -88,14 +97,25 @@ def _(prior: Any) -> Tensor:
     return torch.where(parameters["scale"] == 0, at_a_point, collapsed.log_prob(zero))
 
 
+@log_density_at_zero.register
+def _(prior: MultivariateNormal) -> Tensor:
+    return log_density_at_zero(_marginals(prior))
+
+
+@log_density_at_zero.register
+def _(prior: LowRankMultivariateNormal) -> Tensor:
+    return log_density_at_zero(_marginals(prior))
+
+
 @log_density_at_zero.register(Independent)
 @log_density_at_zero.register(ExpandedDistribution)
 def _(prior: Any) -> Tensor:
     return log_density_at_zero(prior.base_dist)
 
 
-@log_density_at_zero.register
-def _(prior: PrunedDistribution) -> Tensor:  # noqa: ARG001
+@log_density_at_zero.register(PrunedDistribution)
+@log_density_at_zero.register(PrunedMultivariateNormal)
+def _(prior: Any) -> Tensor:  # noqa: ARG001
     msg = (
         "it is a site of a pruned model, whose own guide is the one to reduce: reduce(result.guide)"
     )
@@ -145,11 +165,13 @@ class Reading:
     """The prior of a site in float64; one row for all of a plate where it was expanded from one.
 
     ``log_density`` is ln p(θ = 0) in nats, ``inf`` also where there is no prior (``masked``).
+    ``joint`` is of all elements, where they are correlated.
     """
 
     log_density: Tensor
     masked: Tensor
     gaussian: Diagonal | None = None
+    joint: Moments | None = None
 
 
 def read_rows(node: Any) -> Reading:
@@ -168,10 +190,51 @@ def read_rows(node: Any) -> Reading:
         raise UnreadablePriorError(msg)
     bare = detach_provenance(log_density_at_zero(core)).detach()
     masked = density.isposinf() & ~bare.isposinf()
+    if isinstance(core, CORRELATED):
+        return Reading(density, masked, joint=_read_joint(node, core))
     if not isinstance(core, Normal):
         return Reading(density, masked)
     loc, scale = (_collapse(t).detach().double() for t in (core.loc, core.scale))
     return Reading(density, masked, Diagonal(loc, scale))
+
+
+def _read_joint(node: Any, core: Any) -> Moments:
+    """Read the mean and covariance of all elements of a site, whose last axis is correlated."""
+    if any(frame.full_size not in (None, frame.size) for frame in node["cond_indep_stack"]):
+        msg = (
+            f"its prior is a {type(core).__name__}, of which a sub-sampling plate shows only some "
+            "rows; pass arguments that show all rows"
+        )
+        raise UnreadablePriorError(msg)
+    if not (node["mask"] is None or node["mask"] is True) or _has_mask(node["fn"]):
+        msg = f"its prior is a {type(core).__name__}, of which some is masked"
+        raise UnreadablePriorError(msg)
+    shape = node["fn"].shape()
+    if shape.numel() > _MOST_JOINT:
+        msg = (
+            f"its prior is a {type(core).__name__} of {shape.numel():,} elements, more than "
+            f"{_MOST_JOINT:,}"
+        )
+        raise UnreadablePriorError(msg)
+    loc, covariance = (
+        detach_provenance(t).detach().double() for t in (core.loc, core.covariance_matrix)
+    )
+    rows = covariance.expand(*shape, shape[-1]).reshape(-1, shape[-1], shape[-1])
+    return Moments(loc.expand(shape).reshape(-1), torch.block_diag(*rows))
+
+
+# More correlated elements than this take too much memory.
+_MOST_JOINT = 4_096
+
+
+def _has_mask(fn: Any) -> bool:
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, MaskedDistribution)
+
+
+def _marginals(prior: Any) -> Normal:
+    return Normal(prior.loc, prior.variance.sqrt(), validate_args=False)
 
 
 def _unregistered(prior: Any) -> str:

@@ -196,6 +196,9 @@ def _read(
     # As the model has it: that of the guide may be a copy, which torch does not take for the same.
     support = find_element_support(node["fn"].support)
     reading = read_prior(site.name, nodes, runs.at_rows) if density else None
+    if reading is not None and reading.joint is not None and parents:
+        msg = f"its prior is correlated, and depends on {_listed(parents)}"
+        raise UnreadablePriorError(msg)
     return _Readable(site, support, reading, tuple(sorted(parents)))
 
 
@@ -331,7 +334,8 @@ def _priors(
             continue
         correlated = beside[name].intersection(found.parents)
         note = _note(found.site, reading, infinite, error, correlated)
-        priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note)
+        joint = reading.joint
+        priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note, joint=joint)
     return priors
 
 
@@ -348,6 +352,9 @@ def _note(
     largest = float(error.max()) if error.numel() else 0.0
     notes = [
         _describe_spike(site),
+        "what is left keeps its marginal prior"
+        if reading.joint is not None and site.rest == "marginal"
+        else "",
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",

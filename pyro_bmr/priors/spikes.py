@@ -58,6 +58,30 @@ def find_centers(
     return centers, failures
 
 
+def set_rests(
+    factors: Sequence[Factor], reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+) -> tuple[Factor, ...]:
+    """Write down what is left of each site under a correlated prior, as its spike has it.
+
+    Where something was pruned before, that stays as it was then.
+    """
+
+    def set_rest(site: Site, kept: Tensor) -> Site:
+        one = _find_spike(site, reduced_prior)
+        return site if one is None or not kept.all() else replace(site, rest=one.rest)
+
+    def set_all(factor: Factor) -> Factor:
+        kept = factor.kept()
+        if isinstance(factor, IndependentFactor):
+            return replace(factor, site=set_rest(factor.site, kept[factor.site.name]))
+        if isinstance(factor, JointFactor):
+            sites = tuple(set_rest(site, kept[site.name]) for site in factor.sites)
+            return replace(factor, joint_sites=sites)
+        return factor
+
+    return tuple(map(set_all, factors))
+
+
 def find_vanishing(
     factors: Sequence[Factor], reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
 ) -> list[Site]:
@@ -72,8 +96,15 @@ def _find_loc(
     site: Site, reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
 ) -> float | Tensor | str | None:
     """Say where the spike of a site is, if its reduced prior is one."""
+    one = _find_spike(site, reduced_prior)
+    return None if one is None else one.loc
+
+
+def _find_spike(
+    site: Site, reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+) -> Spike | None:
     one = reduced_prior.get(site.name) if isinstance(reduced_prior, Mapping) else reduced_prior
-    return one.loc if isinstance(one, Spike) else None
+    return one if isinstance(one, Spike) else None
 
 
 def _find_offset(site: Site, loc: float | Tensor) -> Tensor:

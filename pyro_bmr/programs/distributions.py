@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,9 +11,11 @@ from pyro.distributions import (
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
+    MultivariateNormal,
     TorchDistribution,
 )
 from torch import Tensor
+from torch import distributions as td
 from torch.distributions import (
     biject_to,
     constraints,
@@ -22,6 +26,12 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 from typing_extensions import override
 
 from pyro_bmr.programs.centers import Center
+
+_ELSEWHERE = (
+    "a pruned element has a value other than {}. Expected the guide of the same reduction: use "
+    "result.model with result.guide, not with the full guide, a fresh one, or MCMC"
+)
+CORRELATED = (td.MultivariateNormal, td.LowRankMultivariateNormal)
 
 POSITIVE = (constraints.positive, constraints.nonnegative)
 
@@ -113,12 +123,7 @@ class PrunedDistribution(TorchDistribution):
             there = torch.as_tensor(origin, device=value.device)
             at_origin = torch.isclose(value, there, rtol=1e-4, atol=1e-6)
         if self._validate_args and not (self.mask | at_origin).all():
-            msg = (
-                f"a pruned element has a value other than {origin}. Expected the guide of the same "
-                "reduction: use result.model with result.guide, not with the full guide, a fresh "
-                "one, or MCMC"
-            )
-            raise ValueError(msg)
+            raise ValueError(_ELSEWHERE.format(origin))
         spike = torch.where(at_origin, 0.0, -torch.inf)
         if self.center is not None:  # which need not be inside the support
             inside = biject_to(find_element_support(self.support))(torch.zeros_like(value))
@@ -140,11 +145,11 @@ class PrunedDistribution(TorchDistribution):
 
 
 def prune_distribution(
-    fn: TorchDistribution, mask: Tensor, center: Center | None = None
+    fn: TorchDistribution, mask: Tensor, center: Center | None = None, *, marginal: bool = False
 ) -> TorchDistribution:
     """Put elements at zero or a center, inside any ``to_event`` and ``mask``; True keeps.
 
-    A ValueError says that the mask does not broadcast to ``fn.shape()``, or that the elements are
+    ``marginal`` says which prior is left of correlated elements. A ValueError says that the mask does not broadcast to ``fn.shape()``, or that the elements are
     not independent.
     """
     shape = fn.shape()
@@ -159,10 +164,16 @@ def prune_distribution(
         )
         raise ValueError(msg)
     if isinstance(fn, Independent):
-        inner = prune_distribution(fn.base_dist, mask, center)
+        inner = prune_distribution(fn.base_dist, mask, center, marginal=marginal)
         return Independent(inner, fn.reinterpreted_batch_ndims)
     if isinstance(fn, MaskedDistribution):
-        return MaskedDistribution(prune_distribution(fn.base_dist, mask, center), fn._mask)
+        inner = prune_distribution(fn.base_dist, mask, center, marginal=marginal)
+        return MaskedDistribution(inner, fn._mask)
+    if isinstance(fn, ExpandedDistribution) and isinstance(find_core(fn), CORRELATED):
+        inner = find_core(fn).expand(fn.batch_shape)
+        return prune_distribution(inner, mask, center, marginal=marginal)
+    if isinstance(fn, CORRELATED) and center is None:
+        return PrunedMultivariateNormal(fn, mask, marginal)
     if fn.event_dim:
         msg = (
             f"elements of a {type(fn).__name__} cannot be put at zero one by one, because they "
@@ -170,6 +181,91 @@ def prune_distribution(
         )
         raise ValueError(msg)
     return PrunedDistribution(fn, mask, center)
+
+
+class PrunedMultivariateNormal(TorchDistribution):
+    r"""A correlated Gaussian, of which the elements with a False mask are zero.
+
+    What is kept has the density given that the rest is zero, of which the precision is the block of
+    what is kept; or, if ``marginal``, its marginal density, of which the covariance is. A pruned
+    element adds exactly 0 to the log density.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = True
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        base_dist: Any,
+        mask: Tensor,
+        marginal: bool = False,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.base_dist, self.marginal, self.center = base_dist, marginal, None
+        self.mask = mask.expand(base_dist.batch_shape + base_dist.event_shape)
+        shapes = base_dist.batch_shape, base_dist.event_shape
+        super().__init__(*shapes, validate_args=validate_args)
+
+    @cached_property
+    def kept(self) -> MultivariateNormal:
+        """What is kept, beside standard normals in the place of what is not."""
+        both = self.mask[..., :, None] & self.mask[..., None, :]
+        base = self.base_dist
+        if self.marginal:
+            loc = torch.where(self.mask, base.loc, 0)
+            covariance = base.covariance_matrix * both + self._ones()
+            return MultivariateNormal(loc, covariance, validate_args=False)
+        precision = base.precision_matrix
+        linear = torch.where(self.mask, (precision @ base.loc[..., None])[..., 0], 0)
+        inner = precision * both + self._ones()
+        loc = torch.linalg.solve(inner, linear[..., None])[..., 0]
+        return MultivariateNormal(loc, precision_matrix=inner, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, 0 where pruned."""
+        return self.put_at_origin(self.kept.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, 0 where pruned."""
+        return self.put_at_origin(self.kept.variance)
+
+    def put_at_origin(self, value: Tensor) -> Tensor:
+        """Put the pruned elements of a value at zero."""
+        mask = self.mask[(0,) * max(0, self.mask.dim() - value.dim())]
+        return torch.where(mask, value, 0)
+
+    @override
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.put_at_origin(self.kept.sample(sample_shape))
+
+    @override
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.put_at_origin(self.kept.rsample(sample_shape))
+
+    @override
+    def log_prob(self, value: Tensor) -> Tensor:
+        at_zero = self.mask | (value == 0)
+        if self._validate_args and not at_zero.all():
+            raise ValueError(_ELSEWHERE.format(0.0))
+        # The standard normals have this density at zero.
+        standard = 0.5 * math.log(2 * math.pi) * (~self.mask).sum(-1)
+        inside = self.kept.log_prob(self.put_at_origin(value)) + standard
+        return torch.where(at_zero.all(-1), inside, -torch.inf)
+
+    @override
+    def expand(
+        self, batch_shape: torch.Size, _instance: PrunedMultivariateNormal | None = None
+    ) -> PrunedMultivariateNormal:
+        batch_shape = torch.Size(batch_shape)
+        mask = self.mask.expand(batch_shape + self.event_shape)
+        base = self.base_dist.expand(batch_shape)
+        return PrunedMultivariateNormal(base, mask, self.marginal, self._validate_args)
+
+    def _ones(self) -> Tensor:
+        return torch.where(self.mask, 0, 1).to(self.base_dist.loc.dtype).diag_embed()
 
 
 def find_element_support(support: constraints.Constraint) -> constraints.Constraint:
@@ -205,7 +301,7 @@ def find_core(fn: Any) -> Any:
 
 def is_pruned(fn: TorchDistribution) -> bool:
     """Tell whether `prune_distribution` made a distribution."""
-    return isinstance(find_core(fn), PrunedDistribution)
+    return isinstance(find_core(fn), PrunedDistribution | PrunedMultivariateNormal)
 
 
 @register_kl(PrunedDistribution, PrunedDistribution)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro
@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_bmr.arguments.checks import check_function, read_mapping, refuse_kind
+from pyro_bmr.arguments.checks import check_function, read_mapping, read_names, refuse_kind
 from pyro_bmr.programs.centers import Center, take_center
 from pyro_bmr.programs.distributions import find_core, is_pruned, prune_distribution
 from pyro_bmr.programs.wrappers import ModelWrapper
@@ -26,15 +26,21 @@ class _PruneMessenger(Messenger):
     knows nothing of the masks) is zeroed before the model uses it.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor], centers: Mapping[str, Center]) -> None:
+    def __init__(
+        self,
+        masks: Mapping[str, Tensor],
+        centers: Mapping[str, Center],
+        marginal: Collection[str],
+    ) -> None:
         super().__init__()
-        self.masks, self.centers = masks, centers
+        self.masks, self.centers, self.marginal = masks, centers, marginal
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.masks and not msg["is_observed"]:
             center = self.centers.get(msg["name"])
             rows = None if center is None else take_center(center, msg)
-            msg["fn"] = prune_distribution(msg["fn"], self._mask(msg), rows)
+            marginal = msg["name"] in self.marginal
+            msg["fn"] = prune_distribution(msg["fn"], self._mask(msg), rows, marginal=marginal)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # Handlers outside may by now have called the site observed (poutine.condition, Predictive).
@@ -73,6 +79,9 @@ class PrunedModel(ModelWrapper):
         By site, a boolean tensor of the site's shape; True keeps.
     centers : mapping, optional
         By site whose pruned elements are elsewhere than at zero, where they are.
+    marginal : collection of str, optional
+        Sites with a correlated prior of which what is kept has its marginal prior; elsewhere it
+        has the prior given that the rest is zero.
 
     Raises
     ------
@@ -92,6 +101,7 @@ class PrunedModel(ModelWrapper):
         model: Callable[..., Any],
         masks: Mapping[str, Tensor],
         centers: Mapping[str, Center] | None = None,
+        marginal: Collection[str] = (),
     ) -> None:
         check_function("model", model, "a Pyro model")
         expected = "masks by site, torch.bool tensors, True for what is kept"
@@ -102,6 +112,7 @@ class PrunedModel(ModelWrapper):
         super().__init__(model)
         self.masks = SiteBuffers(by_site)
         self.centers = read_mapping("centers", centers, "centers by site")
+        self.marginal = tuple(read_names("marginal", marginal) or ())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -116,7 +127,7 @@ class PrunedModel(ModelWrapper):
         object
             What the model returns.
         """
-        with _PruneMessenger(self.masks.by_site(), self.centers):
+        with _PruneMessenger(self.masks.by_site(), self.centers, self.marginal):
             return self.model(*args, **kwargs)
 
 

@@ -33,6 +33,9 @@ class Site:
         Pyro's frames of the plates that it lies in.
     center : Center, optional
         The point that its unconstrained coordinates are measured from; None for zero.
+    rest : str
+        Where its prior is correlated, what the elements have that are not pruned: the prior given
+        that the others are zero (``"conditional"``) or their marginal prior (``"marginal"``).
 
     Examples
     --------
@@ -46,6 +49,7 @@ class Site:
     support: constraints.Constraint = constraints.real
     plates: tuple[Any, ...] = ()
     center: Center | None = field(default=None, compare=False)
+    rest: str = "conditional"
 
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Map an unconstrained value to the support.

@@ -153,9 +153,10 @@ def assemble(
         if name in spiked or not kept.all()
     }
     guide = PrunedGuide(remaining, replace(origin, model=full_model))
-    sites = (site for factor in remaining for site in factor.sites)
+    sites = [site for factor in remaining for site in factor.sites]
     centers = {site.name: site.center for site in sites if site.center is not None}
-    return PrunedModel(full_model, masks, centers), guide, masks
+    marginal = [site.name for site in sites if site.rest == "marginal" and site.name in masks]
+    return PrunedModel(full_model, masks, centers, marginal), guide, masks
 
 
 def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[str, ...]:

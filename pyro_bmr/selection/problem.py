@@ -17,6 +17,7 @@ from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.factors.joint import meet_priors
 from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
@@ -26,7 +27,7 @@ from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.site_priors import check_named, read_priors
-from pyro_bmr.priors.spikes import find_centers, find_vanishing
+from pyro_bmr.priors.spikes import find_centers, find_vanishing, set_rests
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import read_stream_or_data
@@ -135,7 +136,7 @@ def _read(
         )
         raise ValueError(msg)
     program = origin.model, origin.args, origin.kwargs
-    factors = recenter(factors, {})
+    factors = set_rests(recenter(factors, {}), reduced_prior)
     centers, failures = find_centers(*program, factors, reduced_prior)
     factors = recenter(factors, centers)
     also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
@@ -162,7 +163,7 @@ def read_scores(
     problem = read_problem(verb, guide, args, kwargs, model, sites, Spike())
     problem, _ = assign(problem, Spike())
     problem.warn_if_empty()
-    return problem, score(tuple(factor.with_priors(problem.priors) for factor in problem.factors))
+    return problem, score(meet_priors(problem.factors, problem.priors))
 
 
 def read_units(problem: Problem) -> ModelUnits:
@@ -291,9 +292,14 @@ def _check_shapes(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> None
                 raise ValueError(msg)
 
 
+def _describe(prior: Prior) -> str:
+    return "not Gaussian" if prior.joint is None else "correlated"
+
+
 def _unfit(problem: Problem, by_site: Mapping[str, ReducedPrior]) -> dict[str, str]:
     return {
-        name: f"its prior is not Gaussian, and {type(by_site[name]).__name__}() needs one"
+        name: f"its prior is {_describe(prior)}, and {type(by_site[name]).__name__}() needs one "
+        "of independent Gaussians"
         for name, prior in problem.priors.items()
         if name in by_site and not isinstance(by_site[name], Spike) and prior.gaussian is None
     }

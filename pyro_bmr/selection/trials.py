@@ -16,7 +16,7 @@ from pyro_bmr.estimators.meter import BLOCK
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor
-from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.factors.joint import JointFactor, as_held
 from pyro_bmr.factors.vanishing import vanishes
 from pyro_bmr.mathematics.first_order import (
     first_order_correlated,
@@ -90,10 +90,10 @@ class Trials:
         halves = self._meter.differentiate((model, guide), BLOCK, present.couplings())
         shifts: dict[str, Tensor] = {}
         for before, part, *gradients in zip(present.factors, guide.parts, *halves, strict=True):
-            factor = part.factor()
+            factor, held = part.factor(), as_held(before)
             # An element that could take another prior than the spike does not go to zero.
             kind = type(factor), any(map(vanishes, before.priors.values()))
-            if type(before) is type(factor) and kind in _SHIFTS:
+            if type(held) is type(factor) and kind in _SHIFTS:
                 shift, find_marginals = _SHIFTS[kind]
                 first, second = (shift(factor, one) for one in gradients)
                 marginals = find_marginals(factor)
