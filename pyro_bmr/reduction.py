@@ -163,11 +163,10 @@ def reduce_for(
     meter, notes = _find_meter(whole) if args or kwargs else (None, ())
     units = UnitsOnDemand(problem, spiked)
     releasable = [n for f in scores.factors for n in f.released() if n in spiked]
-    scores = replace(
-        scores,
-        decision=None if meter is None else whole,
-        find_unread=partial(find_unread, releasable=releasable, known=units),
-    )
+    scores = replace(scores, decision=None if meter is None else whole)
+    if problem.origin.moments is None:
+        find = partial(find_unread, releasable=releasable, known=units)
+        scores = replace(scores, find_unread=find)
     if select is None:
         select = by_evidence() if meter is None else by_free_energy()
     chosen, stages = run_stages(scores, groupings, select, units.structure)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_choice, read_device
 from pyro_bmr.display import Tabular
-from pyro_bmr.factors.joint import meet_priors
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
+from pyro_bmr.factors.joint import meet_priors
 from pyro_bmr.factors.prior_scales import choose_variances
 from pyro_bmr.factors.switched import SwitchedFactor, with_reduced_priors
 from pyro_bmr.guides.pruned_guide import PrunedGuide

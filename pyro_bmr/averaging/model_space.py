@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from pyro_bmr.averaging.subset_sampling import CHAINS, Visit, walk
 from pyro_bmr.factors.joint import JointFactor
-from pyro_bmr.mathematics.gaussian import Dense, LowRank
+from pyro_bmr.mathematics.evidence import Correlated
 from pyro_bmr.mathematics.subsets import MOST_ELEMENTS, delta_f_of_all_subsets, subset_members
 from pyro_bmr.mathematics.sweep import sweep
 from pyro_bmr.selection.scores import ElementScores
@@ -113,7 +113,7 @@ class OpenElements:
 
     factor: JointFactor
     mask: Tensor
-    posterior: Dense | LowRank
+    posterior: Correlated
     log_prior: Tensor
 
     def complete(self, vector: Tensor, closed: float | bool = 1) -> Tensor:

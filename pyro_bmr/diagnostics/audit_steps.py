@@ -70,7 +70,9 @@ class AuditSteps:
         model, guide, _ = self.decision.restrict(sites).assemble()
         found = {n: mask for n, mask in self.model_masks.items() if n in sites}
         if found:
-            model = PrunedModel(model.model, model.masks.by_site() | found, model.centers, model.marginal)
+            model = PrunedModel(
+                model.model, model.masks.by_site() | found, model.centers, model.marginal
+            )
         device = _device(self.last[1])
         return model.to(device), guide.to(device)
 

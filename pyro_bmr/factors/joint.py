@@ -112,7 +112,7 @@ class JointFactor(Factor):
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> JointFactor:
         mine = {site.name: priors[site.name] for site in self.sites if site.name in priors}
-        return replace(self, site_priors=mine, joint_prior=self._couple(mine))
+        return replace(self, site_priors=mine, joint_prior=self._couple(mine) or self.joint_prior)
 
     @override
     def scores(self) -> dict[str, Tensor]:
@@ -270,7 +270,8 @@ class JointFactor(Factor):
         """What is left, with its joint prior if it has one."""
         if self.joint_prior is None:
             return self._exact
-        dense = self._exact.dense() if isinstance(self._exact, LowRank) else self._exact
+        exact = self.posterior.to(torch.float64)
+        dense = exact.dense() if isinstance(exact, LowRank) else exact
         return self.joint_prior.contrast(Moments(dense.loc, dense.covariance), self.flat_mask)
 
     @property
@@ -304,15 +305,15 @@ class JointFactor(Factor):
         """Of what is left; ``inf`` where there is no prior, which keeps it."""
         like = self.posterior.loc.double()
         names = [site.name for site in self.sites]
-        return self.flatten({name: self._log_density_at_zero(name).to(like) for name in names})
+        each = self.flatten({name: self._log_density_at_zero(name).to(like) for name in names})
+        if self.joint_prior is None:
+            return each
+        return torch.where(self.joint_prior.coupled[self.flat_mask] & each.isfinite(), STANDARD, each)
 
     def _log_density_at_zero(self, name: str) -> Tensor:
-        if name not in self.priors:
-            return torch.tensor(torch.inf, device="cpu")
-        prior = self.priors[name]
-        if self.joint_prior is not None and prior.joint is not None:
-            return torch.full_like(prior.log_density_at_zero, STANDARD)
-        return prior.log_density_at_zero
+        if name in self.priors:
+            return self.priors[name].log_density_at_zero
+        return torch.tensor(torch.inf, device="cpu")
 
     def _drop(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Over the elements that the posterior holds, which go."""
@@ -336,7 +337,7 @@ class JointFactor(Factor):
 
 
 def meet_priors(factors: Iterable[Factor], priors: Mapping[str, Prior]) -> tuple[Factor, ...]:
-    """Give factors the priors of their sites; independent ones are joint under a correlated prior."""
+    """Give factors the priors of their sites; under a correlated one, factors are joint."""
     return tuple(_as_joint(factor, priors).with_priors(priors) for factor in factors)
 
 

@@ -30,6 +30,7 @@ from pyro_bmr.files.structure import (
     text,
 )
 from pyro_bmr.files.supports import check_support
+from pyro_bmr.mathematics.reduced_priors import RESTS
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 
 
@@ -118,7 +119,7 @@ _SITE = entries(
         "support": check_support,
         "plates": sequence(_frame),
     },
-    {"center": optional(_CENTER)},
+    {"center": optional(_CENTER), "rest": one_of(*RESTS)},
 )
 _MASK = {"mask": booleans}
 
@@ -172,7 +173,10 @@ _PRIOR = entries(
     }
 )
 _HANDLERS = {
-    "pruned": entries({"kind": text, "masks": mapping(booleans)}, {"centers": mapping(_CENTER)}),
+    "pruned": entries(
+        {"kind": text, "masks": mapping(booleans)},
+        {"centers": mapping(_CENTER), "marginal": sequence(text)},
+    ),
     "switched": entries({"kind": text, "priors": mapping(_PRIOR)}),
     "compacted": entries({"kind": text, "cut": _CUT}),
 }

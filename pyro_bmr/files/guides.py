@@ -98,6 +98,7 @@ def _pack_site(site: Site) -> dict[str, Any]:
         "support": pack_support(site.support, f"the site {site.name!r}"),
         "plates": [list(frame) for frame in site.plates],
         "center": None if site.center is None else pack_center(site.center),
+        "rest": site.rest,
     }
 
 
@@ -110,6 +111,7 @@ def _unpack_sites(packed: Mapping[str, Any]) -> tuple[Site, ...]:
             unpack_support(one["support"]),
             tuple(CondIndepStackFrame(*frame) for frame in one["plates"]),
             unpack_center(one["center"]) if one.get("center") else None,
+            one.get("rest", "conditional"),
         )
         for one in packed["sites"]
     )

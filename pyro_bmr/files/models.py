@@ -32,7 +32,10 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
         if isinstance(wrapper, PrunedModel):
             centers = {name: pack_center(center) for name, center in wrapper.centers.items()}
             masks = wrapper.masks.by_site()
-            packed.append({"kind": "pruned", "masks": masks, "centers": centers})
+            marginal = list(wrapper.marginal)
+            packed.append(
+                {"kind": "pruned", "masks": masks, "centers": centers, "marginal": marginal}
+            )
         elif isinstance(wrapper, CompactedModel):
             packed.append({"kind": "compacted", "cut": pack_compacted(wrapper)})
         elif isinstance(wrapper, SwitchedModel):
@@ -58,7 +61,7 @@ def unpack_handlers(packed: list[dict[str, Any]], model: Callable[..., Any]) -> 
             centers = {
                 name: unpack_center(center) for name, center in one.get("centers", {}).items()
             }
-            model = PrunedModel(model, one["masks"], centers)
+            model = PrunedModel(model, one["masks"], centers, one.get("marginal", ()))
         elif one["kind"] == "compacted":
             model = unpack_compacted(one["cut"], model)
         else:

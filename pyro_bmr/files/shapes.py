@@ -100,6 +100,9 @@ def check_handlers(handlers: list[Any], sites: Mapping[str, tuple[int, ...]]) ->
                 if name not in sites:
                     raise refuse(name, f"{where}/centers", f"one of the sites {sorted(sites)}")
                 _check_center(center, sites[name], sites, f"{where}/centers/{name}")
+            for name in one.get("marginal", ()):
+                if name not in one["masks"]:
+                    raise refuse(name, f"{where}/marginal", f"one of {sorted(one['masks'])}")
         elif one["kind"] == "switched":
             for name, new in one["priors"].items():
                 check_sites({name: new["mask"]}, sites, f"{where}/priors")

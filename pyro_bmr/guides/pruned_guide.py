@@ -50,6 +50,7 @@ class Origin:
     program: GuideProgram | None = None
     stream: Stream | None = None
     columns: tuple[str, ...] = ()
+    moments: Any = None
 
     def make_plates(self, parts: Iterable[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Build the plates of a guide for the model, by name, for parts with ``sites``."""

@@ -84,9 +84,9 @@ class SingularContrast:
             inner = inner * varies[:, :, None] * varies[:, None, :] + outside
             edge = (basis.mT @ (one.loc / scale * drop)[:, :, None])[..., 0]
             tril, failed = torch.linalg.cholesky_ex(inner)
-            whitened = torch.linalg.solve_triangular(
-                tril, (edge * varies)[..., None], upper=False
-            )[..., 0]
+            whitened = torch.linalg.solve_triangular(tril, (edge * varies)[..., None], upper=False)[
+                ..., 0
+            ]
             log_root = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             h = h + sign * (log_root + 0.5 * whitened.square().sum(-1))
             off = ((edge * ~varies).abs() > _AT_ZERO).any(-1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_number, read_optional, refuse
 from pyro_bmr.display import Tabular
+from pyro_bmr.mathematics.moments import Moments
 from pyro_bmr.moments.names import Layout, read_numbers, read_vector
 
 # Of a correlation matrix, how far below zero rounding may take an eigenvalue.
@@ -50,6 +51,8 @@ class Posterior(Tabular):
     ----------
     layout : Layout
         The names and shapes of the sites.
+    kept : Tensor
+        Boolean, of each element, False if it was pruned.
 
     Raises
     ------
@@ -72,6 +75,7 @@ class Posterior(Tabular):
     prior_covariance: Tensor | None
     free_energy: float | None
     layout: Layout
+    kept: Tensor
 
     def __init__(
         self,
@@ -106,9 +110,39 @@ class Posterior(Tabular):
                 free_energy, read_number, "free_energy", fits=lambda _: True
             ),
             "layout": layout,
+            "kept": torch.ones_like(vector, dtype=torch.bool),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def replaced(
+        self, mean: Tensor, covariance: Tensor, kept: Tensor, prior: Moments
+    ) -> Posterior:
+        """Return the same sites with other moments, of which some elements are zero.
+
+        Parameters
+        ----------
+        mean, covariance : Tensor
+            Of all elements, zero where one is pruned.
+        kept : Tensor
+            Boolean, False for elements that are pruned.
+        prior : Moments
+            As of the posterior.
+
+        Returns
+        -------
+        Posterior
+            Of which the free energy is not known.
+        """
+        new = Posterior(
+            self.layout.split(mean),
+            covariance,
+            prior_mean=prior.loc,
+            prior_covariance=prior.covariance,
+        )
+        object.__setattr__(new, "layout", self.layout)
+        object.__setattr__(new, "kept", kept)
+        return new
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,6 +191,29 @@ class Posterior(Tabular):
         told = f", {fixed:,} of them fixed" if fixed else ""
         level = "" if self.free_energy is None else f", F = {self.free_energy:,.2f} nats"
         return f"posterior of {self.layout.size:,} elements{told}{level}"
+
+
+class NoProgram:
+    """Takes the place of the model of moments from elsewhere, and says that there is none."""
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Raise the ValueError that says so."""
+        raise ValueError(_NO_PROGRAM)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(_NO_PROGRAM)
+
+    def __repr__(self) -> str:
+        return "NoProgram()"
+
+
+_NO_PROGRAM = (
+    "this is the reduction of a Posterior, of moments without a program. Expected a guide and its "
+    "Pyro model for what runs one, or Posterior(...) with model= of the prior; the reduced moments "
+    "are result.guide"
+)
 
 
 def _read_along(place: str, value: Any, layout: Layout) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import check_function, read_names
+from pyro_bmr.arguments.checks import check_function, read_names, refuse
 from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
@@ -26,6 +26,8 @@ from pyro_bmr.guides.parts import find_program
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.moments.factors import to_factors
+from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing, set_rests
 from pyro_bmr.programs.pairs import check_guide
@@ -90,6 +92,8 @@ def read_problem(
     measures F, positive sites that are named, or that one of ``groupings`` labels, can become zero.
     """
     _check_guide(verb, guide)
+    if isinstance(guide, Posterior) and model is None:
+        return _read_moments(verb, guide, args or kwargs, sites, reduced_prior)
     if model is not None:
         check_function("model", model, "the Pyro model that the guide was trained for")
     named = read_names("sites", sites)
@@ -115,6 +119,32 @@ def read_problem(
     given = bool(args or kwargs)
     with explained_refusals(origin.model, guide, origin.args, origin.kwargs):
         return _read(verb, guide, origin, given, named, reduced_prior, groupings)
+
+
+def _read_moments(
+    verb: str,
+    posterior: Posterior,
+    data: Any,
+    sites: Iterable[str] | None,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+) -> Problem:
+    """Read a posterior that comes with its prior."""
+    if data or posterior.prior_covariance is None:
+        got = "got data with" if data else "got"
+        msg = (
+            f"{got} a Posterior without a program. Expected its prior_covariance= (or prior_scale=) "
+            f"and no data, as in {verb}(posterior), or a Pyro model of the same sites, as in "
+            f"{verb}(posterior, model=model)"
+        )
+        raise ValueError(msg)
+    one = reduced_prior if isinstance(reduced_prior, Spike) else Spike()
+    if isinstance(one.loc, str) or torch.as_tensor(one.loc, device="cpu").count_nonzero():
+        refuse("reduced_prior", reduced_prior, "Spike() at zero for a Posterior: subtract elsewhere")
+    factors, priors, reasons = to_factors(posterior, one.rest)
+    named = read_names("sites", sites)
+    if named is not None:
+        check_named(named, priors, reasons)
+    return Problem(factors, Origin(moments=posterior), priors, reasons, {}, named)
 
 
 def _read(

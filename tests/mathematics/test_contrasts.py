@@ -89,9 +89,7 @@ def check_subsets(contrast, expected, tolerance=1e-9):
     close = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(delta_f_of_all_subsets(contrast, STANDARD), expected, **close)
     sets = subset_members(torch.arange(2**SIZE), SIZE)
-    chains = [
-        delta_f_spike_chain(contrast.split(drop)[0], STANDARD[drop]).sum() for drop in sets
-    ]
+    chains = [delta_f_spike_chain(contrast.split(drop)[0], STANDARD[drop]).sum() for drop in sets]
     torch.testing.assert_close(torch.stack(chains), expected, **close)
     torch.testing.assert_close(
         delta_f_spikes(contrast, STANDARD), expected[1 << torch.arange(SIZE)], **close
@@ -141,8 +139,12 @@ def singular(problem):
 def test_a_singular_prior(rank):
     problem = Regression(5, rank)
     problem.loc = 0 * problem.loc  # so that every set can be zero
-    problem.posterior_loc = problem.covariance @ problem.x.T @ np.linalg.solve(
-        problem.x @ problem.covariance @ problem.x.T + np.eye(len(problem.y)), problem.y
+    problem.posterior_loc = (
+        problem.covariance
+        @ problem.x.T
+        @ np.linalg.solve(
+            problem.x @ problem.covariance @ problem.x.T + np.eye(len(problem.y)), problem.y
+        )
     )
     expected = exact(problem, "conditional")
     check_subsets(singular(problem), expected, 1e-7)
@@ -167,9 +169,7 @@ def test_what_cannot_be_zero_under_a_singular_prior():
 @pytest.mark.parametrize("kind", [*MEANINGS, "singular"])
 def test_walks_tell_every_change(kind):
     problem = Regression(11)
-    contrast = (
-        singular(problem) if kind == "singular" else MEANINGS[kind](*problem.gaussians())
-    )
+    contrast = singular(problem) if kind == "singular" else MEANINGS[kind](*problem.gaussians())
     exact_delta_f = exact(problem, "conditional" if kind == "singular" else kind)
 
     def at(dropped):
@@ -204,9 +204,7 @@ def test_walks_tell_every_change(kind):
 @pytest.mark.parametrize("seed", range(4))
 def test_searches_find_the_best(kind, seed):
     problem = Regression(seed)
-    contrast = (
-        singular(problem) if kind == "singular" else MEANINGS[kind](*problem.gaussians())
-    )
+    contrast = singular(problem) if kind == "singular" else MEANINGS[kind](*problem.gaussians())
     every = delta_f_of_all_subsets(contrast, STANDARD)
     for search in (search_all, search_greedily):
         drop = search(contrast, STANDARD)
