@@ -178,7 +178,26 @@ def _read(
         if site.name in {*also, *(named or ())} or any(gives_labels(g, site) for g in labelled)
     }
     read = read_priors(*program, factors, named, failures, {*also, *measured}, measured)
+    _check_rests(factors, read[0], reduced_prior)
     return Problem(factors, origin, *read, named)
+
+
+def _check_rests(
+    factors: tuple[Factor, ...],
+    priors: Mapping[str, Prior],
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+) -> None:
+    """Refuse two meanings of what is left of one site."""
+    by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {}
+    for site in (site for factor in factors for site in factor.sites if site.name in priors):
+        one = by_site.get(site.name, reduced_prior)
+        marginal = isinstance(one, Spike) and one.rest == "marginal"
+        if priors[site.name].joint is not None and marginal and site.rest != "marginal":
+            msg = (
+                f"got Spike(rest='marginal') for the site {site.name!r}, of which some was pruned "
+                "before with rest='conditional'. Expected the same as before"
+            )
+            raise ValueError(msg)
 
 
 def read_scores(
