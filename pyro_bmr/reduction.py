@@ -14,6 +14,7 @@ from pyro_bmr.estimators.meter import Meter
 from pyro_bmr.factors.joint import meet_priors
 from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.site_kinds import DataShapeError
 from pyro_bmr.results import Reduction
@@ -192,6 +193,8 @@ def _conclude(
         released=sum_released(stages),
         realised=None if realised is None else realised.by_site,
     )
+    if isinstance(guide, Posterior):
+        guide = guide.after(sum(row.delta_f for row in rows))
     layers, by_site = summarize_layers(stages), {row.name: row.delta_f for row in rows}
     naive = None if layers else naive_delta_f(scores, decision.masks, by_site)
     return Reduction(

@@ -28,6 +28,7 @@ from pyro_bmr.display import Tabular
 from pyro_bmr.export.costs import Costs, measure_costs
 from pyro_bmr.export.portable import Portable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.moments.posterior import NoProgram
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision
@@ -421,6 +422,7 @@ class Reduction(Portable, Tabular):
     def _told(self) -> tuple[str, ...]:
         """The notes, and that nothing was measured; a file has that among its notes."""
         told = any(note.startswith("not measured: ") for note in self.notes)
+        told = told or isinstance(self.model, NoProgram)
         if self.realised is None and not (self.rounds or self.decision is None or told):
             return (*self.notes, "predicted, not measured: reduce(guide, *data) measures")
         return self.notes

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_bmr.mathematics.contrast import Contrast, contrast_conditional, contrast_marginal
 from pyro_bmr.mathematics.gaussian import LOG_2PI
 from pyro_bmr.mathematics.moments import Moments
-from pyro_bmr.mathematics.singular_contrast import SingularContrast
+from pyro_bmr.mathematics.singular_contrast import SingularContrast, contrast_singular
 
 # ln p(θ_i = 0) of the standard normals that a joint prior takes the place of.
 STANDARD = -0.5 * LOG_2PI
@@ -36,7 +36,7 @@ class JointPrior:
         if self.marginal:
             return contrast_marginal(posterior, prior, self.coupled[left])
         if prior.singular:
-            return SingularContrast(posterior, prior)
+            return contrast_singular(posterior, prior)
         return contrast_conditional(posterior, prior)
 
     def select(self, stay: Tensor) -> JointPrior:

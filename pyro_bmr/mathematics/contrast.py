@@ -67,13 +67,20 @@ def element_blocks(matrix: Tensor, edge: Tensor, size: int) -> tuple[Tensor, Ten
     return matrix[rows[:, :, None], rows[:, None, :]], edge[rows]
 
 
-def block_costs(blocks: Tensor, edges: Tensor) -> Tensor:
-    r"""Return :math:`\tfrac12 (\ln |\det B| + t^\top B^{-1} t)` of each of a batch of blocks."""
+def block_costs(blocks: Tensor, edges: Tensor, count: Tensor | int = 1) -> Tensor:
+    r"""Return :math:`\tfrac12 (\ln |\det B| + t^\top B^{-1} t)` of each of a batch of blocks.
+
+    ``inf`` where blocks of ``count`` elements with two rows each say that what is left would have
+    no posterior, for their determinant has the wrong sign.
+    """
     if blocks.shape[-1] == 1:
         pivots = blocks[..., 0, 0]
         return 0.5 * (pivots.abs().log() + edges[..., 0].square() / pivots)
+    sign, log_size = torch.linalg.slogdet(blocks)
     quadratic = (edges * torch.linalg.solve(blocks, edges)).sum(-1)
-    return 0.5 * (torch.linalg.slogdet(blocks).logabsdet + quadratic)
+    odd = torch.as_tensor(count, device=blocks.device) % 2 == 1
+    proper = (sign < 0) == odd
+    return torch.where(proper, 0.5 * (log_size + quadratic), torch.inf)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from pyro_bmr.mathematics.evidence import Correlated
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.mathematics.tableau import (
-    MOST_IN_PAIRS,
     flips,
     make_tableau,
     pair_flips,
@@ -71,7 +70,7 @@ class ElementWalk(Walk):
 
     @abstractmethod
     def pair_flips(self) -> Tensor:
-        """Tell the same of each two elements, and on the diagonal of each."""
+        """Tell the same of flipping two elements; ``inf`` on the diagonal."""
 
     def flip(self, index: int) -> None:
         """Drop an element, or take it back."""
@@ -139,6 +138,10 @@ class _TableauWalk(ElementWalk):
         return torch.where(total.isfinite(), total, torch.inf)
 
 
+# Of so many elements, those that are cheapest to flip, pairs are looked at anew.
+_MOST_IN_PAIRS = 12
+
+
 class _BruteWalk(ElementWalk):
     """Looks at every set anew, where some elements may determine others."""
 
@@ -153,11 +156,11 @@ class _BruteWalk(ElementWalk):
     @override
     def pair_flips(self) -> Tensor:
         alone = self.flips()
-        cheap = alone.topk(min(MOST_IN_PAIRS, len(alone)), largest=False).indices
+        cheap = alone.topk(min(_MOST_IN_PAIRS, len(alone)), largest=False).indices
         pairs = torch.combinations(cheap)
         change = torch.full((len(alone), len(alone)), torch.inf).to(alone)
         change[pairs[:, 0], pairs[:, 1]] = change[pairs[:, 1], pairs[:, 0]] = self._changes(pairs)
-        return change.diagonal_scatter(alone)
+        return change
 
     @override
     def changes(self, sets: Sequence[Tensor], drop: bool) -> Tensor:

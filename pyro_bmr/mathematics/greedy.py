@@ -65,13 +65,16 @@ def _exchange(posterior: Correlated, log_prior: Tensor, dropped: Tensor) -> Tens
     # Where rounding beats the gains, exchanges could go round in circles.
     for _ in range(10 * len(dropped)):
         signed = _signed(log_prior, walk.dropped)
-        both = (signed[:, None] + signed).diagonal_scatter(signed)
-        change = walk.pair_flips() + both
+        alone = walk.flips() + signed
+        if alone.min() <= -_ROUNDING:
+            walk.flip(int(alone.argmin()))
+            continue
+        change = walk.pair_flips() + signed[:, None] + signed
         best = int(change.argmin())
         if change.view(-1)[best] > -_ROUNDING:
             break
-        for i in {best // len(dropped), best % len(dropped)}:
-            walk.flip(i)
+        walk.flip(best // len(dropped))
+        walk.flip(best % len(dropped))
     return walk.dropped
 
 

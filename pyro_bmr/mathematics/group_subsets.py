@@ -90,10 +90,12 @@ def _contrast(contrast: Contrast, gone: Tensor) -> Tensor:
 
 
 def _part(part: Part, gone: Tensor) -> Tensor:
-    gone = gone.repeat(1, len(part.edge) // max(1, gone.shape[-1]))
+    rows = len(part.edge) // max(1, gone.shape[-1])
+    count = gone.sum(-1) * (rows - 1)
+    gone = gone.repeat(1, rows)
     kept = (~gone).to(part.edge).diag_embed()
     matrix = part.matrix * gone[:, :, None] * gone[:, None, :] + kept
-    return part.sign * block_costs(matrix, part.edge * gone)
+    return part.sign * block_costs(matrix, part.edge * gone, count)
 
 
 _JOINT: dict[type, Callable[..., Tensor]] = {

@@ -16,7 +16,7 @@ from pyro_bmr.mathematics.contrast import block_costs, element_blocks
 from pyro_bmr.mathematics.gaussian import Dense
 
 # Where elements have two rows, pairs are looked at among so many, those that are cheapest to flip.
-MOST_IN_PAIRS = 64
+_MOST_IN_PAIRS = 64
 
 
 def make_tableau(posterior: Dense, dropped: Tensor) -> Tensor:
@@ -74,8 +74,10 @@ def step_costs(tableau: Tensor, dropped: Tensor, sets: Tensor, drop: bool) -> Te
     """Tell what each of a batch of sets, ``(batch, elements)``, would change; see `flips`."""
     rows = _rows(tableau, dropped, sets)
     blocks = tableau[rows[:, :, None], rows[:, None, :]]
-    sound = _is_sound(blocks, sets.shape[-1], 1.0 if drop else -1.0)
-    return torch.where(sound, block_costs(blocks, tableau[rows, -1]), torch.inf)
+    sign, count = 1.0 if drop else -1.0, sets.shape[-1]
+    sound = _is_sound(blocks, count, sign)
+    negative = 0 if drop and blocks.shape[-1] == count else count
+    return torch.where(sound, block_costs(blocks, tableau[rows, -1], negative), torch.inf)
 
 
 def flips(tableau: Tensor, dropped: Tensor) -> Tensor:
@@ -90,13 +92,13 @@ def flips(tableau: Tensor, dropped: Tensor) -> Tensor:
 
 
 def pair_flips(tableau: Tensor, dropped: Tensor) -> Tensor:
-    """Tell the same of flipping two elements, and on the diagonal of flipping one."""
+    """Tell the same of flipping two elements; ``inf`` on the diagonal."""
     alone = flips(tableau, dropped)
     single = len(tableau) - 1 == len(dropped)
     pairs = _pairs_of_rows(tableau) if single else _pairs_of_blocks(tableau, dropped, alone)
     sound = alone.isfinite()
     pairs = torch.where(sound[:, None] & sound & pairs.isfinite(), pairs, torch.inf)
-    return pairs.diagonal_scatter(alone)
+    return pairs.fill_diagonal_(torch.inf)
 
 
 def _pairs_of_rows(tableau: Tensor) -> Tensor:
@@ -112,12 +114,11 @@ def _pairs_of_rows(tableau: Tensor) -> Tensor:
 
 
 def _pairs_of_blocks(tableau: Tensor, dropped: Tensor, alone: Tensor) -> Tensor:
-    cheap = alone.topk(min(MOST_IN_PAIRS, len(alone)), largest=False).indices
+    cheap = alone.topk(min(_MOST_IN_PAIRS, len(alone)), largest=False).indices
     pairs = torch.combinations(cheap)
     rows = _rows(tableau, dropped, pairs)
     blocks = tableau[rows[:, :, None], rows[:, None, :]]
-    costs = block_costs(blocks, tableau[rows, -1])
-    costs = torch.where(torch.linalg.det(blocks) > 0, costs, torch.inf)
+    costs = block_costs(blocks, tableau[rows, -1], 2)
     change = torch.full_like(tableau[:-1, :-1][: len(alone), : len(alone)], torch.inf)
     change[pairs[:, 0], pairs[:, 1]] = change[pairs[:, 1], pairs[:, 0]] = costs
     return change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,16 +133,35 @@ class Posterior(Tabular):
         Returns
         -------
         Posterior
-            Of which the free energy is not known.
+            The others' names, and the free energy of before; see `after`.
         """
         new = Posterior(
             self.layout.split(mean),
             covariance,
             prior_mean=prior.loc,
             prior_covariance=prior.covariance,
+            free_energy=self.free_energy,
         )
         object.__setattr__(new, "layout", self.layout)
         object.__setattr__(new, "kept", kept)
+        return new
+
+    def after(self, delta_f: float) -> Posterior:
+        """Add to the free energy, if that is known.
+
+        Parameters
+        ----------
+        delta_f : float
+            In nats.
+
+        Returns
+        -------
+        Posterior
+            The same posterior.
+        """
+        new = copy.copy(self)
+        if self.free_energy is not None:
+            object.__setattr__(new, "free_energy", self.free_energy + delta_f)
         return new
 
     @property
@@ -187,8 +207,9 @@ class Posterior(Tabular):
 
     @property
     def _title(self) -> str:
-        fixed = int((~self.free).sum())
+        fixed, pruned = int((~self.free & self.kept).sum()), int((~self.kept).sum())
         told = f", {fixed:,} of them fixed" if fixed else ""
+        told += f", {pruned:,} pruned" if pruned else ""
         level = "" if self.free_energy is None else f", F = {self.free_energy:,.2f} nats"
         return f"posterior of {self.layout.size:,} elements{told}{level}"
 

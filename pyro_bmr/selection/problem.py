@@ -144,7 +144,8 @@ def _read_moments(
     named = read_names("sites", sites)
     if named is not None:
         check_named(named, priors, reasons)
-    return Problem(factors, Origin(moments=posterior), priors, reasons, {}, named)
+    absent = {name: posterior.layout.shapes[name] for name in reasons}
+    return Problem(factors, Origin(moments=posterior), priors, reasons, absent, named)
 
 
 def _read(

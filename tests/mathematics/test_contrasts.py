@@ -13,7 +13,7 @@ from pyro_bmr.mathematics.gaussian import LOG_2PI
 from pyro_bmr.mathematics.greedy import search_greedily
 from pyro_bmr.mathematics.group_evidence import Coupling
 from pyro_bmr.mathematics.moments import Moments
-from pyro_bmr.mathematics.singular_contrast import SingularContrast
+from pyro_bmr.mathematics.singular_contrast import contrast_singular
 from pyro_bmr.mathematics.subset_search import search_all
 from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
 
@@ -132,7 +132,7 @@ def test_what_is_left_has_the_exact_posterior(meaning):
 
 
 def singular(problem):
-    return SingularContrast(*problem.gaussians())
+    return contrast_singular(*problem.gaussians())
 
 
 @pytest.mark.parametrize("rank", [3, 5, SIZE])
@@ -159,7 +159,7 @@ def test_what_cannot_be_zero_under_a_singular_prior():
     one = torch.ones(2, dtype=torch.float64)
     covariance = torch.outer(one, one)
     apart = torch.tensor([1.0, 2.0]).double()
-    contrast = SingularContrast(Moments(apart, covariance / 4), Moments(apart, covariance))
+    contrast = contrast_singular(Moments(apart, covariance / 4), Moments(apart, covariance))
     log_prior = torch.full((2,), -0.5 * LOG_2PI, dtype=torch.float64)
     found = delta_f_of_all_subsets(contrast, log_prior)
     assert found[:3].isfinite().all()
@@ -179,13 +179,13 @@ def test_walks_tell_every_change(kind):
     for index in (2, 4, 0, 2, 5, 1):
         here = at(one.dropped)
         pairs, flips = one.pair_flips(), one.flips()
-        torch.testing.assert_close(pairs.diagonal(), flips)
+        assert pairs.diagonal().isposinf().all()
         for i in range(SIZE):
             for j in range(SIZE):
                 other = one.dropped.clone()
-                other[i] ^= True
-                other[j] ^= i != j
-                torch.testing.assert_close(pairs[i, j], at(other) - here, rtol=1e-7, atol=1e-7)
+                other[[i, j]] ^= True
+                found = flips[i] if i == j else pairs[i, j]
+                torch.testing.assert_close(found, at(other) - here, rtol=1e-7, atol=1e-7)
         some = (~one.dropped).nonzero()[:, 0]
         other = one.dropped | True
         torch.testing.assert_close(
