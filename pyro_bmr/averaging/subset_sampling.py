@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_bmr.mathematics.contrast import Contrast
 from pyro_bmr.mathematics.couplings import start_walk
 from pyro_bmr.mathematics.elimination import eliminate
-from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_of_set
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, LowRank
 from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.mathematics.tableau import make_tableau, sweep_tableau
@@ -149,8 +149,7 @@ def _redraw(
 
 def _delta_f(posterior: Correlated, shift: Tensor, kept: Tensor) -> Tensor:
     log_prior = shift - 0.5 * LOG_2PI
-    parts = [delta_f_spike_chain(posterior.split(~k)[0], log_prior[~k]).sum() for k in kept]
-    return torch.stack(parts)
+    return torch.stack([delta_f_of_set(posterior, log_prior, ~k) for k in kept])
 
 
 def _flip_contrast(

@@ -47,6 +47,13 @@ class Part:
         blocks, edges = element_blocks(self.matrix, self.edge, size)
         return self.sign * block_costs(blocks, edges)
 
+    def of_set(self, drop: Tensor) -> Tensor:
+        """Return what a set adds."""
+        rows = len(self.edge) // max(1, len(drop))
+        gone = drop.repeat(rows)
+        count = int(drop.sum()) * (rows - 1)
+        return self.sign * block_costs(self.matrix[gone][:, gone], self.edge[gone], count)
+
     def chain(self, size: int) -> Tensor:
         """Return what each element adds once those before it have gone."""
         matrix, edge = self.matrix.clone(), self.edge.clone()
@@ -117,6 +124,10 @@ class Contrast:
     def alone(self) -> Tensor:
         """Return h of each element by itself, of shape ``(n,)``."""
         return torch.stack([part.alone(self.size) for part in self.parts]).sum(0)
+
+    def of_set(self, drop: Tensor) -> Tensor:
+        """Return h of a set, boolean of shape ``(n,)``."""
+        return torch.stack([part.of_set(drop) for part in self.parts]).sum(0)
 
     def chain(self) -> Tensor:
         """Return what each element adds to h, in their order, given that those before are zero."""

@@ -79,7 +79,7 @@ class ElementWalk(Walk):
 
 
 # After so many steps tableaus are made anew.
-_STEPS_A_TABLEAU = 50
+_STEPS_A_TABLEAU = 100
 # Numbers in the matrices of a batch of sets.
 _BATCH = 1 << 23
 

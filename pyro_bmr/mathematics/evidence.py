@@ -135,6 +135,13 @@ def delta_f_spike_chain(posterior: Correlated, log_prior: Tensor) -> Tensor:
     return _CHAIN[type(posterior)](posterior, log_prior)
 
 
+def delta_f_of_set(posterior: Correlated, log_prior: Tensor, drop: Tensor) -> Tensor:
+    """Score the joint removal of a set of correlated elements, a scalar in nats."""
+    if isinstance(posterior, Dense | LowRank):
+        return delta_f_spike_chain(posterior.split(drop)[0], log_prior[drop]).sum()
+    return (log_prior[drop] + 0.5 * LOG_2PI).sum() + posterior.of_set(drop)
+
+
 def total_dropped(scores: Tensor, mask: Tensor) -> float:
     """Add up the scores of what a mask drops, in float64 whatever their dtype."""
     # As bytes, a mask is many times faster to compute with than as booleans.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_bmr.mathematics.couplings import start_walk
 from pyro_bmr.mathematics.elimination import eliminate
-from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain, delta_f_spikes
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_of_set, delta_f_spikes
 from pyro_bmr.mathematics.gaussian import LOG_2PI, LowRank
 
 # Of so many elements all pairs are looked at.
@@ -37,11 +37,7 @@ def search_greedily(posterior: Correlated, log_prior: Tensor) -> Tensor:
 
 
 def _best(posterior: Correlated, log_prior: Tensor, ends: list[Tensor]) -> Tensor:
-    def delta_f(dropped: Tensor) -> float:
-        chain = delta_f_spike_chain(posterior.split(dropped)[0], log_prior[dropped])
-        return float(chain.sum())
-
-    return min(ends, key=delta_f)
+    return min(ends, key=lambda dropped: float(delta_f_of_set(posterior, log_prior, dropped)))
 
 
 def _refine(posterior: Correlated, log_prior: Tensor, dropped: Tensor) -> Tensor:
@@ -57,7 +53,7 @@ def _refine(posterior: Correlated, log_prior: Tensor, dropped: Tensor) -> Tensor
 
 
 # An exchange that gains less, in nats, is taken for rounding.
-_ROUNDING = 1e-9
+_ROUNDING = 1e-6
 
 
 def _exchange(posterior: Correlated, log_prior: Tensor, dropped: Tensor) -> Tensor:

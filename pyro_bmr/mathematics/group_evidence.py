@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.mathematics.couplings import Walk, start_walk
-from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_of_set
 from pyro_bmr.mathematics.gaussian import LOG_2PI
 from pyro_bmr.mathematics.membership import Membership
 
@@ -24,8 +24,8 @@ class Coupling:
 
     def delta_f(self, dropped: Tensor) -> float:
         """Return what a set costs beyond the costs of its elements, in nats."""
-        gone, _ = self.posterior.split(dropped[self.element])
-        return float(delta_f_spike_chain(gone, torch.full_like(gone.loc, -0.5 * LOG_2PI)).sum())
+        standard = torch.full_like(self.posterior.loc, -0.5 * LOG_2PI)
+        return float(delta_f_of_set(self.posterior, standard, dropped[self.element]))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ class SingularContrast:
         step = max(1, _BATCH // max(1, self.size**2))
         return torch.cat([self._of_sets(some) for some in drop.split(step)])
 
+    def of_set(self, drop: Tensor) -> Tensor:
+        """Return h of a set, boolean of shape ``(n,)``."""
+        return self.of_sets(drop[None])[0]
+
     def alone(self) -> Tensor:
         """Return h of each element by itself, of shape ``(n,)``."""
         return self.of_sets(torch.eye(self.size, dtype=torch.bool, device=self.loc.device))

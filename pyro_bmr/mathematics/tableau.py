@@ -61,11 +61,11 @@ def sweep(tableau: Tensor, dropped: Tensor, elements: Tensor, drop: bool) -> boo
     block = columns[rows]
     if not bool(_is_sound(block, len(elements), sign)):
         return False
-    gain = torch.linalg.solve(block, columns.mT)
+    inverse = torch.linalg.inv(block)
+    gain = inverse @ columns.mT
     tableau.addmm_(columns, gain, alpha=-1.0)
     tableau[rows] = sign * gain
     tableau[:, rows] = sign * gain.mT
-    inverse = torch.linalg.inv(block)
     tableau[rows[:, None], rows] = -(inverse + inverse.mT) / 2
     return True
 
