@@ -154,9 +154,9 @@ class Presence(Tabular):
         Returns
         -------
         DataFrame
-            Indexed by site; columns ``total``, ``prior`` (π, its mean), ``expected`` (elements present on
-            average), ``P > 1/2`` and ``P > 0.95`` (how many), ``standard_error`` (the largest; 0
-            where exact) and ``found by``.
+            Indexed by site; columns ``total``, ``prior`` (π, its mean), ``expected`` (elements
+            present on average), ``P > 1/2`` and ``P > 0.95`` (how many), ``standard_error`` (the
+            largest; 0 where exact) and ``found by``.
         """
         rows = []
         for name, p in self.probability.items():
