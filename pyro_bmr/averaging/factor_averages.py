@@ -243,7 +243,11 @@ class CorrelatedAverage(FactorAverage):
         zero = self.mixture.weight.new_zeros(())
         full = {site.name: contrast.get(site.name, zero) for site in self.sites}
         loc, scale = self.mixture.project(self.factor.flatten(full)[:, None])
-        return [Components(self.mixture.weight, loc[:, 0], scale[:, 0], self.mixture.batch)]
+        shares = self.mixture.shares
+        if shares is None:
+            return [Components(self.mixture.weight, loc[:, 0], scale[:, 0])]
+        model, batch = shares.nonzero().unbind(1)
+        return [Components(shares[model, batch], loc[model, 0], scale[model, 0], batch)]
 
     @override
     def draw(self, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -74,8 +74,8 @@ class SubsetMixture(ABC):
     weight: Tensor
 
     @property
-    def batch(self) -> Tensor | None:
-        """Of which batch of a walk each model is, ``(models,)``; None where there is no error."""
+    def shares(self) -> Tensor | None:
+        """How much of each weight is of each batch of a walk, ``(models, batches)``, or None."""
         return None
 
     @abstractmethod
@@ -213,33 +213,31 @@ class AllSubsets(SubsetMixture):
 
 @dataclass(frozen=True)
 class ListedSubsets(SubsetMixture):
-    """Some subsets of any number of elements, one by one; ``batches`` of a walk or None."""
+    """Some subsets of any number of elements, one by one; of a walk, with shares of batches."""
 
-    batches: Tensor | None = None
+    by_batch: Tensor | None = None
 
     @property
-    def batch(self) -> Tensor | None:
-        """See `SubsetMixture.batch`."""
-        return self.batches
+    def shares(self) -> Tensor | None:
+        """See `SubsetMixture.shares`."""
+        return self.by_batch
 
     @override
     def moments(self) -> Moments:
-        total = self.weight.new_zeros(CHAINS * BATCHES, 2, len(self.elements.mask))
-        batch = torch.zeros_like(self.kept[:, 0], dtype=torch.long)
-        batch = batch if self.batches is None else self.batches
-        for i, (kept, rest) in enumerate(self._models()):
+        shares = self.weight[:, None] if self.by_batch is None else self.by_batch
+        total = self.weight.new_zeros(2, shares.shape[1], len(self.elements.mask))
+        for share, (kept, rest) in zip(shares, self._models(), strict=True):
             marginal = rest.marginals()
             square = marginal.scale.square() + marginal.loc.square()
-            total[batch[i], 0, kept] += self.weight[i] * marginal.loc
-            total[batch[i], 1, kept] += self.weight[i] * square
-        mean, square = total.sum(0)
+            total[:, :, kept] += share[:, None] * torch.stack([marginal.loc, square])[:, None]
+        mean, square = total.sum(1)
         variance = (square - mean.square()).clamp_min(0.0)
-        if self.batches is None:
+        if self.by_batch is None:
             return Moments(mean, variance)
-        weight = self.weight.new_zeros(len(total)).index_add_(0, batch, self.weight)
-        _, error = ratio_of_sums(weight, total[:, 0])
+        weight = shares.sum(0)
+        _, error = ratio_of_sums(weight, total[0])
         # To first order, of the mean of (θ - mean)².
-        around = total[:, 1] - 2 * mean * total[:, 0] + mean.square() * weight[:, None]
+        around = total[1] - 2 * mean * total[0] + mean.square() * weight[:, None]
         return Moments(mean, variance, error, ratio_of_sums(weight, around)[1])
 
     @override
@@ -303,13 +301,15 @@ class SubsetTally:
         self._count += 1
 
     def mixture(self) -> ListedSubsets:
-        """Return the mixture of what was kept, each by the time that a chain stayed there."""
-        kept, weight = torch.stack(self._kept), torch.stack(self._weight)
-        step = torch.tensor(self._batch, device=kept.device)
-        batch = step[:, None] + BATCHES * torch.arange(CHAINS, device=kept.device)
-        flat = weight.reshape(-1)
-        where = (self._elements, self._posterior, kept.flatten(0, 1))
-        return ListedSubsets(*where, flat / flat.sum(), batch.reshape(-1))
+        """Return the mixture of what was kept, each by the time that chains stayed there."""
+        kept, model = torch.cat(self._kept).unique(dim=0, return_inverse=True)
+        weight = torch.stack(self._weight)
+        batch = torch.tensor(self._batch, device=kept.device)
+        batch = batch[:, None] + BATCHES * torch.arange(CHAINS, device=kept.device)
+        shares = weight.new_zeros(len(kept), CHAINS * BATCHES)
+        shares.index_put_((model, batch.reshape(-1)), weight.reshape(-1), accumulate=True)
+        shares /= shares.sum()
+        return ListedSubsets(self._elements, self._posterior, kept, shares.sum(1), shares)
 
 
 # Of a walk, for so many multiplications models are looked at, and as many as fit into so many

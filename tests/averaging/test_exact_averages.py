@@ -16,6 +16,7 @@ from scipy.stats import norm
 from sklearn.datasets import load_diabetes
 
 import pyro_bmr as bmr
+from pyro_bmr import datasets
 from pyro_bmr.averaging import contrasts, model_space
 from pyro_bmr.averaging.model_space import EnumeratedSpace, open_elements
 from pyro_bmr.averaging.subset_mixtures import ListedSubsets, mix_all
@@ -28,23 +29,45 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("PYRO_BMR_DATA", ROOT.parent / "shared" / "data"))
 
 
-class Oracle:
-    """Every model of a linear regression with known noise: weights, means and covariances.
+class Regression:
+    """A linear regression with known noise."""
+
+    def __init__(self, x, y, noise, scale):
+        self.x, self.y, self.noise = x, y, noise
+        self.scale = np.broadcast_to(scale, x.shape[1])
+
+    def fit(self, kept):
+        """Log evidence, up to a constant, mean and covariance with some of the columns."""
+        x, scale = self.x[:, kept], self.scale[kept]
+        precision = x.T @ x / self.noise**2 + np.diag(scale**-2.0)
+        covariance = np.linalg.inv(precision)
+        loc = covariance @ x.T @ self.y / self.noise**2
+        log_determinant = np.linalg.slogdet(precision)[1] + 2 * np.log(scale).sum()
+        return 0.5 * (loc @ precision @ loc - log_determinant), loc, (covariance + covariance.T) / 2
+
+    def guide(self, sites=("w",)):
+        _, loc, covariance = self.fit(np.ones(len(self.scale), bool))
+        return as_guide(loc, covariance, self.scale, sites)
+
+
+class Oracle(Regression):
+    """Every model of a regression: weights, means and covariances.
 
     Some columns are in all of them: those that ``optional`` is False for.
     """
 
     def __init__(self, x, y, noise, scale, prior=0.5, optional=None):
-        self.x, self.y, self.noise = x, y, noise
+        super().__init__(x, y, noise, scale)
         size = x.shape[1]
-        self.scale = np.broadcast_to(scale, size)
         self.optional = np.ones(size, bool) if optional is None else optional
         log_odds = np.log(prior) - np.log1p(-np.asarray(prior)) + np.zeros(size)
         index = np.arange(2 ** self.optional.sum())
         kept = np.ones((len(index), size), bool)
         kept[:, self.optional] = index[:, None] >> np.arange(self.optional.sum()) & 1
         fits = [self.fit(k) for k in kept]
-        log_weight = np.array([f[0] for f in fits]) + kept[:, self.optional] @ log_odds[self.optional]
+        log_weight = (
+            np.array([f[0] for f in fits]) + kept[:, self.optional] @ log_odds[self.optional]
+        )
         weight = np.exp(log_weight - log_weight.max())
         self.weight = weight / weight.sum()
         self.loc, self.covariances = np.zeros((len(kept), size)), np.zeros((len(kept), size, size))
@@ -55,14 +78,6 @@ class Oracle:
         self.mean = self.weight @ self.loc
         square = self.covariances + self.loc[:, :, None] * self.loc[:, None, :]
         self.covariance = np.tensordot(self.weight, square, 1) - np.outer(self.mean, self.mean)
-
-    def fit(self, kept):
-        x, scale = self.x[:, kept], self.scale[kept]
-        precision = x.T @ x / self.noise**2 + np.diag(scale**-2.0)
-        covariance = np.linalg.inv(precision)
-        loc = covariance @ x.T @ self.y / self.noise**2
-        log_determinant = np.linalg.slogdet(precision)[1] + 2 * np.log(scale).sum()
-        return 0.5 * (loc @ precision @ loc - log_determinant), loc, (covariance + covariance.T) / 2
 
     def cdf(self, direction, value):
         loc = self.loc @ direction
@@ -79,22 +94,22 @@ class Oracle:
             return 0.0
         return brentq(lambda value: self.cdf(direction, value) - level, -20, 20, xtol=1e-13)
 
-    def guide(self, sites=("w",)):
-        """The full posterior, as a guide; the columns go to these sites, as even as can be."""
-        parts = np.array_split(np.arange(len(self.mean)), len(sites))
 
-        def model():
-            for site, part in zip(sites, parts, strict=True):
-                scale = torch.tensor(self.scale[part])
-                pyro.sample(site, dist.Normal(torch.zeros_like(scale), scale).to_event(1))
+def as_guide(loc, covariance, scale=1.0, sites=("w",)):
+    """A full posterior as a guide; the elements go to these sites, as even as can be."""
+    parts = np.array_split(np.broadcast_to(scale, len(loc)), len(sites))
 
-        _, loc, covariance = self.fit(np.ones(len(self.mean), bool))
-        guide = AutoMultivariateNormal(model)
-        guide()
-        tril = torch.linalg.cholesky(torch.tensor(covariance))
-        guide.loc.data = torch.tensor(loc)
-        guide.scale, guide.scale_tril = tril.diagonal(), tril / tril.diagonal()[:, None]
-        return guide
+    def model():
+        for site, part in zip(sites, parts, strict=True):
+            prior = dist.Normal(torch.zeros(len(part)).double(), torch.tensor(part))
+            pyro.sample(site, prior.to_event(1))
+
+    guide = AutoMultivariateNormal(model)
+    guide()
+    tril = torch.linalg.cholesky(torch.tensor(covariance))
+    guide.loc.data = torch.tensor(loc)
+    guide.scale, guide.scale_tril = tril.diagonal(), tril / tril.diagonal()[:, None]
+    return guide
 
 
 def problem(size=12, seed=0, **options):
@@ -119,11 +134,17 @@ def test_an_average_of_twelve_elements_is_the_sum_over_all_4096_models():
     assert found.mass < 0.999
 
 
-def test_sixteen_elements_are_still_exact():
-    oracle = problem(16, seed=1)
-    found = bmr.average(oracle.guide())
-    close(found.mean["w"], oracle.mean)
-    close(found.covariance["w"], oracle.covariance)
+def test_sixteen_elements_in_two_blocks_average_as_each_block_does():
+    halves = problem(8, seed=1), problem(8, seed=2)
+    x = np.zeros((80, 16))
+    x[:40, :8], x[40:, 8:] = (half.x for half in halves)
+    y = np.concatenate([half.y for half in halves])
+    found = bmr.average(Regression(x, y, 2.0, 1.0).guide())
+    close(found.mean["w"], np.concatenate([half.mean for half in halves]))
+    exact = np.zeros((16, 16))
+    exact[:8, :8], exact[8:, 8:] = (half.covariance for half in halves)
+    close(found.covariance["w"], exact)
+    assert not found.mean_error
 
 
 def test_intervals_are_quantiles_of_the_mixture():
@@ -159,7 +180,9 @@ def test_sites_that_stay_are_averaged_with_those_that_can_go():
     close(found.variance["b"], oracle.covariance.diagonal()[5:])
     close(found.joint_covariance(["a", "b"]), oracle.covariance)
     close(found.joint_covariance(["b", "a"])[:4, 4:], oracle.covariance[5:, :5])
-    assert found.interval(0.5)["b"][0][2].item() == pytest.approx(oracle.quantile(7, 0.25), abs=1e-9)
+    assert found.interval(0.5)["b"][0][2].item() == pytest.approx(
+        oracle.quantile(7, 0.25), abs=1e-9
+    )
     direction = np.linspace(-1, 1, 9)
     told = found.probability({"a": direction[:5], "b": direction[5:]}, above=0.2)
     assert told.value == pytest.approx(1 - oracle.cdf(direction, 0.2), abs=1e-9)
@@ -255,7 +278,7 @@ def walked(monkeypatch):
     """An average of fourteen elements that had to walk, and the one over all of them."""
     oracle = problem(14, seed=2)
     monkeypatch.setattr(model_space, "MOST_ELEMENTS", 0)
-    return bmr.average(oracle.guide(), num_samples=6000), oracle
+    return bmr.average(oracle.guide(), num_samples=3000), oracle
 
 
 def test_an_average_by_a_walk_agrees_with_all_models_within_its_errors(walked):
@@ -286,7 +309,9 @@ def test_models_one_by_one_are_models_all_at_once(kind):
     """The way for posteriors of any kind, against that for a few elements of a Gaussian."""
     loc = torch.randn(9).double()
     if kind == "dense":
-        posterior = Dense(loc, 0.3 * torch.eye(9).double() + 0.2 * torch.randn(9, 9).double().tril())
+        posterior = Dense(
+            loc, 0.3 * torch.eye(9).double() + 0.2 * torch.randn(9, 9).double().tril()
+        )
     else:
         posterior = LowRank(loc, 0.4 * torch.randn(9, 2).double(), 0.1 + torch.rand(9).double())
     sites = (Site("a", torch.Size([5]), 1), Site("b", torch.Size([4]), 1))
@@ -324,10 +349,10 @@ def test_contrasts_across_factors_are_exact_or_drawn(monkeypatch):
     found = bmr.average(two_factors())
     contrast = {"a": [1.0, -1.0, 0.5], "b[2]": 1.0}
     exact = found.probability(contrast, above=0.1)
-    draws = found.draw(200_000)
+    draws = found.draw(100_000)
     value = draws["a"] @ torch.tensor([1.0, -1.0, 0.5]).double() + draws["b"][:, 2]
     assert exact.standard_error == 0.0
-    assert exact.value == pytest.approx((value > 0.1).double().mean().item(), abs=0.006)
+    assert exact.value == pytest.approx((value > 0.1).double().mean().item(), abs=0.008)
     monkeypatch.setattr(contrasts, "_MOST", 4)
     drawn = found.probability(contrast, above=0.1)
     assert 0 < drawn.standard_error < 0.01
@@ -337,7 +362,7 @@ def test_contrasts_across_factors_are_exact_or_drawn(monkeypatch):
     for end, level in zip(levels, (0.2, 0.8), strict=True):
         for i in range(3):
             below = (draws["a"][:, i] < end[i]).double().mean()
-            assert below - 0.006 <= level <= (draws["a"][:, i] <= end[i]).double().mean() + 0.006
+            assert below - 0.008 <= level <= (draws["a"][:, i] <= end[i]).double().mean() + 0.008
 
 
 def test_what_an_average_computes_later_is_not_touched_by_training():
@@ -364,7 +389,7 @@ def test_inclusion_of_real_inputs_equals_enumeration(name):
     elif not (DATA / "uci").is_dir():
         pytest.skip("no UCI data; set PYRO_BMR_DATA to their directory")
     else:
-        loaded = bmr.datasets.load(name, DATA)
+        loaded = datasets.load(name, DATA)
         x, y = standardised(loaded.x.double(), loaded.y.double().reshape(len(loaded.x)))
     oracle = Oracle(x, y, 0.7, 0.5)
     guide = oracle.guide()
