@@ -69,7 +69,7 @@ def _read_key(key: Any, shapes: Mapping[str, torch.Size]) -> tuple[str, tuple[An
 
 
 @dataclass(frozen=True)
-class Components:
+class WeightedNormals:
     """The distribution of a sum: normals and point masses with weights, all ``(models,)``.
 
     ``batch`` tells of which batch of a walk each is; None if there is no Monte Carlo error.
@@ -95,12 +95,12 @@ class Components:
         return Probability(float(mean.clamp(0.0, 1.0)), float(error))
 
 
-def add_up(parts: Iterable[Components], generator: torch.Generator) -> Components:
+def add_up(parts: Iterable[WeightedNormals], generator: torch.Generator) -> WeightedNormals:
     """Return the distribution of a sum of independent parts.
 
     Where the parts together have too many components, it is a mixture of draws of these, of which
     each remains a normal, in as many batches as a walk has.
-    """
+    """  # noqa: DOC201
     exact, sampled = None, []
     for part in sorted(parts, key=len):
         small = exact is None or len(exact) * len(part) <= _MOST
@@ -115,13 +115,13 @@ def add_up(parts: Iterable[Components], generator: torch.Generator) -> Component
     return _draw([*sampled, *([] if exact is None else [exact])], generator)
 
 
-# Components of a sum, and draws of a batch where there are more.
+# WeightedNormals of a sum, and draws of a batch where there are more.
 _MOST, _DRAWS = 1 << 21, 500
 
 
-def _outer(one: Components, two: Components) -> Components:
+def _outer(one: WeightedNormals, two: WeightedNormals) -> WeightedNormals:
     variance = one.scale.square()[:, None] + two.scale.square()
-    return Components(
+    return WeightedNormals(
         (one.weight[:, None] * two.weight).reshape(-1),
         (one.loc[:, None] + two.loc).reshape(-1),
         variance.sqrt().reshape(-1),
@@ -129,7 +129,7 @@ def _outer(one: Components, two: Components) -> Components:
     )
 
 
-def _draw(parts: list[Components], generator: torch.Generator) -> Components:
+def _draw(parts: list[WeightedNormals], generator: torch.Generator) -> WeightedNormals:
     batches = []
     for batch in range(CHAINS * BATCHES):
         weight = parts[0].weight.new_ones(_DRAWS) / _DRAWS
@@ -140,7 +140,7 @@ def _draw(parts: list[Components], generator: torch.Generator) -> Components:
             weight = weight * mine.sum()
             loc, variance = loc + part.loc[index], variance + part.scale[index].square()
         which = torch.full_like(index, batch)
-        batches.append(Components(weight, loc, variance.sqrt(), which))
+        batches.append(WeightedNormals(weight, loc, variance.sqrt(), which))
     columns = zip(*((b.weight, b.loc, b.scale, b.batch) for b in batches), strict=True)
     weight, loc, scale, which = (torch.cat(column) for column in columns)
-    return Components(weight / weight.sum(), loc, scale, which)
+    return WeightedNormals(weight / weight.sum(), loc, scale, which)

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.averaging.averaged_guide import Mixture, SpikeAndSlab
-from pyro_bmr.averaging.contrasts import Components
+from pyro_bmr.averaging.contrasts import WeightedNormals
 from pyro_bmr.averaging.subset_mixtures import SubsetMixture, copy_tensors
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.joint import JointFactor
@@ -59,7 +59,7 @@ class FactorAverage(ABC):
         """By site, quantiles of each element; the levels come first."""
 
     @abstractmethod
-    def combine(self, contrast: BySite) -> list[Components]:
+    def combine(self, contrast: BySite) -> list[WeightedNormals]:
         """Return the independent parts of a linear combination, coefficients by site."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ class IndependentAverage(FactorAverage):
         return {self._name: stacked.to(self.slab.loc.dtype)}
 
     @override
-    def combine(self, contrast: BySite) -> list[Components]:
+    def combine(self, contrast: BySite) -> list[WeightedNormals]:
         coefficient = contrast[self._name].reshape(-1)
         loc, scale, p = (column * (coefficient != 0) for column in self._columns())
         weights = torch.stack([p, 1 - p], 1)
@@ -145,10 +145,10 @@ class IndependentAverage(FactorAverage):
         # What is there for sure adds up to one normal.
         sure = some[p[some] == 1]
         unsure = some[p[some] < 1]
-        parts = [Components(weights[i], locs[i], scales[i]) for i in unsure]
+        parts = [WeightedNormals(weights[i], locs[i], scales[i]) for i in unsure]
         if len(sure):
             scale = scales[sure, 0].square().sum(0, keepdim=True).sqrt()
-            parts.append(Components(torch.ones_like(scale), locs[sure, :1].sum(0), scale))
+            parts.append(WeightedNormals(torch.ones_like(scale), locs[sure, :1].sum(0), scale))
         return parts
 
     @override
@@ -239,15 +239,15 @@ class CorrelatedAverage(FactorAverage):
         return self.factor.spread(values.to(self.factor.posterior.loc.dtype), 0.0)
 
     @override
-    def combine(self, contrast: BySite) -> list[Components]:
+    def combine(self, contrast: BySite) -> list[WeightedNormals]:
         zero = self.mixture.weight.new_zeros(())
         full = {site.name: contrast.get(site.name, zero) for site in self.sites}
         loc, scale = self.mixture.project(self.factor.flatten(full)[:, None])
         shares = self.mixture.shares
         if shares is None:
-            return [Components(self.mixture.weight, loc[:, 0], scale[:, 0])]
+            return [WeightedNormals(self.mixture.weight, loc[:, 0], scale[:, 0])]
         model, batch = shares.nonzero().unbind(1)
-        return [Components(shares[model, batch], loc[model, 0], scale[model, 0], batch)]
+        return [WeightedNormals(shares[model, batch], loc[model, 0], scale[model, 0], batch)]
 
     @override
     def draw(self, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -161,7 +161,7 @@ class Presence(Tabular):
         rows = []
         for name, p in self.probability.items():
             error = self.standard_error.get(name)
-            log_odds = torch.as_tensor(self.log_odds[name], dtype=torch.float64)
+            log_odds = torch.as_tensor(self.log_odds[name], dtype=torch.float64, device="cpu")
             largest = float(error.max()) if error is not None and error.numel() else 0.0
             prior = {"prior": float(log_odds.sigmoid().mean())}
             found = {"standard_error": largest, "found by": self.methods.get(name, "")}

@@ -99,10 +99,14 @@ class SubsetMixture(ABC):
 
     def quantiles(self, levels: tuple[float, ...]) -> Tensor:
         """Return quantiles of every element that is left, ``(levels, n)``."""
-        parts = [
-            torch.stack([quantiles(self.weight, loc, scale, level) for level in levels])
-            for loc, scale in self.marginals()
-        ]
+        some = self.weight > _NEGLIGIBLE / len(self.weight)
+        weight = self.weight[some] / self.weight[some].sum()
+        at_once = max(1, _IN_CACHE // len(weight))
+        parts = []
+        for loc, scale in self.marginals():
+            few = zip(loc[some].split(at_once, 1), scale[some].split(at_once, 1), strict=True)
+            for pair in few:
+                parts.append(torch.stack([quantiles(weight, *pair, level) for level in levels]))
         return torch.cat(parts, 1)
 
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -275,8 +279,8 @@ class ListedSubsets(SubsetMixture):
             yield kept, posterior.split(~kept)[1]
 
 
-# Quantiles are looked for in so many elements at a time.
-_COLUMNS = 16
+# So many elements are projected at a time, and quantiles looked for among so many numbers.
+_COLUMNS, _IN_CACHE = 16, 1 << 16
 
 
 class SubsetTally:
