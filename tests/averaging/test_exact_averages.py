@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -408,3 +409,12 @@ def test_the_window_is_eight_nats_wide():
     wider = bmr.average(problem(9).guide(), prior=0.3, window=math.exp(9)).windows[0]
     assert len(wider) > len(window)
     assert math.log(wider.weight[0] / wider.weight[len(window)]) > 8.0
+
+
+def test_the_benchmark_has_500_elements_averaged_within_a_minute():
+    table = pd.read_csv(ROOT / "benchmarks" / "averages.csv").set_index("elements")
+    assert (
+        table.loc[500, [f"{verb} seconds" for verb in ("reduce", "presence", "average")]] < 60
+    ).all()
+    exact = table.loc[[12, 16], ["presence error", "mean error"]]
+    assert (exact == 0).all(axis=None)
