@@ -1,18 +1,24 @@
-"""How often the greedy search finds the best set, and what it takes in time and memory.
+"""What each search finds, and what the greedy one takes in time and memory.
 
 Writes `searches.csv`: for random regressions with 12 correlated columns, how many of 100 optima
-each search finds and what it misses by; for large posteriors, seconds, MiB and ΔF.
+the greedy search and SPM's rule find and what they miss by; for 60 columns, how often each of the
+two finds the better set, and by how much; the same for posteriors of dynamic causal models, with
+the nats that each gains, if `PYRO_BMR_DATA` names a directory that has them; for large posteriors,
+seconds, MiB and ΔF.
 """
 
 import math
+import os
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.io import loadmat
 
 from pyro_bmr.mathematics.evidence import delta_f_spike, delta_f_spike_chain
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
@@ -28,7 +34,10 @@ def _main():
     if len(sys.argv) > 1:
         print(*measure(sys.argv[1]).values())
         return
-    rows = [count_optima(size, how) for size in (15, 40) for how in (0.0, 0.5, 0.9, 0.99, "mixed")]
+    kinds = (0.0, 0.5, 0.9, 0.99, "mixed")
+    rows = [count_optima(size, how) for size in (15, 40) for how in kinds]
+    rows += [compare_searches(size, how) for size in (75, 200) for how in kinds]
+    rows += [compare_on_dcm(name) for name in DCM if DCM_DIRECTORY.is_dir()]
     # A process each, so that its peak of memory is its own.
     for name in LARGE:
         command = [sys.executable, __file__, name]
@@ -54,6 +63,74 @@ def count_optima(size, how):
     for name, gaps in missed.items():
         row |= {f"{name} optima": 100 - len(gaps), f"{name} worst gap": max(gaps, default=0.0)}
     return row
+
+
+def compare_searches(size, how):
+    """Count of 20 regressions with 60 columns in how many the greedy search or SPM's is better."""
+    gains = []
+    for seed in range(20):
+        posterior = regression(seed, 60, size, how)
+        greedy, blocks = _both(posterior, _at_zero(60))
+        gains.append(blocks - greedy)
+    return {
+        "problem": f"60 columns, {size} rows, correlation {how}",
+        "greedy better": sum(gain > 1e-6 for gain in gains),
+        "blocks better": sum(gain < -1e-6 for gain in gains),
+        "greedy gains more": max(0.0, *gains),
+        "blocks gains more": max(0.0, *(-gain for gain in gains)),
+    }
+
+
+# Of these the priors are independent.
+DCM = ("erp_a", "fmri_a", "fmri_b")
+DCM_DIRECTORY = Path(os.environ.get("PYRO_BMR_DATA", "")) / "dcm"
+
+
+def compare_on_dcm(name):
+    """Switch off what two searches would of all free parameters of a dynamic causal model."""
+    dcm = loadmat(DCM_DIRECTORY / f"{name}.mat")["DCM"][0, 0]
+    prior = dcm["M"][0, 0]
+    loc, prior_loc = (np.concatenate(_leaves(tree)) for tree in (dcm["Ep"], prior["pE"]))
+    covariance, prior_covariance = (_full(tree) for tree in (dcm["Cp"], prior["pC"]))
+    variance = prior_covariance.diagonal()
+    free = variance > 0
+    prior_scale = torch.tensor(variance[free]).sqrt()
+    log_prior = torch.distributions.Normal(torch.tensor(prior_loc[free]), prior_scale).log_prob(
+        torch.zeros(free.sum(), dtype=torch.float64)
+    )
+    tril = torch.linalg.cholesky(torch.tensor(covariance[np.ix_(free, free)]))
+    greedy, blocks = _both(Dense(torch.tensor(loc[free]), tril), log_prior)
+    return {
+        "problem": f"dynamic causal model {name}, {free.sum()} parameters",
+        "greedy nats": -greedy,
+        "blocks nats": -blocks,
+    }
+
+
+def _both(posterior, log_prior):
+    return (
+        _joint(posterior, log_prior, search(posterior, log_prior))
+        for search in (search_greedily, search_blocks)
+    )
+
+
+def _full(tree):
+    tree = tree.toarray() if hasattr(tree, "toarray") else tree
+    if tree.dtype.names or 1 in tree.shape:
+        return np.diag(np.concatenate(_leaves(tree)))
+    return tree.astype(float)
+
+
+def _leaves(tree):
+    """Give the numbers of a nested structure in the order of SPM, column by column."""
+    tree = tree.toarray() if hasattr(tree, "toarray") else tree
+    if tree.dtype.names:
+        cells = [record[name] for record in tree.ravel("F") for name in tree.dtype.names]
+    elif tree.dtype == object:
+        cells = list(tree.ravel("F"))
+    else:
+        return [tree.ravel("F").astype(float)]
+    return [leaf for cell in cells for leaf in _leaves(cell)] or [np.zeros(0)]
 
 
 LARGE = {

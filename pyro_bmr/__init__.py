@@ -6,7 +6,8 @@ from pyro_bmr import baselines as baselines
 from pyro_bmr import extend as extend
 from pyro_bmr import nn as nn
 from pyro_bmr.averaging.average import Average, average
-from pyro_bmr.averaging.presence import LearnedPrior, Presence, presence
+from pyro_bmr.averaging.model_priors import LearnedPrior
+from pyro_bmr.averaging.presence import Presence, presence
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.diagnostics.arviz_data import to_arviz
 from pyro_bmr.diagnostics.audit import Audit

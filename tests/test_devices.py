@@ -269,6 +269,10 @@ def average(problem: Problem) -> None:
     for guide in (problem.joint, problem.guide):
         found = bmr.average(guide, *problem.data, num_samples=50)
         assert repr(found)
+        name = next(iter(found.presence))
+        for numbers in (found.interval(), found.covariance, found.draw(2)):
+            assert numbers[name].device == problem.x.device
+        assert 0 <= found.probability({name: 1.0}).value <= 1
         found.guide(*problem.data)
 
 

@@ -43,7 +43,7 @@ ELSEWHERE = {
     *("load", "nn.fan_in_normal", "nn.normal"),
 }
 HELD = {"AveragedGuide", "Check", "Cost", "LayerSummary", "Round", "SiteSummary", "Sparsity"}
-HELD |= {"Epoch", "UnitGrouping", "Window"}
+HELD |= {"Epoch", "Probability", "UnitGrouping", "Window"}
 
 
 def test_the_reference_names_everything_public():

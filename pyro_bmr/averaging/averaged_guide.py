@@ -13,7 +13,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_bmr.averaging.occam_window import Window
+from pyro_bmr.averaging.subset_mixtures import SubsetMixture, draw_models
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.guides.families import read_factors
 from pyro_bmr.guides.pruned_guide import Origin
@@ -128,24 +128,32 @@ class SpikeAndSlab(PyroModule):
 
 
 class Mixture(PyroModule):
-    """The reduced models of a correlated factor in a window."""
+    """The reduced models of a correlated factor: all of them, or those that a walk visited."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, mixture: SubsetMixture) -> None:
         super().__init__()
-        factor = window.factor
+        factor = mixture.elements.factor
         self.sites = factor.sites
         self.family = type(factor.posterior)
         self.names = tuple(vars(factor.posterior))
         for name, tensor in vars(factor.posterior).items():
             self.register_buffer(name, tensor.detach().clone())
+        # Where a joint prior moves what is left, that follows from more than the posterior.
+        gaussian = isinstance(mixture.posterior, Dense | LowRank)
+        self._moved = None if gaussian else mixture.posterior
         self.mask: Tensor | None
         self.register_buffer("mask", factor.mask)
-        self.register_buffer("kept", window.kept)
-        self.register_buffer("weight", window.weight)
+        # Others are drawn less often than once in a million million draws.
+        likely = mixture.weight > _RAREST / len(mixture.weight)
+        self.register_buffer("open", mixture.elements.mask)
+        self.register_buffer("kept", mixture.kept[likely])
+        self.register_buffer("weight", mixture.weight[likely])
 
     @property
-    def posterior(self) -> Dense | LowRank:
+    def posterior(self) -> Any:
         """Of the full model, in float64."""
+        if self._moved is not None:
+            return self._moved
         return self.family(*(self.get_buffer(name) for name in self.names)).to(torch.float64)
 
     def forward(self, plates: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -159,17 +167,11 @@ class Mixture(PyroModule):
             dist.Normal(like.new_zeros(self.posterior.noise_size), 1.0).to_event(1),
             infer=auxiliary,
         )
-        latent = self._condition(index, noise.double()).to(like.dtype)
+        open_ = self.get_buffer("open")
+        kept = torch.ones_like(open_).expand(*index.shape, -1).clone()
+        kept[..., open_] = self.get_buffer("kept")[index]
+        latent = draw_models(self.posterior, kept, noise.double()).to(like.dtype)
         yield from sample_sites(self.sites, latent, self.mask, plates)
 
-    def _condition(self, index: Tensor, noise: Tensor) -> Tensor:
-        """Give each draw the weights of its model."""
-        posterior = self.posterior
-        latent = noise.new_zeros(index.shape + posterior.loc.shape)
-        for model in index.unique():
-            kept = self.get_buffer("kept")[model]
-            _, rest = posterior.split(~kept)
-            full = latent[index == model]
-            full[:, kept] = rest.transform(noise[index == model])
-            latent[index == model] = full
-        return latent
+
+_RAREST = 1e-12

@@ -20,6 +20,9 @@ from pyro_bmr.selection.scores import ElementScores
 
 FEWEST_SAMPLES = 50
 
+# By reducible site, the prior log odds that an element is present: of all, or of each.
+LogOdds = Mapping[str, float | Tensor]
+
 
 def read_spaces(scores: ElementScores, num_samples: int, seed: int) -> tuple[ModelSpace, ...]:
     """Find what can be present or absent in each factor that has a reducible site.
@@ -29,7 +32,7 @@ def read_spaces(scores: ElementScores, num_samples: int, seed: int) -> tuple[Mod
     spaces: list[ModelSpace] = []
     for factor in scores.factors:
         if isinstance(factor, JointFactor) and factor.priors:
-            elements = _open_elements(factor)
+            elements = open_elements(factor)
             few = len(elements.log_prior) <= MOST_ELEMENTS
             space = EnumeratedSpace(elements) if few else SampledSpace(elements, num_samples, seed)
             spaces.append(space)
@@ -63,11 +66,11 @@ class ModelSpace(ABC):
         """Whether probabilities come without a Monte Carlo error."""
 
     @abstractmethod
-    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+    def expected_kept(self, log_odds: LogOdds) -> dict[str, float]:
         """By site, how many elements are present on average, under prior log odds by site."""
 
     @abstractmethod
-    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+    def presences(self, log_odds: LogOdds) -> Presences:
         """Return the probability that each element is present, under prior log odds by site."""
 
 
@@ -88,18 +91,20 @@ class IndependentSpace(ModelSpace):
         return True
 
     @override
-    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+    def expected_kept(self, log_odds: LogOdds) -> dict[str, float]:
         parts = sweep(_sum_present, *self._tensors(log_odds))
         return {self.name: float(torch.stack(parts).sum())}
 
     @override
-    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+    def presences(self, log_odds: LogOdds) -> Presences:
         probability = torch.empty_like(self.delta_f, memory_format=torch.contiguous_format)
         sweep(_write_present, *self._tensors(log_odds), probability)
         return Presences({self.name: probability}, {}, "independent")
 
-    def _tensors(self, log_odds: Mapping[str, float]) -> tuple[Tensor, ...]:
-        zeta = torch.tensor([log_odds[self.name]], dtype=torch.float64, device=self.delta_f.device)
+    def _tensors(self, log_odds: LogOdds) -> tuple[Tensor, ...]:
+        device = self.delta_f.device
+        zeta = torch.as_tensor(log_odds[self.name], dtype=torch.float64, device=device)
+        zeta = zeta.expand(self.delta_f.shape) if zeta.dim() else zeta[None]
         return self.delta_f.contiguous(), self.kept.view(torch.uint8), zeta
 
 
@@ -128,11 +133,13 @@ class OpenElements:
         spread = self.factor.spread(values, 0.0)
         return {name: spread[name] for name in self.factor.priors}
 
-    def log_odds(self, by_site: Mapping[str, float]) -> Tensor:
+    def log_odds(self, by_site: LogOdds) -> Tensor:
         """Give each element that may go the log odds of its site."""
         device = self.mask.device
         values = {
-            site.name: torch.tensor(by_site.get(site.name, 0.0), dtype=torch.float64, device=device)
+            site.name: torch.as_tensor(
+                by_site.get(site.name, 0.0), dtype=torch.float64, device=device
+            )
             for site in self.factor.sites
         }
         return self.factor.flatten(values)[self.mask]
@@ -161,17 +168,17 @@ class EnumeratedSpace(ModelSpace):
         index = torch.arange(len(self.delta_f), device=self.delta_f.device)
         return ~subset_members(index, count)
 
-    def log_weight(self, log_odds: Mapping[str, float]) -> Tensor:
+    def log_weight(self, log_odds: LogOdds) -> Tensor:
         """Return the log posterior probability of every subset, under prior log odds by site."""
         prior = self.kept.to(self.delta_f) @ self.elements.log_odds(log_odds)
         return torch.log_softmax(prior - self.delta_f, 0)
 
     @override
-    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+    def expected_kept(self, log_odds: LogOdds) -> dict[str, float]:
         return _expected_kept(self.presences(log_odds))
 
     @override
-    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+    def presences(self, log_odds: LogOdds) -> Presences:
         probability = self.log_weight(log_odds).exp() @ self.kept.to(self.delta_f)
         method = f"{len(self.delta_f):,} subsets"
         # Rounding may leave a sum of weights just above 1.
@@ -191,44 +198,75 @@ class SampledSpace(ModelSpace):
         """False."""
         return False
 
-    def visits(self, log_odds: Mapping[str, float], num_samples: int) -> Iterator[Visit]:
+    def visits(self, log_odds: LogOdds, num_samples: int) -> Iterator[Visit]:
         """Walk, and leave out the first fifth of the steps, the way there."""
         odds = self.elements.log_odds(log_odds)
         steps = walk(self.elements.posterior, self.elements.log_prior, odds, num_samples, self.seed)
         yield from (visit for i, visit in enumerate(steps) if i >= num_samples // 5)
 
     @override
-    def expected_kept(self, log_odds: Mapping[str, float]) -> dict[str, float]:
+    def expected_kept(self, log_odds: LogOdds) -> dict[str, float]:
         return _expected_kept(self._estimate(log_odds, max(FEWEST_SAMPLES, self.num_samples // 10)))
 
     @override
-    def presences(self, log_odds: Mapping[str, float]) -> Presences:
+    def presences(self, log_odds: LogOdds) -> Presences:
         return self._estimate(log_odds, self.num_samples)
 
-    def _estimate(self, log_odds: Mapping[str, float], num_samples: int) -> Presences:
-        # Means of batches, so many per chain, each longer, we hope, than the memory of the walk.
-        counted = num_samples - num_samples // 5
-        size = len(self.elements.log_prior)
-        like = self.elements.posterior.loc
-        weight, present = like.new_zeros(CHAINS, _BATCHES), like.new_zeros(CHAINS, _BATCHES, size)
-        for i, visit in enumerate(self.visits(log_odds, num_samples)):
-            batch = i * _BATCHES // counted
-            weight[:, batch] += visit.weight
-            present[:, batch] += visit.weight[:, None] * visit.presence
-        mean = present.sum((0, 1)) / weight.sum()
-        # Of a ratio of sums, to first order: batches that last longer count more.
-        residual = (present - weight[..., None] * mean) / weight.mean()
-        batches = weight.numel()
-        error = (residual.square().sum((0, 1)) / (batches * (batches - 1))).sqrt()
-        method = f"{CHAINS} walks of {num_samples:,}"
-        elements = self.elements
+    def _estimate(self, log_odds: LogOdds, num_samples: int) -> Presences:
+        tally = PresenceTally(self, num_samples)
+        for visit in self.visits(log_odds, num_samples):
+            tally.add(visit)
+        return tally.presences()
+
+
+class PresenceTally:
+    """Estimates probabilities of presence from the visits of a walk, one after the other.
+
+    By means of batches, so many per chain, each longer, we hope, than the memory of the walk.
+    """
+
+    def __init__(self, space: SampledSpace, num_samples: int) -> None:
+        self._elements, self._num_samples = space.elements, num_samples
+        like, size = space.elements.posterior.loc, len(space.elements.log_prior)
+        self._weight = like.new_zeros(CHAINS, BATCHES)
+        self._present = like.new_zeros(CHAINS, BATCHES, size)
+        self._count = 0
+
+    def add(self, visit: Visit) -> None:
+        """Count where the chains are."""
+        batch = self._count * BATCHES // count_visits(self._num_samples)
+        self._weight[:, batch] += visit.weight
+        self._present[:, batch] += visit.weight[:, None] * visit.presence
+        self._count += 1
+
+    def presences(self) -> Presences:
+        """Return the probabilities, and their Monte Carlo errors."""
+        weight = self._weight.reshape(-1)
+        mean, error = ratio_of_sums(weight, self._present.flatten(0, 1))
+        method = f"{CHAINS} walks of {self._num_samples:,}"
+        elements = self._elements
         return Presences(elements.by_site(mean, 1.0), elements.by_site(error, 0.0), method)
 
 
-_BATCHES = 5
+BATCHES = 5
 
 
-def _open_elements(factor: JointFactor) -> OpenElements:
+def count_visits(num_samples: int) -> int:
+    """Tell how many steps of a walk count."""
+    return num_samples - num_samples // 5
+
+
+def ratio_of_sums(weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a mean and its standard error from the weights and weighted sums of batches."""
+    mean = total.sum(0) / weight.sum()
+    # Of a ratio of sums, to first order: batches that last longer count more.
+    residual = (total - weight[:, None] * mean) / weight.mean()
+    batches = len(weight)
+    return mean, (residual.square().sum(0) / (batches * (batches - 1))).sqrt()
+
+
+def open_elements(factor: JointFactor) -> OpenElements:
+    """Find what may be present or absent in a correlated factor."""
     posterior, log_prior = factor.left()
     mask = log_prior < torch.inf
     return OpenElements(factor, mask, posterior.split(mask)[0], log_prior[mask])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,18 +12,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import (
-    check_choice,
-    read_count,
-    read_number,
-    read_positive,
-    read_seed,
-)
-from pyro_bmr.averaging.model_space import FEWEST_SAMPLES, ModelSpace, read_spaces
+from pyro_bmr.averaging.model_priors import LearnedPrior, check_options, find_log_odds
+from pyro_bmr.averaging.model_space import read_spaces
 from pyro_bmr.display import Tabular
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.selection.problem import read_scores
-from pyro_bmr.selection.scores import ElementScores
 
 
 @alone("presence")
@@ -34,7 +26,8 @@ def presence(
     guide: Any,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
-    prior: float | LearnedPrior = 0.5,
+    prior: float | Mapping[str, Any] | LearnedPrior = 0.5,
+    expected: float | None = None,
     model: Callable[..., Any] | None = None,
     sites: Iterable[str] | None = None,
     num_samples: int = 2000,
@@ -42,14 +35,14 @@ def presence(
 ) -> Presence:
     r"""Return the posterior probability that each element is there, rather than exactly zero.
 
-    Under the prior that each element is there with the probability :math:`\pi`, independently,
+    Under the prior that each element is there with the probability :math:`\pi_i`, independently,
     and then has the prior of the model, a set :math:`S` of absent elements has the posterior
     probability
 
-    .. math:: P(S) \propto e^{-\Delta F_S} \left(\frac{1 - \pi}{\pi}\right)^{|S|}
+    .. math:: P(S) \propto e^{-\Delta F_S} \prod_{i \in S} \frac{1 - \pi_i}{\pi_i}
 
     which for independent elements is
-    :math:`P(i) = 1 / (1 + e^{-\Delta F_i - \operatorname{logit} \pi})`. For up to 16 correlated
+    :math:`P(i) = 1 / (1 + e^{-\Delta F_i - \operatorname{logit} \pi_i})`. For up to 16 correlated
     elements it is summed over all subsets; for more, a random walk over subsets estimates it
     (see ``pyro_bmr.averaging.subset_sampling``), and ``standard_error`` says how well.
 
@@ -63,8 +56,13 @@ def presence(
         Of the model, as in `reduce`.
     kwargs : mapping, optional
         Keyword arguments of the model.
-    prior : float or LearnedPrior
-        :math:`\pi`, the probability before the data; or how to learn it from them.
+    prior : float, mapping or LearnedPrior
+        :math:`\pi`, the probability before the data: one for all; by site, a number or an array
+        that broadcasts to the site, so that a row or a column may have one of its own (1/2 for
+        sites without); or how to learn it from them.
+    expected : float, optional
+        In place of ``prior``, how many elements are present on average before the data: of ``n``
+        that can go, each has :math:`\pi =` ``expected`` :math:`/ n`.
     model, sites : optional
         As in `reduce`.
     num_samples : int
@@ -80,7 +78,8 @@ def presence(
     Raises
     ------
     ValueError
-        If ``prior`` is not between 0 and 1, or ``num_samples`` is too small.
+        If a probability is not between 0 and 1, or ``expected`` not between 0 and the number of
+        elements, or ``num_samples`` is too small.
 
     References
     ----------
@@ -98,11 +97,13 @@ def presence(
     >>> _ = guide()
     >>> presence(guide).probability["w"]
     tensor([0.3333, 0.7870])
+    >>> presence(guide, prior={"w": torch.tensor([0.5, 0.1])}).probability["w"]
+    tensor([0.3333, 0.2910])
     """
-    check_options(prior, num_samples, seed)
+    check_options(prior, expected, num_samples, seed)
     _, scores = read_scores("presence", guide, args, kwargs, model, sites)
     spaces = read_spaces(scores, num_samples, seed)
-    log_odds = find_log_odds(spaces, scores, prior)
+    log_odds = find_log_odds(spaces, scores, prior, expected)
     probability: dict[str, Tensor] = {}
     standard_error: dict[str, Tensor] = {}
     methods: dict[str, str] = {}
@@ -112,53 +113,6 @@ def presence(
         standard_error |= found.standard_error
         methods |= dict.fromkeys(found.probability, found.method)
     return Presence(probability, standard_error, log_odds, methods)
-
-
-@dataclass(frozen=True)
-class LearnedPrior:
-    r"""The probability that an element is present, learned from the data.
-
-    :math:`\pi \sim \operatorname{Beta}(\alpha_0, \beta_0)` is shared, and its variational
-    posterior :math:`\operatorname{Beta}(\alpha, \beta)` is the fixed point of
-
-    .. math:: P(i) = \frac{1}{1 + e^{-\Delta F_i - \zeta}}, \quad
-              \alpha = \alpha_0 + \sum_i P(i), \quad
-              \beta = \beta_0 + \sum_i (1 - P(i)), \quad
-              \zeta = \psi(\alpha) - \psi(\beta)
-
-    where :math:`\zeta = \mathbb E[\operatorname{logit} \pi]` takes the place of the prior log
-    odds and :math:`\psi` is the digamma function. It starts at
-    :math:`\psi(\alpha_0) - \psi(\beta_0)`. Correlated elements enter with the probabilities that
-    they have jointly.
-
-    Parameters
-    ----------
-    alpha, beta : float
-        :math:`\alpha_0` and :math:`\beta_0`.
-    shared : str
-        What shares :math:`\pi`: ``"site"`` or ``"model"``.
-
-    References
-    ----------
-    Marković, Friston & Kiebel (2023), "Bayesian sparsification for deep neural networks with
-    Bayesian model reduction", arXiv:2309.12095: the spike-and-slab scheme, whose code has
-    :math:`\alpha_0 = \beta_0 = 1`, one :math:`\pi` per layer and four iterations.
-
-    Examples
-    --------
-    >>> LearnedPrior(alpha=1.0, beta=9.0)
-    LearnedPrior(alpha=1.0, beta=9.0, shared='site')
-    """
-
-    alpha: float = 1.0
-    beta: float = 1.0
-    shared: str = "site"
-
-    def __post_init__(self) -> None:
-        expected = "a positive number; 1.0 and 1.0 are a uniform prior of the probability"
-        read_positive("alpha", self.alpha, expected)
-        read_positive("beta", self.beta, expected)
-        check_choice("shared", self.shared, ("site", "model"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -173,7 +127,8 @@ class Presence(Tabular):
     standard_error : mapping
         The Monte Carlo standard error of that, by site; absent where the probability is exact.
     log_odds : mapping
-        By site, the prior log odds: given, or ζ as it was learned.
+        By site, the prior log odds: given, a tensor where they differ between elements; or ζ as it
+        was learned.
     methods : mapping
         By site, how the probability was found.
 
@@ -185,7 +140,7 @@ class Presence(Tabular):
 
     probability: Mapping[str, Tensor]
     standard_error: Mapping[str, Tensor]
-    log_odds: Mapping[str, float]
+    log_odds: Mapping[str, float | Tensor]
     methods: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -199,24 +154,18 @@ class Presence(Tabular):
         Returns
         -------
         DataFrame
-            Indexed by site; columns ``total``, ``prior`` (π), ``expected`` (elements present on
-            average), ``P > 1/2`` and ``P > 0.95`` (how many), ``standard_error`` (the largest; 0
-            where exact) and ``found by``.
+            Indexed by site; columns ``total``, ``prior`` (π, its mean), ``expected`` (elements
+            present on average), ``P > 1/2`` and ``P > 0.95`` (how many), ``standard_error`` (the
+            largest; 0 where exact) and ``found by``.
         """
         rows = []
         for name, p in self.probability.items():
             error = self.standard_error.get(name)
-            rows.append(
-                {
-                    "site": name,
-                    "prior": 1 / (1 + math.exp(-self.log_odds[name])),
-                    **count_present(p),
-                    "standard_error": 0.0
-                    if error is None or not error.numel()
-                    else float(error.max()),
-                    "found by": self.methods.get(name, ""),
-                }
-            )
+            log_odds = torch.as_tensor(self.log_odds[name], dtype=torch.float64, device="cpu")
+            largest = float(error.max()) if error is not None and error.numel() else 0.0
+            prior = {"prior": float(log_odds.sigmoid().mean())}
+            found = {"standard_error": largest, "found by": self.methods.get(name, "")}
+            rows.append({"site": name, **prior, **count_present(p), **found})
         columns = ("total", "prior", "expected", "P > 1/2", "P > 0.95")
         names = ["site", *columns, "standard_error", "found by"]
         return pd.DataFrame(rows, columns=names).set_index("site")
@@ -257,55 +206,3 @@ def count_present(probability: Tensor) -> dict[str, float]:
         "P > 1/2": int((probability > 0.5).sum()),
         "P > 0.95": int((probability > 0.95).sum()),
     }
-
-
-def check_options(prior: float | LearnedPrior, num_samples: int, seed: int) -> None:
-    """Check what `presence` and `average` have in common."""
-    if not isinstance(prior, LearnedPrior):
-        expected = (
-            "the probability that an element is present, between 0 and 1 and neither of them, or "
-            "pyro_bmr.LearnedPrior()"
-        )
-        read_number("prior", prior, lambda part: 0 < part < 1, expected)
-    read_count("num_samples", num_samples, FEWEST_SAMPLES)
-    read_seed(seed)
-
-
-def find_log_odds(
-    spaces: tuple[ModelSpace, ...], scores: ElementScores, prior: float | LearnedPrior
-) -> dict[str, float]:
-    """By reducible site, the prior log odds that an element is present, learned or not."""
-    if not isinstance(prior, LearnedPrior):
-        return dict.fromkeys(scores.delta_f, math.log(prior) - math.log1p(-prior))
-    # Elements that cannot go say nothing about how many of those that can are present.
-    closed = scores.unscored
-    open_ = {name: int(scores.kept[name].count_nonzero()) - closed[name] for name in closed}
-    shared = [list(open_)] if prior.shared == "model" else [[name] for name in open_]
-    log_odds = dict.fromkeys(open_, _digamma(prior.alpha) - _digamma(prior.beta))
-    exact = all(space.exact for space in spaces)
-    for step in range(_ITERATIONS if exact else _NOISY_ITERATIONS):
-        expected: dict[str, float] = {}
-        for space in spaces:
-            expected |= space.expected_kept(log_odds)
-        change = 0.0
-        for names in shared:
-            present = sum(expected[name] - closed[name] for name in names)
-            absent = sum(open_[name] for name in names) - present
-            zeta = _digamma(prior.alpha + present) - _digamma(prior.beta + absent)
-            move = zeta - log_odds[names[0]]
-            # Where the expectation is noisy, later steps average over the noise.
-            move /= 1 if exact else max(1, step - _NOISY_ITERATIONS // 4)
-            log_odds |= dict.fromkeys(names, log_odds[names[0]] + move)
-            change = max(change, abs(move))
-        if change <= _TOLERANCE:
-            break
-    return log_odds
-
-
-_TOLERANCE = 1e-12
-_ITERATIONS = 1000
-_NOISY_ITERATIONS = 20
-
-
-def _digamma(x: float) -> float:
-    return float(torch.tensor(x, dtype=torch.float64, device="cpu").digamma())

@@ -215,6 +215,17 @@ class JointFactor(Factor):
         """
         return self._coupled, self._log_prior
 
+    def conditioned(self) -> Correlated:
+        """Return what the posterior of each reduced model follows from, by ``split``.
+
+        Returns
+        -------
+        Dense, LowRank, Contrast or SingularContrast
+            Of the elements that are left, in float64.
+        """
+        moves = self._marginal or isinstance(self._coupled, SingularContrast)
+        return self._coupled if moves else self._exact
+
     def spread(self, vector: Tensor, fill: float | bool) -> dict[str, Tensor]:
         """Bring a value for each element that is left into the shapes of the sites.
 
@@ -280,11 +291,8 @@ class JointFactor(Factor):
 
     def _rest(self, drop: Tensor) -> Dense | LowRank:
         """Return the posterior of what is left once more has gone."""
-        contrast = self._coupled
-        if not (self._marginal or isinstance(contrast, SingularContrast)):
-            return self._exact.split(drop)[1]
-        left = contrast.split(drop)[1]
-        return Moments(left.loc, left.covariance).dense()
+        left = self.conditioned().split(drop)[1]
+        return left if isinstance(left, Dense | LowRank) else left.gaussian()
 
     def _couple(self, priors: Mapping[str, Prior]) -> JointPrior | None:
         joint = {site.name for site in self.sites if _joint_of(site, priors) is not None}
@@ -308,7 +316,9 @@ class JointFactor(Factor):
         each = self.flatten({name: self._log_density_at_zero(name).to(like) for name in names})
         if self.joint_prior is None:
             return each
-        return torch.where(self.joint_prior.coupled[self.flat_mask] & each.isfinite(), STANDARD, each)
+        return torch.where(
+            self.joint_prior.coupled[self.flat_mask] & each.isfinite(), STANDARD, each
+        )
 
     def _log_density_at_zero(self, name: str) -> Tensor:
         if name in self.priors:

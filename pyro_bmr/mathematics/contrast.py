@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal
 from pyro_bmr.mathematics.moments import Moments, find_subspace
 
 
@@ -110,6 +110,15 @@ class Contrast:
         """The posterior covariance, of shape ``(n, n)``."""
         first = len(self.parts[0].edge) - self.size
         return self.parts[0].matrix[first:, first:]
+
+    @property
+    def noise_size(self) -> int:
+        """How many standard normals a draw of the posterior needs."""
+        return self.size
+
+    def gaussian(self) -> Dense:
+        """Return the posterior."""
+        return Moments(self.loc, self.covariance).dense()
 
     def marginals(self) -> Diagonal:
         """Return the posterior of every element by itself."""

@@ -10,8 +10,17 @@ from torch import Tensor
 from pyro_bmr.mathematics.contrast import Contrast, Part, block_costs
 from pyro_bmr.mathematics.gaussian import Dense, LowRank
 from pyro_bmr.mathematics.group_evidence import GroupEvidence
+from pyro_bmr.mathematics.group_search import search_groups
 from pyro_bmr.mathematics.singular_contrast import SingularContrast
 from pyro_bmr.mathematics.subsets import MOST_ELEMENTS, subset_members
+
+
+def search_best_groups(evidence: GroupEvidence) -> Tensor:
+    """Search all sets of groups where that takes a moment, otherwise one flip after the other."""
+    groups = int((evidence.able & ~evidence.alone_standing).sum())
+    work = sum(_WORK[type(c.posterior)](c.posterior) for c in evidence.couplings)
+    few = groups <= MOST_ELEMENTS and work << groups <= _MOST_WORK
+    return (search_all_groups if few else search_groups)(evidence)
 
 
 def search_all_groups(evidence: GroupEvidence) -> Tensor:
@@ -33,6 +42,8 @@ def search_all_groups(evidence: GroupEvidence) -> Tensor:
     return dropped
 
 
+# Multiplications up to which all sets are looked at unasked: about half a second.
+_MOST_WORK = 1 << 28
 # Numbers in the matrices of a pass.
 _PASS = 1 << 23
 
@@ -109,4 +120,10 @@ _SIZE: dict[type, Callable[..., int]] = {
     LowRank: lambda posterior: posterior.cov_factor.numel(),
     Contrast: lambda contrast: len(contrast.parts[0].edge) ** 2,
     SingularContrast: lambda contrast: contrast.size**2,
+}
+_WORK: dict[type, Callable[..., int]] = {
+    Dense: lambda posterior: len(posterior.loc) ** 3,
+    Contrast: lambda contrast: len(contrast.parts[0].edge) ** 3,
+    SingularContrast: lambda contrast: 10 * contrast.size**3,
+    LowRank: lambda posterior: posterior.cov_factor.numel() * posterior.cov_factor.shape[-1],
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.gaussian import Diagonal
+from pyro_bmr.mathematics.gaussian import Dense, Diagonal
 from pyro_bmr.mathematics.moments import Moments, find_subspace
 
 # Of the spread of its elements, what a combination of them may have and count as determined.
@@ -46,6 +46,15 @@ class SingularContrast:
     def covariance(self) -> Tensor:
         """The posterior covariance, of shape ``(n, n)``."""
         return self.root @ self.inner @ self.root.mT
+
+    @property
+    def noise_size(self) -> int:
+        """How many standard normals a draw of the posterior needs."""
+        return self.size
+
+    def gaussian(self) -> Dense:
+        """Return the posterior."""
+        return Moments(self.loc, self.covariance).dense()
 
     def marginals(self) -> Diagonal:
         """Return the posterior of every element by itself."""

@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike, delta_f_spike_chain
-from pyro_bmr.mathematics.gaussian import Dense, LowRank
-from pyro_bmr.mathematics.subsets import delta_f_of_all_subsets, subset_members
+from pyro_bmr.mathematics.evidence import Correlated, delta_f_of_set, delta_f_spikes
+from pyro_bmr.mathematics.greedy import search_greedily
+from pyro_bmr.mathematics.subsets import MOST_ELEMENTS, delta_f_of_all_subsets, subset_members
+
+
+def search_best(posterior: Correlated, log_prior: Tensor) -> Tensor:
+    """Search all sets where there are few elements, which takes no longer, otherwise greedily."""
+    few = len(log_prior) <= MOST_ELEMENTS
+    return (search_all if few else search_greedily)(posterior, log_prior)
 
 
 def search_all(posterior: Correlated, log_prior: Tensor) -> Tensor:
@@ -16,30 +22,35 @@ def search_all(posterior: Correlated, log_prior: Tensor) -> Tensor:
     return subset_members(best, len(log_prior))
 
 
-def search_blocks(posterior: Dense | LowRank, log_prior: Tensor, size: int = 8) -> Tensor:
-    r"""Drop in blocks, as SPM does: all that looks redundant, or the best subset of a few.
+def search_blocks(posterior: Correlated, log_prior: Tensor, size: int = 8) -> Tensor:
+    r"""Drop in blocks, by the rule of SPM: many at once where that gains much, or the best of few.
 
-    As long as something goes: rank the elements by their own :math:`\Delta F`, given what went
-    before. If all with :math:`\Delta F \le 0` together lower the free energy, they go; otherwise
-    the best of all subsets of the ``size`` (at most 16) most redundant elements goes.
+    In each round the candidates are the :math:`m = \max(n / 4, b)` most redundant of the ``n``
+    elements that are left, by their own :math:`\Delta F` given what went before, where ``b`` is
+    ``size``, at most 16. If there are more elements than candidates, and all candidates together
+    gain more than ``m`` nats, they go; otherwise the best subset of the ``b`` most redundant goes.
+    It ends where that is the empty one.
 
-    Source: Friston & Penny (2011), NeuroImage 56(4); ``spm_dcm_bmr_all`` of SPM12.
+    Source: ``spm_dcm_bmr_all`` of SPM (2021 and later), where ``b = 8``; before, as in Friston &
+    Penny (2011), NeuroImage 56(4), all subsets of the eight were looked at in every round.
     """
     dropped = torch.zeros_like(log_prior, dtype=torch.bool)
     while not dropped.all():
-        ahead = (~dropped).nonzero()[:, 0]
-        rest, rest_log_prior = posterior.split(dropped)[1], log_prior[ahead]
-        alone = delta_f_spike(rest.marginals(), rest_log_prior)
-        redundant = alone <= 0
-        block = delta_f_spike_chain(rest.split(redundant)[0], rest_log_prior[redundant])
-        if block.sum() < 0:
-            gone = redundant
-        else:
-            few = torch.zeros_like(redundant)
-            few[alone.topk(min(size, len(alone)), largest=False).indices] = True
-            gone = torch.zeros_like(redundant)
+        left = (~dropped).nonzero()[:, 0]
+        rest, rest_log_prior = posterior.split(dropped)[1], log_prior[left]
+        ranked = delta_f_spikes(rest, rest_log_prior).argsort()
+        most = max(len(left) // 4, size)
+        gone = _members(ranked[:most], left)
+        together = delta_f_of_set(rest, rest_log_prior, gone)
+        if len(left) <= most or together >= -most:
+            few = _members(ranked[:size], left)
+            gone = torch.zeros_like(few)
             gone[few] = search_all(rest.split(few)[0], rest_log_prior[few])
         if not gone.any():
             break
-        dropped[ahead[gone]] = True
+        dropped[left[gone]] = True
     return dropped
+
+
+def _members(index: Tensor, of: Tensor) -> Tensor:
+    return torch.zeros_like(of, dtype=torch.bool).index_fill_(0, index, True)

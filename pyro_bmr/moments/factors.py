@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,9 @@ def to_factors(
         for name, shape in posterior.layout.shapes.items()
         if name not in fixed
     )
-    mine = torch.cat([torch.full_like(free, n not in fixed).reshape(-1) for n, free in whole.items()])
+    mine = torch.cat(
+        [torch.full_like(free, n not in fixed).reshape(-1) for n, free in whole.items()]
+    )
     own, prior = _on_one_subspace(posterior)
     own, prior, kept = own.select(mine), prior.select(mine), posterior.kept[mine]
     free = posterior.free[mine]

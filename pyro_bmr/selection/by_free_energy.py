@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import check_switch, read_count, read_seed
 from pyro_bmr.display import progress_bar
 from pyro_bmr.factors.vanishing import vanishes
-from pyro_bmr.mathematics.greedy import search_greedily
+from pyro_bmr.mathematics.subset_search import search_best
 from pyro_bmr.selection.flags import NOISE
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, read_margin
@@ -144,7 +144,7 @@ class _Search:
 
     def run(self) -> Iterator[float]:
         """Search; yields the ΔF that is reached after each trial, in nats."""
-        evidence = self._flat(self.scores.search(search_greedily, self.margin)) & self.kept
+        evidence = self._flat(self.scores.search(search_best, self.margin)) & self.kept
         self._try_evidence(evidence)
         yield from self._follow_gradient(round((1 - _AT_LAST) * self.effort))
         for kept in (evidence, *self._prefixes()):

@@ -13,12 +13,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.factors.factor import Search
-from pyro_bmr.mathematics.greedy import search_greedily
 from pyro_bmr.mathematics.group_evidence import Coupling, GroupEvidence
-from pyro_bmr.mathematics.group_search import eliminate_groups, search_groups, take_back
-from pyro_bmr.mathematics.group_subsets import search_all_groups
+from pyro_bmr.mathematics.group_search import eliminate_groups, take_back
+from pyro_bmr.mathematics.group_subsets import search_all_groups, search_best_groups
 from pyro_bmr.mathematics.membership import Membership
-from pyro_bmr.mathematics.subset_search import search_all
+from pyro_bmr.mathematics.subset_search import search_all, search_best
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.group_members import GroupLayer, Groups
 from pyro_bmr.selection.scores import ElementScores, Scores
@@ -220,6 +219,6 @@ class GroupScores(Scores):
 
 # What answers to a search among elements.
 _AMONG_GROUPS: dict[Any, Callable[[GroupEvidence], Tensor]] = {
-    search_greedily: search_groups,
+    search_best: search_best_groups,
     search_all: search_all_groups,
 }

@@ -139,7 +139,9 @@ def _read_moments(
         raise ValueError(msg)
     one = reduced_prior if isinstance(reduced_prior, Spike) else Spike()
     if isinstance(one.loc, str) or torch.as_tensor(one.loc, device="cpu").count_nonzero():
-        refuse("reduced_prior", reduced_prior, "Spike() at zero for a Posterior: subtract elsewhere")
+        refuse(
+            "reduced_prior", reduced_prior, "Spike() at zero for a Posterior: subtract elsewhere"
+        )
     factors, priors, reasons = to_factors(posterior, one.rest)
     named = read_names("sites", sites)
     if named is not None:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_count, read_number, refuse
-from pyro_bmr.mathematics.greedy import search_greedily
-from pyro_bmr.mathematics.subset_search import search_all, search_blocks
+from pyro_bmr.mathematics.subset_search import search_all, search_best, search_blocks
 from pyro_bmr.mathematics.subsets import MOST_ELEMENTS
 from pyro_bmr.selection.scores import Scores
 
@@ -26,10 +25,12 @@ Selection = Callable[[Scores], Mapping[str, Tensor]]
 def by_evidence(margin: float = 0.0) -> Selection:
     r"""Drop what the evidence says: elements with :math:`\Delta F \le -` ``margin``.
 
-    Independent elements decide each for itself. Sets of correlated ones are searched greedily,
-    for the lowest joint :math:`\Delta F`, so that of two redundant weights one stays. So are sets
-    of groups that share elements, as the units of two layers do, or are correlated. Independent
-    elements that nothing depends on any more go as well, whatever their own :math:`\Delta F` was.
+    Independent elements decide each for itself. Sets of correlated ones are searched for the
+    lowest joint :math:`\Delta F`, so that of two redundant weights one stays: all sets where a
+    posterior has up to 16 elements that can go, as by `exhaustive`, and greedily where it has more.
+    So are sets of groups that share elements, as the units of two layers do, or are correlated;
+    of these, all sets where that takes less than a second. Independent elements that nothing
+    depends on any more go as well, whatever their own :math:`\Delta F` was.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def by_evidence(margin: float = 0.0) -> Selection:
     """
 
     def select(scores: Scores) -> Mapping[str, Tensor]:
-        return scores.without_unread(scores.search(search_greedily, margin))
+        return scores.without_unread(scores.search(search_best, margin))
 
     margin = read_margin(margin, "by_evidence")
 
@@ -108,15 +109,20 @@ def exhaustive(margin: float = 0.0) -> Selection:
 
 
 def by_blocks(size: int = 8) -> Selection:
-    r"""Drop in blocks, as SPM does, where elements are correlated.
+    r"""Drop in blocks, by the rule of SPM, where elements are correlated.
 
-    All elements that look redundant go at once if that lowers the free energy; if not, the best
-    of all subsets of the ``size`` most redundant; and so on with what is left. Not for groups.
+    In each round the candidates are the :math:`m = \max(n / 4, b)` most redundant of the ``n``
+    elements that are left: those with the lowest :math:`\Delta F` of their own, given what went
+    before. If that leaves others, and all candidates together lower the free energy by more than
+    ``m`` nats, they go. Otherwise all subsets of the ``b`` most redundant are scored, and the best
+    goes. It ends with the round in which nothing goes. Not for groups.
+
+    It is here to compare with: `by_evidence` finds sets that are as good or better, mostly.
 
     Parameters
     ----------
     size : int
-        Of how many elements all subsets are scored, between 1 and 16.
+        :math:`b`, of how many elements all subsets are scored, between 1 and 16; 8 in SPM.
 
     Returns
     -------
@@ -130,8 +136,9 @@ def by_blocks(size: int = 8) -> Selection:
 
     References
     ----------
-    Friston & Penny (2011), "Post hoc Bayesian model selection", NeuroImage 56(4); the routine
-    ``spm_dcm_bmr_all`` of SPM12.
+    The routine ``spm_dcm_bmr_all`` of SPM, as it is since 2021; the scheme of before, without the
+    candidates that go together, is in Friston & Penny (2011), "Post hoc Bayesian model selection",
+    NeuroImage 56(4).
 
     Examples
     --------

@@ -137,7 +137,9 @@ def _shift_independent(
 
 
 def _shift_joint(factor: JointFactor, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    shift = first_order_correlated(factor.posterior.to(torch.float64), gradient["loc_unconstrained"])
+    shift = first_order_correlated(
+        factor.posterior.to(torch.float64), gradient["loc_unconstrained"]
+    )
     return factor.spread(shift, 0.0)
 
 

@@ -76,9 +76,10 @@ class Regression:
 def test_the_average_is_that_of_all_models_fitted_one_by_one(window):
     problem = Regression(7)
     found = bmr.average(problem.guide(), window=window)
-    mass, presence, mean, variance, size = problem.average(window)
+    mass, *_, size = problem.average(window)
     assert len(found.windows[0]) == size
     assert found.mass == pytest.approx(mass.item(), abs=1e-9)
+    _, presence, mean, variance, _ = problem.average(math.inf)
     torch.testing.assert_close(found.presence["w"], presence, rtol=0, atol=1e-8)
     torch.testing.assert_close(found.mean["w"], mean, rtol=0, atol=1e-8)
     torch.testing.assert_close(found.variance["w"], variance, rtol=0, atol=1e-8)
@@ -222,7 +223,17 @@ def test_every_kind_of_factor_averages(names, device):
         assert ((p >= 0) & (p <= 1)).all(), name
     predicted = Predictive(found.model, guide=found.guide, num_samples=5)(x)
     assert predicted["y"].shape == (5, len(x))
-    assert "%" in str(found)
+    assert "average over all reduced models" in str(found)
+    drawn, interval = found.draw(3), found.interval(0.8)
+    for name in found.presence:
+        assert (interval[name][0] <= interval[name][1]).all()
+    for site in first.sites:
+        assert drawn[site.name].shape == (3, *found.mean[site.name].shape)
+        if site.name in first.masks:
+            assert (drawn[site.name][:, ~first.masks[site.name]] == 0).all()
+        of_all = found.covariance[site.name].diagonal().reshape(found.mean[site.name].shape)
+        variance = found.variance[site.name].double()
+        torch.testing.assert_close(of_all, variance, rtol=1e-4, atol=1e-9)
 
 
 def test_sites_of_a_list_average_by_factor():

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from dcm import DATA, FILES, Dcm
 
 import pyro_bmr as bmr
 from pyro_bmr.extend import Scores
-
-from dcm import DATA, FILES, Dcm
 
 pytestmark = pytest.mark.skipif(not (DATA / "dcm").exists(), reason="needs the DCM files")
 SPIKES = {rest: bmr.Spike(rest=rest) for rest in ("conditional", "marginal")}

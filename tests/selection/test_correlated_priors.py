@@ -139,9 +139,7 @@ def test_reductions_compose(rest):
     )
     assert first.delta_f + second.delta_f == pytest.approx(both.delta_f, abs=1e-8)
     torch.testing.assert_close(second.guide.median()["w"], both.guide.median()["w"])
-    losses = [
-        Trace_ELBO().loss(one.model, one.guide, *problem.data) for one in (second, both)
-    ]
+    losses = [Trace_ELBO().loss(one.model, one.guide, *problem.data) for one in (second, both)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
