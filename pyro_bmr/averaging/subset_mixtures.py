@@ -51,7 +51,7 @@ _NEGLIGIBLE = 1e-13
 
 
 @dataclass(frozen=True)
-class Moments:
+class MixtureMoments:
     """Mean and variance of every element that is left, and their Monte Carlo errors, if any."""
 
     mean: Tensor
@@ -79,7 +79,7 @@ class SubsetMixture(ABC):
         return None
 
     @abstractmethod
-    def moments(self) -> Moments:
+    def moments(self) -> MixtureMoments:
         """Return the mean and the variance of the mixture."""
 
     @abstractmethod
@@ -146,12 +146,12 @@ class AllSubsets(SubsetMixture):
     """
 
     @override
-    def moments(self) -> Moments:
+    def moments(self) -> MixtureMoments:
         mean, covariance = self._open_moments
         closed = self._closed.marginals()
         rest = closed.scale.square() + ((self._gain @ covariance) * self._gain).sum(-1)
         mean = self._join(mean, closed.loc + self._gain @ mean)
-        return Moments(mean, self._join(covariance.diagonal().clamp_min(0.0), rest))
+        return MixtureMoments(mean, self._join(covariance.diagonal().clamp_min(0.0), rest))
 
     @override
     def covariance(self) -> Tensor:
@@ -236,7 +236,7 @@ class ListedSubsets(SubsetMixture):
         return self.by_batch
 
     @override
-    def moments(self) -> Moments:
+    def moments(self) -> MixtureMoments:
         shares = self.weight[:, None] if self.by_batch is None else self.by_batch
         total = self.weight.new_zeros(2, shares.shape[1], len(self.elements.mask))
         for share, (kept, rest) in zip(shares, self._models(), strict=True):
@@ -246,12 +246,12 @@ class ListedSubsets(SubsetMixture):
         mean, square = total.sum(1)
         variance = (square - mean.square()).clamp_min(0.0)
         if self.by_batch is None:
-            return Moments(mean, variance)
+            return MixtureMoments(mean, variance)
         weight = shares.sum(0)
         _, error = ratio_of_sums(weight, total[0])
         # To first order, of the mean of (θ - mean)².
         around = total[1] - 2 * mean * total[0] + mean.square() * weight[:, None]
-        return Moments(mean, variance, error, ratio_of_sums(weight, around)[1])
+        return MixtureMoments(mean, variance, error, ratio_of_sums(weight, around)[1])
 
     @override
     def covariance(self) -> Tensor:

@@ -298,3 +298,40 @@ def test_presence_and_average_under_a_g_prior():
     found = bmr.presence(problem.guide(), torch.tensor(problem.x), model=problem.model())
     expected = torch.tensor(weight @ ~sets)
     torch.testing.assert_close(found.probability["w"], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [3, SIZE])
+def test_the_average_under_a_joint_prior_is_the_sum_over_all_subsets(rank):
+    problem = Regression("correlated", seed=rank)
+    root = np.random.default_rng(2).normal(size=(SIZE, rank))
+    prior = root @ root.T + (rank == SIZE) * 0.3 * np.eye(SIZE)
+    mixed = problem.x @ prior
+    gain = np.linalg.solve(mixed @ problem.x.T + NOISE**2 * np.eye(30), mixed).T
+    posterior = bmr.Posterior(
+        {"w": gain @ problem.y}, prior - gain @ mixed, prior_covariance=prior
+    )
+    evidence, means, squares, sets = [], [], [], []
+    for bits in range(2**SIZE):
+        drop = np.array([bits >> i & 1 for i in range(SIZE)], bool)
+        inner = np.linalg.pinv(prior[np.ix_(drop, drop)], rcond=1e-9, hermitian=True)
+        left = prior - prior[:, drop] @ inner @ prior[drop]
+        across = problem.x @ left
+        whole = across @ problem.x.T + NOISE**2 * np.eye(30)
+        evidence.append(
+            -0.5 * (np.linalg.slogdet(whole)[1] + problem.y @ np.linalg.solve(whole, problem.y))
+        )
+        own = np.linalg.solve(whole, across).T
+        means.append(own @ problem.y)
+        squares.append(left - own @ across + np.outer(means[-1], means[-1]))
+        sets.append(~drop)
+    weight = np.exp(np.array(evidence) - max(evidence))
+    weight /= weight.sum()
+    mean = weight @ np.array(means)
+    covariance = np.tensordot(weight, np.array(squares), 1) - np.outer(mean, mean)
+    found = bmr.average(posterior)
+    close = {"rtol": 0, "atol": 1e-7}
+    torch.testing.assert_close(found.mean["w"], torch.tensor(mean), **close)
+    torch.testing.assert_close(found.covariance["w"], torch.tensor(covariance), **close)
+    torch.testing.assert_close(found.presence["w"], torch.tensor(weight @ np.array(sets)), **close)
+    draws = found.draw(4000, seed=0)["w"]
+    torch.testing.assert_close(draws.mean(0), torch.tensor(mean), rtol=0, atol=0.1)
