@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_number, read_optional, refuse
 from pyro_bmr.display import Tabular
+from pyro_bmr.moments.alignment import align_matrix, align_site, align_vector
 from pyro_bmr.moments.names import Layout, read_numbers, read_vector
 
 # Of a correlation matrix, how far below zero rounding may take an eigenvalue.
@@ -23,7 +24,9 @@ _ROUNDING = 1e-7
 class Posterior(Tabular):
     r"""A Gaussian posterior from elsewhere, and its Gaussian prior, for whatever takes a guide.
 
-    .. math:: q(\theta) = N(\theta \mid \mu, \Sigma), \quad p(\theta) = N(\theta \mid \mu_0, \Sigma_0)
+    .. math::
+        q(\theta) = N(\theta \mid \mu, \Sigma), \quad
+        p(\theta) = N(\theta \mid \mu_0, \Sigma_0)
 
     Parameters
     ----------
@@ -97,11 +100,12 @@ class Posterior(Tabular):
             "prior_scale": prior_scale,
             "prior_precision": prior_precision,
         }
+        before = _read_spread(prior, layout)
         values = {
             "mean": vector,
             "covariance": own.to(vector.device),
             "prior_mean": _read_along("prior_mean", prior_mean, layout).to(vector.device),
-            "prior_covariance": _read_spread(prior, layout),
+            "prior_covariance": None if before is None else before.to(vector.device),
             "free_energy": read_optional(
                 free_energy, read_number, "free_energy", fits=lambda _: True
             ),
@@ -163,18 +167,20 @@ def _read_along(place: str, value: Any, layout: Layout) -> Tensor:
     """Read a number for each element: one for all, by site, or a vector."""
     if isinstance(value, Mapping):
         if value.keys() != layout.shapes.keys():
-            refuse(place, sorted(value), f"a value for each of {sorted(layout.shapes)}")
+            refuse(place, sorted(map(str, value)), f"a value for each of {sorted(layout.shapes)}")
         parts = [
-            _broadcast(f"{place}[{name!r}]", value[name], shape)
+            _broadcast(f"{place}[{name!r}]", align_site(place, value[name], layout, name), shape)
             for name, shape in layout.shapes.items()
         ]
         return torch.cat([part.reshape(-1) for part in parts])
-    return _broadcast(place, value, torch.Size([layout.size]))
+    shapes = [*layout.shapes.values()]
+    shape = shapes[0] if len(shapes) == 1 else torch.Size([layout.size])
+    return _broadcast(place, align_vector(place, value, layout), shape).reshape(-1)
 
 
 def _broadcast(place: str, value: Any, shape: torch.Size) -> Tensor:
     numbers = read_numbers(place, value)
-    if numbers.numel() == shape.numel() and numbers.dim():
+    if numbers.shape == shape or numbers.squeeze().shape == (shape.numel(),):
         return numbers.reshape(shape).clone()
     if numbers.numel() != 1:
         refuse(place, value, f"a number, or an array of shape {tuple(shape)}")
@@ -194,7 +200,7 @@ def _read_spread(spreads: Mapping[str, Any], layout: Layout) -> Tensor | None:
         if (scale < 0).any():
             refuse(name, value, "standard deviations, which are not negative")
         return scale.square().diag()
-    matrix = read_numbers(name, value)
+    matrix = read_numbers(name, align_matrix(name, value, layout))
     if matrix.shape != (layout.size, layout.size):
         refuse(name, value, f"a matrix of shape {(layout.size, layout.size)}")
     return _as_covariance(name, matrix) if name.endswith("covariance") else _invert(name, matrix)
