@@ -128,7 +128,7 @@ def _core(fn: Any) -> Any:
 def _dependent(guide: Any, latent: Mapping[str, Any]) -> list[str]:
     """Find sites whose prior is another one where other sites have other values."""
     normal = [name for name, fn in latent.items() if not _reason(fn, given=False)]
-    call = getattr(getattr(guide, "_potential_fn", None), "args", ())[1:]
+    call: Any = getattr(getattr(guide, "_potential_fn", None), "args", ())[1:]
     if not normal or len(call) != 2:
         return normal
     from numpyro import handlers
@@ -151,9 +151,10 @@ def _dependent(guide: Any, latent: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _moments(fn: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _moments(fn: Any, shape: Any) -> tuple[np.ndarray, np.ndarray]:
     """Read the mean and the covariance of a Normal prior."""
-    mean, core = np.broadcast_to(_float(fn.mean), shape), _core(fn)
+    mean: Any = np.broadcast_to(_float(fn.mean), shape)
+    core = _core(fn)
     if type(core).__name__ == "Normal":
         return mean, np.diag(np.broadcast_to(_float(fn.variance), shape).reshape(-1))
     size = mean.shape[-1]

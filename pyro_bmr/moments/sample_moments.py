@@ -78,10 +78,14 @@ def measure_moments(draws: Tensor) -> SampleMoments:
             "the support"
         )
         raise ValueError(msg)
-    effective = min(int(effective_sample_size(draws).nan_to_num(0.0).min()), total)
     flat = draws.reshape(total, size)
     mean = flat.mean(0)
     centred = flat - mean
+    varying = draws[..., (flat != flat[0]).any(0)]
+    sizes = (
+        effective_sample_size(varying).nan_to_num(0.0) if varying.numel() else draws.new_zeros(1)
+    )
+    effective = min(int(sizes.min()), total)
     return SampleMoments(mean, centred / (total - 1) ** 0.5, effective, _odd(centred, effective))
 
 

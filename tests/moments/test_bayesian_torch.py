@@ -48,7 +48,7 @@ def test_layers_and_their_divergence():
     )
     parts = posterior.layout.split(torch.distributions.kl_divergence(q, p))
     divergence = sum(part.mean() for part in parts.values())
-    assert float(divergence) == pytest.approx(float(get_kl_loss(module)), rel=1e-5)
+    assert float(divergence) == pytest.approx(get_kl_loss(module).item(), rel=1e-5)
 
 
 def test_the_spread_of_forward_passes():

@@ -29,10 +29,16 @@ def model(x, y=None):
         numpyro.sample("y", dist.Normal(x @ w + z.sum() + a.sum() + heavy, scale), obs=y)
 
 
-def train(family, program=model, steps=60, **options):
+def prepare(family, program=model, **options):
+    """Return a guide, and parameters as SVI keeps them, at other values than the first ones."""
     guide = getattr(autoguide, family)(program, **options)
     svi = SVI(program, guide, numpyro.optim.Adam(0.02), Trace_ELBO())
-    return guide, svi.run(jax.random.key(0), steps, X, Y, progress_bar=False)
+    params = svi.get_params(svi.init(jax.random.key(0), X, Y))
+    random = np.random.default_rng(1)
+    for name, value in params.items():
+        noise = 0.3 * random.uniform(size=value.shape)
+        params[name] = np.asarray(value) + (np.tril(noise) if "tril" in name else noise)
+    return guide, params
 
 
 def vector(guide, values):
@@ -46,13 +52,12 @@ def vector(guide, values):
         "AutoDiagonalNormal",
         "AutoMultivariateNormal",
         "AutoLowRankMultivariateNormal",
-        "AutoLaplaceApproximation",
     ],
 )
 def test_guides_over_all_sites(family):
-    guide, result = train(family)
+    guide, params = prepare(family)
     with pytest.warns(UserWarning) as caught:
-        posterior = bmr.Posterior.from_numpyro(guide, result.params, free_energy=5.0)
+        posterior = bmr.Posterior.from_numpyro(guide, params, free_energy=5.0)
     left = str(caught[0].message)
     for part in (
         "scale (its support is",
@@ -63,7 +68,7 @@ def test_guides_over_all_sites(family):
     assert list(posterior.layout.shapes) == ["z", "w", "a"]
     assert posterior.free_energy == 5.0
 
-    own = guide.get_posterior(result.params)
+    own = guide.get_posterior(params)
     places = guide._unpack_latent(np.arange(guide.latent_dim))
     where = vector(guide, places)
     np.testing.assert_allclose(posterior.mean, np.asarray(own.mean)[where], rtol=1e-5, atol=1e-6)
@@ -74,7 +79,7 @@ def test_guides_over_all_sites(family):
     np.testing.assert_allclose(
         posterior.covariance, covariance[np.ix_(where, where)], rtol=1e-3, atol=1e-6
     )
-    median = guide.median(result.params)
+    median = guide.median(params)
     np.testing.assert_allclose(posterior.mean, vector(guide, median), rtol=1e-5, atol=1e-6)
 
     prior = np.zeros((7, 7))
@@ -85,19 +90,19 @@ def test_guides_over_all_sites(family):
 
 
 def test_a_guide_by_site():
-    guide, result = train("AutoNormal", prefix="mine")
+    guide, params = prepare("AutoNormal", prefix="mine")
     with pytest.warns(UserWarning, match="left out are scale"):
-        posterior = bmr.Posterior.from_numpyro(guide, result.params)
-    draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))
+        posterior = bmr.Posterior.from_numpyro(guide, params)
+    draws = guide.sample_posterior(jax.random.key(1), params, sample_shape=(4000,))
     for name, mean in posterior.layout.split(posterior.mean).items():
         scale = np.asarray(draws[name]).std(0)
-        np.testing.assert_allclose(mean, np.asarray(draws[name]).mean(0), atol=0.05)
+        np.testing.assert_allclose(mean, np.asarray(draws[name]).mean(0), atol=0.1)
         own = posterior.layout.split(posterior.covariance.diagonal().sqrt())[name]
-        np.testing.assert_allclose(own, scale, rtol=0.03)
-    one = bmr.Posterior.from_numpyro(guide, result.params, sites=["w"])
+        np.testing.assert_allclose(own, scale, rtol=0.06)
+    one = bmr.Posterior.from_numpyro(guide, params, sites=["w"])
     assert one.names == ("w[0]", "w[1]", "w[2]")
     given = bmr.Posterior.from_numpyro(
-        guide, result.params, sites=["heavy", "child"], prior_scale={"heavy": 1.0, "child": 2.0}
+        guide, params, sites=["heavy", "child"], prior_scale={"heavy": 1.0, "child": 2.0}
     )
     assert given.prior_covariance.diagonal().tolist() == [1.0, 4.0]
 
@@ -108,37 +113,49 @@ def test_sites_in_plates():
             w = numpyro.sample("w", dist.Normal(0.0, 2.0))
         numpyro.sample("y", dist.Normal(x @ w.sum(0), 1.0), obs=y)
 
-    for family in ("AutoNormal", "AutoMultivariateNormal"):
-        guide, result = train(family, plated, steps=5)
-        posterior = bmr.Posterior.from_numpyro(guide, result.params)
+    for family in ("AutoNormal", "AutoDiagonalNormal"):
+        guide, params = prepare(family, plated)
+        posterior = bmr.Posterior.from_numpyro(guide, params)
         assert posterior.layout.shapes == {"w": torch.Size([2, 3])}
         assert (posterior.prior_covariance == 4 * torch.eye(6)).all()
 
 
-def test_the_evidence_of_a_conjugate_model():
-    """Of a linear model, the posterior that AutoMultivariateNormal learns is known."""
-
+def test_the_hessian_of_a_linear_model():
     def linear(x, y=None):
         w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         numpyro.sample("y", dist.Normal(x @ w, 0.5).to_event(1), obs=y)
 
-    guide, result = train("AutoLaplaceApproximation", linear, steps=1500)
-    posterior = bmr.Posterior.from_numpyro(guide, result.params)
+    guide, params = prepare("AutoLaplaceApproximation", linear)
+    posterior = bmr.Posterior.from_numpyro(guide, params)
     covariance = np.linalg.inv(np.eye(3) + X.T @ X / 0.25)
     np.testing.assert_allclose(posterior.covariance, covariance, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(posterior.mean, covariance @ X.T @ Y / 0.25, atol=1e-3)
+    assert (posterior.prior_covariance == torch.eye(3)).all()
+
+
+def test_the_snippet_of_the_documentation():
+    def regression(x, y=None):
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        numpyro.sample("y", dist.Normal(x @ w, 0.5).to_event(1), obs=y)
+
+    guide = autoguide.AutoMultivariateNormal(regression)
+    svi = SVI(regression, guide, numpyro.optim.Adam(0.02), Trace_ELBO())
+    result = svi.run(jax.random.key(0), 1500, X, Y, progress_bar=False)
+    posterior = bmr.Posterior.from_numpyro(guide, result.params)
+    covariance = np.linalg.inv(np.eye(3) + X.T @ X / 0.25)
+    np.testing.assert_allclose(posterior.mean, covariance @ X.T @ Y / 0.25, atol=0.1)
+    np.testing.assert_allclose(posterior.covariance, covariance, atol=0.005)
 
 
 def test_guides_that_cannot_be_read():
-    guide, result = train("AutoNormal", steps=2)
+    guide, params = prepare("AutoNormal")
     with pytest.raises(ValueError, match="sites='scale'. Expected sites that a Gaussian.*support"):
-        bmr.Posterior.from_numpyro(guide, result.params, sites=["scale"])
+        bmr.Posterior.from_numpyro(guide, params, sites=["scale"])
     with pytest.raises(ValueError, match="sites='v'. Expected some of"):
-        bmr.Posterior.from_numpyro(guide, result.params, sites=["v"])
+        bmr.Posterior.from_numpyro(guide, params, sites=["v"])
     with pytest.raises(ValueError, match="never called"):
-        bmr.Posterior.from_numpyro(autoguide.AutoNormal(model), result.params)
+        bmr.Posterior.from_numpyro(autoguide.AutoNormal(model), params)
     with pytest.raises(TypeError, match="guide=float. Expected an autoguide of NumPyro"):
-        bmr.Posterior.from_numpyro(1.0, result.params)
+        bmr.Posterior.from_numpyro(1.0, params)
     with pytest.raises(TypeError, match="params=3"):
         bmr.Posterior.from_numpyro(guide, 3)
     with pytest.raises(ValueError, match="the parameters of this guide, among them 'auto_loc'"):
@@ -147,12 +164,9 @@ def test_guides_that_cannot_be_read():
     def positive(x, y=None):
         numpyro.sample("scale", dist.HalfNormal(1.0))
 
-    guide, result = train("AutoNormal", positive, steps=2)
+    guide, params = prepare("AutoNormal", positive)
     with pytest.raises(ValueError, match="no site can be read, .*support is"):
-        bmr.Posterior.from_numpyro(guide, result.params)
-    guide, result = train("AutoDelta", positive, steps=2)
-    with pytest.raises(ValueError, match="guide='AutoDelta'|'scale_auto_scale'"):
-        bmr.Posterior.from_numpyro(guide, result.params)
-    guide, result = train("AutoBNAFNormal", steps=1)
-    with pytest.raises(ValueError, match="auto_loc"):
-        bmr.Posterior.from_numpyro(guide, result.params)
+        bmr.Posterior.from_numpyro(guide, params)
+    guide, params = prepare("AutoDelta", lambda x, y: numpyro.sample("w", dist.Normal(0.0, 1.0)))
+    with pytest.raises(ValueError, match="'w_auto_scale'"):
+        bmr.Posterior.from_numpyro(guide, params)

@@ -100,7 +100,6 @@ def test_the_prior_group():
         "b": random.normal(size=(1, 4000)),
     }
     posterior = bmr.Posterior.from_samples(data(prior=prior))
-    assert posterior.names == ("w[0]", "w[1]", "w[2]", "b")[:0] or len(posterior.names) == 4
     flat = np.hstack([prior["w"][0], prior["b"].T])
     where = [posterior.names.index(name) for name in ("w[age]", "w[sex]", "w[bmi]", "b")]
     np.testing.assert_allclose(posterior.prior_mean[where], flat.mean(0), rtol=1e-10)
@@ -118,7 +117,10 @@ def test_the_prior_group():
     given = bmr.Posterior.from_samples(data(prior={"w": together}), prior_scale={"w": 1.0})
     assert given.names == posterior.names
     assert (given.prior_covariance == torch.eye(3)).all()
-    assert bmr.Posterior.from_samples(data()).prior_covariance is None
+    whole = bmr.Posterior.from_samples(data(), sites=["w", "b", "mu"])
+    assert whole.prior_covariance is None
+    assert whole.free.tolist() == [True] * 4 + [False] * 7
+    np.testing.assert_allclose(whole.covariance[:4, :4], np.cov(FLAT.T), rtol=1e-10, atol=1e-12)
 
 
 def test_poor_moments_are_told():
@@ -151,7 +153,7 @@ def test_a_gaussian_is_hardly_ever_called_skewed():
         warnings.simplefilter("error")
         for count in (100, 400, 1600):
             for _ in range(20):
-                bmr.Posterior.from_samples({"w": random.normal(size=(count, 5))})
+                bmr.Posterior.from_samples({"w": random.normal(size=(count, 2))})
 
 
 def test_draws_that_cannot_be_read():
@@ -159,11 +161,11 @@ def test_draws_that_cannot_be_read():
         ({"w": FLAT}, {"sites": ["v"]}, r"sites=\['v'\]. Expected some of \['w'\]"),
         ({"w": FLAT, "b": FLAT[:9]}, {}, "other numbers of chains and draws"),
         ({"w": FLAT[:3]}, {}, "got 3 draws"),
-        ({"w": FLAT / 0}, {}, "the draws of 'w' with 4800 of 4800 elements NaN or infinite"),
+        ({"w": FLAT * np.inf}, {}, "the draws of 'w' with 4800 of 4800 elements NaN or infinite"),
         ({"w": 3.0}, {}, "shape .draws, ...."),
         ({}, {}, "got no draws"),
     ]:
-        with pytest.raises(ValueError, match=message), np.errstate(divide="ignore"):
+        with pytest.raises(ValueError, match=message):
             bmr.Posterior.from_samples(samples, **options)
     with pytest.raises(TypeError, match="samples=a ndarray of shape .1200, 4.. Expected Inference"):
         bmr.Posterior.from_samples(FLAT)
