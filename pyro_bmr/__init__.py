@@ -25,6 +25,7 @@ from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.mathematics.reduced_posteriors import reduced_posterior
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace, Spike
 from pyro_bmr.moments.posterior import Posterior
+from pyro_bmr.moments.spm import read_spm
 from pyro_bmr.nn import bayesianize, init_to_pretrained
 from pyro_bmr.plots.bars import plot_delta_f
 from pyro_bmr.plots.criteria import plot_criteria
@@ -101,6 +102,7 @@ __all__ = [
     "presence",
     "prune",
     "read_factors",
+    "read_spm",
     "reduce",
     "reduced_posterior",
     "to_arviz",

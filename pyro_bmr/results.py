@@ -28,7 +28,7 @@ from pyro_bmr.display import Tabular
 from pyro_bmr.export.costs import Costs, measure_costs
 from pyro_bmr.export.portable import Portable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
-from pyro_bmr.moments.posterior import NoProgram
+from pyro_bmr.moments.no_program import NoProgram
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision

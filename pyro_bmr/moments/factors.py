@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.moments import Moments, find_subspace
 from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.programs.sites import Site
+from pyro_bmr.programs.switching import NewPrior
 
 FIXED = "fixed: its variance is zero"
 
@@ -29,77 +30,87 @@ def to_factors(
     ``rest`` is what is left of a correlated prior, as `pyro_bmr.Spike` has it. What is fixed of a
     site that is not fixed as a whole has a standard normal in its place, and no prior.
     """
-    whole = posterior.layout.split(posterior.free | ~posterior.kept)
-    fixed = {name: FIXED for name, free in whole.items() if not free.any()}
+    present = posterior.layout.split(posterior.free | ~posterior.kept)
+    fixed = {name: FIXED for name, some in present.items() if not some.any()}
     sites = tuple(
         Site(name, shape, len(shape), rest=rest)
         for name, shape in posterior.layout.shapes.items()
         if name not in fixed
     )
-    mine = torch.cat(
-        [torch.full_like(free, n not in fixed).reshape(-1) for n, free in whole.items()]
-    )
-    own, prior = _on_one_subspace(posterior)
-    own, prior, kept = own.select(mine), prior.select(mine), posterior.kept[mine]
-    free = posterior.free[mine]
-    correlated = not _is_diagonal(prior.covariance)
-    by_site = _split(sites, torch.where(free, _at_zero(prior), torch.inf), *_scales(prior))
+    parts = [torch.full_like(some, n not in fixed).reshape(-1) for n, some in present.items()]
+    mine = torch.cat(parts)
+    free, kept = posterior.free[mine], posterior.kept[mine]
+    loc = torch.where(posterior.free, posterior.prior_mean, posterior.mean)[mine]
+    scale = torch.where(free, posterior.prior_variance[mine].sqrt(), 1.0)
+    density = Normal(loc, scale, validate_args=False).log_prob(torch.zeros_like(loc))
+    correlated = not _is_diagonal(posterior.prior_spread)
+    by_site = _split(sites, torch.where(free, density, torch.inf), loc, scale)
     priors = {
-        name: Prior(density, None if correlated else Diagonal(loc, scale))
-        for name, (density, loc, scale) in by_site.items()
+        name: Prior(at_zero, None if correlated else Diagonal(own_loc, own_scale))
+        for name, (at_zero, own_loc, own_scale) in by_site.items()
     }
-    if not correlated and _is_diagonal(own.covariance):
-        parts = _split(sites, *_scales(own), kept)
-        return (
-            tuple(
-                IndependentFactor(site, loc, scale, mask=None if left.all() else left)
-                for site, (loc, scale, left) in zip(sites, parts.values(), strict=True)
-            ),
-            priors,
-            fixed,
+    if not correlated and _is_diagonal(posterior.spread):
+        own = torch.where(free, posterior.variance[mine].sqrt(), 1.0)
+        columns = _split(sites, posterior.mean[mine], own, kept).values()
+        factors = tuple(
+            IndependentFactor(site, loc, scale, mask=None if left.all() else left)
+            for site, (loc, scale, left) in zip(sites, columns, strict=True)
         )
-    joint = JointPrior(prior, free, rest == "marginal") if correlated else None
+        return factors, priors, fixed
+    q, p = (one.select(mine) for one in _on_one_subspace(posterior))
+    joint = JointPrior(p, free, rest == "marginal") if correlated else None
     mask = None if kept.all() else kept
-    factor = JointFactor(sites, own.select(kept).dense(), mask, priors, joint)
-    return (factor,), priors, fixed
+    return (JointFactor(sites, q.select(kept).dense(), mask, priors, joint),), priors, fixed
 
 
-def from_factors(posterior: Posterior, remaining: Sequence[Factor]) -> Posterior:
-    """Return what is left of a posterior, with the prior of what is left."""
+def from_factors(
+    posterior: Posterior, remaining: Sequence[Factor], new_priors: Mapping[str, NewPrior]
+) -> Posterior:
+    """Return what is left of a posterior, of which some may have new Gaussian priors."""
     places = posterior.layout.split(torch.arange(posterior.layout.size, device="cpu"))
-    kept = posterior.kept.clone()
-    loc, covariance = posterior.mean.clone(), posterior.covariance.clone()
-    prior = Moments(posterior.prior_mean, posterior.prior_covariance)
-    drop = ~kept
+    kept, mean = posterior.kept.clone(), posterior.mean.clone()
+    joint = [factor for factor in remaining if isinstance(factor, JointFactor)]
+    spread = (posterior.covariance if joint else posterior.variance).clone()
     for factor in remaining:
-        index = torch.cat([places[site.name].reshape(-1) for site in factor.sites])
-        left = torch.cat([factor.kept()[site.name].reshape(-1) for site in factor.sites])
-        free = posterior.free[index]
+        index = _gather(places, factor)
+        left, free = _gather(factor.kept(), factor), posterior.free[index]
         kept[index] = left
-        locs = torch.cat([factor.locations()[site.name].reshape(-1) for site in factor.sites])
-        loc[index] = torch.where(free | ~left, locs, loc[index])
+        mean[index] = torch.where(free | ~left, _gather(factor.locations(), factor), mean[index])
+        scales = {name: one.scale for name, one in factor.marginals().items()}
+        own = _gather(scales, factor).square()
+        if joint:
+            own = own.diag()
         if isinstance(factor, JointFactor):
-            whole = covariance.new_zeros(len(index), len(index))
-            whole[left[:, None] & left] = factor.posterior.covariance.reshape(-1)
-        else:
-            scales = [m.scale.reshape(-1) for m in factor.marginals().values()]
-            whole = torch.cat(scales).square().diag()
-        stays = free[:, None] & free
-        covariance[index[:, None], index] = torch.where(stays, whole, 0)
-    drop = ~kept
-    return posterior.replaced(loc, covariance, kept, _prior_of_rest(prior, drop, remaining))
-
-
-def _prior_of_rest(prior: Moments, drop: Tensor, remaining: Sequence[Factor]) -> Moments:
-    marginal = any(
-        isinstance(factor, JointFactor) and factor.joint_prior and factor.joint_prior.marginal
-        for factor in remaining
+            root = factor.posterior.root()
+            own[left[:, None] & left] = (root @ root.mT).reshape(-1)
+        stays = free[:, None] & free if joint else free
+        here = (index[:, None], index) if joint else (index,)
+        spread[here] = torch.where(stays, own, 0)
+    marginal = any(one.joint_prior is not None and one.joint_prior.marginal for one in joint)
+    return posterior.replaced(
+        mean, spread, kept, _prior_of_rest(posterior, ~kept, marginal, new_priors)
     )
+
+
+def _prior_of_rest(
+    posterior: Posterior, drop: Tensor, marginal: bool, new_priors: Mapping[str, NewPrior]
+) -> tuple[Tensor, Tensor]:
+    spread: Any = posterior.prior_spread
+    if spread.dim() == 1:
+        loc, variance = torch.where(drop, 0, posterior.prior_mean), torch.where(drop, 0, spread)
+        places = posterior.layout.split(torch.arange(len(loc), device="cpu"))
+        for name, new in new_priors.items():
+            index = places[name].reshape(-1)[~new.mask.reshape(-1)]
+            taken = (new.parameters[key].expand(new.mask.shape) for key in ("loc", "scale"))
+            loc[index], scale = (one.reshape(-1)[~new.mask.reshape(-1)].double() for one in taken)
+            variance[index] = scale.square()
+        return loc, variance
+    prior = Moments(posterior.prior_mean, spread)
     left = prior.select(~drop) if marginal else prior.given_zero(drop)
-    loc, covariance = torch.zeros_like(prior.loc), torch.zeros_like(prior.covariance)
+    loc, covariance = torch.zeros_like(prior.loc), torch.zeros_like(spread)
     loc[~drop] = left.loc
     covariance[(~drop)[:, None] & ~drop] = left.covariance.reshape(-1)
-    return Moments(loc, covariance)
+    return loc, covariance
 
 
 def _on_one_subspace(posterior: Posterior) -> tuple[Moments, Moments]:
@@ -112,7 +123,8 @@ def _on_one_subspace(posterior: Posterior) -> tuple[Moments, Moments]:
     both = free[:, None] & free
     ones = (~free).to(posterior.mean).diag()
     own = Moments(posterior.mean, torch.where(both, posterior.covariance, 0) + ones)
-    covariance = torch.where(both, posterior.prior_covariance, 0) + ones
+    prior: Any = posterior.prior_covariance
+    covariance = torch.where(both, prior, 0) + ones
     loc = torch.where(free, posterior.prior_mean, posterior.mean)
     basis = find_subspace(own.covariance)
     if basis.shape[-1] == len(loc):
@@ -123,18 +135,12 @@ def _on_one_subspace(posterior: Posterior) -> tuple[Moments, Moments]:
     return own, Moments(moved, (projected + projected.mT) / 2)
 
 
-def _is_diagonal(covariance: Tensor) -> bool:
-    return bool((covariance.diagonal().diag() == covariance).all())
+def _is_diagonal(spread: Any) -> bool:
+    return spread.dim() == 1 or bool((spread.diagonal().diag() == spread).all())
 
 
-def _scales(moments: Moments) -> tuple[Tensor, Tensor]:
-    return moments.loc, moments.covariance.diagonal().sqrt()
-
-
-def _at_zero(moments: Moments) -> Tensor:
-    """Return ln p(θ_i = 0) of each element."""
-    loc, scale = _scales(moments)
-    return Normal(loc, scale, validate_args=False).log_prob(torch.zeros_like(loc))
+def _gather(by_site: Mapping[str, Tensor], factor: Factor) -> Tensor:
+    return torch.cat([by_site[site.name].reshape(-1) for site in factor.sites])
 
 
 def _split(sites: Sequence[Site], *vectors: Tensor) -> dict[str, Any]:

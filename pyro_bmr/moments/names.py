@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -23,11 +24,12 @@ ALONE = "theta"
 class Layout:
     """Sites in the order of a vector: their shapes, and where they have them, their dimensions.
 
-    ``labels``, by site, are the coordinates along each axis.
+    ``labels``, by site, are the coordinates along each axis, ``dims`` what the axes are called.
     """
 
     shapes: Mapping[str, torch.Size]
     labels: Mapping[str, tuple[tuple[Any, ...], ...]]
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -47,7 +49,7 @@ class Layout:
         return tuple(itertools.chain.from_iterable(map(self._elements, self.shapes)))
 
     def _elements(self, name: str) -> Iterator[str]:
-        axes = self.labels.get(name) or tuple(map(range, self.shapes[name]))
+        axes = self.labels.get(name) or [range(size) for size in self.shapes[name]]
         for index in itertools.product(*axes):
             yield f"{name}[{','.join(map(str, index))}]" if index else name
 
@@ -61,18 +63,23 @@ def read_vector(value: Any, names: Sequence[str] | None) -> tuple[Tensor, Layout
     if isinstance(value, pd.DataFrame):
         refuse("mean", value, "one column of it, such as frame['mean']")
     given = read_names("names", names, "names of elements")
-    if given is None and isinstance(value, pd.Series):
-        given = tuple(map(str, value.index))
+    if isinstance(value, pd.Series):
+        value, given = _read_series(value, given)
     if given is None:
         name = str(getattr(value, "name", None) or ALONE)
         return _read_mapping({name: value}, None)
     vector = read_numbers("mean", value)
     if vector.shape != (len(given),):
         refuse("mean", value, f"a vector with an element for each of the {len(given)} names")
-    repeated = sorted({name for name in given if given.count(name) > 1})
+    repeated = [name for name, count in Counter(given).items() if count > 1]
     if repeated:
         refuse("names", repeated[:5], "names that differ from each other")
     return vector, Layout(dict.fromkeys(given, torch.Size([])), {})
+
+
+def is_numbered(index: pd.Index) -> bool:
+    """Tell whether an index is the one that pandas makes where no labels are given."""
+    return isinstance(index, pd.RangeIndex) and index.equals(pd.RangeIndex(len(index)))
 
 
 def read_numbers(place: str, value: Any) -> Tensor:
@@ -91,9 +98,24 @@ def read_numbers(place: str, value: Any) -> Tensor:
     tensor = tensor.double()
     if not tensor.isfinite().all():
         bad = int((~tensor.isfinite()).sum())
-        msg = f"got {place} with {bad} of {tensor.numel()} elements NaN or infinite"
-        raise ValueError(f"{msg}. Expected finite numbers")
+        msg = (
+            f"got {place} with {bad} of {tensor.numel()} elements NaN or infinite. Expected finite "
+            "numbers"
+        )
+        raise ValueError(msg)
     return tensor
+
+
+def _read_series(
+    series: pd.Series, names: tuple[str, ...] | None
+) -> tuple[pd.Series, tuple[str, ...]]:
+    """Read what the elements are called; names beside an index say the order."""
+    labels = tuple(map(str, series.index))
+    if names is None or is_numbered(series.index):
+        return series, labels if names is None else names
+    if sorted(labels) != sorted(names):
+        refuse("names", list(names)[:5], f"the labels of the Series, {list(labels)[:5]}, or none")
+    return series.set_axis(list(labels)).reindex(list(names)), names
 
 
 def _read_mapping(value: Mapping[Any, Any], names: Any) -> tuple[Tensor, Layout]:
@@ -101,15 +123,16 @@ def _read_mapping(value: Mapping[Any, Any], names: Any) -> tuple[Tensor, Layout]
         refuse("names", names, "none beside a mapping, whose keys are the names")
     if not value:
         refuse("mean", value, "arrays by name, of at least one element")
-    shapes, labels, parts = {}, {}, []
+    shapes, labels, dims, parts = {}, {}, {}, []
     for name, one in value.items():
         check_kind("mean", name, str, "names that are words")
         part = read_numbers(f"the mean of {name!r}", one)
         shapes[name] = part.shape
         if isinstance(one, xr.DataArray):
             labels[name] = tuple(tuple(one[dim].values.tolist()) for dim in one.dims)
+            dims[name] = tuple(map(str, one.dims))
         parts.append(part.reshape(-1))
     vector = torch.cat(parts)
     if not len(vector):
         refuse("mean", value, "at least one element")
-    return vector, Layout(shapes, labels)
+    return vector, Layout(shapes, labels, dims)

@@ -14,18 +14,21 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_number, read_optional, refuse
 from pyro_bmr.display import Tabular
-from pyro_bmr.mathematics.moments import Moments
-from pyro_bmr.moments.names import Layout, read_numbers, read_vector
-
-# Of a correlation matrix, how far below zero rounding may take an eigenvalue.
-_ROUNDING = 1e-7
+from pyro_bmr.moments.bayesian_torch import read_bayesian_torch
+from pyro_bmr.moments.laplace_torch import read_laplace
+from pyro_bmr.moments.names import Layout, read_vector
+from pyro_bmr.moments.numpyro_guides import read_numpyro
+from pyro_bmr.moments.samples import read_samples
+from pyro_bmr.moments.spreads import read_along, read_spread
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Posterior(Tabular):
     r"""A Gaussian posterior from elsewhere, and its Gaussian prior, for whatever takes a guide.
 
-    .. math:: q(\theta) = N(\theta \mid \mu, \Sigma), \quad p(\theta) = N(\theta \mid \mu_0, \Sigma_0)
+    .. math::
+        q(\theta) = N(\theta \mid \mu, \Sigma), \quad
+        p(\theta) = N(\theta \mid \mu_0, \Sigma_0)
 
     Parameters
     ----------
@@ -50,6 +53,8 @@ class Posterior(Tabular):
 
     Attributes
     ----------
+    spread, prior_spread : Tensor
+        Covariances, ``(n, n)``, or the variances of independent elements, ``(n,)``.
     layout : Layout
         The names and shapes of the sites.
     kept : Tensor
@@ -71,9 +76,9 @@ class Posterior(Tabular):
     """
 
     mean: Tensor
-    covariance: Tensor
+    spread: Tensor
     prior_mean: Tensor
-    prior_covariance: Tensor | None
+    prior_spread: Tensor | None
     free_energy: float | None
     layout: Layout
     kept: Tensor
@@ -94,7 +99,7 @@ class Posterior(Tabular):
     ) -> None:
         vector, layout = read_vector(mean, names)
         spreads = {"covariance": covariance, "scale": scale, "precision": precision}
-        own = _read_spread(spreads, layout)
+        own = read_spread(spreads, layout)
         if own is None:
             refuse("covariance", None, "one of covariance=, scale= and precision=")
         prior = {
@@ -102,11 +107,12 @@ class Posterior(Tabular):
             "prior_scale": prior_scale,
             "prior_precision": prior_precision,
         }
+        before = read_spread(prior, layout)
         values = {
             "mean": vector,
-            "covariance": own.to(vector.device),
-            "prior_mean": _read_along("prior_mean", prior_mean, layout).to(vector.device),
-            "prior_covariance": _read_spread(prior, layout),
+            "spread": own.to(vector.device),
+            "prior_mean": read_along("prior_mean", prior_mean, layout).to(vector.device),
+            "prior_spread": None if before is None else before.to(vector.device),
             "free_energy": read_optional(
                 free_energy, read_number, "free_energy", fits=lambda _: True
             ),
@@ -116,32 +122,220 @@ class Posterior(Tabular):
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def replaced(self, mean: Tensor, covariance: Tensor, kept: Tensor, prior: Moments) -> Posterior:
-        """Return the same sites with other moments, of which some elements are zero.
+    @classmethod
+    def from_samples(
+        cls,
+        samples: Mapping[Any, Any],
+        *,
+        sites: Sequence[str] | None = None,
+        prior_mean: Any = None,
+        prior_covariance: Any = None,
+        prior_scale: Any = None,
+        prior_precision: Any = None,
+        free_energy: float | None = None,
+    ) -> Posterior:
+        """Make one of the moments of posterior draws: of PyMC, Stan or others through ArviZ.
+
+        The moments are those of the coordinates of the draws; where a variable is positive, pass
+        its logarithm. Elements are named by the coordinates of ArviZ.
 
         Parameters
         ----------
-        mean, covariance : Tensor
-            Of all elements, zero where one is pruned.
-        kept : Tensor
-            Boolean, False for elements that are pruned.
-        prior : Moments
-            As of the posterior.
+        samples : InferenceData, DataTree, Dataset or mapping
+            What ArviZ holds, with a group ``posterior`` or that group itself; or arrays of shape
+            ``(draws, ...)`` by name. Arrays of shape ``(chains, draws, ...)`` are read through
+            ``arviz.from_dict``.
+        sites : sequence of str, optional
+            Which variables. Without, those of the prior, if it is given by name, or all.
+        prior_mean, prior_covariance, prior_scale, prior_precision : optional
+            As of `Posterior`. Without any, the moments of the group ``prior``, if there is one.
+            Its correlations that are within five standard errors of zero are zero.
+        free_energy : float, optional
+            F of the full model, in nats.
 
         Returns
         -------
         Posterior
-            The others' names, and the free energy of before; see `after`.
+            With the covariance of the draws; independent, with a warning, where there are fewer
+            than ten effective draws per element.
+
+        Raises
+        ------
+        ValueError
+            If draws are few or not finite, do not fit each other, or lack a site.
+        TypeError
+            If the samples are no mapping.
+
+        Warns
+        -----
+        UserWarning
+            Of few draws, and of elements that are strongly skewed or heavy-tailed.
         """
-        new = Posterior(
-            self.layout.split(mean),
-            covariance,
-            prior_mean=prior.loc,
-            prior_covariance=prior.covariance,
-            free_energy=self.free_energy,
-        )
-        object.__setattr__(new, "layout", self.layout)
-        object.__setattr__(new, "kept", kept)
+        prior = _given(prior_mean, prior_covariance, prior_scale, prior_precision)
+        return cls(**read_samples(samples, sites, prior), free_energy=free_energy)
+
+    @classmethod
+    def from_numpyro(
+        cls,
+        guide: Any,
+        params: Mapping[str, Any],
+        *,
+        sites: Sequence[str] | None = None,
+        prior_mean: Any = None,
+        prior_covariance: Any = None,
+        prior_scale: Any = None,
+        prior_precision: Any = None,
+        free_energy: float | None = None,
+    ) -> Posterior:
+        """Make one of a trained autoguide of NumPyro, such as ``AutoNormal``.
+
+        Others that are read are ``AutoDiagonalNormal``, ``AutoMultivariateNormal``,
+        ``AutoLowRankMultivariateNormal`` and ``AutoLaplaceApproximation``.
+
+        Parameters
+        ----------
+        guide : AutoGuide
+            Of NumPyro, as SVI trained it.
+        params : mapping
+            Its parameters, ``svi_result.params``.
+        sites : sequence of str, optional
+            Which sites. Without, all on the real line whose prior is Normal and does not depend on
+            other sites; the others are left out with a warning, which changes no ΔF of these.
+        prior_mean, prior_covariance, prior_scale, prior_precision : optional
+            As of `Posterior`, instead of the model's own prior.
+        free_energy : float, optional
+            F of the full model in nats, ``svi_result.losses[-1]``.
+
+        Returns
+        -------
+        Posterior
+            By site.
+
+        Raises
+        ------
+        ValueError
+            If the guide was never called, is not Gaussian, or if a site cannot be read.
+        TypeError
+            If this is no guide of NumPyro.
+
+        Warns
+        -----
+        UserWarning
+            Of sites that are left out.
+        """
+        prior = _given(prior_mean, prior_covariance, prior_scale, prior_precision)
+        return cls(**read_numpyro(guide, params, sites, prior), free_energy=free_energy)
+
+    @classmethod
+    def from_laplace(cls, la: Any, *, free_energy: float | None = None) -> Posterior:
+        """Make one of a fitted Laplace approximation of laplace-torch.
+
+        Parameters
+        ----------
+        la : Laplace
+            Of all weights, a last layer or a subnetwork; full, of Kronecker factors or diagonal.
+        free_energy : float, optional
+            F of the full model in nats, ``-la.log_marginal_likelihood().item()``.
+
+        Returns
+        -------
+        Posterior
+            By the names of the weights; of a subnetwork, each of its elements is one of its own.
+
+        Raises
+        ------
+        ValueError
+            If it was never fitted, or if its prior is improper.
+        TypeError
+            If this is no Laplace approximation of weights.
+        """
+        return cls(**read_laplace(la), free_energy=free_energy)
+
+    @classmethod
+    def from_bayesian_torch(cls, module: Any, *, free_energy: float | None = None) -> Posterior:
+        """Make one of the mean-field layers of bayesian-torch in a module.
+
+        Its layers take what they call the variance of the prior for the standard deviation, and so
+        does this. Their divergence is a mean over the elements of a layer: train with their sum
+        where F is to be one.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            With layers such as ``LinearReparameterization`` or ``Conv2dFlipout``.
+        free_energy : float, optional
+            F of the full model, in nats.
+
+        Returns
+        -------
+        Posterior
+            By site, ``{layer}.weight`` and ``{layer}.bias``.
+
+        Raises
+        ------
+        ValueError
+            If there are no such layers.
+        TypeError
+            If this is no module.
+        """
+        return cls(**read_bayesian_torch(module), free_energy=free_energy)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the elements, in order: ``b``, or ``A[2,1]`` of an array."""
+        return self.layout.elements()
+
+    @property
+    def covariance(self) -> Tensor:
+        r""":math:`\Sigma`, of shape ``(n, n)``."""
+        return _as_matrix(self.spread)
+
+    @property
+    def prior_covariance(self) -> Tensor | None:
+        r""":math:`\Sigma_0`, of shape ``(n, n)``; None if the prior is that of a Pyro model."""
+        return None if self.prior_spread is None else _as_matrix(self.prior_spread)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each element, of shape ``(n,)``."""
+        return _variances(self.spread)
+
+    @property
+    def prior_variance(self) -> Tensor:
+        """Of each element before the data, of shape ``(n,)``; inf if that is not known."""
+        if self.prior_spread is None:
+            return torch.full_like(self.mean, torch.inf)
+        return _variances(self.prior_spread)
+
+    @property
+    def free(self) -> Tensor:
+        """True for elements whose variance is positive before and after; others are fixed."""
+        return (self.variance > 0) & (self.prior_variance > 0)
+
+    def replaced(
+        self, mean: Tensor, spread: Tensor, kept: Tensor, prior: tuple[Tensor, Tensor]
+    ) -> Posterior:
+        """Return the same sites with other moments, of which some elements are zero.
+
+        Parameters
+        ----------
+        mean, spread : Tensor
+            Of all elements, zero where one is pruned; variances or a covariance.
+        kept : Tensor
+            Boolean, False for elements that are pruned.
+        prior : tuple of Tensor
+            Mean, and variances or covariance, of the prior.
+
+        Returns
+        -------
+        Posterior
+            With the free energy of before; see `after`.
+        """
+        new = copy.copy(self)
+        values = {"mean": mean, "spread": spread, "kept": kept}
+        values |= dict(zip(("prior_mean", "prior_spread"), prior, strict=True))
+        for name, value in values.items():
+            object.__setattr__(new, name, value)
         return new
 
     def after(self, delta_f: float) -> Posterior:
@@ -162,18 +356,24 @@ class Posterior(Tabular):
             object.__setattr__(new, "free_energy", self.free_energy + delta_f)
         return new
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the elements, in order: ``b``, or ``A[2,1]`` of an array."""
-        return self.layout.elements()
+    def to(self, device: torch.device | str) -> Posterior:
+        """Move to a device.
 
-    @property
-    def free(self) -> Tensor:
-        """True for elements whose variance is positive before and after; others are fixed."""
-        free = self.covariance.diagonal() > 0
-        if self.prior_covariance is not None:
-            free = free & (self.prior_covariance.diagonal() > 0)
-        return free
+        Parameters
+        ----------
+        device : torch.device or str
+            Where to.
+
+        Returns
+        -------
+        Posterior
+            With all tensors there.
+        """
+        new = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                object.__setattr__(new, name, value.to(device))
+        return new
 
     def summary(self) -> pd.DataFrame:
         """Return a table with one row per element.
@@ -184,10 +384,10 @@ class Posterior(Tabular):
             Indexed by name; columns ``mean``, ``sd``, and ``prior mean`` and ``prior sd`` if the
             prior is known.
         """
-        columns = {"mean": self.mean, "sd": self.covariance.diagonal().sqrt()}
-        if self.prior_covariance is not None:
+        columns = {"mean": self.mean, "sd": self.variance.sqrt()}
+        if self.prior_spread is not None:
             columns["prior mean"] = self.prior_mean
-            columns["prior sd"] = self.prior_covariance.diagonal().sqrt()
+            columns["prior sd"] = self.prior_variance.sqrt()
         data = {name: column.cpu().numpy() for name, column in columns.items()}
         return pd.DataFrame(data, index=pd.Index(self.names, name="element"))
 
@@ -212,94 +412,14 @@ class Posterior(Tabular):
         return f"posterior of {self.layout.size:,} elements{told}{level}"
 
 
-class NoProgram:
-    """Takes the place of the model of moments from elsewhere, and says that there is none."""
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
-        """Raise the ValueError that says so."""
-        raise ValueError(_NO_PROGRAM)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ValueError(_NO_PROGRAM)
-
-    def __repr__(self) -> str:
-        return "NoProgram()"
+def _given(mean: Any, covariance: Any, scale: Any, precision: Any) -> dict[str, Any]:
+    prior = {"mean": mean, "covariance": covariance, "scale": scale, "precision": precision}
+    return {f"prior_{name}": value for name, value in prior.items() if value is not None}
 
 
-_NO_PROGRAM = (
-    "this is the reduction of a Posterior, of moments without a program. Expected a guide and its "
-    "Pyro model for what runs one, or Posterior(...) with model= of the prior; the reduced moments "
-    "are result.guide"
-)
+def _as_matrix(spread: Tensor) -> Tensor:
+    return spread.diag() if spread.dim() == 1 else spread
 
 
-def _read_along(place: str, value: Any, layout: Layout) -> Tensor:
-    """Read a number for each element: one for all, by site, or a vector."""
-    if isinstance(value, Mapping):
-        if value.keys() != layout.shapes.keys():
-            refuse(place, sorted(value), f"a value for each of {sorted(layout.shapes)}")
-        parts = [
-            _broadcast(f"{place}[{name!r}]", value[name], shape)
-            for name, shape in layout.shapes.items()
-        ]
-        return torch.cat([part.reshape(-1) for part in parts])
-    return _broadcast(place, value, torch.Size([layout.size]))
-
-
-def _broadcast(place: str, value: Any, shape: torch.Size) -> Tensor:
-    numbers = read_numbers(place, value)
-    if numbers.numel() == shape.numel() and numbers.dim():
-        return numbers.reshape(shape).clone()
-    if numbers.numel() != 1:
-        refuse(place, value, f"a number, or an array of shape {tuple(shape)}")
-    return numbers.reshape(()).expand(shape).clone()
-
-
-def _read_spread(spreads: Mapping[str, Any], layout: Layout) -> Tensor | None:
-    """Read a covariance, given as one, as standard deviations or as a precision."""
-    given = {name: value for name, value in spreads.items() if value is not None}
-    if not given:
-        return None
-    if len(given) > 1:
-        refuse(" and ".join(given), "both", f"one of {', '.join(spreads)}")
-    ((name, value),) = given.items()
-    if name.endswith("scale"):
-        scale = _read_along(name, value, layout)
-        if (scale < 0).any():
-            refuse(name, value, "standard deviations, which are not negative")
-        return scale.square().diag()
-    matrix = read_numbers(name, value)
-    if matrix.shape != (layout.size, layout.size):
-        refuse(name, value, f"a matrix of shape {(layout.size, layout.size)}")
-    return _as_covariance(name, matrix) if name.endswith("covariance") else _invert(name, matrix)
-
-
-def _as_covariance(name: str, matrix: Tensor) -> Tensor:
-    """Check that a matrix is symmetric and not negative, up to rounding, and make it symmetric."""
-    scale = matrix.diagonal().clamp_min(0).sqrt()
-    inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    correlation = inverse[:, None] * matrix * inverse
-    symmetric = (matrix + matrix.mT) / 2
-    uneven = float((correlation - correlation.mT).abs().max())
-    least = float(torch.linalg.eigvalsh((correlation + correlation.mT) / 2)[0])
-    fixed = scale == 0
-    if uneven > _ROUNDING or least < -_ROUNDING or (matrix[fixed] != 0).any():
-        msg = (
-            f"got {name} that is no covariance: as correlations, it differs from its transpose by "
-            f"up to {uneven:.1g} and has the eigenvalue {least:.1g}. Expected a symmetric matrix "
-            "without negative eigenvalues, whose rows are zero where its diagonal is"
-        )
-        raise ValueError(msg)
-    return symmetric
-
-
-def _invert(name: str, matrix: Tensor) -> Tensor:
-    tril, failed = torch.linalg.cholesky_ex(_as_covariance(name, matrix))
-    if failed:
-        msg = (
-            f"got a singular {name}. Expected a positive definite one; a covariance may be singular"
-        )
-        raise ValueError(msg)
-    return torch.cholesky_inverse(tril)
+def _variances(spread: Tensor) -> Tensor:
+    return spread if spread.dim() == 1 else spread.diagonal()

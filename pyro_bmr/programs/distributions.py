@@ -149,8 +149,8 @@ def prune_distribution(
 ) -> TorchDistribution:
     """Put elements at zero or a center, inside any ``to_event`` and ``mask``; True keeps.
 
-    ``marginal`` says which prior is left of correlated elements. A ValueError says that the mask does not broadcast to ``fn.shape()``, or that the elements are
-    not independent.
+    ``marginal`` says which prior is left of correlated elements. A ValueError says that the mask
+    does not broadcast to ``fn.shape()``, or that the elements are not independent.
     """
     shape = fn.shape()
     try:

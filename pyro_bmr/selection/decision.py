@@ -15,7 +15,8 @@ from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.moments.factors import from_factors
-from pyro_bmr.moments.posterior import NoProgram, Posterior
+from pyro_bmr.moments.no_program import NoProgram
+from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.units.producers_and_readers import Structure
@@ -146,7 +147,7 @@ def assemble(
 ) -> tuple[PrunedModel, PrunedGuide, dict[str, Tensor]]:
     """Make the model and the guide of a reduced posterior, and the masks of what is not zero."""
     if origin.moments is not None:
-        return _assemble_moments(origin.moments, remaining, spiked)
+        return _assemble_moments(origin.moments, remaining, new_priors, spiked)
     full_model: Any = origin.model
     if new_priors:
         full_model = SwitchedModel(full_model, new_priors)
@@ -164,11 +165,14 @@ def assemble(
 
 
 def _assemble_moments(
-    moments: Posterior, remaining: tuple[Factor, ...], spiked: Collection[str]
+    moments: Posterior,
+    remaining: tuple[Factor, ...],
+    new_priors: Mapping[str, NewPrior],
+    spiked: Collection[str],
 ) -> Any:
     kept = {name: kept for factor in remaining for name, kept in factor.kept().items()}
     masks = {name: mask for name, mask in kept.items() if name in spiked or not mask.all()}
-    return NoProgram(), from_factors(moments, remaining), masks
+    return NoProgram(), from_factors(moments, remaining, new_priors), masks
 
 
 def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[str, ...]:

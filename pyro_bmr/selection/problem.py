@@ -25,7 +25,7 @@ from pyro_bmr.guides.autoguides import take_from_store
 from pyro_bmr.guides.parts import find_program
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide, read_origin
-from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
+from pyro_bmr.mathematics.reduced_priors import Laplace, ReducedPrior, Spike
 from pyro_bmr.moments.factors import to_factors
 from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.priors.site_priors import check_named, read_priors
@@ -129,25 +129,39 @@ def _read_moments(
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
 ) -> Problem:
     """Read a posterior that comes with its prior."""
-    if data or posterior.prior_covariance is None:
+    if data or posterior.prior_spread is None:
         got = "got data with" if data else "got"
         msg = (
-            f"{got} a Posterior without a program. Expected its prior_covariance= (or prior_scale=) "
-            f"and no data, as in {verb}(posterior), or a Pyro model of the same sites, as in "
+            f"{got} a Posterior without a program. Expected its prior_covariance= (or "
+            f"prior_scale=) and no data, as in {verb}(posterior), or a Pyro model of the same "
+            f"sites, as in "
             f"{verb}(posterior, model=model)"
         )
         raise ValueError(msg)
-    one = reduced_prior if isinstance(reduced_prior, Spike) else Spike()
-    if isinstance(one.loc, str) or torch.as_tensor(one.loc, device="cpu").count_nonzero():
-        refuse(
-            "reduced_prior", reduced_prior, "Spike() at zero for a Posterior: subtract elsewhere"
-        )
-    factors, priors, reasons = to_factors(posterior, one.rest)
+    factors, priors, reasons = to_factors(posterior, _read_rest(reduced_prior))
     named = read_names("sites", sites)
     if named is not None:
         check_named(named, priors, reasons)
     absent = {name: posterior.layout.shapes[name] for name in reasons}
     return Problem(factors, Origin(moments=posterior), priors, reasons, absent, named)
+
+
+def _read_rest(reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]) -> str:
+    """Read what is left of a correlated prior, and refuse what has no place in a Posterior."""
+    mapping = isinstance(reduced_prior, Mapping)
+    every = list(reduced_prior.values()) if mapping else [reduced_prior]
+    spikes = [one for one in every if isinstance(one, Spike)]
+    at_zero = (
+        not isinstance(one.loc, str) and not torch.as_tensor(one.loc, device="cpu").any()
+        for one in spikes
+    )
+    if any(isinstance(one, Laplace) for one in every) or not all(at_zero):
+        expected = "Spike() at zero or Gaussian(loc, scale) for a Posterior"
+        refuse("reduced_prior", reduced_prior, expected)
+    rests = {one.rest for one in spikes} or {"conditional"}
+    if len(rests) > 1:
+        refuse("reduced_prior", reduced_prior, "one rest= for all sites of a Posterior")
+    return rests.pop()
 
 
 def _read(

@@ -307,9 +307,7 @@ def test_the_average_under_a_joint_prior_is_the_sum_over_all_subsets(rank):
     prior = root @ root.T + (rank == SIZE) * 0.3 * np.eye(SIZE)
     mixed = problem.x @ prior
     gain = np.linalg.solve(mixed @ problem.x.T + NOISE**2 * np.eye(30), mixed).T
-    posterior = bmr.Posterior(
-        {"w": gain @ problem.y}, prior - gain @ mixed, prior_covariance=prior
-    )
+    posterior = bmr.Posterior({"w": gain @ problem.y}, prior - gain @ mixed, prior_covariance=prior)
     evidence, means, squares, sets = [], [], [], []
     for bits in range(2**SIZE):
         drop = np.array([bits >> i & 1 for i in range(SIZE)], bool)
