@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.guides.latent_sites import find_latent_nodes, make_site
 from pyro_bmr.guides.linear_gaussian import Conditional, join
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, triangular
@@ -22,8 +21,6 @@ from pyro_bmr.moments.draws import read_draws
 from pyro_bmr.moments.names import Layout
 from pyro_bmr.moments.sample_moments import SampleMoments, measure_moments
 from pyro_bmr.programs.distributions import find_support
-from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.sites import Site
 
 
@@ -38,7 +35,7 @@ def match_moments(samples: Mapping[str, Any], origin: Origin) -> tuple[Factor, .
     show beyond these moments is lost. With few draws, the elements are taken as independent.
     """
     given = read_draws(samples)
-    nodes, others = _latent_nodes(given, origin)
+    nodes, others = find_latent_nodes(given, origin, "posterior samples do")
     sites, parts = [], []
     for name, node in nodes.items():
         values = _as_tensor(given[name], node["value"])
@@ -54,10 +51,7 @@ def match_moments(samples: Mapping[str, Any], origin: Origin) -> tuple[Factor, .
         values = values if lead == 2 else values[None]
         support = find_support(node["fn"])
         unconstrained = biject_to(support).inv(values)
-        shape = unconstrained.shape[2:]
-        event_dim = node["fn"].event_dim + len(shape) - node["value"].dim()
-        frames = tuple(frame for frame in node["cond_indep_stack"] if frame.vectorized)
-        sites.append(Site(name, shape, event_dim, support, frames))
+        sites.append(make_site(name, node, unconstrained.shape[2:]))
         parts.append(unconstrained.reshape(*values.shape[:2], -1))
     counts = {site.name: tuple(p.shape[:2]) for site, p in zip(sites, parts, strict=True)}
     if len(set(counts.values())) > 1:
@@ -75,41 +69,6 @@ def _as_tensor(values: Any, like: Tensor) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().to(like.device)
     return torch.as_tensor(np.array(values), dtype=like.dtype, device=like.device)
-
-
-def _latent_nodes(
-    samples: Mapping[str, Any], origin: Origin
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Run the model; return its continuous latent sites with samples, and what is no site."""
-    if origin.model is None:
-        msg = (
-            "posterior samples do not know their model. Expected it as model=, and after the "
-            "samples what it is called with"
-        )
-        raise ValueError(msg)
-    try:
-        with dry_run(origin.model), PriorMessenger(*origin.args, **origin.kwargs):
-            trace = poutine.trace(origin.model).get_trace(*origin.args, **origin.kwargs)
-    except Exception as error:
-        msg = (
-            f"the model could not be run to read its sites ({type(error).__name__}: {error}). "
-            "Expected it to run with the arguments given; pass those of the MCMC run"
-        )
-        raise RuntimeError(msg) from error
-    unknown = sorted(samples.keys() - trace.nodes.keys())
-    latent = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
-    found = {
-        name: node
-        for name, node in latent.items()
-        if name in samples and not node["fn"].support.is_discrete
-    }
-    if not found:
-        msg = (
-            f"got samples of {sorted(samples)}, but the model has the latent sites "
-            f"{sorted(latent)}. Expected samples of sites of the model, by name"
-        )
-        raise ValueError(msg)
-    return found, tuple(unknown)
 
 
 def _gaussian(sites: list[Site], moments: SampleMoments, dtype: torch.dtype) -> tuple[Factor, ...]:

@@ -23,10 +23,12 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.autoguides import check_called, read_parameter, read_value
 from pyro_bmr.guides.families import is_refused, is_registered, list_refused, read_factors
+from pyro_bmr.guides.named_moments import name_moments
 from pyro_bmr.guides.parts import find_parts
 from pyro_bmr.guides.posterior_samples import match_moments
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
 from pyro_bmr.guides.traced_guides import draw_alone, trace_factors
+from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.programs.wrapped import peel
 
 
@@ -77,6 +79,11 @@ def _(guide: MCMC, origin: Origin) -> tuple[Factor, ...]:
         msg = "this MCMC has no samples yet. Expected a finished one: call mcmc.run(*args)"
         raise ValueError(msg)
     return match_moments(guide.get_samples(group_by_chain=True), origin)
+
+
+@_read.register(Posterior)
+def _(guide: Posterior, origin: Origin) -> tuple[Factor, ...]:
+    return name_moments(guide, origin)
 
 
 @_read.register(Mapping)

@@ -148,8 +148,8 @@ def _read_moments(
 
 def _read_rest(reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]) -> str:
     """Read what is left of a correlated prior, and refuse what has no place in a Posterior."""
-    mapping = isinstance(reduced_prior, Mapping)
-    every = list(reduced_prior.values()) if mapping else [reduced_prior]
+    by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}
+    every = by_site.values()
     spikes = [one for one in every if isinstance(one, Spike)]
     at_zero = (
         not isinstance(one.loc, str) and not torch.as_tensor(one.loc, device="cpu").any()
