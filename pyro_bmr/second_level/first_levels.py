@@ -203,7 +203,7 @@ def _find_basis(covariance: Tensor) -> Tensor:
     within = values > _SINGULAR
     if within.all():
         return torch.eye(len(scale), device=scale.device, dtype=scale.dtype)
-    return torch.linalg.qr(scale[:, None] * vectors[:, within]).Q
+    return torch.linalg.qr(scale[:, None] * vectors[:, within]).Q.contiguous()
 
 
 def _read_unit(

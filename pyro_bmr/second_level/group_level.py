@@ -124,7 +124,7 @@ def group_level(
     >>> result.posterior.names
     ('A(1,1) × mean', 'A(2,1) × mean', 'A(1,1) × group', 'A(2,1) × group')
     >>> result.summary().loc[("group", "A(1,1)"), "mean"].round(2)
-    np.float64(0.39)
+    np.float64(0.41)
     """
     subjects = read_subjects(posteriors)
     by_name = isinstance(posteriors, Mapping | pd.Series)
