@@ -43,8 +43,10 @@ class Hierarchy:
             mean[free] = self.prior_mean[free] + covariance[where] @ h[:, free].T @ residual
             prior = np.zeros_like(self.prior)
             prior[where] = self.prior[where]
-            marginal = h @ prior @ h.T + np.eye(len(y))
-            evidence = multivariate_normal(h @ self.prior_mean, marginal).logpdf(y)
+            level = None
+            if with_f:
+                marginal = h @ prior @ h.T + np.eye(len(y))
+                level = -multivariate_normal(h @ self.prior_mean, marginal).logpdf(y)
             found.append(
                 bmr.Posterior(
                     mean,
@@ -52,7 +54,7 @@ class Hierarchy:
                     prior_mean=self.prior_mean,
                     prior_covariance=prior,
                     names=self.names,
-                    free_energy=-evidence if with_f else None,
+                    free_energy=level,
                 )
             )
         return found
