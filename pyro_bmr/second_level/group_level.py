@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -183,11 +184,6 @@ class GroupLevel(Tabular):
     free_energy : float or None
         F of the two levels: ``delta_f`` and the F of the subjects; None where one of these is not
         known. Of two designs or components of the same subjects, the better has the lower F.
-    first_levels : mapping
-        By subject, a `Posterior` under the group's prior :math:`N((x_i^\top \otimes I) \hat\beta,
-        R^{-1})`.
-    first_level_delta_f : Series
-        By subject, F under that prior minus F under its own, in nats.
     design : DataFrame
         Of subjects and covariates.
     parameters : tuple of str
@@ -199,11 +195,29 @@ class GroupLevel(Tabular):
     between_covariance: Tensor
     delta_f: float
     free_energy: float | None
-    first_levels: Mapping[str, Posterior]
-    first_level_delta_f: pd.Series
     design: pd.DataFrame
     parameters: tuple[str, ...]
-    _study: Any = field(repr=False)
+    _study: Study = field(repr=False)
+    _found: Conditional = field(repr=False)
+
+    @property
+    def first_levels(self) -> dict[str, Posterior]:
+        r"""By subject, its posterior under :math:`N((x_i^\top \otimes I) \hat\beta, R^{-1})`."""
+        return {subject: posterior for subject, (posterior, _) in self._refitted.items()}
+
+    @property
+    def first_level_delta_f(self) -> pd.Series:
+        """By subject, F under the prior of the group minus F under its own, in nats."""
+        changes = {subject: float(delta) for subject, (_, delta) in self._refitted.items()}
+        return pd.Series(changes, name="delta_f").rename_axis("subject")
+
+    @cached_property
+    def _refitted(self) -> dict[str, tuple[Posterior, Tensor]]:
+        first, design = self._study.first, self._study.design
+        rows = design.values @ self._found.mean.reshape(len(design.covariates), -1)
+        covariance = self._found.between_covariance
+        pairs = enumerate(zip(first.subjects, rows, strict=True))
+        return {subject: first.under_prior(i, row, covariance) for i, (subject, row) in pairs}
 
     def leave_one_out(self, covariate: str | None = None) -> LeaveOneOut:
         r"""Predict a covariate of each subject from the other subjects.
@@ -295,12 +309,11 @@ class GroupLevel(Tabular):
 
     @property
     def _titles(self) -> tuple[str, ...]:
-        level = f"ΔF = {self.delta_f:,.2f} nats"
+        told = [f"{len(self.design):,} subjects", f"ΔF = {self.delta_f:,.2f} nats"]
         if self.free_energy is not None:
-            level = f"F = {self.free_energy:,.2f} nats, {level}"
-        first, *others = self.design.columns
-        subjects = f"{len(self.design):,} subjects, {level}"
-        return (f"{subjects}\neffects of {first}", *(f"effects of {one}" for one in others))
+            told.append(f"F = {self.free_energy:,.2f} nats")
+        first, *others = (f"effects of {one}" for one in self.design.columns)
+        return ("\n".join([*told, first]), *others)
 
 
 def _report(
@@ -341,26 +354,16 @@ def _report(
         prior_covariance=level.log_precision.inverse(),
         names=components,
     )
-    rows = design.values @ found.mean.reshape(len(design.covariates), -1)
-    refitted = [
-        first.under_prior(i, row, found.between_covariance) for i, row in enumerate(rows)
-    ]
-    changes = pd.Series(
-        [float(delta) for _, delta in refitted],
-        index=pd.Index(first.subjects, name="subject"),
-        name="delta_f",
-    )
     return GroupLevel(
         effects,
         log_precisions,
         basis @ found.between_covariance @ basis.mT,
         delta_f,
         free_energy,
-        dict(zip(first.subjects, (one for one, _ in refitted), strict=True)),
-        changes,
         design.frame(first.subjects),
         first.parameters,
         study,
+        found,
     )
 
 

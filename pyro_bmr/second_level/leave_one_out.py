@@ -21,8 +21,9 @@ from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes
 
 # The prior variance of the covariate, in variances of it among the others: SPM's.
 _WIDER = 4.0
-# A grid of so many points, over so many standard deviations either way, and how often it is moved.
-_POINTS, _REACH, _MOVES = 201, 8.0, 4
+# A grid of so many points, which reaches 27 = sinh(4) standard deviations either way, since the
+# tails may be heavy, and how often it is moved.
+_POINTS, _REACH, _MOVES = 201, 4.0, 5
 
 
 def predict_left_out(study: Any, covariate: str | None) -> LeaveOneOut:
@@ -135,7 +136,7 @@ class LeaveOneOut(Tabular):
         order = table.groupby("actual").cumcount().to_numpy()
         size = table.groupby("actual")["sd"].transform("size").to_numpy()
         gap = np.diff(np.unique(actual)).min(initial=span)
-        x = actual + 0.5 * gap * ((order + 0.5) / size - 0.5)
+        x = actual + 0.3 * gap * ((order + 0.5) / size - 0.5)
         y = table["predicted"].to_numpy(float)
         ax.vlines(x, y - reach, y + reach, color=BLUE, alpha=0.5, linewidth=1.2)
         right = np.ones(len(table), dtype=bool)
@@ -203,8 +204,9 @@ def _integrate(line: _Line, centre: float, variance: float) -> tuple[float, floa
     unit = torch.linspace(-_REACH, _REACH, _POINTS, device=line.row.device, dtype=line.row.dtype)
     mean, spread = centre, variance**0.5
     for _ in range(_MOVES):
-        values = mean + spread * unit
-        log_density = line.log_likelihood(values) - (values - centre) ** 2 / (2 * variance)
+        values = mean + spread * unit.sinh()
+        log_prior = -((values - centre) ** 2) / (2 * variance)
+        log_density = line.log_likelihood(values) + log_prior + unit.cosh().log()
         if log_density.isnan().any():
             msg = (
                 "a left-out subject's posterior is so much wider than its prior that it has none "
@@ -215,7 +217,7 @@ def _integrate(line: _Line, centre: float, variance: float) -> tuple[float, floa
         mean = float(weight @ values)
         spread = float((weight @ (values - mean) ** 2).sqrt())
         # A peak between two points has no width on the grid.
-        spread = max(spread, 0.5 * float(values[1] - values[0]))
+        spread = max(spread, 0.5 * float(values.diff().min()))
     return mean, spread
 
 
