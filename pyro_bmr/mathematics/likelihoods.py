@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class Likelihoods:
-    """Of N units over k parameters each: ``at`` and ``linear`` ``(N, k)``, ``curvature``
-    ``(N, k, k)``, ``constant`` ``(N,)``.
+    """Of N units over k parameters each.
 
-    Where a unit says nothing about a parameter, its rows are zero.
+    ``at`` and ``linear`` ``(N, k)``, ``curvature`` ``(N, k, k)``, ``constant`` ``(N,)``. Where a
+    unit says nothing about a parameter, its rows are zero.
     """
 
     at: Tensor
@@ -41,7 +40,7 @@ class Likelihoods:
         With :math:`b = m - \mu` and :math:`M = I + V L`, it is
         :math:`c - \tfrac12 \ln|M| + h^\top M^{-1} b + \tfrac12 h^\top M^{-1} V h
         - \tfrac12 b^\top L M^{-1} b`; NaN where the integral diverges.
-        """  # noqa: DOC201
+        """
         curvature, linear = self.curvature[unit], self.linear[unit]
         offset = mean - self.at[unit]
         matrix = covariance @ curvature
@@ -75,17 +74,16 @@ def exchange_marginal(
     new_mean: Tensor,
     new_covariance: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    r"""Give a Gaussian another marginal of :math:`z = B^\top \theta`, and leave :math:`p(\theta | z)`.
+    r"""Give a Gaussian another marginal of :math:`z = B^\top \theta`.
 
-    With :math:`C = B^\top \Sigma B` and :math:`K = \Sigma B C^{-1}`: the mean
-    :math:`\mu + K (m' - B^\top \mu)` and the covariance :math:`\Sigma - K (C - C') K^\top`.
+    The rest given :math:`z` is left. With :math:`C = B^\top \Sigma B` and
+    :math:`K = \Sigma B C^{-1}`: the mean :math:`\mu + K (m' - B^\top \mu)` and the covariance
+    :math:`\Sigma - K (C - C') K^\top`.
     Source: Jeffrey's rule; for Gaussians, the step back of the smoother of Rauch, Tung & Striebel
     (1965).
-    """  # noqa: DOC201
+    """
     cross = covariance @ basis
     inner = basis.mT @ cross
     gain = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(inner)).mT
     moved = covariance - gain @ (inner - new_covariance) @ gain.mT
     return mean + gain @ (new_mean - basis.mT @ mean), (moved + moved.mT) / 2
-
-

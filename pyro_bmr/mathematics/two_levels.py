@@ -26,9 +26,11 @@ from pyro_bmr.mathematics.newton import Maximum, maximise
 
 @dataclass(frozen=True)
 class SecondLevel:
-    """Priors over k parameters and p covariates: ``mean`` ``(p * k,)`` and ``precision`` of the
-    effects, those of a covariate together; ``floor`` ``(k, k)`` and ``components`` ``(K, k, k)`` of
-    the precision between units; ``log_mean`` ``(K,)`` and ``log_precision`` ``(K, K)`` of γ.
+    """Priors over k parameters and p covariates.
+
+    ``mean`` ``(p * k,)`` and ``precision`` of the effects, those of a covariate together; ``floor``
+    ``(k, k)`` and ``components`` ``(K, k, k)`` of the precision between units; ``log_mean``
+    ``(K,)`` and ``log_precision`` ``(K, K)`` of γ.
     """
 
     mean: Tensor
@@ -95,7 +97,7 @@ def log_evidence(level: SecondLevel, found: Conditional, maximum: Maximum) -> Te
 
     :math:`\ln p(y | \hat\gamma) - \tfrac12 (\hat\gamma - \gamma_0)^\top H (\hat\gamma - \gamma_0)
     + \tfrac12 \ln |H| - \tfrac12 \ln |C|`, with :math:`C` minus the Hessian there.
-    """  # noqa: DOC201
+    """
     moved = maximum.at - level.log_mean
     log_dets = level.log_precision.logdet() - maximum.curvature.logdet()
     return found.log_evidence + (log_dets - moved @ level.log_precision @ moved) / 2
@@ -109,7 +111,7 @@ def condition(
     Unit i, with its own parameters integrated out, is a Gaussian in :math:`b_i = (x_i \otimes I)
     \beta`, with :math:`S = (L + R)^{-1}`, the precision :math:`J = R S L` and the linear term
     :math:`R S h` around its mean.
-    """  # noqa: DOC201
+    """
     count, size = units.at.shape
     between = level.floor + (gamma.exp()[:, None, None] * level.components).sum(0)
     tril, failed = torch.linalg.cholesky_ex(units.curvature + between)
@@ -161,7 +163,7 @@ def differentiate(
 
     where :math:`T_{ij} = \delta_{ij} S_i + x_i^\top x_j \otimes G_i A^{-1} G_j^\top` with
     :math:`G = S L` and :math:`A` the precision of the effects. Source: Fisher's identity, twice.
-    """  # noqa: DOC201
+    """
     count, size = units.at.shape
     covariates = design.shape[1]
     parts = gamma.exp()[:, None, None] * level.components
@@ -180,10 +182,7 @@ def differentiate(
     both = (found.shrunk + 2 * spread).unsqueeze(1) @ parts
     curved = torch.einsum("nkij,nlji->kl", own, both)
     across = torch.stack(
-        [
-            torch.einsum("na,nb,nij->aibj", design, design, gains.mT @ part @ gains)
-            for part in parts
-        ]
+        [torch.einsum("na,nb,nij->aibj", design, design, gains.mT @ part @ gains) for part in parts]
     ).reshape(len(parts), covariates * size, covariates * size)
     across = found.covariance @ across
     curved = curved + torch.einsum("kij,lji->kl", across, across)

@@ -113,11 +113,17 @@ def _check_rank(values: Tensor, covariates: Sequence[str]) -> None:
     length = values.norm(dim=0)
     empty = [name for name, one in zip(covariates, length, strict=True) if one == 0]
     if empty:
-        msg = f"got a design whose covariates {empty} are zero for every subject. Leave them out"
-        raise ValueError(f"{msg}. Expected covariates that tell subjects apart, or a constant")
+        msg = (
+            f"got a design whose covariates {empty} are zero for every subject. Expected ones that "
+            "tell subjects apart, or a constant: leave these out"
+        )
+        raise ValueError(msg)
     if len(values) < values.shape[1]:
-        msg = f"got a design with {values.shape[1]} covariates of {len(values)} subjects"
-        raise ValueError(f"{msg}. Expected no more covariates than subjects")
+        msg = (
+            f"got a design with {values.shape[1]} covariates of {len(values)} subjects. Expected "
+            "no more covariates than subjects"
+        )
+        raise ValueError(msg)
     _, singular, vectors = torch.linalg.svd(values / length, full_matrices=False)
     if float(singular[-1]) > _NOTHING * float(singular[0]):
         return

@@ -48,7 +48,7 @@ class FirstLevels:
         """Exchange the prior of a subject's parameters for one in the coordinates of the basis.
 
         The others keep their prior given these. The second result is the change of F, in nats.
-        """  # noqa: DOC201
+        """
         posterior = tuple(self.posteriors.values())[unit]
         at, curvature = self.units.at[unit], self.units.curvature[unit]
         linear = self.units.linear[unit]
@@ -84,7 +84,7 @@ class FirstLevels:
 
 
 def read_subjects(posteriors: Any) -> dict[str, Posterior]:
-    """Read posteriors by subject: a mapping, a Series, or a sequence, whose subjects are counted."""
+    """Read posteriors by subject: a mapping, a Series, or a sequence."""
     if isinstance(posteriors, pd.Series):
         posteriors = posteriors.to_dict()
     if isinstance(posteriors, Posterior):
@@ -96,7 +96,9 @@ def read_subjects(posteriors: Any) -> dict[str, Posterior]:
     elif isinstance(posteriors, Iterable) and not isinstance(posteriors, str | bytes | Tensor):
         found = {f"subject {i}": one for i, one in enumerate(posteriors, 1)}
     else:
-        refuse_kind("posteriors", posteriors, "a list of Posterior, or a mapping to these by subject")
+        refuse_kind(
+            "posteriors", posteriors, "a list of Posterior, or a mapping to these by subject"
+        )
     if not found:
         refuse("posteriors", posteriors, "at least one subject")
     for subject, one in found.items():

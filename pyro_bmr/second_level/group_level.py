@@ -77,8 +77,8 @@ def group_level(
         All that vary otherwise. The rest keeps its prior, given these.
     components : str or mapping
         What has a variance between subjects of its own: ``"single"``, all parameters one in common;
-        ``"fields"``, each field; ``"all"``, each parameter; or, by name, parameters as above. Within
-        a component, variances are proportional to ``prior.between``.
+        ``"fields"``, each field; ``"all"``, each parameter; or, by name, parameters as above.
+        Within a component, variances are proportional to ``prior.between``.
     names : sequence of str, optional
         Of the covariates.
     prior : GroupPrior, optional
@@ -139,16 +139,16 @@ def group_level(
     level = make_second_level(prior, first, read, varied)
     held = _read_log_precisions(log_precisions, level)
     _check_proper(first, level, level.log_mean if held is None else held)
-    if held is None:
+    maximum, gamma = None, held
+    if gamma is None:
         maximum = fit_hyperparameters(first.units, read.values, level)
+        gamma = maximum.at
         if not maximum.converged:
             warn(
                 "the log precisions between subjects have not converged. Give fewer components, "
                 "a narrower prior of them, or hold them by log_precisions="
             )
-    else:
-        maximum = None
-    found = condition(first.units, read.values, level, held if maximum is None else maximum.at)
+    found = condition(first.units, read.values, level, gamma)
     if found is None:
         msg = "a subject has no proper posterior under the group's prior. Expected narrower ones"
         raise ValueError(msg)
@@ -303,9 +303,11 @@ class GroupLevel(Tabular):
         return Group(*tables)
 
     def _frames(self) -> dict[str, pd.DataFrame]:
-        frame = self.summary()
-        pairs = zip(self._titles, self.design.columns, strict=True)
-        return {title: frame.loc[covariate] for title, covariate in pairs}
+        size = len(self.parameters)
+        frame = self.summary().reset_index("covariate", drop=True)
+        return {
+            title: frame.iloc[at * size : (at + 1) * size] for at, title in enumerate(self._titles)
+        }
 
     @property
     def _titles(self) -> tuple[str, ...]:

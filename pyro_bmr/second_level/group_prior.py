@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import (
     check_choice,
+    read_names,
     read_number,
     read_positive,
     refuse,
@@ -100,12 +101,12 @@ def make_second_level(
     mean = basis.mT @ read_group_mean(prior, first)
     effects = _read_covariance("covariance", prior.covariance, parameters, basis)
     if effects is None:
-        effects = basis.mT @ first.prior_covariance @ basis / prior.alpha
+        effects = basis.mT @ first.prior_covariance @ basis / float(prior.alpha)
     squares = design.values.square().mean(0)
     precision = torch.kron(squares.diag(), _invert(effects))
     between = _read_covariance("between", prior.between, parameters, basis)
     if between is None:
-        between = basis.mT @ first.prior_covariance @ basis / prior.beta
+        between = basis.mT @ first.prior_covariance @ basis / float(prior.beta)
     expected = _invert(between)
     whole = basis @ expected @ basis.mT
     parts = torch.stack(
@@ -114,8 +115,8 @@ def make_second_level(
             for held in components.values()
         ]
     )
-    log_mean = basis.new_full((len(parts),), prior.log_precision_mean)
-    spread = basis.new_full((len(parts),), 1 / prior.log_precision_variance)
+    log_mean = basis.new_full((len(parts),), float(prior.log_precision_mean))
+    spread = basis.new_full((len(parts),), 1 / float(prior.log_precision_variance))
     return SecondLevel(
         torch.kron(design.constant, mean),
         precision,
@@ -170,7 +171,7 @@ def read_group_mean(prior: GroupPrior, first: FirstLevels) -> Tensor:
 def _match(component: Any, patterns: Any, parameters: Sequence[str]) -> list[str]:
     if not isinstance(component, str):
         refuse_kind("components", component, "names of components that are words")
-    given = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    given = read_names(f"components[{component!r}]", patterns, "names of parameters") or ()
     return [name for one in given for name in find_names(one, parameters)]
 
 

@@ -60,9 +60,7 @@ def predict_left_out(study: Any, covariate: str | None) -> LeaveOneOut:
     truth = actual.cpu().numpy()
     result = pearsonr(truth, predicted, alternative="greater")
     index = pd.Index(first.subjects, name="subject")
-    table = pd.DataFrame(
-        {"actual": truth, "predicted": predicted, "sd": spreads}, index=index
-    )
+    table = pd.DataFrame({"actual": truth, "predicted": predicted, "sd": spreads}, index=index)
     probability = None
     if len(levels):
         columns = pd.Index(levels.cpu().numpy(), name="level")
@@ -126,7 +124,7 @@ class LeaveOneOut(Tabular):
         -------
         Axes
             A point per subject; those of a level are drawn side by side. Where the covariate has
-            levels, points are filled where the true one is the most probable.
+            levels, circles are those whose true level is the most probable.
         """
         ax = one_axes(ax, 5.6, 4.4)
         table = self.predictions
@@ -147,8 +145,7 @@ class LeaveOneOut(Tabular):
             label = f"most probable level is true: {right.sum()} of {len(right)}"
         ax.plot(x[right], y[right], "o", color=BLUE, markersize=5, label=label)
         if not right.all():
-            style = {"color": VERMILION, "markersize": 5, "markerfacecolor": "none"}
-            ax.plot(x[~right], y[~right], "s", label="it is not", **style)
+            ax.plot(x[~right], y[~right], "s", color=VERMILION, markersize=5, label="it is not")
         ends = np.array([actual.min() - 0.1 * span, actual.max() + 0.1 * span])
         ax.plot(ends, ends, color=GREY, linestyle=":", label="predicted = true", zorder=0)
         ax.set(xlabel=self.covariate, ylabel=f"{self.covariate}, predicted from the others")
@@ -171,8 +168,7 @@ class LeaveOneOut(Tabular):
     @property
     def _title(self) -> str:
         return (
-            f"{self.covariate} left out: correlation {self.correlation:.2f}, "
-            f"p = {self.p_value:.2g}"
+            f"{self.covariate} left out: correlation {self.correlation:.2f}, p = {self.p_value:.2g}"
         )
 
 

@@ -50,9 +50,7 @@ def test_effects_and_evidence_at_given_hyperparameters(case, components):
     prior_mean, prior_covariance = study.effect_prior()
     np.testing.assert_allclose(result.posterior.prior_mean, prior_mean, atol=1e-12)
     np.testing.assert_allclose(result.posterior.prior_covariance, prior_covariance, atol=1e-12)
-    np.testing.assert_allclose(
-        result.between_covariance, study.between(gamma, parts), atol=1e-12
-    )
+    np.testing.assert_allclose(result.between_covariance, study.between(gamma, parts), atol=1e-12)
 
 
 @pytest.mark.parametrize("components", PARTS)

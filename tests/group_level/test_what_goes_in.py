@@ -41,9 +41,7 @@ def test_the_forms_of_a_design():
     assert named.posterior.names[-1] == "B(2,1) × years"
     alone = bmr.group_level(POSTERIORS)
     assert list(alone.design.columns) == ["mean"]
-    assert torch.equal(
-        alone.posterior.mean, bmr.group_level(POSTERIORS, np.ones(6)).posterior.mean
-    )
+    assert torch.equal(alone.posterior.mean, bmr.group_level(POSTERIORS, np.ones(6)).posterior.mean)
 
 
 def test_a_table_is_matched_with_the_subjects():
