@@ -5,11 +5,14 @@ Run with ``python benchmarks/group_level.py``; writes ``group_level.csv``. One t
 - ``seconds``: 30 subjects, 40 parameters, 4 covariates, by components, beside `naive_peb` in the
   same run: variational Laplace over effects and log precisions together, subject by subject, as in
   Friston et al. (2016), NeuroImage 128, with the steps of ``spm_dcm_peb``.
-- ``chosen``: of 200 studies with 8 effects, four of them zero, how often the set of zeros with the
-  lowest F of all 256 is the true one, by either; the two see the same studies. ``spread`` is by how
-  much the standard deviation between subjects exceeds what the prior expects, ``variance`` that of
-  the prior of the log precision. ``covered`` is the part of all effects within 90 % intervals, and
-  ``log precision`` its mean estimate, of which ``-2 ln(spread)`` is true.
+- ``chosen``: of 200 studies with 8 effects, each zero with probability 1/2, how often the set of
+  zeros with the lowest F of all 256 is the true one, by either; the two see the same studies.
+  ``expected`` is the same count without the luck of the draw: effects, zeros and data come from the
+  prior, so that given the data a choice is right with its posterior probability, here under the
+  true variance between subjects, in numpy. ``spread`` is by how much the standard deviation between
+  subjects exceeds what the prior expects, ``variance`` that of the prior of the log precision.
+  ``covered`` is the part of all effects within 90 % intervals, and ``log precision`` its mean
+  estimate, of which ``-2 ln(spread)`` is true.
 """
 
 from __future__ import annotations
@@ -76,6 +79,7 @@ def measure_seconds(components: str) -> dict[str, object]:
 def count_chosen(spread: float, variance: float) -> dict[str, object]:
     """Count studies of which the true set of zeros is chosen."""
     right = {"ours": 0, "naive": 0}
+    expected = {"ours": 0.0, "naive": 0.0}
     covered = {"ours": [], "naive": []}
     precisions = {"ours": [], "naive": []}
     prior = np.eye(4) / 2
@@ -98,31 +102,49 @@ def count_chosen(spread: float, variance: float) -> dict[str, object]:
         }
         precisions["ours"].append(float(found.log_precisions.mean))
         precisions["naive"].append(naive["gamma"][0])
+        truth = dict(score_zeros(*solve(moments, prior, design, spread)))
+        total = sum(np.exp(-one) for one in truth.values())
         for name, (mean, covariance) in results.items():
-            right[name] += set(find_zeros(mean, covariance)) == set(np.flatnonzero(zeros))
+            chosen = min(score_zeros(mean, covariance), key=lambda one: one[1])[0]
+            right[name] += chosen == tuple(np.flatnonzero(zeros))
+            expected[name] += np.exp(-truth[chosen]) / total
             sd = np.sqrt(np.diag(covariance))
             covered[name].append(np.mean(np.abs(mean - effects) <= 1.6449 * sd))
     return {
         "what": "chosen",
+        "studies": STUDIES,
         "spread": spread,
         "variance": variance,
         **right,
+        **{f"expected {name}": one for name, one in expected.items()},
         **{f"covered {name}": np.mean(one) for name, one in covered.items()},
         **{f"log precision {name}": np.mean(one) for name, one in precisions.items()},
     }
 
 
-def find_zeros(mean: np.ndarray, covariance: np.ndarray) -> tuple[int, ...]:
-    """Find the set of lowest ln p - ln q at zero, under a prior of variance 1/2 around zero."""
-    best, zeros = 0.0, ()
+def score_zeros(mean: np.ndarray, covariance: np.ndarray) -> list[tuple[tuple[int, ...], float]]:
+    """Score every set of zeros by ln p - ln q there, under a prior of variance 1/2 around zero."""
+    found: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for size in range(1, len(mean) + 1):
         sets = np.array(list(itertools.combinations(range(len(mean)), size)))
         at, within = mean[sets], covariance[sets[:, :, None], sets[:, None, :]]
         squares = (at * np.linalg.solve(within, at[..., None])[..., 0]).sum(1)
         delta_f = (slogdet(within)[1] + squares - size * np.log(0.5)) / 2
-        if delta_f.min() < best:
-            best, zeros = delta_f.min(), tuple(sets[delta_f.argmin()])
-    return zeros
+        found += zip(map(tuple, sets), delta_f, strict=True)
+    return found
+
+
+def solve(moments, prior, design, spread):
+    """Give mean and covariance of the effects where the variance between subjects is known."""
+    precision = np.kron(np.eye(design.shape[1]), inv(prior))
+    pulled = np.zeros(len(precision))
+    for (mean, covariance), x in zip(moments, design, strict=True):
+        information = inv(covariance) - inv(prior)
+        estimate = np.linalg.solve(information, inv(covariance) @ mean)
+        weight = inv(inv(information) + spread**2 * prior / 16)
+        precision += np.kron(np.outer(x, x), weight)
+        pulled += np.kron(x, weight @ estimate)
+    return inv(precision) @ pulled, inv(precision)
 
 
 def simulate(rng, design, effects, prior, spread, rows):
