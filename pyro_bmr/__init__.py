@@ -37,7 +37,7 @@ from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
 from pyro_bmr.second_level.group_level import GroupLevel, group_level
 from pyro_bmr.second_level.group_prior import GroupPrior
-from pyro_bmr.second_level.leave_one_out import LeaveOneOut
+from pyro_bmr.second_level.left_out import LeftOut
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.selections import by_blocks, by_evidence, exhaustive, top_k
@@ -64,7 +64,7 @@ __all__ = [
     "GroupPrior",
     "Laplace",
     "LearnedPrior",
-    "LeaveOneOut",
+    "LeftOut",
     "LocalELBO",
     "LowRank",
     "MomentsELBO",

@@ -42,7 +42,7 @@ class SecondLevel:
 
 
 @dataclass(frozen=True)
-class Conditional:
+class GivenGamma:
     """The effects and the units given γ, and the log evidence over that of the first level.
 
     ``between`` is R; ``shrunk`` ``(N, k, k)`` the covariance of each unit given the effects;
@@ -92,7 +92,7 @@ def fit_hyperparameters(
     return maximise(value, derivatives, level.log_mean if start is None else start)
 
 
-def log_evidence(level: SecondLevel, found: Conditional, maximum: Maximum) -> Tensor:
+def log_evidence(level: SecondLevel, found: GivenGamma, maximum: Maximum) -> Tensor:
     r"""Integrate over γ by Laplace's approximation, around its maximum.
 
     :math:`\ln p(y | \hat\gamma) - \tfrac12 (\hat\gamma - \gamma_0)^\top H (\hat\gamma - \gamma_0)
@@ -105,7 +105,7 @@ def log_evidence(level: SecondLevel, found: Conditional, maximum: Maximum) -> Te
 
 def condition(
     units: Likelihoods, design: Tensor, level: SecondLevel, gamma: Tensor
-) -> Conditional | None:
+) -> GivenGamma | None:
     r"""Solve both levels at a γ; None where a unit has no proper posterior.
 
     Unit i, with its own parameters integrated out, is a Gaussian in :math:`b_i = (x_i \otimes I)
@@ -145,11 +145,11 @@ def condition(
     terms = (linear - moved / 2) * left + pulled * units.linear / 2
     value = units.constant.sum() + log_dets + terms.sum() - (step @ level.precision @ step) / 2
     errors = times(shrunk, units.linear - times(units.curvature, left))
-    return Conditional(level.mean + step, whole, between, shrunk, errors, value)
+    return GivenGamma(level.mean + step, whole, between, shrunk, errors, value)
 
 
 def differentiate(
-    units: Likelihoods, design: Tensor, level: SecondLevel, gamma: Tensor, found: Conditional
+    units: Likelihoods, design: Tensor, level: SecondLevel, gamma: Tensor, found: GivenGamma
 ) -> tuple[Tensor, Tensor]:
     r"""Give the gradient and the Hessian of the log evidence with respect to γ.
 

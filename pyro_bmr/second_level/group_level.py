@@ -19,7 +19,7 @@ from pyro_bmr.arguments.checks import check_kind, refuse
 from pyro_bmr.display import Tabular, warn
 from pyro_bmr.mathematics.newton import Maximum
 from pyro_bmr.mathematics.two_levels import (
-    Conditional,
+    GivenGamma,
     SecondLevel,
     condition,
     fit_hyperparameters,
@@ -35,7 +35,7 @@ from pyro_bmr.second_level.group_prior import (
     read_components,
     read_group_mean,
 )
-from pyro_bmr.second_level.leave_one_out import LeaveOneOut, predict_left_out
+from pyro_bmr.second_level.left_out import LeftOut, predict_left_out
 
 
 @torch.inference_mode(False)
@@ -198,7 +198,7 @@ class GroupLevel(Tabular):
     design: pd.DataFrame
     parameters: tuple[str, ...]
     _study: Study = field(repr=False)
-    _found: Conditional = field(repr=False)
+    _found: GivenGamma = field(repr=False)
 
     @property
     def first_levels(self) -> dict[str, Posterior]:
@@ -219,7 +219,7 @@ class GroupLevel(Tabular):
         pairs = enumerate(zip(first.subjects, rows, strict=True))
         return {subject: first.under_prior(i, row, covariance) for i, (subject, row) in pairs}
 
-    def leave_one_out(self, covariate: str | None = None) -> LeaveOneOut:
+    def leave_one_out(self, covariate: str | None = None) -> LeftOut:
         r"""Predict a covariate of each subject from the other subjects.
 
         The group is fitted to the others, with the same priors. Under its posterior, the left-out
@@ -241,7 +241,7 @@ class GroupLevel(Tabular):
 
         Returns
         -------
-        LeaveOneOut
+        LeftOut
             Predictions beside what is true.
 
         Raises
@@ -323,7 +323,7 @@ def _report(
     prior: GroupPrior,
     components: tuple[str, ...],
     maximum: Maximum | None,
-    found: Conditional,
+    found: GivenGamma,
 ) -> GroupLevel:
     first, design, level = study.first, study.design, study.level
     evidence = found.log_evidence

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.display import Tabular
 from pyro_bmr.mathematics.likelihoods import Likelihoods
-from pyro_bmr.mathematics.two_levels import Conditional, condition, fit_hyperparameters
+from pyro_bmr.mathematics.two_levels import GivenGamma, condition, fit_hyperparameters
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes
 
 # The prior variance of the covariate, in variances of it among the others: SPM's.
@@ -26,7 +26,7 @@ _WIDER = 4.0
 _POINTS, _REACH, _MOVES = 201, 4.0, 5
 
 
-def predict_left_out(study: Any, covariate: str | None) -> LeaveOneOut:
+def predict_left_out(study: Any, covariate: str | None) -> LeftOut:
     """Predict a covariate of every subject from a fit to the others."""
     column = _choose(study.design, covariate)
     first, design, level = study.first, study.design.values, study.level
@@ -66,11 +66,11 @@ def predict_left_out(study: Any, covariate: str | None) -> LeaveOneOut:
         columns = pd.Index(levels.cpu().numpy(), name="level")
         probability = pd.DataFrame(torch.stack(chances).cpu().numpy(), index, columns)
     name = study.design.covariates[column]
-    return LeaveOneOut(name, table, probability, float(result.statistic), float(result.pvalue))
+    return LeftOut(name, table, probability, float(result.statistic), float(result.pvalue))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LeaveOneOut(Tabular):
+class LeftOut(Tabular):
     """A covariate as predicted from the other subjects, beside what is true.
 
     Parameters
@@ -88,7 +88,7 @@ class LeaveOneOut(Tabular):
     Examples
     --------
     >>> table = pd.DataFrame({"actual": [1.0, -1.0], "predicted": [0.5, -1.2], "sd": [0.5, 0.5]})
-    >>> LeaveOneOut("group", table, None, 1.0, 0.5).plot().get_xlabel()
+    >>> LeftOut("group", table, None, 1.0, 0.5).plot().get_xlabel()
     'group'
     """
 
@@ -178,7 +178,7 @@ class _Line:
 
     units: Likelihoods
     unit: int
-    others: Conditional
+    others: GivenGamma
     row: Tensor
     column: int
 
