@@ -57,10 +57,10 @@ class GroupPrior:
     between : matrix, optional
         Over parameters, instead of :math:`\Sigma_0 / \text{beta}`; SPM's ``M.pC``.
     log_precision_mean, log_precision_variance : float
-        :math:`\eta` and :math:`v`, SPM's ``M.hE`` and ``M.hC``. SPM's variance of 1/16 is narrow: the
-        standard deviation between subjects is known to within a quarter before the data. Where it
-        was three times as large as expected, 90 % intervals covered 74 % of the effects, and 89 %
-        with a variance of 4, which lets the data say what it is.
+        :math:`\eta` and :math:`v`, SPM's ``M.hE`` and ``M.hC``. SPM's variance of 1/16 is narrow:
+        the standard deviation between subjects is known to within a quarter before the data. Where
+        it was three times as large as expected, 90 % intervals covered 74 % of the effects, and
+        89 % with a variance of 4, which lets the data say what it is.
 
     Raises
     ------

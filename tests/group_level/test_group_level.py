@@ -198,7 +198,7 @@ def test_intervals_cover():
     hits = []
     for seed in range(200):
         gamma = np.random.default_rng(10_000 + seed).normal(0.0, 0.25)
-        study = simulate(seed, subjects=8, size=2, log_precisions=gamma)
+        study = simulate(seed, size=2, rows=4, log_precisions=gamma)
         frame = bmr.group_level(study.posteriors(with_f=False), study.design).summary()
         hits.append(np.abs(frame["mean"] - study.effects) <= 1.6449 * frame["sd"])
     for covariate in np.mean(hits, axis=0).reshape(2, 2).mean(1):
