@@ -123,7 +123,7 @@ def condition(
     precision = (precision + precision.mT) / 2
     pulled = (shrunk @ units.linear[..., None])[..., 0]
     linear = pulled @ between
-    whole = torch.einsum("na,nb,nij->aibj", design, design, precision)
+    whole = torch.einsum("nab,nij->aibj", _pairs(design), precision)
     whole = whole.reshape(level.precision.shape) + level.precision
 
     def residual(effects: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def differentiate(
     prior = found.between_covariance @ parts
     gains = found.shrunk @ units.curvature
     effects = found.covariance.reshape(covariates, size, covariates, size)
-    inner = torch.einsum("na,aibj,nb->nij", design, effects, design)
+    inner = torch.einsum("nab,aibj->nij", _pairs(design), effects)
     spread = gains @ inner @ gains.mT
     within = found.shrunk + spread
     pushed = torch.einsum("kij,nj->kni", parts, found.errors)
@@ -182,16 +182,23 @@ def differentiate(
     both = (found.shrunk + 2 * spread).unsqueeze(1) @ parts
     curved = torch.einsum("nkij,nlji->kl", own, both)
     across = torch.stack(
-        [torch.einsum("na,nb,nij->aibj", design, design, gains.mT @ part @ gains) for part in parts]
+        [torch.einsum("nab,nij->aibj", _pairs(design), gains.mT @ part @ gains) for part in parts]
     ).reshape(len(parts), covariates * size, covariates * size)
     across = found.covariance @ across
     curved = curved + torch.einsum("kij,lji->kl", across, across)
     curved = curved - count * torch.einsum("kij,lji->kl", prior, prior)
-    carried = torch.einsum("na,nji,knj->kai", design, gains, pushed).reshape(len(parts), -1)
-    shift = torch.einsum("kni,nij,lnj->kl", pushed, found.shrunk, pushed)
+    carried = torch.einsum("nji,knj->kni", gains, pushed)
+    carried = torch.einsum("na,kni->kai", design, carried).reshape(len(parts), -1)
+    shrunk = torch.einsum("nij,knj->kni", found.shrunk, pushed)
+    shift = torch.einsum("kni,lni->kl", shrunk, pushed)
     shift = shift + carried @ found.covariance @ carried.mT
     hessian = curved / 2 + shift + gradient.diag()
     return gradient, (hessian + hessian.mT) / 2
+
+
+def _pairs(design: Tensor) -> Tensor:
+    """Multiply the covariates of each unit by each other."""
+    return design[:, :, None] * design[:, None, :]
 
 
 def _half_log_det(tril: Tensor) -> Tensor:
