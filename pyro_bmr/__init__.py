@@ -37,6 +37,9 @@ from pyro_bmr.plots.predictions import plot_predictions
 from pyro_bmr.plots.reliability import plot_reliability
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
+from pyro_bmr.second_level.group_level import GroupLevel, group_level
+from pyro_bmr.second_level.group_prior import GroupPrior
+from pyro_bmr.second_level.left_out import LeftOut
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.selections import by_blocks, by_evidence, exhaustive, top_k
@@ -59,8 +62,11 @@ __all__ = [
     "Diagonal",
     "Gaussian",
     "GlobalELBO",
+    "GroupLevel",
+    "GroupPrior",
     "Laplace",
     "LearnedPrior",
+    "LeftOut",
     "LocalELBO",
     "LowRank",
     "MomentsELBO",
@@ -84,6 +90,7 @@ __all__ = [
     "export_onnx",
     "fit",
     "free_energy",
+    "group_level",
     "heads",
     "init_to_pretrained",
     "inputs",

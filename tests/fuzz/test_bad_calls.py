@@ -91,6 +91,11 @@ def known():
     rounds = bmr.prune(model, AutoNormal(model), x, y, **fast, **few, max_rounds=1)
     three = (bmr.Diagonal(torch.zeros(2), torch.ones(2)),) * 3
     dense = bmr.Dense(torch.zeros(2), torch.eye(2))
+    subjects = [
+        bmr.Posterior([i / 10], scale=[0.2], prior_scale=1.0, names=["A(1,1)"]) for i in range(6)
+    ]
+    design = np.c_[np.ones(6), np.arange(6.0)]
+    group = bmr.group_level(subjects, design)
     of_guide = {"guide": guide, "*x": x, "*y": y}
     of_pair = {"model": model, **of_guide}
     of_pairs = {"pairs": (model, guide), "*x": x, "*y": y}
@@ -111,6 +116,10 @@ def known():
         bmr.plot_predictions: {**of_pairs, **few},
         bmr.measure_costs: {**of_pairs, "num_samples": 2, "seconds": 0.0},
         bmr.read_factors: {"guide": guide},
+        bmr.group_level: {"posteriors": subjects, "design": design},
+        bmr.GroupPrior: {},
+        group.leave_one_out: {},
+        group.leave_one_out().plot: {},
         bmr.delta_f: dict(zip(("posterior", "prior", "reduced"), three, strict=True)),
         bmr.reduced_posterior: dict(zip(("posterior", "prior", "reduced"), three, strict=True)),
         bmr.bayesianize: {"module": nn.Linear(4, 2)},

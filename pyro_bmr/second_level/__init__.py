@@ -1,0 +1,1 @@
+"""Parameters of many subjects, and what covariates do to them."""
