@@ -30,6 +30,7 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.graphs.capture import Capture
 from pyro_bmr.graphs.few_rows import capture_few_rows, tensors_in
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
+from pyro_bmr.moments.no_program import check_program
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.handlers import PrunedModel
@@ -232,6 +233,7 @@ class Compaction(Portable, Tabular):
 
 
 def _check(model: Any, guide: Any) -> None:
+    check_program(model)
     if not isinstance(model, PrunedModel) or not isinstance(guide, PrunedGuide):
         msg = (
             f"got a {type(model).__name__} and a {type(guide).__name__}. Expected the model and "

@@ -10,10 +10,12 @@ from pyro_bmr.arguments.checks import check_function, check_path
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.cutting.planning import LayerCut
 from pyro_bmr.files.contents import check_result
+from pyro_bmr.files.moments import unpack_moments
 from pyro_bmr.files.packing import check_program, unpack_program
 from pyro_bmr.files.plans import UnreadableError, read_plan
 from pyro_bmr.guides.parts import take_program
 from pyro_bmr.guides.pruned_guide import Origin
+from pyro_bmr.moments.no_program import NoProgram
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.undoing import undone_on_error
@@ -24,7 +26,7 @@ from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 @alone("load")
 def load(
     path: str | Path,
-    model: Callable[..., Any],
+    model: Callable[..., Any] | None = None,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     create_plates: Callable[..., Any] | None = None,
@@ -43,7 +45,8 @@ def load(
     path : str or Path
         The file.
     model : callable
-        The user's model, built by the same code as the one that was reduced.
+        The user's model, built by the same code as the one that was reduced; None for the
+        reduction of a `pyro_bmr.Posterior`.
     *args
         Of the model, as in `reduce`. With them its sites are checked at once, otherwise when the
         result's model is called for the first time; the data are not in the file.
@@ -84,13 +87,17 @@ def load(
     True
     """
     check_path(path)
-    check_function("model", model, "the Pyro model that was reduced, a function")
+    if model is not None:
+        check_function("model", model, "the Pyro model that was reduced, a function")
     if guide is not None:
         check_function("guide", guide, "the guide that was reduced, a function")
     if create_plates is not None:
         check_function("create_plates", create_plates, "the function given to the autoguide")
     args, keywords = convert_data(model, guide, args, kwargs)
     plan = read_plan(path, check_result)
+    if plan["kind"] == "moments":
+        return _reduction(plan, NoProgram(), unpack_moments(plan["moments"]))
+    check_function("model", model, "the Pyro model that was reduced, a function")
     program = None if guide is None else take_program(guide, model)
     origin = Origin(model, args, keywords, create_plates, program)
     with undone_on_error(model):

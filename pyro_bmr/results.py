@@ -366,8 +366,9 @@ class Reduction(Portable, Tabular):
         The ridge plot of ArviZ 0.23 fails for point masses: leave out pruned elements by
         ``coords=``.
         """
-        columns = read_columns(args) or self.guide.origin.columns
+        named = read_columns(args)
         args, kwargs = self._example("to_arviz", args, kwargs)
+        columns = named or self.guide.origin.columns
         args, kwargs = read_data(self.model, self.guide, args, kwargs)
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
         known = {name: self._elements(name) for name in self.scores}

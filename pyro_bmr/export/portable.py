@@ -12,9 +12,12 @@ from torch import nn
 from pyro_bmr.arguments.checks import check_path
 from pyro_bmr.export.modules import to_module
 from pyro_bmr.export.onnx_files import export_onnx
+from pyro_bmr.files.moments import pack_moments
 from pyro_bmr.files.packing import pack_program
 from pyro_bmr.files.plans import write_plan
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.moments.no_program import check_program
+from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.data import convert_data
@@ -111,6 +114,10 @@ class Portable(ABC):
             Keyword arguments of the model.
         """
         check_path(path)
+        if isinstance(self.guide, Posterior):
+            moments = {"kind": "moments", "moments": pack_moments(self.guide)}
+            write_plan(path, self._plan() | moments)
+            return
         program = pack_program(self.model, self.guide, *self._given(args, kwargs))
         write_plan(path, program | self._plan())
 
@@ -122,8 +129,8 @@ class Portable(ABC):
         self, verb: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what the model is called with, and raise a TypeError if it cannot be."""
-        origin = self.guide.origin
         args, kwargs = self._given(args, kwargs)
+        origin = self.guide.origin
         expected = (
             f"an example of what it is called with, as in {verb}(x); a result that was loaded "
             "without one has none of its own"
@@ -135,6 +142,7 @@ class Portable(ABC):
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return these arguments, or else those that the guide was first called with."""
+        check_program(self.model)
         args, keywords = convert_data(self.model, self.guide, args, kwargs)
         if args or keywords:
             return args, keywords

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro_bmr.cutting.planning import LayerCut
+from pyro_bmr.files.moments import check_moments
 from pyro_bmr.files.shapes import check_guide, check_handlers, check_masks, check_sites
 from pyro_bmr.files.structure import (
     Check,
@@ -37,6 +38,11 @@ from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
 def check_result(plan: Any) -> None:
     """Raise a `StructureError` if plain data are not what `Reduction.save` and its like wrote."""
     _RESULT(plan, "")
+    if plan["kind"] == "moments":
+        sites = check_moments(plan["moments"])
+        for key in ("masks", "scores"):
+            check_sites(plan[key], sites, f"/{key}")
+        return
     sites = check_guide(plan["guide"])
     check_handlers(plan["handlers"], sites)
     check_masks(plan["guide"], plan["handlers"][0]["masks"])
@@ -199,24 +205,32 @@ _PROGRAM = {
     "handlers": sequence(by_kind(_HANDLERS)),
     "guide": _GUIDE,
 }
+_FOUND = {
+    "masks": mapping(booleans),
+    "scores": mapping(floats),
+    "rows": sequence(record(SiteSummary)),
+    "naive_delta_f": optional(number),
+    "layers": sequence(record(LayerSummary)),
+}
+_MEASURED = {
+    "realised": optional(number),
+    "realised_error": optional(number),
+    "notes": sequence(text),
+    "rounds": sequence(record(Round)),
+}
+_NAMED = entries({"name": text, "shape": shape, "labels": sequence(sequence(text))})
+_MOMENTS = entries(
+    {
+        "sites": sequence(_NAMED),
+        **dict.fromkeys(("mean", "spread", "prior_mean", "prior_spread"), finite),
+        "kept": booleans,
+        "free_energy": optional(number),
+    }
+)
 _RESULT = by_kind(
     {
-        "reduction": entries(
-            {
-                **_PROGRAM,
-                "masks": mapping(booleans),
-                "scores": mapping(floats),
-                "rows": sequence(record(SiteSummary)),
-                "naive_delta_f": optional(number),
-                "layers": sequence(record(LayerSummary)),
-            },
-            {
-                "realised": optional(number),
-                "realised_error": optional(number),
-                "notes": sequence(text),
-                "rounds": sequence(record(Round)),
-            },
-        ),
+        "moments": entries({"kind": text, "moments": _MOMENTS, **_FOUND}, _MEASURED),
+        "reduction": entries({**_PROGRAM, **_FOUND}, _MEASURED),
         "compaction": entries(
             {
                 **_PROGRAM,

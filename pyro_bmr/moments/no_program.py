@@ -10,7 +10,7 @@ class NoProgram:
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
         """Raise the ValueError that says so."""
-        raise ValueError(_NO_PROGRAM)
+        check_program(self)
 
     def to(self, _device: Any) -> NoProgram:
         """Return itself: there is nothing to move."""
@@ -19,10 +19,16 @@ class NoProgram:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise ValueError(_NO_PROGRAM)
+        check_program(self)
 
     def __repr__(self) -> str:
         return "NoProgram()"
+
+
+def check_program(model: Any) -> None:
+    """Raise a ValueError if there is no model."""
+    if isinstance(model, NoProgram):
+        raise ValueError(_NO_PROGRAM)  # noqa: TRY004
 
 
 _NO_PROGRAM = (
