@@ -112,7 +112,7 @@ class JointFactor(Factor):
     @override
     def with_priors(self, priors: Mapping[str, Prior]) -> JointFactor:
         mine = {site.name: priors[site.name] for site in self.sites if site.name in priors}
-        return replace(self, site_priors=mine, joint_prior=self._couple(mine) or self.joint_prior)
+        return replace(self, site_priors=mine, joint_prior=self.joint_prior or self._couple(mine))
 
     @override
     def scores(self) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def to_factors(
     correlated = not _is_diagonal(posterior.prior_spread)
     by_site = _split(sites, torch.where(free, density, torch.inf), loc, scale)
     priors = {
-        name: Prior(at_zero, None if correlated else Diagonal(own_loc, own_scale))
+        name: Prior(at_zero, Diagonal(own_loc, own_scale))
         for name, (at_zero, own_loc, own_scale) in by_site.items()
     }
     if not correlated and _is_diagonal(posterior.spread):
@@ -59,6 +60,12 @@ def to_factors(
         return factors, priors, fixed
     q, p = (one.select(mine) for one in _on_one_subspace(posterior))
     joint = JointPrior(p, free, rest == "marginal") if correlated else None
+    if correlated:
+        index = _split(sites, torch.arange(len(loc), device=loc.device))
+        priors = {
+            name: replace(prior, gaussian=None, joint=p.select(index[name][0].reshape(-1)))
+            for name, prior in priors.items()
+        }
     mask = None if kept.all() else kept
     return (JointFactor(sites, q.select(kept).dense(), mask, priors, joint),), priors, fixed
 

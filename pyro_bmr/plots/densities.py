@@ -15,6 +15,7 @@ from torch.distributions import Normal
 
 from pyro_bmr.arguments.checks import show
 from pyro_bmr.factors.switched import SwitchedFactor
+from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
 from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
 from pyro_bmr.plots.posteriors import (
@@ -187,7 +188,7 @@ def _prior_density(
     decision: Decision, one: ReducedSite, place: tuple[int, ...], grid: Tensor
 ) -> Tensor | None:
     """Return the prior's density, None where only its value at zero is known."""
-    gaussian = one.prior.gaussian if one.prior is not None else None
+    gaussian = _marginal(one)
     if gaussian is not None:
         loc, scale = (t.cpu().expand(one.loc.shape)[place] for t in (gaussian.loc, gaussian.scale))
         shape = Normal(loc, scale).log_prob(grid) - Normal(loc, scale).log_prob(0 * grid[:1])
@@ -213,6 +214,15 @@ def _prior_density(
         value[place] = float(point)
         shape.append(float(prior.log_prob(value).sum() - at_zero))
     return (one.log_prior[place] + torch.tensor(shape, dtype=torch.float64, device="cpu")).exp()
+
+
+def _marginal(one: ReducedSite) -> Diagonal | None:
+    """Return the Gaussian prior of each element by itself, if it is Gaussian."""
+    if one.prior is None or one.prior.joint is None:
+        return None if one.prior is None else one.prior.gaussian
+    joint = one.prior.joint
+    scale = joint.covariance.diagonal().sqrt()
+    return Diagonal(joint.loc.reshape(one.loc.shape), scale.reshape(one.loc.shape))
 
 
 def _reduced_prior_density(one: ReducedSite, place: tuple[int, ...], grid: Tensor) -> Tensor | None:

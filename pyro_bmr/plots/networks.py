@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_names
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, read_labels, text_color, two_axes
-from pyro_bmr.plots.posteriors import ReducedSite, choose_site, read_sites
+from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
 from pyro_bmr.results import Reduction
 
 _MOST_EDGES = 20_000
@@ -74,7 +74,7 @@ def plot_network(
         chosen = [choose_site(by_name, name) for name in sites]
     _check_chain(chosen)
     sizes = [chosen[0].loc.shape[1], *(one.loc.shape[0] for one in chosen)]
-    columns = result.guide.origin.columns
+    columns = find_decision(result).origin.columns
     if labels is None and len(columns) == sizes[0]:
         labels = columns
     labels = read_labels(labels, sizes[0], "one per input")

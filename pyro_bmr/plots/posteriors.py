@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.arguments.columns import find_axis
 from pyro_bmr.factors.factor import Factor, Prior
+from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
 
@@ -71,10 +72,7 @@ class ReducedSite:
 def read_sites(result: Reduction) -> dict[str, ReducedSite]:
     """Read all sites of a reduction, in the order of the guide."""
     decision = find_decision(result)
-    after = {
-        name: loc for part in result.guide.parts for name, loc in part.factor().locations().items()
-    }
-    pruned = {name: mask.detach().cpu() for name, mask in result.model.masks.by_site().items()}
+    after, pruned = _read_after(result)
     sites = {}
     for factor in decision.factors:
         kept = factor.kept()
@@ -86,16 +84,26 @@ def read_sites(result: Reduction) -> dict[str, ReducedSite]:
                 marginal.scale.detach().cpu().double(),
                 after[name].detach().cpu().double(),
                 alive,
-                alive & pruned.get(name, torch.tensor(True, device="cpu")).expand(alive.shape),
+                alive & pruned.get(name, alive).cpu().expand(alive.shape),
                 factor,
                 factor.priors.get(name),
             )
     return sites
 
 
+def _read_after(result: Reduction) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """By site, its location now and, if something of it is pruned, what is kept."""
+    guide: Any = result.guide
+    if isinstance(guide, Posterior):
+        return guide.layout.split(guide.mean), guide.layout.split(guide.kept)
+    factors = (part.factor() for part in guide.parts)
+    after = {name: loc for factor in factors for name, loc in factor.locations().items()}
+    return after, result.model.masks.by_site()
+
+
 def name_columns(result: Reduction, sites: Mapping[str, ReducedSite]) -> dict[str, Columns]:
     """By the site of which one axis runs along the columns of a table, that axis and names."""
-    columns = result.guide.origin.columns
+    columns = find_decision(result).origin.columns
     shapes = {name: one.loc.shape for name, one in sites.items()}
     parts = {site.name: site for one in sites.values() for site in one.factor.sites}
     plates = {name: parts[name].axes() for name in shapes}

@@ -27,6 +27,7 @@ from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide, read_origin
 from pyro_bmr.mathematics.reduced_priors import Laplace, ReducedPrior, Spike
 from pyro_bmr.moments.factors import to_factors
+from pyro_bmr.moments.no_program import NoProgram, check_program
 from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.priors.site_priors import check_named, read_priors
 from pyro_bmr.priors.spikes import find_centers, find_vanishing, set_rests
@@ -240,6 +241,8 @@ def read_units(problem: Problem) -> ModelUnits:
         for site in factor.sites
     }
     origin = problem.origin
+    if origin.moments is not None:
+        check_program(NoProgram())
     call, captured = capture_few_rows(origin.model, origin.args, origin.kwargs, values)
     tensors = (*values.values(), *tensors_in(call))
     return ModelUnits(captured, tensors, find_structure(captured))
