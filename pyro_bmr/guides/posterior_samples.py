@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
-from pyro.ops.stats import effective_sample_size
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
@@ -18,62 +18,69 @@ from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.guides.linear_gaussian import Conditional, join
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, triangular
+from pyro_bmr.moments.draws import read_draws
+from pyro_bmr.moments.names import Layout
+from pyro_bmr.moments.sample_moments import SampleMoments, measure_moments
 from pyro_bmr.programs.distributions import find_support
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.sites import Site
 
-_DRAWS_PER_ELEMENT = 10
 
+def match_moments(samples: Mapping[str, Any], origin: Origin) -> tuple[Factor, ...]:
+    """Return the Gaussian with the mean and covariance of posterior samples.
 
-def match_moments(
-    samples: Mapping[str, Tensor], origin: Origin, *, chains: bool
-) -> tuple[Factor, ...]:
-    r"""Return the Gaussian with the mean and covariance of posterior samples.
-
-    The samples are in the model's own coordinates, of shape ``(draws, *site)``, or
-    ``(chains, draws, *site)`` with ``chains``; those of discrete or observed sites are left out.
+    The samples are in the model's own coordinates, of shape ``(draws, *site)`` or ``(chains, draws,
+    *site)``: tensors or arrays by site, or what ArviZ holds. Those of discrete or observed sites
+    are left out, as are variables that are no sites of the model.
 
     The Gaussian is in unconstrained coordinates, and comes with a warning, for what the samples
-    show beyond these moments is lost. The covariance of all :math:`n` elements needs at least
-    :math:`10 n` effective draws: with :math:`S` draws, the quadratic form
-    :math:`\mu^\top \Sigma^{-1} \mu` of a ΔF comes out too large by a factor of about
-    :math:`S / (S - n)`. With fewer, the elements are taken as independent, and the warning says so.
+    show beyond these moments is lost. With few draws, the elements are taken as independent.
     """
-    lead = 2 if chains else 1
-    nodes = _latent_nodes(samples, origin)
+    given = read_draws(samples)
+    nodes, others = _latent_nodes(given, origin)
     sites, parts = [], []
     for name, node in nodes.items():
-        values = torch.as_tensor(samples[name], device=node["value"].device).detach()
-        if values.shape[lead:] != node["value"].shape or not values.numel():
+        values = _as_tensor(given[name], node["value"])
+        lead = values.dim() - node["value"].dim()
+        if lead not in (1, 2) or values.shape[lead:] != node["value"].shape or not values.numel():
             msg = (
                 f"the samples of the site {name!r} have the shape {tuple(values.shape)}. Expected "
-                f"{'(chains, draws' if chains else '(draws'}, ...) with the shape "
+                "(draws, ...) or (chains, draws, ...) with the shape "
                 f"{tuple(node['value'].shape)} of the site in the model: are the arguments those "
                 "of the run?"
             )
             raise ValueError(msg)
+        values = values if lead == 2 else values[None]
         support = find_support(node["fn"])
         unconstrained = biject_to(support).inv(values)
-        shape = unconstrained.shape[lead:]
+        shape = unconstrained.shape[2:]
         event_dim = node["fn"].event_dim + len(shape) - node["value"].dim()
         frames = tuple(frame for frame in node["cond_indep_stack"] if frame.vectorized)
         sites.append(Site(name, shape, event_dim, support, frames))
-        parts.append(unconstrained.reshape(*values.shape[:lead], -1))
-    counts = {site.name: tuple(p.shape[:lead]) for site, p in zip(sites, parts, strict=True)}
+        parts.append(unconstrained.reshape(*values.shape[:2], -1))
+    counts = {site.name: tuple(p.shape[:2]) for site, p in zip(sites, parts, strict=True)}
     if len(set(counts.values())) > 1:
         msg = (
-            f"got samples with other numbers of {'chains and ' if chains else ''}draws, {counts}. "
-            "Expected as many of each site, which were drawn together"
+            f"got samples with other numbers of chains and draws, {counts}. Expected as many of "
+            "each site, which were drawn together"
         )
         raise ValueError(msg)
-    draws = torch.cat(parts, -1).double()
-    draws = draws if chains else draws[None]
-    return _gaussian(sites, draws, parts[0].dtype)
+    moments = measure_moments(torch.cat(parts, -1).double())
+    _warn(moments, sites, others)
+    return _gaussian(sites, moments, parts[0].dtype)
 
 
-def _latent_nodes(samples: Mapping[str, Tensor], origin: Origin) -> dict[str, Any]:
-    """Run the model, and return its continuous latent sites of which there are samples."""
+def _as_tensor(values: Any, like: Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().to(like.device)
+    return torch.as_tensor(np.array(values), dtype=like.dtype, device=like.device)
+
+
+def _latent_nodes(
+    samples: Mapping[str, Any], origin: Origin
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Run the model; return its continuous latent sites with samples, and what is no site."""
     if origin.model is None:
         msg = (
             "posterior samples do not know their model. Expected it as model=, and after the "
@@ -96,54 +103,34 @@ def _latent_nodes(samples: Mapping[str, Tensor], origin: Origin) -> dict[str, An
         for name, node in latent.items()
         if name in samples and not node["fn"].support.is_discrete
     }
-    if unknown or not found:
+    if not found:
         msg = (
             f"got samples of {sorted(samples)}, but the model has the latent sites "
             f"{sorted(latent)}. Expected samples of sites of the model, by name"
         )
         raise ValueError(msg)
-    return found
+    return found, tuple(unknown)
 
 
-def _gaussian(sites: list[Site], draws: Tensor, dtype: torch.dtype) -> tuple[Factor, ...]:
-    total, size = draws.shape[:-1].numel(), draws.shape[-1]
-    if total < 4 or not draws.isfinite().all():
-        msg = (
-            f"got {total} draws, of which {int((~draws.isfinite()).any(-1).sum())} are not finite "
-            "in unconstrained coordinates. Expected at least 4 finite draws inside the support"
-        )
-        raise ValueError(msg)
-    effective = int(effective_sample_size(draws).nan_to_num(0.0).min())
-    enough = min(effective, total) >= _DRAWS_PER_ELEMENT * size
-    flat = draws.reshape(total, size)
-    loc = flat.mean(0)
-    centred = (flat - loc) / (total - 1) ** 0.5
-    _warn(total, min(effective, total), size, enough)
-    if enough:
-        return (JointFactor(tuple(sites), Dense(loc, triangular(centred.mT)).to(dtype)),)
-    scale = centred.square().sum(0).sqrt()
+def _gaussian(sites: list[Site], moments: SampleMoments, dtype: torch.dtype) -> tuple[Factor, ...]:
+    if moments.correlated:
+        dense = Dense(moments.mean, triangular(moments.root.mT))
+        return (JointFactor(tuple(sites), dense.to(dtype)),)
     split = [site.shape.numel() for site in sites]
     return join(
         [
-            Conditional(site, Diagonal(*(t.reshape(site.shape).to(dtype) for t in moments)))
-            for site, *moments in zip(sites, loc.split(split), scale.split(split), strict=True)
+            Conditional(site, Diagonal(*(t.reshape(site.shape).to(dtype) for t in pair)))
+            for site, *pair in zip(
+                sites, moments.mean.split(split), moments.scale.split(split), strict=True
+            )
         ]
     )
 
 
-def _warn(total: int, effective: int, size: int, enough: bool) -> None:
-    by_what = "mean and covariance" if enough else "means and variances"
-    but = (
-        ""
-        if enough
-        else (
-            f"; all {size} elements are taken as independent, because their covariance needs "
-            f"{_DRAWS_PER_ELEMENT} effective draws per element"
-        )
-    )
-    msg = (
+def _warn(moments: SampleMoments, sites: list[Site], others: tuple[str, ...]) -> None:
+    told = moments.describe(Layout({site.name: site.shape for site in sites}, {}).elements)
+    left = f". Left out, because no sites of the model: {', '.join(others)}" if others else ""
+    warn(
         "moment matching: the posterior samples are replaced by the Gaussian in unconstrained "
-        f"coordinates that has their {by_what} ({total} draws, of which {effective} effective in "
-        f"the worst element){but}"
+        f"coordinates that has their {told}{left}"
     )
-    warn(msg)

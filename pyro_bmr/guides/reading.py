@@ -76,12 +76,12 @@ def _(guide: MCMC, origin: Origin) -> tuple[Factor, ...]:
     if guide._samples is None:
         msg = "this MCMC has no samples yet. Expected a finished one: call mcmc.run(*args)"
         raise ValueError(msg)
-    return match_moments(guide.get_samples(group_by_chain=True), origin, chains=True)
+    return match_moments(guide.get_samples(group_by_chain=True), origin)
 
 
 @_read.register(Mapping)
-def _(guide: Mapping[str, Tensor], origin: Origin) -> tuple[Factor, ...]:
-    return match_moments(guide, origin, chains=False)
+def _(guide: Mapping[str, Any], origin: Origin) -> tuple[Factor, ...]:
+    return match_moments(guide, origin)
 
 
 def _full_rows(guides: list[Any]) -> Callable[[str], tuple[Tensor, Tensor] | None]:

@@ -14,7 +14,11 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import read_number, read_optional, refuse
 from pyro_bmr.display import Tabular
 from pyro_bmr.moments.alignment import align_matrix, align_site, align_vector
+from pyro_bmr.moments.bayesian_torch import read_bayesian_torch
+from pyro_bmr.moments.laplace_torch import read_laplace
 from pyro_bmr.moments.names import Layout, read_numbers, read_vector
+from pyro_bmr.moments.numpyro_guides import read_numpyro
+from pyro_bmr.moments.samples import read_samples
 
 # Of a correlation matrix, how far below zero rounding may take an eigenvalue.
 _ROUNDING = 1e-7
@@ -114,6 +118,164 @@ class Posterior(Tabular):
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def from_samples(
+        cls,
+        samples: Mapping[Any, Any],
+        *,
+        sites: Sequence[str] | None = None,
+        prior_mean: Any = None,
+        prior_covariance: Any = None,
+        prior_scale: Any = None,
+        prior_precision: Any = None,
+        free_energy: float | None = None,
+    ) -> Posterior:
+        """Make one of the moments of posterior draws: of PyMC, Stan or others through ArviZ.
+
+        The moments are those of the coordinates of the draws; where a variable is positive, pass
+        its logarithm. Elements are named by the coordinates of ArviZ.
+
+        Parameters
+        ----------
+        samples : InferenceData, DataTree, Dataset or mapping
+            What ArviZ holds, with a group ``posterior`` or that group itself; or arrays of shape
+            ``(draws, ...)`` by name. Arrays of shape ``(chains, draws, ...)`` are read through
+            ``arviz.from_dict``.
+        sites : sequence of str, optional
+            Which variables. Without, those of the prior, if it is given by name, or all.
+        prior_mean, prior_covariance, prior_scale, prior_precision : optional
+            As of `Posterior`. Without any, the moments of the group ``prior``, if there is one.
+            Its correlations that are within five standard errors of zero are zero.
+        free_energy : float, optional
+            F of the full model, in nats.
+
+        Returns
+        -------
+        Posterior
+            With the covariance of the draws; independent, with a warning, where there are fewer
+            than ten effective draws per element.
+
+        Raises
+        ------
+        ValueError
+            If draws are few or not finite, do not fit each other, or lack a site.
+        TypeError
+            If the samples are no mapping.
+
+        Warns
+        -----
+        UserWarning
+            Of few draws, and of elements that are strongly skewed or heavy-tailed.
+        """
+        prior = _given(prior_mean, prior_covariance, prior_scale, prior_precision)
+        return cls(**read_samples(samples, sites, prior), free_energy=free_energy)
+
+    @classmethod
+    def from_numpyro(
+        cls,
+        guide: Any,
+        params: Mapping[str, Any],
+        *,
+        sites: Sequence[str] | None = None,
+        prior_mean: Any = None,
+        prior_covariance: Any = None,
+        prior_scale: Any = None,
+        prior_precision: Any = None,
+        free_energy: float | None = None,
+    ) -> Posterior:
+        """Make one of a trained autoguide of NumPyro, such as ``AutoNormal``.
+
+        Others that are read are ``AutoDiagonalNormal``, ``AutoMultivariateNormal``,
+        ``AutoLowRankMultivariateNormal`` and ``AutoLaplaceApproximation``.
+
+        Parameters
+        ----------
+        guide : AutoGuide
+            Of NumPyro, as SVI trained it.
+        params : mapping
+            Its parameters, ``svi_result.params``.
+        sites : sequence of str, optional
+            Which sites. Without, all on the real line whose prior is Normal and does not depend on
+            other sites; the others are left out with a warning, which changes no ΔF of these.
+        prior_mean, prior_covariance, prior_scale, prior_precision : optional
+            As of `Posterior`, instead of the model's own prior.
+        free_energy : float, optional
+            F of the full model in nats, ``svi_result.losses[-1]``.
+
+        Returns
+        -------
+        Posterior
+            By site.
+
+        Raises
+        ------
+        ValueError
+            If the guide was never called, is not Gaussian, or if a site cannot be read.
+        TypeError
+            If this is no guide of NumPyro.
+
+        Warns
+        -----
+        UserWarning
+            Of sites that are left out.
+        """
+        prior = _given(prior_mean, prior_covariance, prior_scale, prior_precision)
+        return cls(**read_numpyro(guide, params, sites, prior), free_energy=free_energy)
+
+    @classmethod
+    def from_laplace(cls, la: Any, *, free_energy: float | None = None) -> Posterior:
+        """Make one of a fitted Laplace approximation of laplace-torch.
+
+        Parameters
+        ----------
+        la : Laplace
+            Of all weights, a last layer or a subnetwork; full, of Kronecker factors or diagonal.
+        free_energy : float, optional
+            F of the full model in nats, ``-la.log_marginal_likelihood().item()``.
+
+        Returns
+        -------
+        Posterior
+            By the names of the weights; of a subnetwork, each of its elements is one of its own.
+
+        Raises
+        ------
+        ValueError
+            If it was never fitted, or if its prior is improper.
+        TypeError
+            If this is no Laplace approximation of weights.
+        """
+        return cls(**read_laplace(la), free_energy=free_energy)
+
+    @classmethod
+    def from_bayesian_torch(cls, module: Any, *, free_energy: float | None = None) -> Posterior:
+        """Make one of the mean-field layers of bayesian-torch in a module.
+
+        Its layers take what they call the variance of the prior for the standard deviation, and so
+        does this. Their divergence is a mean over the elements of a layer: train with their sum
+        where F is to be one.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            With layers such as ``LinearReparameterization`` or ``Conv2dFlipout``.
+        free_energy : float, optional
+            F of the full model, in nats.
+
+        Returns
+        -------
+        Posterior
+            By site, ``{layer}.weight`` and ``{layer}.bias``.
+
+        Raises
+        ------
+        ValueError
+            If there are no such layers.
+        TypeError
+            If this is no module.
+        """
+        return cls(**read_bayesian_torch(module), free_energy=free_energy)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the elements, in order: ``b``, or ``A[2,1]`` of an array."""
@@ -161,6 +323,11 @@ class Posterior(Tabular):
         told = f", {fixed:,} of them fixed" if fixed else ""
         level = "" if self.free_energy is None else f", F = {self.free_energy:,.2f} nats"
         return f"posterior of {self.layout.size:,} elements{told}{level}"
+
+
+def _given(mean: Any, covariance: Any, scale: Any, precision: Any) -> dict[str, Any]:
+    prior = {"mean": mean, "covariance": covariance, "scale": scale, "precision": precision}
+    return {f"prior_{name}": value for name, value in prior.items() if value is not None}
 
 
 def _read_along(place: str, value: Any, layout: Layout) -> Tensor:
