@@ -71,7 +71,7 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-_INSIDE = {__name__.partition(".")[0], "contextlib", "pyro", "torch"}
+_INSIDE = {__name__.partition(".")[0], "contextlib", "functools", "pyro", "torch"}
 
 
 def _escape(text: str) -> str:

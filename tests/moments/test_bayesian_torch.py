@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from snippets import run_snippet
 
 import pyro_bmr as bmr
 
@@ -82,3 +83,8 @@ def test_what_holds_no_such_layers():
         bmr.Posterior.from_bayesian_torch(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="module=3"):
         bmr.Posterior.from_bayesian_torch(3)
+
+
+def test_the_snippet_of_the_documentation():
+    posterior = run_snippet("bayesian_torch")["posterior"]
+    assert list(posterior.layout.shapes) == ["0.weight", "0.bias", "2.weight", "2.bias"]

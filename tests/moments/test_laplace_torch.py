@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from snippets import run_snippet
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_bmr as bmr
@@ -119,3 +120,9 @@ def test_what_is_no_fitted_approximation():
     la.prior_precision = torch.zeros(1)
     with pytest.raises(ValueError, match="a prior precision that is not positive"):
         bmr.Posterior.from_laplace(la)
+
+
+def test_the_snippet_of_the_documentation():
+    posterior = run_snippet("laplace")["posterior"]
+    assert list(posterior.layout.shapes) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert posterior.free_energy > 0

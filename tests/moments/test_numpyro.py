@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from snippets import run_snippet
 
 import pyro_bmr as bmr
 
@@ -133,17 +134,11 @@ def test_the_hessian_of_a_linear_model():
 
 
 def test_the_snippet_of_the_documentation():
-    def regression(x, y=None):
-        w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
-        numpyro.sample("y", dist.Normal(x @ w, 0.5).to_event(1), obs=y)
-
-    guide = autoguide.AutoMultivariateNormal(regression)
-    svi = SVI(regression, guide, numpyro.optim.Adam(0.02), Trace_ELBO())
-    result = svi.run(jax.random.key(0), 1500, X, Y, progress_bar=False)
-    posterior = bmr.Posterior.from_numpyro(guide, result.params)
-    covariance = np.linalg.inv(np.eye(3) + X.T @ X / 0.25)
-    np.testing.assert_allclose(posterior.mean, covariance @ X.T @ Y / 0.25, atol=0.1)
-    np.testing.assert_allclose(posterior.covariance, covariance, atol=0.005)
+    names = run_snippet("numpyro")
+    posterior = names["posterior"]
+    np.testing.assert_allclose(posterior.mean, names["mean"], atol=0.1)
+    np.testing.assert_allclose(posterior.covariance, names["covariance"], atol=0.01)
+    assert posterior.names == ("w[0]", "w[1]", "w[2]")
 
 
 def test_guides_that_cannot_be_read():
