@@ -170,7 +170,7 @@ class Posterior(Tabular):
         Examples
         --------
         >>> draws = {"w": torch.randn(500, 2, generator=torch.Generator("cpu").manual_seed(0))}
-        >>> Posterior.from_samples(draws, prior_scale=3.0).summary().round(1)["sd"].tolist()
+        >>> Posterior.from_samples(draws, prior_scale=3.0).summary()["sd"].round().tolist()
         [1.0, 1.0]
         """
         prior = _given(prior_mean, prior_covariance, prior_scale, prior_precision)
