@@ -40,10 +40,11 @@ benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only -s
 
 # torch goes first and by its exact version; anything else may pull another build of it.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt tests/moments/without-dependencies.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --no-deps -r tests/moments/without-dependencies.txt
 	touch $@
 
 clean:

@@ -76,8 +76,9 @@ def _both(cls: type) -> type:
 @contextmanager
 def pretended_accelerator() -> Iterator[None]:
     """Let the device "meta" hold values, and take generators of the CPU for its own."""
-    with_numbers = mock.patch("pyro_bmr.programs.data.check_tensor")
-    with with_numbers, mock.patch("torch.Generator", _Generator), _Values(), _Factories():
+    modules = "pyro_bmr.programs.data", "pyro_bmr.moments.names"
+    of_data, of_moments = (mock.patch(f"{module}.check_tensor") for module in modules)
+    with of_data, of_moments, mock.patch("torch.Generator", _Generator), _Values(), _Factories():
         yield
 
 

@@ -17,15 +17,15 @@ from pyro_bmr.programs.sites import Site
 
 
 def find_latent_nodes(
-    names: Collection[str], origin: Origin, who: str
+    names: Collection[str], origin: Origin, what: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Run the model; return its continuous latent sites among names, and what is no site.
 
-    ``who`` does not know its model, as errors say.
+    ``what`` there is, for errors.
     """
     if origin.model is None:
         msg = (
-            f"{who} not know their model. Expected it as model=, and after the posterior what it "
+            f"got {what} without the model. Expected it as model=, and after the posterior what it "
             "is called with"
         )
         raise ValueError(msg)
@@ -47,7 +47,7 @@ def find_latent_nodes(
     }
     if not found:
         msg = (
-            f"got a posterior of {sorted(names)}, but the model has the latent sites "
+            f"got {what} of {sorted(names)}, but the model has the latent sites "
             f"{sorted(latent)}. Expected some of these, by name"
         )
         raise ValueError(msg)

@@ -14,7 +14,7 @@ from pyro_bmr.moments.posterior import Posterior
 def name_moments(posterior: Posterior, origin: Origin) -> tuple[Factor, ...]:
     """Give the moments, in unconstrained coordinates, the sites of a model that has all of them."""
     shapes = posterior.layout.shapes
-    nodes, _ = find_latent_nodes(shapes, origin, "a Posterior does")
+    nodes, _ = find_latent_nodes(shapes, origin, "a Posterior")
     fixed = [n for n, free in posterior.layout.split(posterior.free).items() if not free.all()]
     if nodes.keys() != shapes.keys() or fixed:
         msg = (

@@ -35,7 +35,7 @@ def match_moments(samples: Mapping[str, Any], origin: Origin) -> tuple[Factor, .
     show beyond these moments is lost. With few draws, the elements are taken as independent.
     """
     given = read_draws(samples)
-    nodes, others = find_latent_nodes(given, origin, "posterior samples do")
+    nodes, others = find_latent_nodes(given, origin, "posterior samples")
     sites, parts = [], []
     for name, node in nodes.items():
         values = _as_tensor(given[name], node["value"])

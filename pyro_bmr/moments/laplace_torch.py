@@ -13,7 +13,8 @@ from pyro_bmr.moments.names import Layout
 def read_laplace(la: Any) -> dict[str, Any]:
     """Return the arguments of a posterior: of all weights, of a last layer or of a subnetwork."""
     parts = ("mean", "model", "prior_mean", "prior_precision_diag", "posterior_precision")
-    if not all(hasattr(type(la), part) or part in vars(la) for part in parts):
+    held = {*dir(type(la)), *getattr(la, "__dict__", ())}
+    if not held.issuperset(parts):
         refuse_kind("la", la, "a Laplace approximation of weights, of laplace-torch")
     if not la.n_data:
         msg = "this Laplace approximation has seen no data. Expected a fitted one: la.fit(loader)"

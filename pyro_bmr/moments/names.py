@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_bmr.arguments.arrays import is_array, is_number, read_rows, to_tensor
+from pyro_bmr.arguments.arrays import check_tensor, is_array, is_number, read_rows, to_tensor
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse, refuse_kind
 
 # What a vector without names is called.
@@ -85,7 +85,8 @@ def is_numbered(index: pd.Index) -> bool:
 def read_numbers(place: str, value: Any) -> Tensor:
     """Read an array of finite numbers in float64, whatever library it is of."""
     if isinstance(value, Tensor):
-        tensor = value.detach()
+        tensor = value.detach().to_dense()
+        check_tensor(tensor, place)
     elif isinstance(value, list | tuple) and (rows := read_rows(list(value))) is not None:
         tensor = torch.from_numpy(rows)
     elif is_array(value):
@@ -95,6 +96,8 @@ def read_numbers(place: str, value: Any) -> Tensor:
         tensor = torch.tensor(float(value), device="cpu")
     else:
         refuse_kind(place, value, "an array of numbers")
+    if tensor.is_complex():
+        refuse(place, value, "real numbers")
     tensor = tensor.double()
     if not tensor.isfinite().all():
         bad = int((~tensor.isfinite()).sum())

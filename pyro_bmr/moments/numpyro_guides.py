@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import block_diag
 
-from pyro_bmr.arguments.checks import check_kind, read_names, refuse
+from pyro_bmr.arguments.checks import check_kind, read_names, refuse, refuse_kind
 from pyro_bmr.display import warn
 
 # Distributions that only shape another one.
@@ -17,13 +17,12 @@ _SHAPED = ("Independent", "ExpandedDistribution")
 
 def read_numpyro(guide: Any, params: Any, sites: Any, prior: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a posterior: of the sites on the real line that have a prior."""
-    trace = getattr(guide, "prototype_trace", None)
+    if not (hasattr(guide, "prototype_trace") and hasattr(guide, "prefix")):
+        refuse_kind("guide", guide, "an autoguide of NumPyro")
+    trace = guide.prototype_trace
     if trace is None:
-        if hasattr(guide, "prototype_trace"):
-            msg = "this guide was never called. Expected one that SVI has trained"
-            raise ValueError(msg)
-        msg = f"got guide={type(guide).__name__}. Expected an autoguide of NumPyro"
-        raise TypeError(msg)
+        msg = "this guide was never called. Expected one that SVI has trained"
+        raise ValueError(msg)
     check_kind("params", params, Mapping, "parameters by name, of svi_result.params")
     means, covariance = _posterior(guide, params)
     given = bool(prior)
@@ -91,6 +90,8 @@ def _joint_covariance(guide: Any, params: Mapping[str, Any], prefix: str) -> np.
 
 def _choose(wanted: tuple[str, ...] | None, reasons: Mapping[str, str]) -> list[str]:
     if wanted is not None:
+        if not wanted:
+            refuse("sites", wanted, f"some of {sorted(reasons)}")
         for name in wanted:
             if name not in reasons:
                 refuse("sites", name, f"some of {sorted(reasons)}")

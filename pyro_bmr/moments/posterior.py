@@ -170,6 +170,12 @@ class Posterior(Tabular):
         -----
         UserWarning
             Of few draws, and of elements that are strongly skewed or heavy-tailed.
+
+        Examples
+        --------
+        >>> draws = {"w": torch.randn(500, 2, generator=torch.Generator("cpu").manual_seed(0))}
+        >>> Posterior.from_samples(draws, prior_scale=3.0).summary()["sd"].round().tolist()
+        [1.0, 1.0]
         """
         prior = _given(prior_mean, prior_covariance, prior_scale, prior_precision)
         return cls(**read_samples(samples, sites, prior), free_energy=free_energy)

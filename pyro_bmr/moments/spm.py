@@ -29,7 +29,8 @@ def read_spm(path: str | PathLike[str], *, index: int | None = None) -> Posterio
     path : path
         Of a MATLAB file. Version 7.3 needs h5py.
     index : int, optional
-        Which of several, from 0 and column by column: of a cell array ``GCM``, or of an array.
+        Which of several, from 0 and column by column, of a cell array such as ``GCM``. In a file
+        with a ``PEB`` and ``RCM``, it is the former without ``index``, one of the latter with it.
 
     Returns
     -------
@@ -96,11 +97,13 @@ def read_spm(path: str | PathLike[str], *, index: int | None = None) -> Posterio
 
 def _choose(contents: Mapping[str, Any], index: int | None) -> Mapping[str, Any]:
     """Find the one struct that is meant."""
-    names = [name for name in _VARIABLES if name in contents] or list(contents)
-    if len(names) != 1 and names[:1] != ["DCM"]:
-        msg = f"got a file with {sorted(contents)}. Expected one variable of them: {_VARIABLES}"
+    known = [name for name in _VARIABLES if name in contents]
+    if not known and len(contents) != 1:
+        msg = f"got a file with {sorted(contents)}. Expected one of {', '.join(_VARIABLES)}"
         raise ValueError(msg)
-    value, place = contents[names[0]], names[0]
+    several = [name for name in known if not isinstance(contents[name], Mapping)]
+    place = next(iter((several if index is not None else []) + known + list(contents)))
+    value = contents[place]
     if isinstance(value, np.ndarray) and value.dtype == object:
         value = list(value.reshape(-1, order="F"))
     if isinstance(value, list) and value:

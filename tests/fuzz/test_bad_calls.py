@@ -11,6 +11,7 @@ import random
 import warnings
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,17 @@ def known():
     of_pair = {"model": model, **of_guide}
     of_pairs = {"pairs": (model, guide), "*x": x, "*y": y}
     data = {"*x": x, "*y": y}
+    real = {"w": {"fn": SimpleNamespace(support=dist.constraints.real)}}
+    of_numpyro = {
+        "guide": SimpleNamespace(prefix="auto", prototype_trace=real),
+        "params": {"w_auto_loc": np.zeros(2), "w_auto_scale": np.ones(2)},
+    }
+    of_laplace = SimpleNamespace(
+        **{"model": (line := nn.Linear(2, 1, bias=False)), "params": [line.weight]},
+        **{"mean": torch.zeros(2), "posterior_precision": torch.full((2,), 3.0)},
+        **{"prior_mean": torch.zeros(()), "prior_precision_diag": torch.ones(2)},
+        **{"n_data": 9, "backend": None},
+    )
     scores = [bmr.by_evidence, bmr.exhaustive]
     calls = {
         bmr.fit: {**of_pair, **fast},
@@ -130,8 +142,8 @@ def known():
         bmr.load: {"path": "nothing.bmr", "model": model},
         bmr.Posterior: {"mean": torch.zeros(4), "covariance": torch.eye(4), "prior_scale": 1.0},
         bmr.Posterior.from_samples: {"samples": {"w": torch.randn(99, 2, generator=generator)}},
-        bmr.Posterior.from_numpyro: {"guide": guide, "params": {}},
-        bmr.Posterior.from_laplace: {"la": None},
+        bmr.Posterior.from_numpyro: {**of_numpyro, "prior_scale": 1.0},
+        bmr.Posterior.from_laplace: {"la": of_laplace},
         bmr.Posterior.from_bayesian_torch: {"module": nn.Linear(4, 2)},
         bmr.read_spm: {"path": "nothing.mat"},
         bmr.export_onnx: {"program": (model, guide), "path": "network.onnx", "*x": x},

@@ -126,6 +126,13 @@ def test_labels_that_do_not_match():
         bmr.Posterior(MEAN, frame(COVARIANCE))
 
 
+def test_sparse_and_complex_tensors():
+    sparse = torch.tensor(COVARIANCE).to_sparse()
+    same(bmr.Posterior(MEAN, sparse, prior_covariance=torch.tensor(PRIOR).to_sparse()))
+    with pytest.raises(ValueError, match="mean of .theta.=a ndarray .* Expected real numbers"):
+        bmr.Posterior(MEAN + 1j, COVARIANCE)
+
+
 def test_the_prior_is_where_the_mean_is():
     with pretended_accelerator():
         mean = torch.zeros(2, device="cpu").to(DEVICE)

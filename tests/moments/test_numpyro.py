@@ -149,7 +149,7 @@ def test_guides_that_cannot_be_read():
         bmr.Posterior.from_numpyro(guide, params, sites=["v"])
     with pytest.raises(ValueError, match="never called"):
         bmr.Posterior.from_numpyro(autoguide.AutoNormal(model), params)
-    with pytest.raises(TypeError, match="guide=float. Expected an autoguide of NumPyro"):
+    with pytest.raises(TypeError, match="guide=1.0. Expected an autoguide of NumPyro"):
         bmr.Posterior.from_numpyro(1.0, params)
     with pytest.raises(TypeError, match="params=3"):
         bmr.Posterior.from_numpyro(guide, 3)

@@ -175,6 +175,9 @@ def test_one_of_several(tmp_path):
     assert [bmr.read_spm(path, index=i).free_energy for i in range(4)] == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="index=4"):
         bmr.read_spm(path, index=4)
+    savemat(path, {"RCM": cells, "PEB": a_group()})
+    assert bmr.read_spm(path, index=2).free_energy == 3
+    check_a_group(bmr.read_spm(path))
     cells[:] = "DCM_subject.mat"
     savemat(path, {"GCM": cells})
     with pytest.raises(ValueError, match=r"the name of a file, 'DCM_subject.mat'"):
