@@ -6,6 +6,8 @@ from pyro_bmr import baselines as baselines
 from pyro_bmr import extend as extend
 from pyro_bmr import nn as nn
 from pyro_bmr.averaging.average import Average, average
+from pyro_bmr.averaging.model_comparison import compare_models
+from pyro_bmr.averaging.named_models import model_grid
 from pyro_bmr.averaging.presence import LearnedPrior, Presence, presence
 from pyro_bmr.compaction import Compaction
 from pyro_bmr.diagnostics.arviz_data import to_arviz
@@ -76,6 +78,7 @@ __all__ = [
     "by_free_energy",
     "channels",
     "compare",
+    "compare_models",
     "delta_f",
     "elements",
     "exhaustive",
@@ -88,6 +91,7 @@ __all__ = [
     "mean_field",
     "measure_costs",
     "measure_sparsities",
+    "model_grid",
     "plot_criteria",
     "plot_delta_f",
     "plot_element",
