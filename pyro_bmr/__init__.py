@@ -32,6 +32,7 @@ from pyro_bmr.plots.criteria import plot_criteria
 from pyro_bmr.plots.curves import plot_rounds, plot_sparsities
 from pyro_bmr.plots.densities import plot_element
 from pyro_bmr.plots.matrices import plot_weights
+from pyro_bmr.plots.models import plot_models
 from pyro_bmr.plots.networks import plot_network
 from pyro_bmr.plots.predictions import plot_predictions
 from pyro_bmr.plots.reliability import plot_reliability
@@ -95,6 +96,7 @@ __all__ = [
     "plot_criteria",
     "plot_delta_f",
     "plot_element",
+    "plot_models",
     "plot_network",
     "plot_predictions",
     "plot_reliability",

@@ -47,6 +47,9 @@ OF_A_GUIDE = {
     "reduce": lambda guide, *data, **given: bmr.reduce(guide, *data, **given),
     "presence": lambda guide, *data, **given: bmr.presence(guide, *data, **given),
     "average": lambda guide, *data, **given: bmr.average(guide, *data, **given),
+    "compare_models": lambda guide, *data, **given: bmr.compare_models(
+        guide, {"full": {}, "one": {"w[0]": False}}, *data, **given
+    ),
     "tune_prior": lambda guide, *data, **given: bmr.tune_prior(guide, *data, **given),
     "measure_sparsities": lambda guide, *data, **given: bmr.measure_sparsities(
         guide, *data, **given, **FEW, num_points=2
@@ -175,7 +178,7 @@ def test_signatures(verb):
     assert kinds.get("args", inspect.Parameter.VAR_POSITIONAL) is inspect.Parameter.VAR_POSITIONAL
     assert "num_draws" not in kinds
     bare = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD]
-    assert bare == (["fit_options"] if verb is bmr.prune else [])
+    assert bare == {bmr.prune: ["fit_options"], bmr.model_grid: ["factors"]}.get(verb, [])
     if "args" in kinds:
         assert kinds.get("kwargs") is inspect.Parameter.KEYWORD_ONLY
 
