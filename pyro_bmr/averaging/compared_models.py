@@ -172,6 +172,7 @@ class ModelComparison(Tabular):
         for partition, name in chosen.items():
             if partition not in self.families:
                 refuse_name("family", partition, self.families, "a partition,")
+            check_kind("family", name, str, "names of families by partition")
             if name not in self.families[partition]:
                 refuse_name(f"family[{partition!r}]", name, self.families[partition], "a family,")
             mine = set(self.families[partition][name])
@@ -349,6 +350,7 @@ class ModelComparison(Tabular):
         return f"and {rest:,} less probable ones" if rest > 0 else None
 
     def _find(self, model: str) -> int:
+        check_kind("model", model, str, "the name of a model")
         if model not in self.names:
             refuse_name("model", model, self.names, "a model,")
         return self.names.index(model)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from pyro_bmr.arguments.arrays import check_tensor
 from pyro_bmr.arguments.checks import check_kind, read_positive, refuse, refuse_kind
 from pyro_bmr.averaging.element_names import ElementNames, match_names, refuse_name
 from pyro_bmr.averaging.named_models import ModelGrid
@@ -166,6 +168,8 @@ def _read_probability(place: str, value: Any, shape: tuple[int, ...]) -> np.ndar
     )
     if isinstance(value, str | bool | list | tuple | set | dict) or value is None:
         refuse(place, value, expected)
+    if isinstance(value, Tensor):
+        check_tensor(value, place)
     part = read_numbers(place, value).cpu().numpy()
     if not ((part > 0) & (part < 1)).all():
         refuse(place, value, expected)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_bmr.arguments.arrays import is_array
+from pyro_bmr.arguments.arrays import check_tensor, is_array
 from pyro_bmr.arguments.checks import check_kind, refuse, refuse_kind, show
 from pyro_bmr.averaging.element_names import ElementNames
 from pyro_bmr.selection.scores import ElementScores
@@ -247,6 +247,7 @@ def _read_mask(place: str, value: Any) -> np.ndarray:
     if isinstance(value, bool | np.bool_):
         return np.asarray(value)
     if isinstance(value, Tensor):
+        check_tensor(value, place)
         value = value.detach().cpu().numpy()
     try:
         mask = np.asarray(value)

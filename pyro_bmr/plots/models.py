@@ -212,8 +212,7 @@ def _set_rows(ax: Axes, names: Iterable[Any], named: bool = True) -> np.ndarray:
 
 
 def _write(ax: Axes, text: str, x: float, y: float) -> None:
-    offset = {"textcoords": "offset points", "va": "center", "fontsize": SMALL}
-    ax.annotate(text, (x, y), (4, 0), **offset)
+    ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
 
 
 def _shorten(name: Any) -> str:
