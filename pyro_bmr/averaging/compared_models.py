@@ -51,10 +51,12 @@ class ModelComparison(Tabular):
     >>> from pyro_bmr import Posterior, compare_models
     >>> q = Posterior([0.1, 2.0], scale=[0.5, 0.5], prior_scale=1.0, names=["a", "b"])
     >>> found = compare_models(
-    ...     q, {"a": {"b": False}, "b": {"a": False}}, families={"yes": "b", "no": "a"}
+    ...     q,
+    ...     {"both": {}, "only a": {"b": False}, "only b": {"a": False}},
+    ...     families={"several": ["both"], "one": "only *"},
     ... )
-    >>> found.best_family, found.presence["a"]
-    ({'family': 'yes'}, tensor(0.0007, dtype=torch.float64))
+    >>> found.best_family, found.presence["a"].round(decimals=3)
+    ({'family': 'several'}, tensor(0.5050, dtype=torch.float64))
     """
 
     names: tuple[str, ...]

@@ -114,7 +114,7 @@ def compare_models(
     ...     q, {"full": {}, "forward": {"A(1,2)": False}, "backward": {"A(2,1)": False}}
     ... )
     >>> found.best, found.summary()["probability"].round(3).tolist()
-    ('forward', [0.662, 0.337, 0.0])
+    ('forward', [0.662, 0.338, 0.0])
     """
     if not isinstance(reduced_prior, Spike) or _is_elsewhere(reduced_prior):
         refuse("reduced_prior", reduced_prior, "Spike() at zero, or Spike(rest='marginal')")
@@ -126,9 +126,8 @@ def compare_models(
         "compare_models", guide, args, kwargs, model, sites, reduced_prior
     )
     layout = _read_layout(guide, scores)
-    reasons = {n: why for n, why in problem.reasons.items() if n not in layout.shapes}
     names = ElementNames(layout)
-    reader = read_reader(scores, names, reasons)
+    reader = read_reader(scores, names, problem.reasons)
     kept = reader.read(listed)
     log_prior = PriorReader(tuple(listed), partitions, names, kept & reader.open).read(
         prior, expected

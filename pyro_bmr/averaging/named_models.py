@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -198,19 +198,17 @@ class ModelReader:
         kept = np.ones(self.names.layout.size, dtype=bool)
         for name, given in value.items():
             check_kind(place, name, str, "names of sites or elements")
-            if name in self.reasons:
-                msg = (
-                    f"got {name!r} in {place}, which cannot go: {self.reasons[name]}. Expected "
-                    f"names of what can: {sorted(self.scores.delta_f)[:12]}"
-                )
-                raise ValueError(msg)
-            where = self.names.find(place, name)
             one = _read_mask(f"{place}[{name!r}]", given)
+            if name in self.reasons and not one.all():
+                self._refuse_closed(place, name, self.reasons[name])
+            if name in self.reasons:
+                continue
+            where = self.names.find(place, name)
             if one.ndim:
                 one = self._fit(f"{place}[{name!r}]", name, given, one)
             kept[where] = one
             if not (self.names.is_pattern(name) or kept[where].any() or self.open[where].any()):
-                self._refuse_closed(place, name)
+                self._refuse_closed(place, name, self._obstacle(where))
         return kept | ~self.open
 
     def _fit(self, place: str, name: str, given: Any, mask: np.ndarray) -> np.ndarray:
@@ -220,15 +218,18 @@ class ModelReader:
         except ValueError:
             refuse(place, given, f"True, False, or a mask that broadcasts to {shape}")
 
-    def _refuse_closed(self, place: str, name: str) -> None:
-        first = np.arange(self.names.layout.size)[self.names.find(place, name)].min()
-        site = next(s for s, part in self.names.sites.items() if first < part.stop)
-        told = "; ".join(self.scores.obstacles(site)) or "it has no prior density at zero"
+    def _refuse_closed(self, place: str, name: str, reason: str) -> NoReturn:
         msg = (
-            f"got {name!r} off in {place}, which cannot go: {told}. Expected names of "
-            "elements that can; patterns leave alone what cannot"
+            f"got {name!r} off in {place}, which cannot go: {reason}. Expected names of elements "
+            "that can; patterns leave alone what cannot"
         )
         raise ValueError(msg)
+
+    def _obstacle(self, where: Any) -> str:
+        """Say why an element of a site that can be reduced cannot go."""
+        first = np.arange(self.names.layout.size)[where].min()
+        site = next(name for name, part in self.names.sites.items() if first < part.stop)
+        return "; ".join(self.scores.obstacles(site)) or "it has no prior, or has gone before"
 
     def _select(self, place: str, select: Callable[..., Any]) -> np.ndarray:
         try:
