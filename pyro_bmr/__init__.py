@@ -5,17 +5,16 @@ from importlib.metadata import version
 from pyro_bmr import baselines as baselines
 from pyro_bmr import extend as extend
 from pyro_bmr import nn as nn
-from pyro_bmr.averaging.average import Average, average
+from pyro_bmr import types as types
+from pyro_bmr.averaging.average import average
 from pyro_bmr.averaging.model_comparison import compare_models
 from pyro_bmr.averaging.named_models import model_grid
-from pyro_bmr.averaging.presence import LearnedPrior, Presence, presence
-from pyro_bmr.compaction import Compaction
+from pyro_bmr.averaging.presence import LearnedPrior, presence
 from pyro_bmr.diagnostics.arviz_data import to_arviz
-from pyro_bmr.diagnostics.audit import Audit
-from pyro_bmr.diagnostics.comparison import Comparison, compare
+from pyro_bmr.diagnostics.comparison import compare
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimators.measurement import free_energy
-from pyro_bmr.export.costs import Costs, measure_costs
+from pyro_bmr.export.costs import measure_costs
 from pyro_bmr.export.modules import apply_masks, to_module
 from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.guides.auto_gamma import AutoGamma, mean_field
@@ -41,21 +40,16 @@ from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.selections import by_blocks, by_evidence, exhaustive, top_k
-from pyro_bmr.sparsities import Sparsities, measure_sparsities
+from pyro_bmr.sparsities import measure_sparsities
 from pyro_bmr.training.fitting import fit
 from pyro_bmr.training.pruning import prune
-from pyro_bmr.tuning import TunedPrior, tune_prior
+from pyro_bmr.tuning import tune_prior
 
 __version__ = version("pyro-bmr")
 
-# Not load, nn, baselines and extend, which a star import would surprise with.
+# Not load, nn, baselines, extend and types, which a star import would surprise with.
 __all__ = [
-    "Audit",
     "AutoGamma",
-    "Average",
-    "Compaction",
-    "Comparison",
-    "Costs",
     "Dense",
     "Diagonal",
     "Gaussian",
@@ -66,11 +60,8 @@ __all__ = [
     "LowRank",
     "MomentsELBO",
     "Posterior",
-    "Presence",
     "Reduction",
-    "Sparsities",
     "Spike",
-    "TunedPrior",
     "apply_masks",
     "average",
     "bayesianize",

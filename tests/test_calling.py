@@ -155,6 +155,7 @@ def test_onnx(guide, result, tmp_path):
 PUBLIC = [
     *(getattr(bmr, name) for name in (*bmr.__all__, "load")),
     *(getattr(bmr.extend, name) for name in bmr.extend.__all__),
+    *(getattr(bmr.types, name) for name in bmr.types.__all__),
     *(bmr.baselines.snr, bmr.baselines.spr, bmr.baselines.magnitude, bmr.baselines.random),
     *(bmr.nn.normal, bmr.nn.fan_in_normal, testing.check_guide_family),
 ]
@@ -194,5 +195,7 @@ def test_few_names_that_do_not_surprise():
     exec("from pyro_bmr import *", names)  # noqa: S102
     assert len(bmr.__all__) <= 60
     assert not names.keys() & {"load", "random", "normal", "nn", "Check", "Window", "Site", "Cost"}
-    assert all(hasattr(bmr, name) for name in (*bmr.__all__, "load", "baselines", "extend", "nn"))
+    assert all(
+        hasattr(bmr, name) for name in (*bmr.__all__, "load", "baselines", "extend", "nn", "types")
+    )
     assert bmr.__version__.count(".") == 2
