@@ -139,10 +139,17 @@ def compare_models(
     }
     parts = [_reduce_factor(factor, scores, masks, len(listed)) for factor in scores.factors]
     device = next((m.device for m in masks.values()), torch.device("cpu"))
-    delta_f = torch.zeros(len(listed), dtype=torch.float64, device=device)
+    start = torch.zeros(len(listed), dtype=torch.float64, device=device)
+    delta_f = sum((part.delta_f for part in parts), start)
+    if not delta_f.isfinite().any():
+        msg = (
+            f"got models={list(listed)[:5]}, none of which is possible: what is off cannot be zero "
+            "under the prior. Expected one or more that are, such as {'full': {}}"
+        )
+        raise ValueError(msg)
     return ModelComparison(
         names=tuple(listed),
-        delta_f=sum((part.delta_f for part in parts), delta_f),
+        delta_f=delta_f,
         log_prior=torch.from_numpy(log_prior).to(device),
         families=partitions,
         kept=masks,

@@ -29,6 +29,10 @@ class Regression:
         root = random.normal(size=(size, size))
         self.loc = 0.2 * random.normal(size=size)
         self.prior = 0.5 * root @ root.T + np.eye(size) if correlated else np.eye(size)
+        if correlated == "singular":
+            # The last is the sum of the first two, and the mean is in the subspace.
+            basis = np.vstack([np.eye(size - 1), [1.0, 1.0, *[0.0] * (size - 3)]])
+            self.prior, self.loc = basis @ self.prior[:-1, :-1] @ basis.T, basis @ self.loc[:-1]
 
     def solve(self, kept, rest="conditional"):
         """Return log evidence, mean and covariance if all others are zero."""
@@ -36,7 +40,7 @@ class Regression:
         loc, prior = self.loc[kept], self.prior[np.ix_(kept, kept)]
         if rest == "conditional" and drop.any():
             across = self.prior[np.ix_(kept, drop)]
-            gain = across @ np.linalg.inv(self.prior[np.ix_(drop, drop)])
+            gain = across @ np.linalg.pinv(self.prior[np.ix_(drop, drop)], rcond=1e-10)
             loc, prior = loc - gain @ self.loc[drop], prior - gain @ across.T
         x, count = self.x[:, kept], len(self.y)
         spread = NOISE**2 * np.eye(count) + x @ prior @ x.T
@@ -44,11 +48,10 @@ class Regression:
         evidence = -0.5 * (
             np.linalg.slogdet(2 * np.pi * spread)[1] + error @ np.linalg.solve(spread, error)
         )
-        covariance = np.linalg.inv(np.linalg.inv(prior) + x.T @ x / NOISE**2)
-        mean = np.zeros(len(kept))
-        variance = np.zeros(len(kept))
-        mean[kept] = covariance @ (np.linalg.inv(prior) @ loc + x.T @ self.y / NOISE**2)
-        variance[kept] = covariance.diagonal()
+        gain = prior @ x.T @ np.linalg.inv(spread)
+        covariance = prior - gain @ x @ prior
+        mean, variance = np.zeros((2, len(kept)))
+        mean[kept], variance[kept] = loc + gain @ error, covariance.diagonal()
         return evidence, mean, variance, covariance
 
     def posterior(self, **given):
@@ -118,6 +121,33 @@ def test_log_evidences(how, correlated, rest):
     second = weight @ (variance + mean**2) - (weight @ mean) ** 2
     np.testing.assert_allclose(frame["sd"] ** 2, second, **NUMPY)
     np.testing.assert_allclose(frame["full mean"], mean[0], **NUMPY)
+
+
+def test_a_singular_prior():
+    """What is determined by what is zero is zero, too; and a set that cannot be is impossible."""
+    problem = Regression("singular")
+    kept = np.ones((5, SIZE), dtype=bool)
+    kept[1, [2, 3]] = kept[2, [0, 1, 5]] = kept[3, 5] = kept[4, [0, 4]] = False
+    found = bmr.compare_models(problem.posterior(), {str(i): k for i, k in enumerate(kept)})
+    delta_f, mean, variance = solve_all(problem, kept)
+    np.testing.assert_allclose(found.delta_f, delta_f, **NUMPY)
+    np.testing.assert_allclose(found.flatten(found.means), mean, **NUMPY)
+    np.testing.assert_allclose(found.flatten(found.variances), variance, **NUMPY)
+    never = bmr.Posterior(
+        [0.5, 0.5], 0.1 * np.ones((2, 2)), prior_mean=[1.0, 1.0], prior_covariance=np.ones((2, 2))
+    )
+    # Both are equal: without one the other is gone.
+    same = bmr.compare_models(never, {"full": {}, "one": [True, False], "none": {"*": 0}})
+    assert same.delta_f[1] == pytest.approx(same.delta_f[2])
+    torch.testing.assert_close(same.means["theta"][1:], torch.zeros(2, 2).double())
+    apart = bmr.Posterior(
+        [0.0, 1.0], 0.1 * np.ones((2, 2)), prior_mean=[0, 1], prior_covariance=np.ones((2, 2))
+    )
+    impossible = bmr.compare_models(apart, {"none": {"*": False}, "one": [False, True]})
+    assert impossible.probability.tolist() == [0.0, 1.0] and impossible.delta_f[0] == torch.inf
+    assert all(t.isfinite().all() for t in (impossible.mean["theta"], impossible.variance["theta"]))
+    with pytest.raises(ValueError, match="none of which is possible"):
+        bmr.compare_models(apart, {"none": {"*": False}})
 
 
 def test_intervals():

@@ -532,6 +532,14 @@ def test_named_models():
         bmr.plot_models({"no 1": 0.5})
 
 
+def test_a_model_that_is_impossible():
+    ones = np.ones((2, 2))
+    apart = bmr.Posterior([0.0, 1.0], 0.1 * ones, prior_mean=[0, 1], prior_covariance=ones)
+    found = bmr.compare_models(apart, {"none": {"*": False}, "one": [False, True]})
+    texts = [text.get_text() for text in bmr.plot_models(found)[0].texts]
+    assert texts == ["◂ −∞", f"{-float(found.delta_f[1]):+.2f}"]
+
+
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 43), (100, 120)])
 def test_few_and_many_named_models(count, size):
     found, _ = compared(count, size)
