@@ -115,7 +115,9 @@ class Posterior(Tabular):
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def replaced(self, mean: Tensor, covariance: Tensor, kept: Tensor, prior: Moments) -> Posterior:
+    def replaced(
+        self, mean: Tensor, covariance: Tensor, kept: Tensor, prior: Moments
+    ) -> Posterior:
         """Return the same sites with other moments, of which some elements are zero.
 
         Parameters
