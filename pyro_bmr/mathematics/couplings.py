@@ -158,7 +158,7 @@ class _BruteWalk(ElementWalk):
         alone = self.flips()
         cheap = alone.topk(min(_MOST_IN_PAIRS, len(alone)), largest=False).indices
         pairs = torch.combinations(cheap)
-        change = torch.full((len(alone), len(alone)), torch.inf).to(alone)
+        change = alone.new_full((len(alone), len(alone)), torch.inf)
         change[pairs[:, 0], pairs[:, 1]] = change[pairs[:, 1], pairs[:, 0]] = self._changes(pairs)
         return change
 
