@@ -63,14 +63,14 @@ _FLIPS_PER_TABLEAU = 100
 
 
 def _flip(
-    posterior: Dense,
+    posterior: Correlated,
     shift: Tensor,
     log_odds: Tensor,
     kept: Tensor,
     num_samples: int,
     generator: torch.Generator,
 ) -> Iterator[Visit]:
-    """Flip one element of a dense posterior at a time, without ever rejecting.
+    """Flip one element of a correlated posterior at a time, without ever rejecting.
 
     Of the flips that random-scan Gibbs sampling would make it draws the next one, and weights the
     subset by the time that Gibbs sampling would have stayed there. A tableau, swept on the dropped
@@ -83,14 +83,10 @@ def _flip(
     chain = torch.arange(len(kept), device=kept.device)
     for step in range(num_samples):
         if step % _FLIPS_PER_TABLEAU == 0:
-            tableau = torch.stack([make_tableau(posterior, ~k) for k in kept])
+            chains = (_Tableaus if isinstance(posterior, Dense) else _Walks)(posterior, kept)
             delta_f = _delta_f(posterior, shift, kept)
-        # A kept element has mean m and variance t; for a dropped one, −t and m are the precision
-        # and precision times mean that it has given the other dropped ones at zero.
         sign = torch.where(kept, 1.0, -1.0)
-        pivots = tableau.diagonal(dim1=-2, dim2=-1)[:, :-1]
-        size = (sign * pivots).clamp_min(torch.finfo(shift.dtype).tiny)
-        cost = shift + 0.5 * (sign * size.log() + tableau[:, :-1, -1].square() / size)
+        cost = shift + chains.costs(sign)
         log_rate = torch.nn.functional.logsigmoid(-sign * (cost + log_odds))
         weight = (-log_rate.logsumexp(-1)).clamp_max(_LONGEST).exp()
         yield Visit(kept, delta_f, weight, torch.sigmoid(cost + log_odds))
@@ -101,7 +97,39 @@ def _flip(
         kept = kept.clone()
         kept[chain, pivot] ^= True
         delta_f = delta_f + (sign * cost)[chain, pivot]
-        sweep_tableau(tableau, pivot)
+        chains.flip(pivot)
+
+
+class _Tableaus:
+    """Chains over the subsets of a Gaussian with independent priors, swept at once."""
+
+    def __init__(self, posterior: Dense, kept: Tensor) -> None:
+        self.tableau = torch.stack([make_tableau(posterior, ~k) for k in kept])
+
+    def costs(self, sign: Tensor) -> Tensor:
+        """Return what each element adds to h given the others; ``sign`` is 1 where it is kept."""
+        # A kept element has mean m and variance t; for a dropped one, −t and m are the precision
+        # and precision times mean that it has given the other dropped ones at zero.
+        pivots = self.tableau.diagonal(dim1=-2, dim2=-1)[:, :-1]
+        size = (sign * pivots).clamp_min(torch.finfo(pivots.dtype).tiny)
+        return 0.5 * (sign * size.log() + self.tableau[:, :-1, -1].square() / size)
+
+    def flip(self, pivot: Tensor) -> None:
+        sweep_tableau(self.tableau, pivot)
+
+
+class _Walks:
+    """The same under a joint prior, a walk for each chain."""
+
+    def __init__(self, posterior: Contrast | SingularContrast, kept: Tensor) -> None:
+        self.walks = [start_walk(posterior, ~k) for k in kept]
+
+    def costs(self, sign: Tensor) -> Tensor:
+        return sign * torch.stack([walk.flips() for walk in self.walks])
+
+    def flip(self, pivot: Tensor) -> None:
+        for walk, index in zip(self.walks, pivot.tolist(), strict=True):
+            walk.flip(index)
 
 
 # Logarithm of the longest time at a subset: where it is cut, others weigh less than 1e-13.
@@ -152,38 +180,9 @@ def _delta_f(posterior: Correlated, shift: Tensor, kept: Tensor) -> Tensor:
     return torch.stack([delta_f_of_set(posterior, log_prior, ~k) for k in kept])
 
 
-def _flip_contrast(
-    posterior: Contrast | SingularContrast,
-    shift: Tensor,
-    log_odds: Tensor,
-    kept: Tensor,
-    num_samples: int,
-    generator: torch.Generator,
-) -> Iterator[Visit]:
-    """Flip one element at a time under a joint prior, as `_flip` does."""
-    chains = [start_walk(posterior, ~k) for k in kept]
-    delta_f = _delta_f(posterior, shift, kept)
-    chain = torch.arange(len(kept), device=kept.device)
-    for _ in range(num_samples):
-        kept = ~torch.stack([walk.dropped for walk in chains])
-        sign = torch.where(kept, 1.0, -1.0)
-        change = torch.stack([walk.flips() for walk in chains])
-        cost = shift + sign * change
-        log_rate = torch.nn.functional.logsigmoid(-sign * (cost + log_odds))
-        weight = (-log_rate.logsumexp(-1)).clamp_max(_LONGEST).exp()
-        yield Visit(kept, delta_f, weight, torch.sigmoid(cost + log_odds))
-        uniform = torch.rand(
-            kept.shape, generator=generator, dtype=shift.dtype, device=shift.device
-        )
-        pivot = (log_rate - (-uniform.log()).log()).argmax(-1)
-        delta_f = delta_f + (sign * cost)[chain, pivot]
-        for walk, index in zip(chains, pivot.tolist(), strict=True):
-            walk.flip(index)
-
-
 _WALK: dict[type, Callable[..., Iterator[Visit]]] = {
     Dense: _flip,
     LowRank: _redraw,
-    Contrast: _flip_contrast,
-    SingularContrast: _flip_contrast,
+    Contrast: _flip,
+    SingularContrast: _flip,
 }
