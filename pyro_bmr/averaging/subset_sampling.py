@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,8 @@ def _flip(
     chain = torch.arange(len(kept), device=kept.device)
     for step in range(num_samples):
         if step % _FLIPS_PER_TABLEAU == 0:
-            chains = (_Tableaus if isinstance(posterior, Dense) else _Walks)(posterior, kept)
+            start: Any = _Tableaus if isinstance(posterior, Dense) else _Walks
+            chains = start(posterior, kept)
             delta_f = _delta_f(posterior, shift, kept)
         sign = torch.where(kept, 1.0, -1.0)
         cost = shift + chains.costs(sign)
