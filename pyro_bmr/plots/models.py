@@ -32,7 +32,7 @@ def plot_models(
     Parameters
     ----------
     comparison : ModelComparison
-        What `compare_models` returned, or its `within`.
+        What `compare_models` returned, or what is within a family of it.
     model : str, optional
         To draw in place of the average.
     mass : float
@@ -125,7 +125,8 @@ def _draw_evidence(ax: Axes, models: pd.DataFrame, total: int) -> None:
     lengths = np.clip(evidence - start, 0, None)
     ax.barh(places, lengths, left=start, color=BLUE, height=0.65)
     for place, value, length in zip(places, evidence, lengths, strict=True):
-        text = signed(value) if np.isfinite(value) else "−∞"
+        # What rounds to zero has no minus.
+        text = signed(round(value, 2) + 0.0) if np.isfinite(value) else "−∞"
         _write(ax, text if length else f"◂ {text}", start + length, place)
     ax.set_xlim(start, best + 0.25 * span)
     if start < 0 < best + 0.25 * span:
