@@ -90,6 +90,10 @@ def block_costs(blocks: Tensor, edges: Tensor, count: Tensor | int = 1) -> Tenso
     return torch.where(proper, 0.5 * (log_size + quadratic), torch.inf)
 
 
+# Of a correlation matrix, how far below zero rounding may take an eigenvalue.
+_ROUNDING = 1e-7
+
+
 @dataclass(frozen=True)
 class Contrast:
     """A correlated posterior and a correlated prior: what ΔF of any set of elements follows from.
@@ -117,7 +121,16 @@ class Contrast:
         return self.size
 
     def gaussian(self) -> Dense:
-        """Return the posterior."""
+        """Return the posterior; a ValueError if there is none."""
+        scale = self.covariance.diagonal().abs().sqrt()
+        least = torch.linalg.eigvalsh(self.covariance / scale[:, None] / scale)[:1]
+        if (self.covariance.diagonal() <= 0).any() or (least < -_ROUNDING).any():
+            msg = (
+                "what is left has no posterior under its marginal prior, since the posterior is "
+                "wider than the prior in some direction. Expected Spike(rest='conditional'), or "
+                "that less goes"
+            )
+            raise ValueError(msg)
         return Moments(self.loc, self.covariance).dense()
 
     def marginals(self) -> Diagonal:

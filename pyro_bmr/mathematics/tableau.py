@@ -48,8 +48,8 @@ def tableau_of_part(matrix: Tensor, edge: Tensor, dropped: Tensor) -> Tensor:
     bordered = torch.cat([matrix, edge[:, None]], -1)
     tableau = torch.cat([bordered, torch.cat([edge, edge.new_zeros(1)])[None]])
     out = dropped.nonzero()[:, 0]
-    if len(out):
-        sweep(tableau, dropped, out, True)
+    if len(out) and not sweep(tableau, dropped, out, True):
+        tableau.fill_(torch.nan)  # so that nothing is worth a step from here
     return tableau
 
 
