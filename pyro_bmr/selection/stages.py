@@ -84,9 +84,9 @@ def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
             )
             raise ValueError(msg)
         if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
+            told = "; ".join(scores.obstacles(name)) or "fixed, or without a reduced posterior"
             msg = (
-                f"select drops some of {name!r} that cannot go: "
-                f"{'; '.join(scores.obstacles(name))}. Expected a mask that keeps those whose "
+                f"select drops some of {name!r} that cannot go: {told}. Expected a mask that keeps those whose "
                 "delta_f is inf"
             )
             raise ValueError(msg)
