@@ -86,8 +86,8 @@ def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
         if scores.unscored[name] and (~mask & scores.delta_f[name].isposinf()).any():
             told = "; ".join(scores.obstacles(name)) or "fixed, or without a reduced posterior"
             msg = (
-                f"select drops some of {name!r} that cannot go: {told}. Expected a mask that keeps those whose "
-                "delta_f is inf"
+                f"select drops some of {name!r} that cannot go: {told}. Expected a mask that "
+                "keeps those whose delta_f is inf"
             )
             raise ValueError(msg)
         checked[name] = mask.contiguous()
