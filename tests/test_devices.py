@@ -276,6 +276,17 @@ def average(problem: Problem) -> None:
         found.guide(*problem.data)
 
 
+def compare_models(problem: Problem) -> None:
+    models = {"full": {}, "none": {"*": False}, "chosen": bmr.by_evidence()}
+    for guide in (problem.joint, problem.guide):
+        found = bmr.compare_models(guide, models, *problem.data, families={"all": "*"}, prior=0.3)
+        assert {t.device for t in found.mean.values()} == {problem.x.device}
+        assert repr(found.within("all")) and len(found.parameters())
+        assert {t.device for t in found.interval().values()} == {problem.x.device}
+        bmr.plot_models(found)
+        plt.close("all")
+
+
 def tune_prior(problem: Problem) -> None:
     for guide in (problem.joint, problem.guide):
         for shared in ("site", "layer", bmr.elements):
@@ -421,6 +432,7 @@ VERBS: dict[str, Callable[[Problem], None]] = {
     "to_arviz": to_arviz,
     "presence": presence,
     "average": average,
+    "compare_models": compare_models,
     "tune_prior": tune_prior,
     "compact": compact,
     "to_module": modules,
