@@ -24,7 +24,12 @@ from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint_prior import STANDARD, JointPrior, couple_priors
 from pyro_bmr.mathematics.conditional_noise import condition_noise
 from pyro_bmr.mathematics.elimination import eliminate
-from pyro_bmr.mathematics.evidence import Correlated, delta_f_spike_chain, delta_f_spikes
+from pyro_bmr.mathematics.evidence import (
+    Correlated,
+    delta_f_of_set,
+    delta_f_spike_chain,
+    delta_f_spikes,
+)
 from pyro_bmr.mathematics.gaussian import LOG_2PI, Dense, Diagonal, LowRank
 from pyro_bmr.mathematics.moments import Moments
 from pyro_bmr.mathematics.singular_contrast import SingularContrast
@@ -156,7 +161,11 @@ class JointFactor(Factor):
         drop = self._drop(masks)
         gone, _ = self._coupled.split(drop)
         parts = torch.zeros_like(self._log_prior)
-        parts[drop] = delta_f_spike_chain(gone, self._log_prior[drop])
+        chain = delta_f_spike_chain(gone, self._log_prior[drop])
+        if not chain.isfinite().all():  # where there is no posterior half the way
+            chain = torch.zeros_like(chain)
+            chain[0] = delta_f_of_set(self._coupled, self._log_prior, drop)
+        parts[drop] = chain
         by_site = self._by_site(self._embed(parts, 0.0))
         return {name: float(part.sum()) for name, part in by_site.items() if name in masks}
 
@@ -316,9 +325,13 @@ class JointFactor(Factor):
         each = self.flatten({name: self._log_density_at_zero(name).to(like) for name in names})
         if self.joint_prior is None:
             return each
-        return torch.where(
+        each = torch.where(
             self.joint_prior.coupled[self.flat_mask] & each.isfinite(), STANDARD, each
         )
+        if not self._marginal:
+            return each
+        # Sets are searched among elements that can go by themselves.
+        return torch.where(delta_f_spikes(self._coupled, each).isfinite(), each, torch.inf)
 
     def _log_density_at_zero(self, name: str) -> Tensor:
         if name in self.priors:

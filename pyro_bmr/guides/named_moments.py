@@ -13,6 +13,12 @@ from pyro_bmr.moments.posterior import Posterior
 
 def name_moments(posterior: Posterior, origin: Origin) -> tuple[Factor, ...]:
     """Give the moments, in unconstrained coordinates, the sites of a model that has all of them."""
+    if posterior.prior_spread is not None:
+        msg = (
+            "got a Posterior with a prior of its own, and a Pyro model. Expected one or the other: "
+            "leave out model=, or prior_covariance= and its like"
+        )
+        raise ValueError(msg)
     shapes = posterior.layout.shapes
     nodes, _ = find_latent_nodes(shapes, origin, "a Posterior")
     fixed = [n for n, free in posterior.layout.split(posterior.free).items() if not free.all()]

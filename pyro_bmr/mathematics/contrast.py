@@ -77,17 +77,18 @@ def element_blocks(matrix: Tensor, edge: Tensor, size: int) -> tuple[Tensor, Ten
 def block_costs(blocks: Tensor, edges: Tensor, count: Tensor | int = 1) -> Tensor:
     r"""Return :math:`\tfrac12 (\ln |\det B| + t^\top B^{-1} t)` of each of a batch of blocks.
 
-    ``inf`` where blocks of ``count`` elements with two rows each say that what is left would have
-    no posterior, for their determinant has the wrong sign.
+    ``inf`` where ``count``, that of elements with two rows each, is not that of the negative
+    eigenvalues, so that what is left would have no posterior.
     """
     if blocks.shape[-1] == 1:
         pivots = blocks[..., 0, 0]
         return 0.5 * (pivots.abs().log() + edges[..., 0].square() / pivots)
-    sign, log_size = torch.linalg.slogdet(blocks)
-    quadratic = (edges * torch.linalg.solve(blocks, edges)).sum(-1)
-    odd = torch.as_tensor(count, device=blocks.device) % 2 == 1
-    proper = (sign < 0) == odd
-    return torch.where(proper, 0.5 * (log_size + quadratic), torch.inf)
+    size, basis = torch.linalg.eigh(blocks)
+    along = (basis.mT @ edges[..., None])[..., 0]
+    costs = 0.5 * (size.abs().log() + along.square() / size).sum(-1)
+    # One eigenvalue of each element is negative, whose dual variable is imaginary.
+    proper = (size < 0).sum(-1) == torch.as_tensor(count, device=blocks.device)
+    return torch.where(proper & costs.isfinite(), costs, torch.inf)
 
 
 # Of a correlation matrix, how far below zero rounding may take an eigenvalue.

@@ -134,7 +134,7 @@ def _is_sound(blocks: Tensor, count: int, sign: float) -> Tensor:
     """Tell whether blocks of ``count`` elements are definite, or of two rows have that sign."""
     if blocks.shape[-1] == count:
         return torch.linalg.cholesky_ex(sign * blocks).info == 0
-    return torch.linalg.det(blocks) * (-1.0) ** count > 0
+    return (torch.linalg.eigvalsh(blocks) < 0).sum(-1) == count
 
 
 def sweep_tableau(tableau: Tensor, index: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from pyro_bmr.display import warn
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
@@ -44,13 +45,13 @@ def to_factors(
     loc = torch.where(posterior.free, posterior.prior_mean, posterior.mean)[mine]
     scale = torch.where(free, posterior.prior_variance[mine].sqrt(), 1.0)
     density = Normal(loc, scale, validate_args=False).log_prob(torch.zeros_like(loc))
-    correlated = not _is_diagonal(posterior.prior_spread)
+    diagonal = _is_diagonal(posterior.prior_spread) and _is_diagonal(posterior.spread)
     by_site = _split(sites, torch.where(free, density, torch.inf), loc, scale)
     priors = {
         name: Prior(at_zero, Diagonal(own_loc, own_scale))
         for name, (at_zero, own_loc, own_scale) in by_site.items()
     }
-    if not correlated and _is_diagonal(posterior.spread):
+    if diagonal:
         own = torch.where(free, posterior.variance[mine].sqrt(), 1.0)
         columns = _split(sites, posterior.mean[mine], own, kept).values()
         factors = tuple(
@@ -58,7 +59,9 @@ def to_factors(
             for site, (loc, scale, left) in zip(sites, columns, strict=True)
         )
         return factors, priors, fixed
+    _check_fixed(posterior, rest)
     q, p = (one.select(mine) for one in _on_one_subspace(posterior))
+    correlated = not _is_diagonal(p.covariance) or q.select(kept).singular
     joint = JointPrior(p, free, rest == "marginal") if correlated else None
     if correlated:
         index = _split(sites, torch.arange(len(loc), device=loc.device))
@@ -136,10 +139,31 @@ def _on_one_subspace(posterior: Posterior) -> tuple[Moments, Moments]:
     basis = find_subspace(own.covariance)
     if basis.shape[-1] == len(loc):
         return own, Moments(loc, covariance)
+    warn(
+        f"the posterior has no variance in {len(loc) - basis.shape[-1]} directions, which are "
+        "taken as fixed: the prior is that on what varies"
+    )
     projection = basis @ basis.mT
     moved = own.loc + projection @ (loc - own.loc)
     projected = projection @ covariance @ projection
     return own, Moments(moved, (projected + projected.mT) / 2)
+
+
+def _check_fixed(posterior: Posterior, rest: str) -> None:
+    """Refuse a marginal prior of elements that are correlated with what is fixed."""
+    if rest != "marginal" or posterior.spread.dim() == 1 or posterior.free.all():
+        return
+    prior: Any = posterior.prior_covariance
+    tied = (prior[~posterior.free][:, posterior.free] != 0).any(1)
+    if tied.any():
+        index = (~posterior.free).nonzero()[:, 0][tied]
+        named = [posterior.names[i] for i in index.tolist()]
+        msg = (
+            f"got Spike(rest='marginal') for a Posterior in which {named[:5]} have no variance, "
+            "but a prior that is correlated with that of others. Expected "
+            "Spike(rest='conditional')"
+        )
+        raise ValueError(msg)
 
 
 def _is_diagonal(spread: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from pyro_bmr.moments.names import Layout, read_vector
 from pyro_bmr.moments.numpyro_guides import read_numpyro
 from pyro_bmr.moments.samples import read_samples
 from pyro_bmr.moments.spreads import read_along, read_spread
+
+# Of so many independent elements a matrix of covariances can be made.
+_LARGEST = 20_000
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -98,6 +102,7 @@ class Posterior(Tabular):
         free_energy: float | None = None,
     ) -> None:
         vector, layout = read_vector(mean, names)
+        _check_different(layout.elements())
         spreads = {"covariance": covariance, "scale": scale, "precision": precision}
         own = read_spread(spreads, layout)
         if own is None:
@@ -423,8 +428,22 @@ def _given(mean: Any, covariance: Any, scale: Any, precision: Any) -> dict[str, 
     return {f"prior_{name}": value for name, value in prior.items() if value is not None}
 
 
+def _check_different(names: Sequence[str]) -> None:
+    if len({*names}) < len(names):
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        refuse("names", repeated[:5], "names and coordinates that tell all elements apart")
+
+
 def _as_matrix(spread: Tensor) -> Tensor:
-    return spread.diag() if spread.dim() == 1 else spread
+    if spread.dim() == 2:
+        return spread
+    if len(spread) > _LARGEST:
+        msg = (
+            f"got {len(spread):,} independent elements, whose covariance would have "
+            f"{len(spread) ** 2:,} numbers. Expected up to {_LARGEST:,}; variance has any number"
+        )
+        raise ValueError(msg)
+    return spread.diag()
 
 
 def _variances(spread: Tensor) -> Tensor:

@@ -61,7 +61,10 @@ def read_spread(spreads: Mapping[str, Any], layout: Layout) -> Tensor | None:
 
 def _as_covariance(name: str, matrix: Tensor) -> Tensor:
     """Check that a matrix is symmetric and not negative, up to rounding, and make it symmetric."""
-    scale = matrix.diagonal().clamp_min(0).sqrt()
+    if (matrix.diagonal() < 0).any():
+        index = int(matrix.diagonal().argmin())
+        refuse(name, matrix, f"variances that are not negative, as that of element {index} is")
+    scale = matrix.diagonal().sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
     correlation = inverse[:, None] * matrix * inverse
     symmetric = (matrix + matrix.mT) / 2
