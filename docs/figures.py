@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="such as weights; all by default")
     names = parser.parse_args().names
-    for draw in (draw_regression, draw_rounds, draw_predictions, draw_classes):
+    for draw in (draw_regression, draw_rounds, draw_predictions, draw_classes, draw_models):
         for name, axes in draw():
             figure = np.atleast_1d(axes)[0].figure
             if not names or name in names:
@@ -137,6 +137,31 @@ def draw_classes() -> Figures:
     comparison = bmr.compare(pairs, *rows, num_samples=100, test=test, loo=False)
     print(comparison.summary().T)
     yield "reliability", bmr.plot_reliability(comparison)
+
+
+def draw_models() -> Figures:
+    """Draw the models of a grid of commonalities and differences.
+
+    Yields
+    ------
+    tuple
+        The name of a figure, and its axes.
+    """
+    names = ["A(1,2) × mean", "A(2,1) × mean", "A(1,2) × group", "A(2,1) × group", "C(1,1) × mean"]
+    mean = np.array([0.08, 0.50, 0.04, 0.31, 0.42])
+    spread = 0.0064 * np.eye(5) + 0.0036
+    posterior = bmr.Posterior(mean, spread, prior_scale=0.5, names=names)
+    grid = bmr.model_grid(commonalities=_options("mean"), differences=_options("group"))
+    yield "models", bmr.plot_models(bmr.compare_models(posterior, grid))
+
+
+def _options(covariate: str) -> dict[str, dict[str, bool]]:
+    return {
+        "both": {},
+        "only forward": {f"A(1,2) × {covariate}": False},
+        "only backward": {f"A(2,1) × {covariate}": False},
+        "none": {f"A* × {covariate}": False},
+    }
 
 
 def _falling(done: float) -> float:

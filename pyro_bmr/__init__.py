@@ -5,16 +5,17 @@ from importlib.metadata import version
 from pyro_bmr import baselines as baselines
 from pyro_bmr import extend as extend
 from pyro_bmr import nn as nn
-from pyro_bmr.averaging.average import Average, average
+from pyro_bmr import types as types
+from pyro_bmr.averaging.average import average
+from pyro_bmr.averaging.model_comparison import compare_models
 from pyro_bmr.averaging.model_priors import LearnedPrior
-from pyro_bmr.averaging.presence import Presence, presence
-from pyro_bmr.compaction import Compaction
+from pyro_bmr.averaging.named_models import model_grid
+from pyro_bmr.averaging.presence import presence
 from pyro_bmr.diagnostics.arviz_data import to_arviz
-from pyro_bmr.diagnostics.audit import Audit
-from pyro_bmr.diagnostics.comparison import Comparison, compare
+from pyro_bmr.diagnostics.comparison import compare
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.estimators.measurement import free_energy
-from pyro_bmr.export.costs import Costs, measure_costs
+from pyro_bmr.export.costs import measure_costs
 from pyro_bmr.export.modules import apply_masks, to_module
 from pyro_bmr.export.onnx_files import export_onnx
 from pyro_bmr.guides.auto_gamma import AutoGamma, mean_field
@@ -32,50 +33,40 @@ from pyro_bmr.plots.criteria import plot_criteria
 from pyro_bmr.plots.curves import plot_rounds, plot_sparsities
 from pyro_bmr.plots.densities import plot_element
 from pyro_bmr.plots.matrices import plot_weights
+from pyro_bmr.plots.models import plot_models
 from pyro_bmr.plots.networks import plot_network
 from pyro_bmr.plots.predictions import plot_predictions
 from pyro_bmr.plots.reliability import plot_reliability
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
-from pyro_bmr.second_level.group_level import GroupLevel, group_level
+from pyro_bmr.second_level.group_level import group_level
 from pyro_bmr.second_level.group_prior import GroupPrior
-from pyro_bmr.second_level.left_out import LeftOut
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.selections import by_blocks, by_evidence, exhaustive, top_k
-from pyro_bmr.sparsities import Sparsities, measure_sparsities
+from pyro_bmr.sparsities import measure_sparsities
 from pyro_bmr.training.fitting import fit
 from pyro_bmr.training.pruning import prune
-from pyro_bmr.tuning import TunedPrior, tune_prior
+from pyro_bmr.tuning import tune_prior
 
 __version__ = version("pyro-bmr")
 
-# Not load, nn, baselines and extend, which a star import would surprise with.
+# Not load, nn, baselines, extend and types, which a star import would surprise with.
 __all__ = [
-    "Audit",
     "AutoGamma",
-    "Average",
-    "Compaction",
-    "Comparison",
-    "Costs",
     "Dense",
     "Diagonal",
     "Gaussian",
     "GlobalELBO",
-    "GroupLevel",
     "GroupPrior",
     "Laplace",
     "LearnedPrior",
-    "LeftOut",
     "LocalELBO",
     "LowRank",
     "MomentsELBO",
     "Posterior",
-    "Presence",
     "Reduction",
-    "Sparsities",
     "Spike",
-    "TunedPrior",
     "apply_masks",
     "average",
     "bayesianize",
@@ -84,6 +75,7 @@ __all__ = [
     "by_free_energy",
     "channels",
     "compare",
+    "compare_models",
     "delta_f",
     "elements",
     "exhaustive",
@@ -97,9 +89,11 @@ __all__ = [
     "mean_field",
     "measure_costs",
     "measure_sparsities",
+    "model_grid",
     "plot_criteria",
     "plot_delta_f",
     "plot_element",
+    "plot_models",
     "plot_network",
     "plot_predictions",
     "plot_reliability",

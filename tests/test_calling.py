@@ -47,6 +47,9 @@ OF_A_GUIDE = {
     "reduce": lambda guide, *data, **given: bmr.reduce(guide, *data, **given),
     "presence": lambda guide, *data, **given: bmr.presence(guide, *data, **given),
     "average": lambda guide, *data, **given: bmr.average(guide, *data, **given),
+    "compare_models": lambda guide, *data, **given: bmr.compare_models(
+        guide, {"full": {}, "one": {"w[0]": False}}, *data, **given
+    ),
     "tune_prior": lambda guide, *data, **given: bmr.tune_prior(guide, *data, **given),
     "measure_sparsities": lambda guide, *data, **given: bmr.measure_sparsities(
         guide, *data, **given, **FEW, num_points=2
@@ -152,6 +155,7 @@ def test_onnx(guide, result, tmp_path):
 PUBLIC = [
     *(getattr(bmr, name) for name in (*bmr.__all__, "load")),
     *(getattr(bmr.extend, name) for name in bmr.extend.__all__),
+    *(getattr(bmr.types, name) for name in bmr.types.__all__),
     *(bmr.baselines.snr, bmr.baselines.spr, bmr.baselines.magnitude, bmr.baselines.random),
     *(bmr.nn.normal, bmr.nn.fan_in_normal, testing.check_guide_family),
 ]
@@ -175,7 +179,7 @@ def test_signatures(verb):
     assert kinds.get("args", inspect.Parameter.VAR_POSITIONAL) is inspect.Parameter.VAR_POSITIONAL
     assert "num_draws" not in kinds
     bare = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD]
-    assert bare == (["fit_options"] if verb is bmr.prune else [])
+    assert bare == {bmr.prune: ["fit_options"], bmr.model_grid: ["factors"]}.get(verb, [])
     if "args" in kinds:
         assert kinds.get("kwargs") is inspect.Parameter.KEYWORD_ONLY
 
@@ -191,5 +195,7 @@ def test_few_names_that_do_not_surprise():
     exec("from pyro_bmr import *", names)  # noqa: S102
     assert len(bmr.__all__) <= 60
     assert not names.keys() & {"load", "random", "normal", "nn", "Check", "Window", "Site", "Cost"}
-    assert all(hasattr(bmr, name) for name in (*bmr.__all__, "load", "baselines", "extend", "nn"))
+    assert all(
+        hasattr(bmr, name) for name in (*bmr.__all__, "load", "baselines", "extend", "nn", "types")
+    )
     assert bmr.__version__.count(".") == 2

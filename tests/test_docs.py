@@ -40,6 +40,7 @@ def test_links_within_the_repository(page):
 ELSEWHERE = {
     *(f"baselines.{name}" for name in ("snr", "spr", "magnitude", "random")),
     *(f"extend.{name}" for name in pyro_bmr.extend.__all__ if name not in pyro_bmr.__all__),
+    *(f"types.{name}" for name in pyro_bmr.types.__all__),
     *("load", "nn.fan_in_normal", "nn.normal"),
 }
 HELD = {"AveragedGuide", "Check", "Cost", "LayerSummary", "Round", "SiteSummary", "Sparsity"}

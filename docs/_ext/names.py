@@ -6,7 +6,7 @@ import re
 from sphinx.util.nodes import make_refnode
 
 # Where what users call has its entries.
-PUBLIC = ("pyro_bmr.", "pyro_bmr.baselines.", "pyro_bmr.extend.", "pyro_bmr.nn.")
+PUBLIC = ("pyro_bmr.", "pyro_bmr.baselines.", "pyro_bmr.extend.", "pyro_bmr.nn.", "pyro_bmr.types.")
 
 
 def setup(app):

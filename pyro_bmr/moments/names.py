@@ -92,7 +92,7 @@ def read_numbers(place: str, value: Any) -> Tensor:
         dense = value.toarray() if hasattr(type(value), "toarray") else value
         tensor = to_tensor(dense, place, torch.float64, None)
     elif isinstance(value, int | float) or is_number(value):
-        tensor = torch.tensor(float(value), device="cpu")
+        tensor = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     else:
         refuse_kind(place, value, "an array of numbers")
     tensor = tensor.double()

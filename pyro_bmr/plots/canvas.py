@@ -29,14 +29,13 @@ def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
 
 def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarray:
     """Return the user's pair of axes, or that of a new figure by ``plt.subplots``."""
-    if axes is None:
-        return plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
-    check_kind("axes", axes, (np.ndarray, list, tuple), "two axes, as of plt.subplots(2)[1]")
-    pair = np.asarray(axes, dtype=object).reshape(-1)
-    if len(pair) != 2 or not all(isinstance(one, Axes) for one in pair):
-        msg = f"got axes= with {len(pair)} axes. Expected two, as of plt.subplots(2)[1]"
-        raise ValueError(msg)
-    return pair
+    return _read_axes(axes, 2, "two axes, as of plt.subplots(2)[1]", width, height, options)
+
+
+def four_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarray:
+    """Return the user's four axes, or those of a new figure, row by row."""
+    expected = "four axes, as of plt.subplots(2, 2)[1]"
+    return _read_axes(axes, 4, expected, width, height, {"nrows": 2, "ncols": 2} | options)
 
 
 def read_labels(
@@ -54,6 +53,20 @@ def signed(value: float) -> str:
     """Write ΔF, in nats, with its sign, a minus as wide as a plus."""
     digits = 2 if abs(value) < 1e5 else 0
     return f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def _read_axes(
+    axes: Any, count: int, expected: str, width: float, height: float, options: dict[str, Any]
+) -> np.ndarray:
+    if axes is None:
+        new = plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
+        return new.reshape(-1)
+    check_kind("axes", axes, (np.ndarray, list, tuple), expected)
+    found = np.asarray(axes, dtype=object).reshape(-1)
+    if len(found) != count or not all(isinstance(one, Axes) for one in found):
+        msg = f"got axes= with {len(found)} axes. Expected {expected}"
+        raise ValueError(msg)
+    return found
 
 
 def text_color() -> Any:

@@ -224,10 +224,11 @@ def read_scores(
     kwargs: Mapping[str, Any] | None,
     model: Callable[..., Any] | None,
     sites: Iterable[str] | None,
+    spike: Spike = Spike(),
 ) -> tuple[Problem, ElementScores]:
     """Read a guide as `read_problem` does, and score each of its elements for a spike."""
-    problem = read_problem(verb, guide, args, kwargs, model, sites, Spike())
-    problem, _ = assign(problem, Spike())
+    problem = read_problem(verb, guide, args, kwargs, model, sites, spike)
+    problem, _ = assign(problem, spike)
     problem.warn_if_empty()
     return problem, score(meet_priors(problem.factors, problem.priors))
 

@@ -39,7 +39,7 @@ def run_stages(
         if groups is not None and not groups.layers:
             warn(f"groups={grouping!r} has no groups in this model")
         stage_scores: Scores = scores if groups is None else GroupScores(scores, groups)
-        chosen = stage_scores.constrained(_checked_masks(select, stage_scores))
+        chosen = stage_scores.constrained(checked_masks(select, stage_scores))
         stages.append(Stage(stage_scores, chosen))
         by_site = stage_scores.element_masks(chosen)
         masks = {name: mask & masks[name] for name, mask in by_site.items()} if masks else by_site
@@ -54,7 +54,7 @@ class Stage:
     masks: Mapping[str, Tensor]
 
 
-def _checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
+def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
     """Select, check the masks that come back, and add those of names that have none."""
     masks = select(scores)
     if not isinstance(masks, Mapping):

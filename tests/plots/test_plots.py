@@ -79,7 +79,7 @@ POINTS = tuple(
     Sparsity(*row)
     for row in ((0.0, 0.0, 0.0, 0.0), (0.5, -40.0, -30.0, 1.0), (1.0, 9e5, 8e5, 10.0))
 )
-SPARSITIES = bmr.Sparsities(POINTS, Sparsity(0.8, -50.0, -45.0, 1.5), 1000.0, 2.0)
+SPARSITIES = bmr.types.Sparsities(POINTS, Sparsity(0.8, -50.0, -45.0, 1.5), 1000.0, 2.0)
 
 
 def line_model(x, y=None):
@@ -338,7 +338,7 @@ def test_sparsities_of_any_size(size):
     points = tuple(Sparsity(s, size * d, size * d, 0.0) for s, d in ((0.0, 0.0), (1.0, 3.0)))
     for stop in (0.0, -1.0, -1e-9):
         at = Sparsity(0.5, stop * size, stop * size, 0.0)
-        low, high = bmr.plot_sparsities(bmr.Sparsities(points, at, 1.0, 0.1)).get_ylim()
+        low, high = bmr.plot_sparsities(bmr.types.Sparsities(points, at, 1.0, 0.1)).get_ylim()
         assert low <= min(0.0, stop * size) < 3 * size <= high
 
 
@@ -482,3 +482,68 @@ def test_sites_that_are_not_there(guide, result):
     with pytest.raises(ValueError, match="every element was pruned before"):
         bmr.plot_criteria(bmr.reduce(everything.guide))
     bmr.plot_weights(bmr.reduce(everything.guide), "w1")[0].figure.draw_without_rendering()
+
+
+def compared(count=3, size=4, **given):
+    """A posterior of independent elements, and models that lack the first ones."""
+    names = [f"A({i},{i % 3})" for i in range(size)]
+    mean = torch.linspace(-1.0, 1.0, size)
+    q = bmr.Posterior(mean, scale=0.3, prior_scale=1.0, names=names)
+    models = {f"no {i}": dict.fromkeys(names[:i], False) for i in range(count)}
+    return bmr.compare_models(q, models, **given), mean.numpy()
+
+
+def test_named_models():
+    found, mean = compared(families={"some": ["no 1", "no 2"], "none": ["no 0"]})
+    evidence, probability, moments, presence = bmr.plot_models(found)
+    evidence.figure.draw_without_rendering()
+    ends = [bar.get_x() + bar.get_width() for bar in evidence.patches]
+    np.testing.assert_allclose(ends, -found.delta_f.numpy(), atol=1e-12)
+    assert [t.get_text() for t in evidence.get_yticklabels()] == ["no 0", "no 1", "no 2"]
+    widths = [bar.get_width() for bar in probability.patches]
+    np.testing.assert_allclose(widths, found.probability)
+    best = found.best_family["family"]
+    assert f"best of family: {best} 0.9" in probability.get_xlabel()
+    full = moments.containers[0]
+    np.testing.assert_allclose(full.lines[0].get_xdata().astype(float), mean, rtol=1e-6)
+    np.testing.assert_allclose(
+        [segment[:, 0] for segment in full.lines[2][0].get_segments()],
+        mean[:, None] + 1.644854 * 0.3 * np.array([-1, 1]),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        find_line(moments, "average over models")[0], found.parameters()["mean"]
+    )
+    low, high = found.flatten(found.interval()).numpy()
+    segments = moments.collections[-1].get_segments()
+    np.testing.assert_allclose([s[:, 0] for s in segments], np.stack([low, high], 1))
+    widths = [bar.get_width() for bar in presence.patches]
+    np.testing.assert_allclose(widths, found.parameters()["presence"])
+    one = bmr.plot_models(found, "no 1", mass=0.5)
+    assert find_line(one[2], "no 1")[0][0] == 0.0
+    np.testing.assert_allclose([bar.get_width() for bar in one[3].patches], [0, 1, 1, 1])
+    _, axes = plt.subplots(2, 2)
+    assert list(bmr.plot_models(found, axes=axes)) == list(axes.reshape(-1))
+    with pytest.raises(ValueError, match="axes= with 2 axes. Expected four"):
+        bmr.plot_models(found, axes=axes[0])
+    with pytest.raises(ValueError, match="got 'no 9' in model. Expected a model"):
+        bmr.plot_models(found, "no 9")
+    with pytest.raises(TypeError, match="Expected what pyro_bmr.compare_models"):
+        bmr.plot_models({"no 1": 0.5})
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 43), (100, 120)])
+def test_few_and_many_named_models(count, size):
+    found, _ = compared(count, size)
+    with plt.style.context("dark_background"):
+        evidence, _, moments, _ = bmr.plot_models(found)
+        evidence.figure.draw_without_rendering()
+    rows, names = (len(ax.get_yticks()) for ax in (evidence, moments))
+    assert (rows, names) == (min(count, 30), min(size, 60))
+    if count == 100:
+        assert evidence.get_title("left") == "log evidence, best 30 of 100 models"
+        assert evidence.get_yticklabels()[0].get_text() == found.best
+        assert moments.get_title("left") == "elements: 60 of 120"
+    # No text runs into that of the row below.
+    boxes = [t.get_window_extent() for t in moments.get_yticklabels() if t.get_text()]
+    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in zip(boxes, boxes[1:], strict=False))

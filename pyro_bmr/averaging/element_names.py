@@ -1,0 +1,86 @@
+"""Which elements a name is of: a site, an element, or a pattern over the names of both."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pyro_bmr.moments.names import Layout
+
+# What a name stands for: places in the vector of all elements.
+Places = Any
+
+
+def match_names(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pattern matches: ``*`` stands for any text, ``?`` for a letter."""
+    parts = ({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
+    matches = re.compile("".join(parts), re.DOTALL).fullmatch
+    return [name for name in names if matches(name)]
+
+
+def refuse_name(place: str, name: Any, known: Iterable[str], expected: str) -> NoReturn:
+    """Raise the ValueError for a name that is not known; it says which are alike."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, 3) if len(known) <= _MANY else []
+    told = ", ".join(map(repr, known[:_LISTED])) + (", ..." if len(known) > _LISTED else "")
+    meant = f". Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    msg = f"got {name!r} in {place}. Expected {expected} of {told}{meant}"
+    raise ValueError(msg)
+
+
+# So many names are compared to one that is not known, and so many are listed.
+_MANY, _LISTED = 20_000, 12
+
+
+@dataclass(frozen=True)
+class ElementNames:
+    """Names of the elements of some sites, flattened one site after the other."""
+
+    layout: Layout
+    _found: dict[str, Places] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def sites(self) -> dict[str, slice]:
+        """Where each site is."""
+        sizes = [shape.numel() for shape in self.layout.shapes.values()]
+        ends = itertools.accumulate(sizes)
+        return {
+            name: slice(end - size, end)
+            for name, size, end in zip(self.layout.shapes, sizes, ends, strict=True)
+        }
+
+    @cached_property
+    def elements(self) -> dict[str, int]:
+        """Where each element is, by a name such as ``w[3,1]``."""
+        return {name: i for i, name in enumerate(self.layout.elements())}
+
+    def find(self, place: str, name: str) -> Places:
+        """Return where a name is; a name of a site or an element is never taken as a pattern."""
+        if name not in self._found:
+            self._found[name] = self._find(place, name)
+        return self._found[name]
+
+    def is_pattern(self, name: str) -> bool:
+        """Tell whether a name is of no site and no element."""
+        return name not in self.sites and name not in self.elements
+
+    def _find(self, place: str, name: str) -> Places:
+        if name in self.sites:
+            return self.sites[name]
+        if name in self.elements:
+            return self.elements[name]
+        found = np.zeros(self.layout.size, dtype=bool)
+        for site in match_names(name, self.sites):
+            found[self.sites[site]] = True
+        found[[self.elements[one] for one in match_names(name, self.elements)]] = True
+        if not found.any():
+            known = dict.fromkeys([*self.sites, *self.elements])
+            refuse_name(place, name, known, "a site, an element, or a pattern such as 'A*',")
+        return found.nonzero()[0]
