@@ -33,6 +33,8 @@ from dcm import DATA, FILES, Dcm, Problem  # noqa: E402
 import pyro_bmr as bmr  # noqa: E402
 
 MOST = 8
+# A step of the walk takes far longer under the one prior that is correlated, and singular.
+SAMPLES = {"fmri_a": 40_000, "fmri_b": 40_000, "erp_a": 40_000, "eeg_correlated_prior": 300}
 PAGE = ROOT / "docs" / "guide" / "coming-from-spm.md"
 
 
@@ -122,7 +124,7 @@ def compare_presences(name: str) -> list[dict[str, object]]:
 
         _, pp = search_as_spm(delta_f, len(of))
         chosen = [names[i] for i in of]
-        found = bmr.presence(posterior, sites=chosen, num_samples=10_000)
+        found = bmr.presence(posterior, sites=chosen, num_samples=SAMPLES[name])
         presence = np.array([float(found.probability[one]) for one in chosen])
         error = max((float(one.max()) for one in found.standard_error.values()), default=0.0)
         if len(of) == 12:
