@@ -59,9 +59,7 @@ def compare_delta_f(rest: str) -> dict[str, object]:
         covariance = np.linalg.inv(np.linalg.inv(prior) + np.linalg.inv(information))
         mean, prior_mean = random.normal(size=(2, size)) * [[1.0], [0.3]]
         problem = Problem(mean, np.eye(size), covariance, prior_mean - mean, prior)
-        posterior = bmr.Posterior(
-            mean, covariance, prior_mean=prior_mean, prior_covariance=prior
-        )
+        posterior = bmr.Posterior(mean, covariance, prior_mean=prior_mean, prior_covariance=prior)
         sets = random.random((8, size)) < 0.5
         found = _joint_delta_f(posterior, sets, rest)
         expected = np.array([getattr(problem, rest)(drop) for drop in sets])
