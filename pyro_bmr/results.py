@@ -443,7 +443,7 @@ class Reduction(Portable, Tabular):
     def _levels(self) -> tuple[str, ...]:
         """Which level of a multilevel model was reduced, and which was not."""
         left = [site.name for site in self.sites if site.note.endswith(OTHER_LEVEL)]
-        if not left:
+        if not left or not self.scores:
             return ()
         reduced, whole = (", ".join(map(repr, names)) for names in (self.scores, left))
         return (
