@@ -29,6 +29,7 @@ from pyro_bmr.export.costs import Costs, measure_costs
 from pyro_bmr.export.portable import Portable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.moments.no_program import NoProgram
+from pyro_bmr.priors.site_priors import OTHER_LEVEL
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision
@@ -430,7 +431,7 @@ class Reduction(Portable, Tabular):
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        notes = list(self._told)
+        notes = [*self._levels, *self._told]
         naive = self.naive_delta_f
         if naive is not None and abs(naive - self.delta_f) >= 0.005:
             notes.append(
@@ -438,6 +439,18 @@ class Reduction(Portable, Tabular):
                 f"ΔF = {naive:+.2f} nats"
             )
         return tuple(notes)
+
+    @property
+    def _levels(self) -> tuple[str, ...]:
+        """Which level of a multilevel model was reduced, and which was not."""
+        left = [site.name for site in self.sites if site.note.endswith(OTHER_LEVEL)]
+        if not left or not self.scores:
+            return ()
+        reduced, whole = (", ".join(map(repr, names)) for names in (self.scores, left))
+        return (
+            f"the lower level was reduced, {reduced}; the level above it was left, {whole}: "
+            f"sites={left} reduces that instead",
+        )
 
     def _elements(self, name: str) -> dict[str, Tensor]:
         delta_f = self.scores[name]

@@ -282,9 +282,7 @@ def _choose(
         elif not children:
             chosen.append(name)
         elif sites is None:
-            reasons[name] = (
-                f"the prior of {_listed(children)} depends on it; sites= may name it instead"
-            )
+            reasons[name] = f"the prior of {_listed(children)} {OTHER_LEVEL}"
         else:
             msg = (
                 f"sites= names {name!r} and also {_listed(children)}, whose prior depends on it, "
@@ -293,6 +291,9 @@ def _choose(
             )
             raise ValueError(msg)
     return chosen[::-1]
+
+
+OTHER_LEVEL = "depends on it; sites= may name it instead"
 
 
 def _not_wanted(found: _Readable, *, named: bool) -> str:

@@ -330,9 +330,13 @@ def test_a_parent_of_a_reduced_site_stays_whole_unless_it_is_named_alone():
     notes = result.summary()["note"]
     assert notes["m"] == ("not reduced: the prior of 'w' depends on it; sites= may name it instead")
     assert "it is positive, and 0 is not; Spike(loc=...) names a value that is" in notes["s"]
+    caption = " ".join(str(result).split())
+    assert "the lower level was reduced, 'w'; the level above it was left, 'm'" in caption
+    assert "sites=['m'] reduces that instead" in caption
     instead = bmr.reduce(guide, sites=["m"])
     assert set(instead.scores) == {"m"}
     assert "not among sites=" in instead.summary().loc["w", "note"]
+    assert "level" not in str(instead)
     marginal = read_guide(guide)[0].marginals()["m"]
     posterior = dist.Normal(marginal.loc, marginal.scale).log_prob(0 * ONE)
     expected = -0.5 * math.log(2 * math.pi) - posterior

@@ -196,8 +196,9 @@ def unregistered():
     pyro.sample("w", dist.Gumbel(0.0, 1.0))
 
 
-def correlated_prior():
-    pyro.sample("w", dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
+def correlated_prior_of_a_site():
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    pyro.sample("w", dist.MultivariateNormal(torch.zeros(3), tau * torch.eye(3)))
 
 
 WHOLE = {
@@ -208,7 +209,7 @@ WHOLE = {
     "scaled": (scaled, "poutine.scale"),
     "masked out": (hidden_by_a_mask, "masked out"),
     "unregistered": (unregistered, "Gumbel, whose density at zero is not registered"),
-    "correlated": (correlated_prior, "MultivariateNormal, whose density"),
+    "correlated": (correlated_prior_of_a_site, "correlated, and depends on 'tau'"),
 }
 
 
