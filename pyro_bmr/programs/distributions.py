@@ -309,3 +309,16 @@ def _(q: PrunedDistribution, p: PrunedDistribution) -> Tensor:
     # Where both are the same point mass, their divergence is 0.
     divergence = kl_divergence(q.base_dist, p.base_dist)
     return torch.where(q.mask == p.mask, torch.where(q.mask, divergence, 0), torch.inf)
+
+
+@register_kl(Independent, PrunedMultivariateNormal)
+def _(q: Any, p: PrunedMultivariateNormal) -> Tensor:
+    core = find_core(q)
+    normal = find_core(core.base_dist) if isinstance(core, PrunedDistribution) else core
+    if not isinstance(normal, td.Normal) or q.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError
+    mask = core.mask if core is not normal else torch.ones_like(p.mask)
+    # Beside what is kept there are standard normals in both, which add nothing.
+    loc, scale = torch.where(mask, normal.loc, 0), torch.where(mask, normal.scale, 1)
+    divergence = kl_divergence(MultivariateNormal(loc, scale_tril=scale.diag_embed()), p.kept)
+    return torch.where((mask == p.mask).all(-1), divergence, torch.inf)

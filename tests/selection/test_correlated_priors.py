@@ -333,3 +333,31 @@ def test_the_average_under_a_joint_prior_is_the_sum_over_all_subsets(rank):
     torch.testing.assert_close(found.presence["w"], torch.tensor(weight @ np.array(sets)), **close)
     draws = found.draw(4000, seed=0)["w"]
     torch.testing.assert_close(draws.mean(0), torch.tensor(mean), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("elbo", [bmr.MomentsELBO, bmr.LocalELBO])
+def test_the_divergence_of_a_pruned_prior_is_closed(elbo):
+    problem = Regression("correlated")
+    guide = trained(problem, AutoNormal)
+    result = bmr.reduce(guide, select=select(0, 3))
+    kept = np.array([False, True, True, False, True])
+    gain = problem.covariance[np.ix_(kept, ~kept)] @ np.linalg.inv(
+        problem.covariance[np.ix_(~kept, ~kept)]
+    )
+    covariance = problem.covariance[np.ix_(kept, kept)]
+    covariance = covariance - gain @ problem.covariance[np.ix_(~kept, kept)]
+    loc = problem.loc[kept] - gain @ problem.loc[~kept]
+    part = result.guide.parts[0].factor()
+    mean, scale = (t.numpy()[kept] for t in (part.locations()["w"], part.stored.scale))
+    inverse, error = np.linalg.inv(covariance), loc - mean
+    divergence = 0.5 * (np.trace(inverse @ np.diag(scale**2)) + error @ inverse @ error - 3)
+    divergence += 0.5 * (np.linalg.slogdet(covariance)[1] - 2 * np.log(scale).sum())
+    x, y = problem.x[:, kept], problem.y
+    fit = ((y - x @ mean) ** 2 + (x**2) @ scale**2).sum() / (2 * NOISE**2)
+    fit += len(y) * 0.5 * np.log(2 * np.pi * NOISE**2)
+    if elbo is bmr.MomentsELBO:
+        loss = elbo().loss(result.model, result.guide, *problem.data)
+        assert loss == pytest.approx(divergence + fit, rel=1e-5)
+    else:
+        losses = [elbo().loss(result.model, result.guide, *problem.data) for _ in range(200)]
+        assert np.mean(losses) == pytest.approx(divergence + fit, abs=5 * np.std(losses) / 14)
