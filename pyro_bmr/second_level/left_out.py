@@ -150,7 +150,7 @@ class LeftOut(Tabular):
         ax.plot(ends, ends, color=GREY, linestyle=":", label="predicted = true", zorder=0)
         ax.set(xlabel=self.covariate, ylabel=f"{self.covariate}, predicted from the others")
         ax.set_title(self._title, loc="left")
-        ax.legend(fontsize=SMALL)
+        ax.legend(fontsize=SMALL, loc="upper left")
         return ax
 
     def __rich__(self) -> Table:
