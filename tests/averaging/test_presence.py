@@ -293,7 +293,7 @@ def test_priors_go_by_element_and_pattern():
     )
     posterior = bmr.Posterior({"A": mean, "b": 0.1}, scale=0.3, prior_scale=1.0)
 
-    def expected(pi, at=np.array([0.0, 0.1, 0.2, 0.3])):
+    def expected(pi, at):
         precision = 1 / 0.3**2
         ratio = np.exp(-(at**2) * precision / 2) / 0.3
         return pi / (pi + (1 - pi) * ratio)
@@ -310,7 +310,9 @@ def test_priors_go_by_element_and_pattern():
         ({"A": [0.2, 0.7], "A[V2,r]": 0.4}, [0.2, 0.7, 0.2, 0.4]),
     ):
         elements, scalar = found(prior)
-        np.testing.assert_allclose(elements, expected(np.array(pi)), rtol=1e-6)
+        np.testing.assert_allclose(
+            elements, expected(np.array(pi), mean.values.reshape(-1)), rtol=1e-6
+        )
         np.testing.assert_allclose(scalar, expected(0.5, np.array(0.1)), rtol=1e-6)
     averaged = bmr.average(posterior, prior={"A[V1,l]": 0.9}).presence["A"].reshape(-1)
     np.testing.assert_allclose(averaged, found({"A[V1,l]": 0.9})[0], rtol=1e-6)
