@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import read_count, read_names, read_number, read_seed, refuse
 from pyro_bmr.averaging.averaged_guide import AveragedGuide
 from pyro_bmr.averaging.contrasts import Probability, add_up, read_contrast
+from pyro_bmr.averaging.element_names import ElementNames, read_names_of
 from pyro_bmr.averaging.factor_averages import (
     FactorAverage,
     average_correlated,
@@ -40,6 +41,7 @@ from pyro_bmr.averaging.window_tables import draw_window, frame_window, note_res
 from pyro_bmr.display import Tabular
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.guides.pruned_guide import PrunedGuide
+from pyro_bmr.moments.names import Layout
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.selection.problem import read_scores
 
@@ -134,7 +136,8 @@ def average(
     max_models = read_count("max_models", max_models)
     problem, scores = read_scores("average", guide, args, kwargs, model, sites)
     spaces = read_spaces(scores, num_samples, seed)
-    log_odds = find_log_odds(spaces, scores, prior, expected)
+    names = read_names_of(guide, {name: one.shape for name, one in scores.delta_f.items()})
+    log_odds = find_log_odds(spaces, scores, prior, expected, names)
     by_site = {space.name: space for space in spaces if isinstance(space, IndependentSpace)}
     joint = {
         space.elements.factor.sites[0].name: space
@@ -169,6 +172,7 @@ def average(
         mean_error=_merge(a.mean_error for a in averages),
         variance_error=_merge(a.variance_error for a in averages),
         factors=tuple(averages),
+        labels=names.layout.labels,
     )
 
 
@@ -195,6 +199,8 @@ class Average(Tabular):
         By site, the Monte Carlo standard errors of these; without sites whose numbers are exact.
     factors : tuple of FactorAverage
         What the methods look at.
+    labels : mapping
+        By site of a posterior with labels, these along each axis.
 
     Examples
     --------
@@ -215,6 +221,7 @@ class Average(Tabular):
     mean_error: Mapping[str, Tensor] = field(default_factory=dict)
     variance_error: Mapping[str, Tensor] = field(default_factory=dict)
     factors: tuple[FactorAverage, ...] = ()
+    labels: Mapping[str, tuple[tuple[Any, ...], ...]] = field(default_factory=dict)
 
     @property
     def mass(self) -> float:
@@ -303,7 +310,8 @@ class Average(Tabular):
         ----------
         contrast : mapping
             :math:`a`: by site, coefficients that broadcast to it, or by element, as in
-            ``{"w[0]": 1.0, "w[1]": -1.0}``; all others are 0. In unconstrained coordinates.
+            ``{"w[0]": 1.0, "w[1]": -1.0}``, or pattern; all others are 0. Elements of a posterior
+            with labels go by these. In unconstrained coordinates.
         above : float
             :math:`c`.
         seed : int
@@ -324,7 +332,8 @@ class Average(Tabular):
         read_seed(seed)
         device = next(iter(self.mean.values())).device
         shapes = {site.name: site.shape for f in self.factors if f.is_gaussian for site in f.sites}
-        coefficients = read_contrast(contrast, shapes, device)
+        names = ElementNames(Layout(shapes, self.labels))
+        coefficients = read_contrast(contrast, names, device)
         parts = []
         for factor in self.factors:
             mine = {s.name: coefficients[s.name] for s in factor.sites if s.name in coefficients}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, refuse
+from pyro_bmr.averaging.element_names import ElementNames
 from pyro_bmr.averaging.model_space import BATCHES, ratio_of_sums
 from pyro_bmr.averaging.subset_sampling import CHAINS
 from pyro_bmr.mathematics.normal_mixtures import tail
@@ -37,35 +37,25 @@ class Probability(NamedTuple):
     standard_error: float
 
 
-def read_contrast(
-    contrast: Any, shapes: Mapping[str, torch.Size], device: torch.device
-) -> dict[str, Tensor]:
-    """Read coefficients by site, or by element as in ``{"w[0,2]": 1.0}``; in shapes of sites."""
+def read_contrast(contrast: Any, names: ElementNames, device: torch.device) -> dict[str, Tensor]:
+    """Read coefficients by site, element or pattern, ``{"w[0,2]": 1.0}``; in shapes of sites."""
     expected = 'coefficients by site or element, such as {"w[0]": 1.0, "w[1]": -1.0}'
     check_kind("contrast", contrast, Mapping, expected)
-    found: dict[str, Tensor] = {}
-    for key, value in contrast.items():
-        name, index = _read_key(key, shapes)
-        part = read_numbers(f"contrast[{key!r}]", value).to(device)
-        full = found.setdefault(name, torch.zeros(shapes[name], dtype=torch.float64, device=device))
-        try:
-            full[index] += part.expand(full[index].shape)
-        except (RuntimeError, IndexError):
-            refuse(
-                f"contrast[{key!r}]", value, f"what fits {name!r} of shape {tuple(shapes[name])}"
-            )
-    if not found:
+    if not contrast:
         refuse("contrast", contrast, expected)
-    return found
-
-
-def _read_key(key: Any, shapes: Mapping[str, torch.Size]) -> tuple[str, tuple[Any, ...]]:
-    if key in shapes:
-        return key, (...,)
-    match = re.fullmatch(r"(.+)\[(-?\d+(?:, ?-?\d+)*)\]", key) if isinstance(key, str) else None
-    if match is None or match[1] not in shapes:
-        refuse("contrast", key, f"names of sites, or of elements as 'w[0]', of {sorted(shapes)}")
-    return match[1], tuple(int(i) for i in match[2].split(","))
+    whole = torch.zeros(names.layout.size, dtype=torch.float64, device=device)
+    named = torch.zeros_like(whole, dtype=torch.bool)
+    for key, value in contrast.items():
+        place = f"contrast[{key!r}]"
+        part = read_numbers(place, value).to(device)
+        where, shape = names.locate(place, key)
+        try:
+            whole[where] += part.expand(shape).reshape(-1)
+        except RuntimeError:
+            refuse(place, value, f"what fits {key!r} of shape {tuple(shape)}")
+        named[where] = True
+    coefficients, held = names.layout.split(whole), names.layout.split(named)
+    return {name: one for name, one in coefficients.items() if held[name].any()}
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,26 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 
+from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.moments.names import Layout
+from pyro_bmr.moments.posterior import Posterior
 
 # What a name stands for: places in the vector of all elements.
 Places = Any
+
+
+def read_names_of(guide: Any, shapes: Mapping[str, torch.Size]) -> ElementNames:
+    """Name the elements of some sites of a guide: by its labels if it is a posterior with some."""
+    labels = guide.layout.labels if isinstance(guide, Posterior) else {}
+    return ElementNames(Layout(shapes, labels))
 
 
 def match_names(pattern: str, names: Iterable[str]) -> list[str]:
@@ -66,6 +75,29 @@ class ElementNames:
         if name not in self._found:
             self._found[name] = self._find(place, name)
         return self._found[name]
+
+    def locate(self, place: str, name: Any) -> tuple[Places, torch.Size]:
+        """Return where a name is, and in which shape: of a site, a part of it, or none.
+
+        Parts of a site without labels are also counted from its end, as in ``w[-1]``, and a row
+        may be one, as in ``w[0]``.
+        """
+        if not isinstance(name, str):
+            refuse(place, name, "names of sites or elements")
+        if name in self.sites:
+            return self.sites[name], self.layout.shapes[name]
+        match = re.fullmatch(r"(.+)\[(-?\d+(?:, ?-?\d+)*)\]", name)
+        if match is None or match[1] not in self.sites or self.layout.labels.get(match[1]):
+            return np.atleast_1d(np.arange(self.layout.size)[self.find(place, name)]), torch.Size(
+                []
+            )
+        shape, part = self.layout.shapes[match[1]], self.sites[match[1]]
+        numbers = torch.arange(part.start, part.stop, device="cpu").reshape(shape)
+        try:
+            where = numbers[tuple(map(int, match[2].split(",")))]
+        except IndexError:
+            refuse(place, name, f"an element of {match[1]!r} of shape {tuple(shape)}")
+        return where.reshape(-1).numpy(), where.shape
 
     def is_pattern(self, name: str) -> bool:
         """Tell whether a name is of no site and no element."""

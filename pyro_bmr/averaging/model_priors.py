@@ -18,6 +18,7 @@ from pyro_bmr.arguments.checks import (
     read_seed,
     refuse,
 )
+from pyro_bmr.averaging.element_names import ElementNames, Places
 from pyro_bmr.averaging.model_space import FEWEST_SAMPLES, ModelSpace
 from pyro_bmr.moments.names import read_numbers
 from pyro_bmr.selection.scores import ElementScores
@@ -94,13 +95,14 @@ def find_log_odds(
     spaces: tuple[ModelSpace, ...],
     scores: ElementScores,
     prior: ModelPrior,
-    expected: float | None = None,
+    expected: float | None,
+    names: ElementNames,
 ) -> dict[str, float | Tensor]:
     """By reducible site, the prior log odds that an element is present, learned or not."""
     if isinstance(prior, LearnedPrior):
         return _learn(spaces, scores, prior)
     if isinstance(prior, Mapping):
-        return _read_by_site(prior, scores)
+        return _read_by_name(prior, scores, names)
     if expected is not None:
         count = sum(_count_open(scores).values())
         if expected >= count:
@@ -109,20 +111,42 @@ def find_log_odds(
     return dict.fromkeys(scores.delta_f, math.log(prior) - math.log1p(-prior))
 
 
-def _read_by_site(prior: Mapping[str, Any], scores: ElementScores) -> dict[str, float | Tensor]:
-    unknown = sorted(str(name) for name in prior if name not in scores.delta_f)
-    if unknown:
-        refuse("prior", unknown, f"probabilities by site, of {sorted(scores.delta_f)}")
+def _read_by_name(
+    prior: Mapping[str, Any], scores: ElementScores, names: ElementNames
+) -> dict[str, float | Tensor]:
     log_odds: dict[str, float | Tensor] = dict.fromkeys(scores.delta_f, 0.0)
     for name, value in prior.items():
-        shape = scores.delta_f[name].shape
-        part = read_numbers(f"prior[{name!r}]", value).to(scores.delta_f[name].device)
+        place = f"prior[{name!r}]"
+        part = read_numbers(place, value)
         if not ((part > 0) & (part < 1)).all():
-            refuse(f"prior[{name!r}]", value, _EXPECTED)
+            refuse(place, value, _EXPECTED)
+        where, shape = names.locate(place, name)
         if not _broadcasts(part.shape, shape):
-            refuse(f"prior[{name!r}]", value, f"a shape that broadcasts to {tuple(shape)}")
-        log_odds[name] = part.logit() if part.dim() else float(part.logit())
+            refuse(place, value, f"a shape that broadcasts to {tuple(shape)}")
+        if name not in log_odds:
+            log_odds |= _with_elements(log_odds, where, part.logit().expand(shape), scores, names)
+        elif part.dim():
+            log_odds[name] = part.logit().to(scores.delta_f[name].device)
+        else:
+            log_odds[name] = float(part.logit())
     return log_odds
+
+
+def _with_elements(
+    log_odds: Mapping[str, float | Tensor],
+    where: Places,
+    part: Tensor,
+    scores: ElementScores,
+    names: ElementNames,
+) -> dict[str, Tensor]:
+    """Return the log odds of the sites of some elements, these with ones of their own."""
+    given = torch.full((names.layout.size,), torch.nan, dtype=torch.float64, device="cpu")
+    given[where] = part.cpu().reshape(-1)
+    return {
+        name: torch.where(own.isnan(), torch.as_tensor(log_odds[name], device=own.device), own)
+        for name, one in names.layout.split(given).items()
+        if not (own := one.to(scores.delta_f[name].device)).isnan().all()
+    }
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:

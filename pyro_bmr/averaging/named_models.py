@@ -155,13 +155,14 @@ def list_models(models: Any) -> dict[str, Any]:
 class ModelReader:
     """Reads sub-models of one posterior as vectors of what they keep.
 
-    ``open``: True for elements that can go. ``reasons``, by site, say why one cannot. What was
-    pruned before stays so.
+    ``open``: True for elements that can go, ``gone`` for those that were pruned before and stay
+    so. ``reasons``, by site, say why one cannot go.
     """
 
     names: ElementNames
     scores: ElementScores
     open: np.ndarray
+    gone: np.ndarray
     reasons: Mapping[str, str]
 
     def read(self, models: Mapping[str, Any]) -> np.ndarray:
@@ -207,7 +208,8 @@ class ModelReader:
             if one.ndim:
                 one = self._fit(f"{place}[{name!r}]", name, given, one)
             kept[where] = one
-            if not (self.names.is_pattern(name) or kept[where].any() or self.open[where].any()):
+            can = self.open | self.gone
+            if not (self.names.is_pattern(name) or kept[where].any() or can[where].any()):
                 self._refuse_closed(place, name, self._obstacle(where))
         return kept | ~self.open
 
@@ -229,7 +231,7 @@ class ModelReader:
         """Say why an element of a site that can be reduced cannot go."""
         first = np.arange(self.names.layout.size)[where].min()
         site = next(name for name, part in self.names.sites.items() if first < part.stop)
-        return "; ".join(self.scores.obstacles(site)) or "it has no prior, or has gone before"
+        return "; ".join(self.scores.obstacles(site)) or "it has no prior"
 
     def _select(self, place: str, select: Callable[..., Any]) -> np.ndarray:
         try:
@@ -267,8 +269,9 @@ def read_reader(
     scores: ElementScores, names: ElementNames, reasons: Mapping[str, str]
 ) -> ModelReader:
     """Make the reader of sub-models of these elements."""
-    able = np.zeros(names.layout.size, dtype=bool)
+    able, gone = np.zeros((2, names.layout.size), dtype=bool)
     for name, delta_f in scores.delta_f.items():
         can = scores.kept[name] & (delta_f < torch.inf)
         able[names.sites[name]] = can.reshape(-1).cpu().numpy()
-    return ModelReader(names, scores, able, reasons)
+        gone[names.sites[name]] = ~scores.kept[name].reshape(-1).cpu().numpy()
+    return ModelReader(names, scores, able, gone, reasons)

@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from pyro_bmr.averaging.element_names import read_names_of
 from pyro_bmr.averaging.model_priors import LearnedPrior, check_options, find_log_odds
 from pyro_bmr.averaging.model_space import read_spaces
 from pyro_bmr.display import Tabular
@@ -58,8 +59,9 @@ def presence(
         Keyword arguments of the model.
     prior : float, mapping or LearnedPrior
         :math:`\pi`, the probability before the data: one for all; by site, a number or an array
-        that broadcasts to the site, so that a row or a column may have one of its own (1/2 for
-        sites without); or how to learn it from them.
+        that broadcasts to the site, so that a row or a column may have one of its own; by element
+        or pattern, a number, as in ``{"A*": 0.9, "A[2,1]": 0.1}``, of which the later one holds
+        (1/2 without any); or how to learn it from them.
     expected : float, optional
         In place of ``prior``, how many elements are present on average before the data: of ``n``
         that can go, each has :math:`\pi =` ``expected`` :math:`/ n`.
@@ -103,7 +105,8 @@ def presence(
     check_options(prior, expected, num_samples, seed)
     _, scores = read_scores("presence", guide, args, kwargs, model, sites)
     spaces = read_spaces(scores, num_samples, seed)
-    log_odds = find_log_odds(spaces, scores, prior, expected)
+    names = read_names_of(guide, {name: one.shape for name, one in scores.delta_f.items()})
+    log_odds = find_log_odds(spaces, scores, prior, expected, names)
     probability: dict[str, Tensor] = {}
     standard_error: dict[str, Tensor] = {}
     methods: dict[str, str] = {}

@@ -403,16 +403,26 @@ class Posterior(Tabular):
         return pd.DataFrame(data, index=pd.Index(self.names, name="element"))
 
     def __rich__(self) -> Table:
-        frame = self.summary()
+        frame = self._shown()
         table = Table("element", title=self._title, title_justify="left")
         for column in frame.columns:
             table.add_column(column, justify="right")
         for name, row in frame.iterrows():
-            table.add_row(str(name), *(f"{value:.4g}" for value in row))
+            cells = (value if isinstance(value, str) else f"{value:.4g}" for value in row)
+            table.add_row(str(name), *cells)
         return table
 
     def _frames(self) -> dict[str, pd.DataFrame]:
-        return {self._title: self.summary()}
+        return {self._title: self._shown()}
+
+    def _shown(self) -> pd.DataFrame:
+        """Return the summary, of many elements without those between the first and the last."""
+        frame = self.summary()
+        if len(frame) <= _MOST_ROWS:
+            return frame
+        gap = pd.DataFrame("", index=pd.Index(["…"], name="element"), columns=frame.columns)
+        parts = (frame.iloc[:_FIRST_ROWS], gap, frame.iloc[-_LAST_ROWS:])
+        return pd.concat([part.astype(object) for part in parts])
 
     @property
     def _title(self) -> str:
@@ -421,6 +431,9 @@ class Posterior(Tabular):
         told += f", {pruned:,} pruned" if pruned else ""
         level = "" if self.free_energy is None else f", F = {self.free_energy:,.2f} nats"
         return f"posterior of {self.layout.size:,} elements{told}{level}"
+
+
+_MOST_ROWS, _FIRST_ROWS, _LAST_ROWS = 50, 30, 10
 
 
 def _given(mean: Any, covariance: Any, scale: Any, precision: Any) -> dict[str, Any]:

@@ -44,6 +44,25 @@ class FirstLevels:
         """Their names."""
         return tuple(self.posteriors)
 
+    @property
+    def wide(self) -> tuple[str, ...]:
+        """Subjects whose posterior is wider than the prior in some direction, beyond rounding."""
+        scale = (self.basis.mT @ self.prior_covariance @ self.basis).diagonal().sqrt()
+        values = torch.linalg.eigvalsh(scale[:, None] * self.units.curvature * scale)
+        low = values[:, 0] < -1e-6 - 1e-12 * values[:, -1].abs()
+        return tuple(name for name, is_low in zip(self.subjects, low, strict=True) if is_low)
+
+    @property
+    def unlike(self) -> tuple[str, ...]:
+        """Parameters whose prior variances differ between subjects by more than a factor of 10."""
+        pairs = zip(self.places, self.posteriors.values(), strict=True)
+        device = self.free.device
+        variances = torch.stack([one.prior_variance.to(device)[at] for at, one in pairs])
+        least = torch.where(self.free, variances, torch.inf).amin(0)
+        most = torch.where(self.free, variances, 0.0).amax(0)
+        differ = most > 10 * least
+        return tuple(name for name, is_so in zip(self.parameters, differ, strict=True) if is_so)
+
     def under_prior(self, unit: int, mean: Tensor, covariance: Tensor) -> tuple[Posterior, Tensor]:
         """Exchange the prior of a subject's parameters for one in the coordinates of the basis.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -138,7 +138,11 @@ def group_level(
     varied = read_components(components, first.parameters, device)
     level = make_second_level(prior, first, read, varied)
     held = _read_log_precisions(log_precisions, level)
-    _check_proper(first, level, level.log_mean if held is None else held)
+    start = level.log_mean if held is None else held
+    _check_proper(first, level, start)
+    if condition(first.units, read.values, level, start) is None:
+        _refuse_wide(first)
+    _warn_of_first_levels(first)
     maximum, gamma = None, held
     if gamma is None:
         maximum = fit_hyperparameters(first.units, read.values, level)
@@ -377,6 +381,34 @@ def _read_log_precisions(value: Any, level: SecondLevel) -> Tensor | None:
     if numbers.shape not in {(), (1,), (count,)} or bool((numbers.abs() > 500).any()):
         refuse("log_precisions", value, f"a number for each of the {count} components")
     return numbers.expand(count).clone()
+
+
+def _refuse_wide(first: FirstLevels) -> NoReturn:
+    msg = (
+        f"the posteriors of {list(first.wide)[:5]} are wider than their priors in some direction, "
+        "so that the effects have no proper posterior. Expected posteriors that the data narrowed: "
+        "estimate these subjects again, leave them out, or choose other parameters="
+    )
+    raise ValueError(msg)
+
+
+def _warn_of_first_levels(first: FirstLevels) -> None:
+    if first.wide:
+        warn(
+            f"the posteriors of {_count_names(first.wide)} are wider than their priors in some "
+            "direction, which no data explain. Estimate these subjects again, or leave them out"
+        )
+    if first.unlike:
+        warn(
+            f"the prior variances of {_count_names(first.unlike)} differ between subjects by more "
+            "than a factor of 10; their average is taken. Estimate subjects under one prior, or "
+            "give prior=GroupPrior(...)"
+        )
+
+
+def _count_names(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
 
 
 def _check_proper(first: FirstLevels, level: SecondLevel, gamma: Tensor) -> None:

@@ -72,7 +72,12 @@ class Problem:
     def warn_if_empty(self) -> None:
         """Warn if no site is left."""
         if not self.priors:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+            by_reason: dict[str, list[str]] = {}
+            for name, reason in self.reasons.items():
+                by_reason.setdefault(reason, []).append(name)
+            listed = "; ".join(
+                f"{_count_names(names)}: {reason}" for reason, names in by_reason.items()
+            )
             warn(f"no site of this guide can be reduced ({listed})")
 
 
@@ -331,6 +336,12 @@ def assign(
         by_site = dict.fromkeys(problem.priors, reduced_prior)
     _check_shapes(problem, {name: by_site[name] for name in problem.priors})
     return problem, {name: by_site[name] for name in problem.priors}
+
+
+def _count_names(names: list[str]) -> str:
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{', '.join(names[:2])} and {len(names) - 2:,} others"
 
 
 def _unmeasured(name: str, why: str) -> str:

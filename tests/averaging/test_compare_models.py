@@ -466,3 +466,12 @@ def test_a_network():
     expected = [float(scores["b"].double().sum()), float(scores["w"][2, 1]), 0.0]
     np.testing.assert_allclose(found.delta_f, expected, rtol=1e-6)
     assert found.elements[401] == "w[2,1]"
+
+
+def test_what_was_pruned_before_may_be_off():
+    q = bmr.Posterior([0.01, 2.0], scale=0.5, prior_scale=1.0, names=["a", "b"])
+    guide = bmr.reduce(q).guide
+    assert guide.kept.tolist() == [False, True]
+    found = bmr.compare_models(guide, {"off": {"a": False}, "full": {}, "none": {"b": False}})
+    assert found.delta_f[:2].tolist() == [0.0, 0.0]
+    assert found.delta_f[2] > 1

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal
 from scipy.optimize import brentq
@@ -418,3 +419,45 @@ def test_the_benchmark_has_500_elements_averaged_within_a_minute():
     ).all()
     exact = table.loc[[12, 16], ["presence error", "mean error"]]
     assert (exact == 0).all(axis=None)
+
+
+def labelled():
+    mean = xr.DataArray(
+        [[0.0, 1.0], [2.0, 5.0]],
+        coords={"to": ["V1", "V2"], "lag": [1, 2]},
+        dims=("to", "lag"),
+        name="A",
+    )
+    return bmr.Posterior(mean, scale=0.1, prior_scale=10.0)
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_contrasts_go_by_labels_where_there_are_some(correlated):
+    coordinates = {"s": [1, 2, 3]}
+    mean = xr.DataArray([0.0, 1.0, 5.0], dims="s", coords=coordinates, name="A")
+    spread = {"covariance": 0.01 * (np.eye(3) + 0.1)} if correlated else {"scale": 0.1}
+    found = bmr.average(bmr.Posterior(mean, **spread, prior_scale=10.0))
+    assert found.probability({"A[1]": 1.0}, above=0.5).value < 1e-4
+    assert found.probability({"A[2]": 1.0}, above=0.5).value > 0.99
+    assert found.probability({"A[3]": 1.0}, above=4.5).value > 0.99
+    for unknown in ("A[0]", "A[-1]", "A[4]"):
+        with pytest.raises(ValueError, match=r"Did you mean .*'A\[[123]\]'"):
+            found.probability({unknown: 1.0})
+    found = bmr.average(labelled())
+    assert found.probability({"A[V2,2]": 1.0, "A[V2,1]": -1.0}, above=2.5).value > 0.99
+    assert found.probability({"A[V1,*]": 1.0}, above=1.5).value < 1e-4
+    with pytest.raises(ValueError, match=r"Did you mean .*'A\[V2,2\]'"):
+        found.probability({"A[V2,3]": 1.0})
+
+
+def test_contrasts_without_labels_go_by_position():
+    mean = np.arange(6.0).reshape(2, 3)
+    found = bmr.average(bmr.Posterior({"w": mean, "b": 9.0}, scale=0.01, prior_scale=10.0))
+    for key, total in {"w[0,2]": 2, "w[1, -1]": 5, "w[1]": 12, "w": 15, "b": 9, "w[*]": 15}.items():
+        assert found.probability({key: 1.0}, above=total - 0.2).value > 0.99, key
+        assert found.probability({key: 1.0}, above=total + 0.2).value < 0.01, key
+    told = found.probability({"w[1]": [0.0, 1.0, 1.0], "b": -1.0}, above=-0.2).value
+    assert told > 0.99
+    for bad in ({"w[2,0]": 1.0}, {"w[0,0,0]": 1.0}, {"v": 1.0}, {"w[0,0]": [1.0, 2.0]}, {}):
+        with pytest.raises(ValueError, match="Expected"):
+            found.probability(bad)

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro.infer.autoguide import (
     AutoGuideList,
     AutoLowRankMultivariateNormal,
@@ -280,3 +282,41 @@ def test_impossible_options_are_errors():
         bmr.LearnedPrior(shared="layer")
     with pytest.raises(ValueError, match="num_samples"):
         bmr.presence(mean_field(torch.zeros(2), torch.ones(2)), num_samples=3)
+
+
+def test_priors_go_by_element_and_pattern():
+    mean = xr.DataArray(
+        [[0.0, 0.1], [0.2, 0.3]],
+        coords={"to": ["V1", "V2"], "side": ["l", "r"]},
+        dims=("to", "side"),
+        name="A",
+    )
+    posterior = bmr.Posterior({"A": mean, "b": 0.1}, scale=0.3, prior_scale=1.0)
+
+    def expected(pi, at):
+        precision = 1 / 0.3**2
+        ratio = np.exp(-(at**2) * precision / 2) / 0.3
+        return pi / (pi + (1 - pi) * ratio)
+
+    def found(prior):
+        told = bmr.presence(posterior, prior=prior).probability
+        return told["A"].numpy().reshape(-1), float(told["b"])
+
+    for prior, pi in (
+        ({"A[V1,l]": 0.9}, [0.9, 0.5, 0.5, 0.5]),
+        ({"A*": 0.8, "A[V1,l]": 0.1}, [0.1, 0.8, 0.8, 0.8]),
+        ({"A[V1,l]": 0.1, "A*": 0.8}, [0.8, 0.8, 0.8, 0.8]),
+        ({"A[*,r]": 0.2}, [0.5, 0.2, 0.5, 0.2]),
+        ({"A": [0.2, 0.7], "A[V2,r]": 0.4}, [0.2, 0.7, 0.2, 0.4]),
+    ):
+        elements, scalar = found(prior)
+        np.testing.assert_allclose(
+            elements, expected(np.array(pi), mean.values.reshape(-1)), rtol=1e-6
+        )
+        np.testing.assert_allclose(scalar, expected(0.5, np.array(0.1)), rtol=1e-6)
+    averaged = bmr.average(posterior, prior={"A[V1,l]": 0.9}).presence["A"].reshape(-1)
+    np.testing.assert_allclose(averaged, found({"A[V1,l]": 0.9})[0], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"Did you mean .*'A\[V1,l\]'"):
+        bmr.presence(posterior, prior={"A[V3,l]": 0.9})
+    with pytest.raises(ValueError, match="broadcasts"):
+        bmr.presence(posterior, prior={"A[V1,l]": [0.9, 0.8]})

@@ -1,6 +1,7 @@
 """What a group level takes, and what it refuses and how."""
 
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -241,3 +242,19 @@ def test_how_it_prints():
     assert unknown.free_energy is None
     assert unknown.delta_f == pytest.approx(result.delta_f)
     assert unknown.first_levels["subject 1"].free_energy is None
+
+
+def test_first_levels_wider_than_their_priors():
+    def make(variance, prior=1.0):
+        return bmr.Posterior(
+            [0.1, 0.1], variance * np.eye(2), prior_covariance=prior * np.eye(2), names=["a", "b"]
+        )
+
+    with pytest.raises(ValueError, match=r"\['subject 1', .*\] are wider than their priors"):
+        bmr.group_level([make(2.0)] * 4)
+    with pytest.warns(UserWarning, match=r"posteriors of 'subject 5' are wider than their priors"):
+        bmr.group_level([make(0.1)] * 4 + [make(1.1)])
+    with pytest.warns(UserWarning, match=r"prior variances of 'a', 'b' differ between subjects"):
+        bmr.group_level([make(0.1)] * 4 + [make(0.1, 20.0)])
+    with warnings.catch_warnings(action="error"):
+        bmr.group_level([make(0.1)] * 4 + [make(1.0), make(0.1, 9.0)])
