@@ -403,7 +403,7 @@ def test_the_moments_of_posterior_samples():
 
 def test_samples_that_do_not_fit():
     _, samples = gaussian_samples(50)
-    with pytest.raises(ValueError, match="do not know their model"):
+    with pytest.raises(ValueError, match="posterior samples without the model"):
         bmr.reduce(samples)
     for bad, args, message in [
         (samples, (3,), "'a' have the shape .50, 2.. Expected"),
