@@ -210,10 +210,10 @@ def _read_joint(node: Any, core: Any) -> Moments:
         msg = f"its prior is a {type(core).__name__}, of which some is masked"
         raise UnreadablePriorError(msg)
     shape = node["fn"].shape()
-    if shape.numel() > _MOST_JOINT:
+    if shape.numel() > MOST_JOINT:
         msg = (
             f"its prior is a {type(core).__name__} of {shape.numel():,} elements, more than "
-            f"{_MOST_JOINT:,}"
+            f"{MOST_JOINT:,}"
         )
         raise UnreadablePriorError(msg)
     loc, covariance = (
@@ -224,7 +224,7 @@ def _read_joint(node: Any, core: Any) -> Moments:
 
 
 # More correlated elements than this take too much memory.
-_MOST_JOINT = 4_096
+MOST_JOINT = 4_096
 
 
 def _has_mask(fn: Any) -> bool:

@@ -19,14 +19,16 @@ from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.priors.all_rows import Run, read_in_all_rows, sees_part
-from pyro_bmr.priors.families import UnreadablePriorError, is_transformed_by_support
+from pyro_bmr.priors.families import (
+    MOST_JOINT,
+    UnreadablePriorError,
+    is_transformed_by_support,
+)
 from pyro_bmr.programs.centers import Center, find_mean, shift
 from pyro_bmr.programs.distributions import find_core, find_element_support, is_positive
 from pyro_bmr.programs.model_runs import ModelRuns, find_gradients
 from pyro_bmr.programs.sites import Site
 
-# More correlated elements than this take too much memory.
-_MOST_JOINT = 4_096
 # In unconstrained coordinates of a support that has ends.
 _FARTHEST = 100.0
 
@@ -228,10 +230,10 @@ class _Priors:
                 msg = f"the mean of its prior depends on {factor.sites[0].name!r}, not a Gaussian"
                 raise UnreadablePriorError(msg)
         size = sum(s.shape.numel() for factor in factors for s in factor.sites)
-        if len(names) > 1 and size > _MOST_JOINT:
+        if len(names) > 1 and size > MOST_JOINT:
             msg = (
                 f"the mean of its prior is computed from {sorted({*weights})}, and their joint "
-                f"posterior has {size:,} elements, more than {_MOST_JOINT:,}"
+                f"posterior has {size:,} elements, more than {MOST_JOINT:,}"
             )
             raise UnreadablePriorError(msg)
 
