@@ -18,8 +18,14 @@ class Schedule:
 
     first: int
     rounds: tuple[int, ...]
+    # Where methods go that do not say how far: all weights over those kept in the last round.
+    compression: float
     batch_size: int = 128
     lr: float = 1e-3
+
+    def compress(self, number: int) -> float:
+        """Say how far to go in a round, if each keeps the same fraction of what there is."""
+        return self.compression ** (number / len(self.rounds))
 
     @property
     def epochs(self) -> int:
@@ -72,7 +78,7 @@ def lenet_5(widths: Sequence[int]) -> nn.Sequential:
 
 def load_problem(name: str, directory: str | Path | None = None) -> Problem:
     """Load the data of a problem, pixels between 0 and 1, and say what learns them and how long."""
-    return _PROBLEMS[name](directory)
+    return PROBLEMS[name](directory)
 
 
 def _mnist(
@@ -84,8 +90,8 @@ def _mnist(
     def load(directory: str | Path | None) -> Problem:
         data, other = load_mnist(directory), load_cifar10(directory)
         strange = {
-            "rotated": data.x_test.rot90(1, (2, 3)),
-            "cifar10": _grey(other.x_test)[..., 2:-2, 2:-2],
+            "rotated": data.x_test.rot90(1, (2, 3)).contiguous(),
+            "cifar10": _grey(other.x_test)[..., 2:-2, 2:-2].contiguous(),
         }
         rows = data.x, data.y, data.x_test, data.y_test
         return Problem(name, make, widths, schedule, *rows, strange)
@@ -98,7 +104,7 @@ def _grey(images: Tensor) -> Tensor:
     return (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
 
 
-_PROBLEMS = {
-    "lenet-300-100": _mnist("lenet-300-100", lenet_300_100, (300, 100), Schedule(40, (10,) * 6)),
-    "lenet-5": _mnist("lenet-5", lenet_5, (20, 50, 500), Schedule(10, (5,) * 6)),
+PROBLEMS = {
+    "lenet-300-100": _mnist("lenet-300-100", lenet_300_100, (300, 100), Schedule(10, (10,) * 9, 200)),
+    "lenet-5": _mnist("lenet-5", lenet_5, (20, 50, 500), Schedule(5, (5,) * 7, 500)),
 }

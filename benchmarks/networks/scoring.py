@@ -42,12 +42,12 @@ def count(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, object]:
     Compression is all weights and biases of the whole network over those that are not zero. FLOPs
     are those of one image in a dense network of the widths that are left.
     """
-    total = sum(value.numel() for value in weights.values())
+    whole = sum(value.numel() for value in problem.make(problem.widths).parameters())
     nonzero = sum(int(value.count_nonzero()) for value in weights.values())
     widths = living_widths([value for value in weights.values() if value.dim() > 1])
     return {
         "weights": nonzero,
-        "compression": total / nonzero,
+        "compression": whole / nonzero,
         "widths": "-".join(map(str, widths)),
         "flops": _count_flops(problem.make(widths), problem.x_test[:1]),
     }

@@ -1,0 +1,173 @@
+"""Bayesian model reduction in rounds: train, tune the prior, reduce, and train what remains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from problems import Problem
+from pruned import Pruned
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+import pyro_bmr as bmr
+from pyro_bmr.results import Reduction
+from pyro_bmr.selection.selections import Selection
+from pyro_bmr.training.rates import hold_and_fall
+
+ROWS = 64
+NUM_DRAWS = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained and pruned. Each that differs from the first is an attempt."""
+
+    # Standard deviation of what a unit takes in under the prior, for inputs of size 1.
+    prior: float = 4.0
+    # What shares a scale of the prior that is tuned before each reduction.
+    tune: str | None = "layer"
+    groups: Any = bmr.elements
+    # From a problem and the number of the round to what goes.
+    select: Callable[[Problem, int], Selection] = lambda _problem, _number: bmr.by_evidence()
+    measured: bool = False
+    compact: bool = True
+    # How often each image counts during the first half of the first training.
+    warm_up: float = 1.0
+    lr: float = 2e-3
+    estimator: str = "local"
+
+
+def _by_snr(problem: Problem, number: int) -> Selection:
+    """Drop the lowest, as many as other methods (Blundell et al. 2015, sec. 5.1)."""
+    return bmr.baselines.snr(1 - 1 / problem.schedule.compress(number))
+
+
+OURS = Recipe()
+RECIPES: Mapping[str, Recipe] = {
+    "bmr": OURS,
+    "bmr, prior left alone": replace(OURS, tune=None),
+    "bmr, narrow prior": replace(OURS, prior=1.0),
+    "bmr, wide prior": replace(OURS, prior=16.0),
+    "bmr, scales by site": replace(OURS, tune="site"),
+    "bmr, measured": replace(OURS, measured=True, select=lambda *_: bmr.by_free_energy()),
+    "bmr, global draws": replace(OURS, estimator="global"),
+    "bmr, warm-up": replace(OURS, warm_up=10.0),
+    "bmr, faster": replace(OURS, lr=4e-3),
+    "bmr, slower": replace(OURS, lr=1e-3),
+    "bmr, units": replace(OURS, groups=[bmr.units, bmr.elements]),
+    "snr": replace(OURS, tune=None, select=_by_snr, compact=False),
+}
+
+
+class Classifier(PyroModule):
+    """A network whose weights have a prior; each image counts ``weight`` times."""
+
+    weight = 1.0
+
+    def __init__(self, net: nn.Module, prior: float) -> None:
+        super().__init__()
+        self.net = bmr.bayesianize(net, prior=bmr.nn.fan_in_normal(prior))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the logits."""
+        logits = self.net(x)
+        with pyro.plate("images", len(x)), poutine.scale(scale=self.weight):
+            pyro.sample("class", dist.Categorical(logits=logits), obs=y)
+        return logits
+
+
+def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator[Pruned]:
+    """Train, and prune in rounds; a folder keeps what is trained, so that a killed run goes on.
+
+    Yields
+    ------
+    Pruned
+        After the first training, and after each round.
+    """
+    schedule = problem.schedule
+    model: Any = Classifier(problem.make_network(seed), recipe.prior)
+    start = bmr.init_to_pretrained(model)
+    guide: Any = AutoNormal(model, init_loc_fn=start, init_scale=0.02)
+
+    def fit(epochs: int, name: str) -> None:
+        bmr.fit(
+            *(model, guide, problem.x, problem.y),
+            num_epochs=epochs,
+            batch_size=schedule.batch_size,
+            lr=hold_and_fall(recipe.lr),
+            estimator=recipe.estimator,
+            seed=seed,
+            checkpoint=folder / name,
+        )
+
+    dense, result, epochs_done = (model, guide), None, 0
+    for number, epochs in enumerate((schedule.first, *schedule.rounds)):
+        began = perf_counter()
+        if number:
+            result = _reduce(problem, recipe, number, model, guide)
+            model, guide = result.model, result.guide
+        elif recipe.warm_up > 1:
+            epochs_done, epochs = epochs // 2, epochs - epochs // 2
+            model.weight = recipe.warm_up
+            fit(epochs_done, "warm-up")
+            model.weight = 1.0
+        fit(epochs, f"round-{number}")
+        epochs_done += epochs
+        seconds = _remember(folder / f"round-{number}.seconds", perf_counter() - began)
+        pair = _make_small(problem, result) if isinstance(result, Reduction) else (model, guide)
+        yield _describe(problem, number, {"dense": dense, "pruned": pair}, epochs_done, seconds)
+
+
+def _remember(path: Path, seconds: float) -> float:
+    """Keep what the round took when it was trained, not what it takes to read it again."""
+    if not path.exists():
+        path.write_text(str(seconds))
+    return float(path.read_text())
+
+
+def _reduce(problem: Problem, recipe: Recipe, number: int, model: Any, guide: Any) -> Any:
+    own = model if number == 1 else None
+    if recipe.tune:
+        guide, own = bmr.tune_prior(guide, model=own, shared=recipe.tune).guide, None
+    data = (problem.x, problem.y) if recipe.measured else (problem.x[:ROWS], problem.y[:ROWS])
+    select = recipe.select(problem, number)
+    result = bmr.reduce(guide, *data, model=own, groups=recipe.groups, select=select)
+    return result.compact(*data) if recipe.compact else result
+
+
+def _make_small(problem: Problem, result: Reduction) -> tuple[Any, Any]:
+    small = result.compact(problem.x[:ROWS], problem.y[:ROWS])
+    return small.model, small.guide
+
+
+def _describe(
+    problem: Problem, number: int, pairs: Mapping[str, Any], epochs: int, seconds: float
+) -> Pruned:
+    x = problem.x[:ROWS]
+    model, guide = pairs["pruned"]
+    module = bmr.to_module(model, guide, x, num_samples=NUM_DRAWS)
+    mean, error = bmr.free_energy(model, guide, problem.x, problem.y, num_samples=8)
+    costs = bmr.measure_costs(pairs, x, num_samples=NUM_DRAWS, seconds=4.0).summary()
+    cost, whole = costs.loc["pruned"], costs.loc["dense"]
+    weights = {name.removeprefix("net."): value for name, value in guide.median().items()}
+    return Pruned(
+        level=number,
+        weights=weights,
+        predict=lambda images: module(images).softmax(-1).mean(0),
+        epochs=epochs,
+        seconds=seconds,
+        more={
+            "free_energy": mean,
+            "free_energy_error": error,
+            "predictive_ms": cost["predictive (ms)"],
+            "dense_predictive_ms": whole["predictive (ms)"],
+        },
+    )
