@@ -1,4 +1,4 @@
-"""Regression data and handwritten digits: from scikit-learn, from a directory, or from OpenML."""
+"""Regression data and images: from scikit-learn, from a directory, or from OpenML."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ TARGETS = {
     "yacht": ("resistance",),
 }
 
-# Numbers of data sets on https://www.openml.org with the rows and columns of the CSV files.
-_OPENML = {"boston": 531, "mnist": 554}
+# Numbers of data sets on https://www.openml.org with the rows and columns of the files.
+_OPENML = {"boston": 531, "mnist": 554, "cifar10": 40927}
 
 _MNIST = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+
+# Files of CIFAR-10, those to train with and that to test, and where the archive unpacks them.
+_CIFAR10 = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+_CIFAR10_FOLDERS = ("cifar10/cifar-10-batches-bin", "cifar-10-batches-bin")
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,15 @@ class RegressionData:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Grey images and their classes.
+    """Images and their classes.
 
     Parameters
     ----------
     name : str
         What it is called.
     x, x_test : Tensor
-        Images, of shape ``(images, 1, height, width)``, between 0 and 1.
+        Images, of shape ``(images, channels, height, width)``, between 0 and 1; one channel if
+        they are grey, red, green and blue if they are in colour.
     y, y_test : Tensor
         Classes, int64.
 
@@ -204,15 +209,92 @@ def load_mnist(directory: str | Path | None = None) -> ImageData:
     """
     directory = _choose(directory)
     if directory is None:
-        pixels, target = _fetch("mnist", "mnist/", return_X_y=True, as_frame=False)
-        x = torch.tensor(pixels, device="cpu").reshape(-1, 28, 28)
-        y = torch.tensor(target.astype("int64"), device="cpu")
-        parts = [x[:60_000], y[:60_000], x[60_000:], y[60_000:]]
+        parts = _download_images("mnist", 60_000)
     else:
         parts = [_read_idx(_find(directory, f"mnist/{name}-ubyte.gz")) for name in _MNIST]
-    x, y, x_test, y_test = parts
-    x, x_test = (images.unsqueeze(1).float() / 255 for images in (x, x_test))
-    return ImageData("mnist", x, y.long(), x_test, y_test.long())
+    return _images("mnist", (1, 28, 28), *parts)
+
+
+def load_cifar10(directory: str | Path | None = None) -> ImageData:
+    """Load CIFAR-10: 50,000 small photographs in colour to train with, 10,000 to test.
+
+    The classes are airplane, automobile, bird, cat, deer, dog, frog, horse, ship and truck, from
+    0 to 9.
+
+    Parameters
+    ----------
+    directory : str or Path, optional
+        Where ``cifar10/`` holds the files of the binary version, ``data_batch_1.bin`` to
+        ``data_batch_5.bin`` and ``test_batch.bin``, or where the archive was unpacked, to
+        ``cifar-10-batches-bin/`` or ``cifar10/cifar-10-batches-bin/``; the environment variable
+        ``PYRO_BMR_DATA`` otherwise. Without either they are downloaded from OpenML, where the
+        first 50,000 rows are to train with, and cached by scikit-learn.
+
+    Returns
+    -------
+    ImageData
+        In float32, of shape ``(images, 3, 32, 32)``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory does not hold a file.
+    ConnectionError
+        If the download fails.
+    ValueError
+        If a file does not hold whole records of a class and an image, as one that is cut off.
+
+    References
+    ----------
+    Krizhevsky (2009), "Learning multiple layers of features from tiny images", and
+    https://www.cs.toronto.edu/~kriz/cifar.html, which describes the files.
+
+    Examples
+    --------
+    >>> load_cifar10("/nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: /nowhere/cifar10/data_batch_1.bin does not exist. ...
+    """
+    directory = _choose(directory)
+    if directory is None:
+        return _images("cifar10", (3, 32, 32), *_download_images("cifar10", 50_000))
+    unpacked = [folder for folder in _CIFAR10_FOLDERS if (Path(directory) / folder).is_dir()]
+    folder = (*unpacked, "cifar10")[0]
+    *train, test = [_read_records(_find(directory, f"{folder}/{name}")) for name in _CIFAR10]
+    records = torch.cat(train)
+    parts = records[:, 1:], records[:, 0], test[:, 1:], test[:, 0]
+    return _images("cifar10", (3, 32, 32), *parts)
+
+
+def _images(
+    name: str, shape: tuple[int, ...], x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor
+) -> ImageData:
+    """Give images of bytes their shape, between 0 and 1."""
+    x, x_test = (pixels.reshape(-1, *shape).float().div_(255) for pixels in (x, x_test))
+    return ImageData(name, x, y.long(), x_test, y_test.long())
+
+
+def _download_images(name: str, rows: int) -> list[Tensor]:
+    """Pixels and classes of the first rows, to train with, and of the others, to test."""
+    pixels, target = _fetch(name, f"{name}/", return_X_y=True, as_frame=False)
+    x = torch.tensor(pixels, dtype=torch.uint8, device="cpu")
+    y = torch.tensor(target.astype("int64"), device="cpu")
+    return [x[:rows], y[:rows], x[rows:], y[rows:]]
+
+
+def _read_records(path: Path) -> Tensor:
+    """Read records of CIFAR-10: a byte for the class, 1,024 each for red, green and blue."""
+    content = np.fromfile(path, np.uint8)
+    records = content[: len(content) // 3073 * 3073].reshape(-1, 3073)
+    largest = records[:, 0].max(initial=0)
+    if not len(content) or len(records) * 3073 != len(content) or largest > 9:
+        msg = (
+            f"{path} has {len(content)} bytes, {len(records)} whole records, the largest class "
+            f"{largest}. Expected records of 3073 bytes, a class from 0 to 9 and an image, as in "
+            "the binary version of CIFAR-10"
+        )
+        raise ValueError(msg)
+    return torch.from_numpy(records)
 
 
 def _read_idx(path: Path) -> Tensor:

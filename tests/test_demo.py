@@ -122,6 +122,97 @@ def test_an_mnist_file_that_is_cut_off(tmp_path):
         datasets.load_mnist(tmp_path)
 
 
+def write_cifar10(folder, images):
+    """Write files that hold equally many images each, with random pixels; return the records."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    records = torch.randint(256, (6, images, 3073), dtype=torch.uint8, generator=generator)
+    records[..., 0] %= 10
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for name, file in zip(names, records, strict=True):
+        (folder / f"{name}.bin").write_bytes(file.numpy().tobytes())
+    return records
+
+
+@pytest.mark.parametrize(
+    "folder", ["cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin"]
+)
+def test_cifar10(folder, tmp_path, monkeypatch):
+    """Of a pixel, the byte has its place by channel, row and column."""
+    records = write_cifar10(tmp_path / folder, 3)
+    monkeypatch.setenv("PYRO_BMR_DATA", str(tmp_path))
+    data = datasets.load_cifar10()
+    assert data.name == "cifar10" and data.x.dtype == torch.float32 and data.y.dtype == torch.int64
+    assert data.x.shape == (15, 3, 32, 32) and data.x_test.shape == (3, 3, 32, 32)
+    assert data.y.tolist() == records[:5, :, 0].flatten().tolist()
+    assert data.y_test.tolist() == records[5, :, 0].tolist()
+    for channel, row, column in [(0, 0, 0), (0, 0, 5), (1, 7, 3), (2, 31, 31)]:
+        byte = 1 + 1024 * channel + 32 * row + column
+        assert data.x[4, channel, row, column] == records[1, 1, byte] / 255
+        assert data.x_test[2, channel, row, column] == records[5, 2, byte] / 255
+
+
+def test_cifar10_from_openml(monkeypatch):
+    """OpenML has the training rows first, pixels as floats, and classes as strings."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.zeros(50_002, 3072, dtype=torch.uint8)
+    pixels[[0, 50_001]] = torch.randint(256, (2, 3072), dtype=torch.uint8, generator=generator)
+    target = (torch.arange(50_002) % 10).numpy().astype(str).astype(object)
+    called = {}
+
+    def fetch(**options):
+        called.update(options)
+        return pixels.float().numpy(), target
+
+    monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
+    monkeypatch.setattr(datasets.datasets, "fetch_openml", fetch)
+    data = datasets.load_cifar10()
+    assert called["data_id"] == 40927
+    assert data.x.shape == (50_000, 3, 32, 32) and data.x_test.shape == (2, 3, 32, 32)
+    assert data.y.bincount().tolist() == [5000] * 10 and data.y_test.tolist() == [0, 1]
+    assert data.x[0, 2, 4, 1] == pixels[0, 2 * 1024 + 4 * 32 + 1] / 255
+    assert data.x_test[1, 1, 30, 2] == pixels[50_001, 1024 + 30 * 32 + 2] / 255
+
+
+@pytest.mark.skipif(
+    not list(SHARED.glob("cifar*/**/test_batch.bin")),
+    reason="no CIFAR-10; set PYRO_BMR_DATA to a directory that has it",
+)
+def test_the_files_of_cifar10():
+    """Every class is equally frequent, and the mean colour is that which is known."""
+    data = datasets.load_cifar10(SHARED)
+    assert data.y.bincount().tolist() == [5000] * 10
+    assert data.y_test.bincount().tolist() == [1000] * 10
+    assert data.x.aminmax() == (0.0, 1.0)
+    known = torch.tensor([0.4914, 0.4822, 0.4465])
+    assert data.x.mean((0, 2, 3)).allclose(known, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "has 0 bytes, 0 whole records"),
+        (bytes(3073 + 10), "has 3083 bytes, 1 whole records"),
+        (
+            bytes(3073) + b"\x0a" + bytes(3072),
+            "has 6146 bytes, 2 whole records, the largest class 10",
+        ),
+    ],
+)
+def test_a_cifar10_file_that_is_wrong(content, told, tmp_path):
+    write_cifar10(tmp_path / "cifar10", 1)
+    (tmp_path / "cifar10/data_batch_3.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=f"data_batch_3.bin {told}.*Expected records of 3073"):
+        datasets.load_cifar10(tmp_path)
+
+
+def test_a_cifar10_file_that_is_missing(tmp_path):
+    write_cifar10(tmp_path / "cifar-10-batches-bin", 1)
+    (tmp_path / "cifar-10-batches-bin/test_batch.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-bin/test_batch.bin does not"):
+        datasets.load_cifar10(tmp_path)
+
+
 def test_splits_come_from_a_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
     with pytest.raises(ValueError, match="directory="):

@@ -169,6 +169,7 @@ def known():
         datasets.load: {"name": "diabetes"},
         datasets.load_splits: {"name": "boston"},
         datasets.load_mnist: {},
+        datasets.load_cifar10: {},
         bmr.plot_criteria: {"result": result},
         bmr.plot_delta_f: {"result": result},
         bmr.plot_element: {"result": result, "site": "w", "index": 0},
