@@ -108,7 +108,8 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
             checkpoint=folder / name,
         )
 
-    dense, result, epochs_done = (model, guide), None, 0
+    dense, result = (model, guide), None
+    epochs_done, seconds = 0, 0.0
     for number, epochs in enumerate((schedule.first, *schedule.rounds)):
         began = perf_counter()
         if number:
@@ -121,7 +122,7 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
             model.weight = 1.0
         fit(epochs, f"round-{number}")
         epochs_done += epochs
-        seconds = _remember(folder / f"round-{number}.seconds", perf_counter() - began)
+        seconds += _remember(folder / f"round-{number}.seconds", perf_counter() - began)
         pair = _make_small(problem, result) if isinstance(result, Reduction) else (model, guide)
         yield _describe(problem, number, {"dense": dense, "pruned": pair}, epochs_done, seconds)
 
@@ -154,7 +155,8 @@ def _describe(
     x = problem.x[:ROWS]
     model, guide = pairs["pruned"]
     module = bmr.to_module(model, guide, x, num_samples=NUM_DRAWS)
-    mean, error = bmr.free_energy(model, guide, problem.x, problem.y, num_samples=8)
+    data = problem.x, problem.y
+    mean, error = bmr.free_energy(model, guide, *data, num_samples=4, batch_size=2_000)
     costs = bmr.measure_costs(pairs, x, num_samples=NUM_DRAWS, seconds=4.0).summary()
     cost, whole = costs.loc["pruned"], costs.loc["dense"]
     weights = {name.removeprefix("net."): value for name, value in guide.median().items()}

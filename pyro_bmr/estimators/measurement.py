@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, read_count
 from pyro_bmr.estimators.elbos import UnbiasedELBO
+from pyro_bmr.estimators.meter import BLOCK, Meter
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import BatchModel
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.failures import running
-from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.pairs import Pair, check_programs
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import Stream
 
@@ -31,6 +33,7 @@ def free_energy(
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 100,
+    batch_size: int | None = None,
     estimator: ELBO | None = None,
 ) -> tuple[float, float]:
     r"""Estimate the free energy of a model and its guide, in nats.
@@ -47,6 +50,10 @@ def free_energy(
         Keyword arguments of both.
     num_samples : int
         How many estimates to average; two or more.
+    batch_size : int, optional
+        Rows that are measured at a time, where memory does not take all of them: each estimate is
+        then the sum over all batches, in random order, with draws of their own. Fewer than eight
+        batches are measured as one, and so are rows of which the log likelihood is not a sum.
     estimator : ELBO, optional
         By default one that is unbiased for every reparameterised guide; those of `pyro.infer` work
         too.
@@ -74,8 +81,33 @@ def free_energy(
     if estimator is not None:
         check_kind("estimator", estimator, ELBO, "a loss such as pyro.infer.Trace_ELBO()")
     data = read_data(model, guide, args, kwargs)
-    draws = free_energy_draws(model, guide, *data, num_samples, estimator)
-    return mean_and_error(draws)
+    if batch_size is None:
+        return mean_and_error(free_energy_draws(model, guide, *data, num_samples, estimator))
+    batch_size = read_count("batch_size", batch_size)
+    if estimator is not None:
+        msg = (
+            f"free_energy got batch_size={batch_size} and an estimator. Expected one of them: "
+            "batches are measured by the unbiased estimator"
+        )
+        raise ValueError(msg)
+    return _measure_batches((model, guide), *data, num_samples, batch_size)
+
+
+def _measure_batches(
+    pair: Pair,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    num_samples: int,
+    batch_size: int,
+) -> tuple[float, float]:
+    """Average passes over the rows, each of them one estimate."""
+    seed = int(torch.randint(2**31, (), device="cpu"))
+    with explained_refusals(*pair, args, kwargs), running("the model and its guide", args, kwargs):
+        meter = Meter(pair, args, kwargs, batch_size, seed)
+        count = BLOCK * math.ceil(meter.parts * num_samples / BLOCK)
+        draws = meter.measure(pair, 0, count, {})
+    passes = draws[: meter.parts * num_samples].reshape(num_samples, meter.parts)
+    return mean_and_error(passes.mean(1))
 
 
 def free_energy_draws(

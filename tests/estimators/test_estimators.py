@@ -574,6 +574,30 @@ def test_free_energy_is_unbiased_for_shared_filters():
     assert abs(measured - local) > 5 * (error**2 + other**2) ** 0.5
 
 
+def test_free_energy_by_batches():
+    """In its expectation that of all rows at once; a model sees no more than a batch of them."""
+    seen = set()
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        seen.add(len(x))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x @ w).tanh(), 0.5), obs=y)
+
+    x = torch.randn(203, 2)
+    args = model, AutoNormal(model, init_scale=0.3), x, x[:, 0].tanh()
+    whole, error = bmr.free_energy(*args, num_samples=400)
+    state = torch.get_rng_state()
+    parts, other = bmr.free_energy(*args, num_samples=100, batch_size=20)
+    assert abs(whole - parts) < 3.5 * (error**2 + other**2) ** 0.5
+    assert other > 0
+    assert not torch.equal(torch.get_rng_state(), state)
+    assert seen >= {18, 19}
+    assert bmr.free_energy(*args, num_samples=2, batch_size=20) != (parts, other)
+    with pytest.raises(ValueError, match="batch_size=20 and an estimator"):
+        bmr.free_energy(*args, batch_size=20, estimator=Trace_ELBO())
+
+
 @pytest.mark.parametrize(
     "change", [lambda: poutine.mask(mask=False), lambda: poutine.scale(scale=0.1)]
 )

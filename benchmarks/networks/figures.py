@@ -1,0 +1,92 @@
+"""The figures of the page, from the file of results and that of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from tables import METHODS, NETWORKS, Sources
+
+STYLES = {
+    "bmr": {"color": "#1b6ca8", "marker": "o", "linewidth": 2.2, "zorder": 3},
+    "bmr, units": {"color": "#1b6ca8", "marker": "s", "linestyle": "--", "zorder": 3},
+    "sparse vd": {"color": "#d1495b", "marker": "^"},
+    "magnitude": {"color": "#66a182", "marker": "v"},
+    "snr": {"color": "#edae49", "marker": "D"},
+    "bc-gnj": {"color": "#7d5ba6", "marker": "P"},
+}
+CURVES = {"error": "error (%)", "nll": "negative log likelihood", "ece": "calibration error"}
+
+
+def curves(sources: Sources) -> Figure:
+    """Draw error, NLL and ECE against compression, for each network and method."""
+    networks = [name for name in NETWORKS if (sources.results.network == name).any()]
+    figure, axes = plt.subplots(
+        *(len(networks), len(CURVES)),
+        figsize=(12, 3.6 * len(networks)),
+        sharex="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, network in zip(axes, networks, strict=True):
+        for ax, (score, label) in zip(row, CURVES.items(), strict=True):
+            _draw_curves(ax, sources, network, score)
+            ax.set(ylabel=label, title=NETWORKS[network])
+        row[0].set_xlabel("compression")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def free_energies(sources: Sources) -> Figure:
+    """Draw F against compression along the rounds, for what minimises it."""
+    networks = [name for name in NETWORKS if (sources.results.network == name).any()]
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(4.6 * len(networks), 3.6), squeeze=False, layout="constrained"
+    )
+    for ax, network in zip(axes[0], networks, strict=True):
+        _draw_curves(ax, sources, network, "free_energy")
+        ax.set(title=NETWORKS[network], ylabel="free energy (nats)", xlabel="compression")
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        ax.legend(fontsize=8)
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[Sources], Figure]] = {
+    "curves": curves,
+    "free-energies": free_energies,
+}
+
+
+def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
+    """Draw means over seeds, and the range of the seeds where there are several."""
+    results = sources.results[sources.results.network == network]
+    for method, style in STYLES.items():
+        rows = results[(results.method == method) & results[score].notna()]
+        if rows.empty:
+            continue
+        levels = rows.groupby("level")
+        means = levels[["compression", score]].mean().sort_values("compression")
+        spread = levels[score].agg(["min", "max"]).loc[means.index]
+        ax.fill_between(
+            means.compression, spread["min"], spread["max"], color=style["color"], alpha=0.15, lw=0
+        )
+        ax.plot(means.compression, means[score], label=METHODS[method], markersize=5, **style)
+    dense = results[results.method == "dense"]
+    if len(dense) and dense[score].notna().any():
+        ax.axhline(dense[score].mean(), color="0.5", linestyle=":", label="dense")
+    if score == "error":
+        known = sources.published[sources.published.network == network]
+        for one in known[known.compression > 1].itertuples():
+            ax.plot(one.compression, one.error, "x", color="black")
+            place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}
+            ax.annotate(one.method, (one.compression, one.error), **place)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
