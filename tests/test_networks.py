@@ -53,7 +53,7 @@ def problem(modules):
     x = torch.rand(512, 1, 6, 6, generator=generator)
     x[y == 0, :, :, :3] += 0.3
     x[y == 1, :, :, 3:] += 0.3
-    schedule = modules["problems"].Schedule(15, (5, 5, 5), 32, 1e-2)
+    schedule = modules["problems"].Schedule(15, (5, 5, 5), 27.0, 32, 1e-2)
     rows = x[:256], y[:256], x[256:], y[256:]
     return modules["problems"].Problem("halves", make_network, (6, 8), schedule, *rows, {})
 
@@ -84,10 +84,8 @@ def test_every_method_learns_and_then_prunes_more_and_more(method, modules, prob
     assert torch.equal(again, chances)
 
 
-def test_what_magnitude_has_pruned_stays_zero(modules, problem, monkeypatch):
-    magnitude = modules["magnitude"]
-    monkeypatch.setattr(magnitude, "HIGHEST", 27.0)
-    rounds = list(magnitude.train(problem, 0))
+def test_what_magnitude_has_pruned_stays_zero(modules, problem):
+    rounds = list(modules["magnitude"].train(problem, 0))
     assert [pruned.level for pruned in rounds] == pytest.approx([3, 9, 27])
     for pruned in rounds:
         assert 0 < count(pruned) <= round(SIZE / pruned.level)

@@ -87,7 +87,12 @@ def _options() -> argparse.Namespace:
 
     add("--data-dir", type=Path, help="with mnist/ and cifar10/, as pyro_bmr.datasets reads them")
     add("--output", type=Path, default=RESULTS)
-    add("--work", type=Path, required=True, help="where networks are kept as far as they are trained")
+    add(
+        "--work",
+        type=Path,
+        required=True,
+        help="where networks are kept as far as they are trained",
+    )
     choose("--networks", tuple(PROBLEMS), tuple(PROBLEMS))
     choose("--methods", METHODS, METHODS)
     choose("--seeds", range(10), range(3))

@@ -18,10 +18,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from training import minimise
 
-# Weights and biases of the network over those kept in the last round. Each round before it keeps
-# the same fraction of what the round before it has kept.
-HIGHEST = 200.0
-
 
 def train(problem: Problem, seed: int) -> Iterator[Pruned]:
     """Train a dense network, then prune and train it again in each round, by compression."""
@@ -36,7 +32,7 @@ def train(problem: Problem, seed: int) -> Iterator[Pruned]:
     epochs = schedule.first
     seconds = minimise(problem, list(parameters.values()), loss, epochs, generator)
     for number, length in enumerate(schedule.rounds, 1):
-        compression = HIGHEST ** (number / len(schedule.rounds))
+        compression = schedule.compress(number)
         masks = keep_largest(parameters, compression)
 
         def hold(masks: Mapping[str, Tensor] = masks) -> None:

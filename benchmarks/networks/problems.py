@@ -105,6 +105,8 @@ def _grey(images: Tensor) -> Tensor:
 
 
 PROBLEMS = {
-    "lenet-300-100": _mnist("lenet-300-100", lenet_300_100, (300, 100), Schedule(10, (10,) * 9, 200)),
-    "lenet-5": _mnist("lenet-5", lenet_5, (20, 50, 500), Schedule(5, (5,) * 7, 500)),
+    "lenet-300-100": _mnist(
+        "lenet-300-100", lenet_300_100, (300, 100), Schedule(10, (*[10] * 8, 20), 200)
+    ),
+    "lenet-5": _mnist("lenet-5", lenet_5, (20, 50, 500), Schedule(4, (*[4] * 6, 8), 500)),
 }

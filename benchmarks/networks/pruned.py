@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -24,6 +24,8 @@ class Pruned:
     # Of training so far.
     epochs: int
     seconds: float
+    # What only some methods have, by the names of the columns of results.
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_pruned(

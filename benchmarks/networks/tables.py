@@ -86,7 +86,9 @@ def published_table(sources: Sources, network: str) -> str:
     for one in published.itertuples():
         compression = "" if np.isnan(one.compression) else f"{one.compression:.0f}×"
         widths = one.widths if isinstance(one.widths, str) else ""
-        rows.append((one.method, compression, widths, f"{one.error:.2f}", f"published: {one.source}"))
+        rows.append(
+            (one.method, compression, widths, f"{one.error:.2f}", f"published: {one.source}")
+        )
     return _write(("", "compression", "units", "error, %", ""), rows)
 
 
