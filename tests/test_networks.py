@@ -261,6 +261,6 @@ def test_units_live_that_take_and_are_taken(modules, problem):
     assert modules["scoring"].living_widths(list(weights.values())) == (1, 1)
     counts = modules["scoring"].count(problem, weights)
     assert counts["weights"] == 18 + 6 + 6
-    assert counts["compression"] == (27 + 48 + 8) / 30
+    assert counts["compression"] == SIZE / 30
     assert counts["widths"] == "1-1"
     assert counts["flops"] == 2 * (16 * 9 + 4 + 2)

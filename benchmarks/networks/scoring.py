@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from problems import Problem
@@ -61,7 +62,8 @@ def living_widths(weights: Sequence[Tensor]) -> tuple[int, ...]:
     kept = [value != 0 for value in weights]
     # By hidden layer: what its units take, and what takes them, with an axis of units each.
     taking = [mask.flatten(1) for mask in kept[:-1]]
-    taken = [mask.reshape(len(mask), len(units), -1) for mask, units in zip(kept[1:], taking)]
+    pairs = pairwise(kept)
+    taken = [after.reshape(len(after), len(before), -1) for before, after in pairs]
     while True:
         alive = [a.any(1) & b.any(2).any(0) for a, b in zip(taking, taken, strict=True)]
         before = sum(int(mask.sum()) for mask in kept)

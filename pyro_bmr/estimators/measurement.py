@@ -63,6 +63,11 @@ def free_energy(
     mean, error : float
         The estimate and its standard error, in nats.
 
+    Raises
+    ------
+    ValueError
+        If a number makes no sense, or if both ``batch_size`` and ``estimator`` are given.
+
     Examples
     --------
     >>> import pyro, pyro.distributions as dist
