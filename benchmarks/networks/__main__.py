@@ -17,6 +17,7 @@ from typing import Any
 import bayesian_compression
 import dense
 import magnitude
+import numpy as np
 import ours
 import pandas as pd
 import sparse_vd
@@ -49,7 +50,7 @@ def main() -> None:
             cell = Cell(name, method, seed)
             if cell not in _find_cells(options.output):
                 problem = _take_part(load_problem(name, options.data_dir), options)
-                rows = list(_run(cell, problem, options.work))
+                rows = list(_run(cell, problem, options.work, options.output))
                 _add(options.output, rows)
 
 
@@ -62,8 +63,8 @@ class Cell:
     seed: int
 
 
-def _run(cell: Cell, problem: Problem, work: Path) -> Iterator[dict[str, Any]]:
-    """Train and prune; yields a row for each network on the way."""
+def _run(cell: Cell, problem: Problem, work: Path, output: Path) -> Iterator[dict[str, Any]]:
+    """Train and prune; yields a row for each network on the way, and keeps a first layer."""
     folder = work / "-".join(map(str, vars(cell).values())).replace(", ", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     if cell.method in RIVALS:
@@ -75,6 +76,9 @@ def _run(cell: Cell, problem: Problem, work: Path) -> Iterator[dict[str, Any]]:
         row = vars(cell) | own | count(problem, one.weights) | judge(one.predict, problem)
         print(*(f"{key}={value}" for key, value in row.items()), flush=True)
         yield row
+    if cell.method == "bmr" and cell.seed == 0:
+        first = next(value for value in one.weights.values() if value.dim() > 1)
+        np.savez_compressed(output.with_name(f"first-layer-{cell.network}.npz"), weights=first)
 
 
 def _options() -> argparse.Namespace:

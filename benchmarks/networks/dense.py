@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import torch
 from problems import Problem
 from pruned import Pruned, make_pruned
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from training import minimise
+from training import train_dense
 
 
 def train(problem: Problem, seed: int) -> Iterator[Pruned]:
@@ -17,9 +15,5 @@ def train(problem: Problem, seed: int) -> Iterator[Pruned]:
     network = problem.make_network(seed).to(memory_format=torch.channels_last)
     generator = torch.Generator("cpu").manual_seed(seed)
     epochs = problem.schedule.epochs
-
-    def loss(x: Tensor, y: Tensor, _done: float) -> Tensor:
-        return cross_entropy(network(x), y)
-
-    seconds = minimise(problem, list(network.parameters()), loss, epochs, generator)
+    seconds = train_dense(problem, network, epochs, generator)
     yield make_pruned(network, dict(network.named_parameters()), 1.0, epochs, seconds)

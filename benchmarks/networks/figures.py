@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -57,9 +60,33 @@ def free_energies(sources: Sources) -> Figure:
     return figure
 
 
+def what_is_left(_sources: Sources) -> Figure:
+    """Draw how many weights read each pixel, and the filters that stay."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    read = (_first_layer("lenet-300-100") != 0).sum(0).reshape(28, 28)
+    image = axes[0].imshow(read, cmap="cividis")
+    figure.colorbar(image, ax=axes[0], label="weights that read a pixel")
+    axes[0].set(title=f"LeNet-300-100: {(read > 0).sum()} of 784 pixels are read")
+    filters = _first_layer("lenet-5")[:, 0]
+    kept = filters[(filters != 0).any((1, 2))]
+    wide = math.ceil(math.sqrt(len(kept)))
+    sheet = np.full((6 * math.ceil(len(kept) / wide) + 1, 6 * wide + 1), np.nan)
+    for number, one in enumerate(kept):
+        row, column = divmod(number, wide)
+        sheet[6 * row + 1 : 6 * row + 6, 6 * column + 1 : 6 * column + 6] = one
+    size = np.abs(kept).max()
+    image = axes[1].imshow(sheet, cmap="RdBu", vmin=-size, vmax=size)
+    figure.colorbar(image, ax=axes[1], label="posterior mean")
+    axes[1].set(title=f"LeNet-5: {len(kept)} of 20 filters")
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    return figure
+
+
 FIGURES: Mapping[str, Callable[[Sources], Figure]] = {
     "curves": curves,
     "free-energies": free_energies,
+    "what-is-left": what_is_left,
 }
 
 
@@ -89,3 +116,9 @@ def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _first_layer(network: str) -> np.ndarray:
+    """Read the weights of the first layer after all rounds."""
+    with np.load(Path(__file__).with_name(f"first-layer-{network}.npz")) as file:
+        return file["weights"]

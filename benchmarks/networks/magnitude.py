@@ -15,8 +15,7 @@ import torch
 from problems import Problem
 from pruned import Pruned, make_pruned
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from training import minimise
+from training import train_dense
 
 
 def train(problem: Problem, seed: int) -> Iterator[Pruned]:
@@ -26,11 +25,8 @@ def train(problem: Problem, seed: int) -> Iterator[Pruned]:
     parameters = dict(network.named_parameters())
     generator = torch.Generator("cpu").manual_seed(seed)
 
-    def loss(x: Tensor, y: Tensor, _done: float) -> Tensor:
-        return cross_entropy(network(x), y)
-
     epochs = schedule.first
-    seconds = minimise(problem, list(parameters.values()), loss, epochs, generator)
+    seconds = train_dense(problem, network, epochs, generator)
     for number, length in enumerate(schedule.rounds, 1):
         compression = schedule.compress(number)
         masks = keep_largest(parameters, compression)
@@ -41,7 +37,7 @@ def train(problem: Problem, seed: int) -> Iterator[Pruned]:
 
         with torch.no_grad():
             hold()
-        seconds += minimise(problem, list(parameters.values()), loss, length, generator, hold)
+        seconds += train_dense(problem, network, length, generator, hold)
         epochs += length
         yield make_pruned(network, parameters, compression, epochs, seconds)
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from problems import Problem
 from pruned import Pruned
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from training import train_dense
 
 import pyro_bmr as bmr
 from pyro_bmr.results import Reduction
@@ -39,7 +41,9 @@ class Recipe:
     select: Callable[[Problem, int], Selection] = lambda _problem, _number: bmr.by_evidence()
     measured: bool = False
     compact: bool = True
-    # How often each image counts during the first half of the first training.
+    # The first half of the first training is that of a dense network, where the guide starts.
+    pretrain: bool = True
+    # How often each image counts during the first half of what is left of it.
     warm_up: float = 1.0
     lr: float = 2e-3
     estimator: str = "local"
@@ -59,6 +63,7 @@ RECIPES: Mapping[str, Recipe] = {
     "bmr, scales by site": replace(OURS, tune="site"),
     "bmr, measured": replace(OURS, measured=True, select=lambda *_: bmr.by_free_energy()),
     "bmr, global draws": replace(OURS, estimator="global"),
+    "bmr, from scratch": replace(OURS, pretrain=False),
     "bmr, warm-up": replace(OURS, warm_up=10.0),
     "bmr, faster": replace(OURS, lr=4e-3),
     "bmr, slower": replace(OURS, lr=1e-3),
@@ -92,8 +97,12 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
     Pruned
         After the first training, and after each round.
     """
-    schedule = problem.schedule
-    model: Any = Classifier(problem.make_network(seed), recipe.prior)
+    schedule, first = problem.schedule, problem.schedule.first
+    net, seconds, began = problem.make_network(seed), 0.0, perf_counter()
+    if recipe.pretrain:
+        net = _pretrain(problem, first // 2, seed, folder / "pretrained.pt")
+        first -= first // 2
+    model: Any = Classifier(net, recipe.prior)
     start = bmr.init_to_pretrained(model)
     guide: Any = AutoNormal(model, init_loc_fn=start, init_scale=0.02)
 
@@ -109,22 +118,33 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
         )
 
     dense, result = (model, guide), None
-    epochs_done, seconds = 0, 0.0
-    for number, epochs in enumerate((schedule.first, *schedule.rounds)):
-        began = perf_counter()
+    epochs_done = schedule.first - first
+    for number, epochs in enumerate((first, *schedule.rounds)):
         if number:
+            began = perf_counter()
             result = _reduce(problem, recipe, number, model, guide)
             model, guide = result.model, result.guide
         elif recipe.warm_up > 1:
-            epochs_done, epochs = epochs // 2, epochs - epochs // 2
             model.weight = recipe.warm_up
-            fit(epochs_done, "warm-up")
+            fit(epochs // 2, "warm-up")
             model.weight = 1.0
+            epochs_done, epochs = epochs_done + epochs // 2, epochs - epochs // 2
         fit(epochs, f"round-{number}")
         epochs_done += epochs
         seconds += _remember(folder / f"round-{number}.seconds", perf_counter() - began)
         pair = _make_small(problem, result) if isinstance(result, Reduction) else (model, guide)
         yield _describe(problem, number, {"dense": dense, "pruned": pair}, epochs_done, seconds)
+
+
+def _pretrain(problem: Problem, epochs: int, seed: int, path: Path) -> nn.Sequential:
+    """Train a dense network, or read it if a killed run has done so."""
+    net = problem.make_network(seed)
+    if path.exists():
+        net.load_state_dict(torch.load(path))
+    else:
+        train_dense(problem, net, epochs, torch.Generator("cpu").manual_seed(seed))
+        torch.save(net.state_dict(), path)
+    return net
 
 
 def _remember(path: Path, seconds: float) -> float:

@@ -106,7 +106,7 @@ def _grey(images: Tensor) -> Tensor:
 
 PROBLEMS = {
     "lenet-300-100": _mnist(
-        "lenet-300-100", lenet_300_100, (300, 100), Schedule(10, (*[10] * 8, 20), 200)
+        "lenet-300-100", lenet_300_100, (300, 100), Schedule(20, (*[10] * 8, 20), 200)
     ),
-    "lenet-5": _mnist("lenet-5", lenet_5, (20, 50, 500), Schedule(4, (*[4] * 6, 8), 500)),
+    "lenet-5": _mnist("lenet-5", lenet_5, (20, 50, 500), Schedule(8, (*[4] * 6, 8), 500)),
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from problems import Problem
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from pyro_bmr.training.rates import hold_and_fall
 
@@ -41,3 +42,18 @@ def minimise(
                 project()
             step += 1
     return time.perf_counter() - begin
+
+
+def train_dense(
+    problem: Problem,
+    network: nn.Sequential,
+    epochs: int,
+    generator: torch.Generator,
+    project: Callable[[], None] = lambda: None,
+) -> float:
+    """Minimise the cross entropy of a network's classes; return the seconds."""
+
+    def loss(x: Tensor, y: Tensor, _done: float) -> Tensor:
+        return cross_entropy(network(x), y)
+
+    return minimise(problem, list(network.parameters()), loss, epochs, generator, project)
