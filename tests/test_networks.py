@@ -14,7 +14,15 @@ from torch.func import functional_call, vmap
 
 NETWORKS = Path(__file__).parents[1] / "benchmarks" / "networks"
 NAMES = [
-    *("bayesian_compression", "dense", "magnitude", "problems", "pruned", "scoring"),
+    *(
+        "architectures",
+        "bayesian_compression",
+        "dense",
+        "magnitude",
+        "problems",
+        "pruned",
+        "scoring",
+    ),
     *("sparse_vd", "training", "variational"),
 ]
 METHODS = ["dense", "magnitude", "sparse_vd", "bayesian_compression"]
@@ -259,8 +267,7 @@ def test_units_live_that_take_and_are_taken(modules, problem):
     classes[:, 2] = 0
     weights = {"0.weight": filters, "3.weight": units, "5.weight": classes}
     assert modules["scoring"].living_widths(list(weights.values())) == (1, 1)
-    counts = modules["scoring"].count(problem, weights)
-    assert counts["weights"] == 18 + 6 + 6
-    assert counts["compression"] == SIZE / 30
-    assert counts["widths"] == "1-1"
-    assert counts["flops"] == 2 * (16 * 9 + 4 + 2)
+    size = modules["scoring"].count_weights(problem, weights)
+    assert size == {"weights": 18 + 6 + 6, "compression": SIZE / 30}
+    units = modules["scoring"].count_units(problem, weights)
+    assert units == {"widths": "1-1", "flops": 2 * (16 * 9 + 4 + 2)}

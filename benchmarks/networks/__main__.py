@@ -23,7 +23,7 @@ import pandas as pd
 import sparse_vd
 from filelock import FileLock
 from problems import PROBLEMS, Problem, load_problem
-from scoring import count, judge
+from scoring import count_units, count_weights, judge
 
 RESULTS = Path(__file__).with_name("results.csv")
 RIVALS = {
@@ -37,7 +37,7 @@ KEY = ["network", "method", "seed", "level"]
 COLUMNS = (
     *KEY,
     *("epochs", "seconds", "weights", "compression", "widths", "flops"),
-    *("error", "nll", "ece", "brier", "auroc_rotated", "auroc_cifar10"),
+    *("error", "nll", "ece", "brier", "auroc_rotated", "auroc_cifar10", "auroc_mnist"),
     *("free_energy", "free_energy_error", "predictive_ms", "dense_predictive_ms"),
 )
 
@@ -72,8 +72,9 @@ def _run(cell: Cell, problem: Problem, work: Path, output: Path) -> Iterator[dic
     else:
         networks = ours.train(problem, cell.seed, ours.RECIPES[cell.method], folder)
     for one in networks:
-        own = {"level": one.level, "epochs": one.epochs, "seconds": one.seconds, **one.more}
-        row = vars(cell) | own | count(problem, one.weights) | judge(one.predict, problem)
+        row = {"level": one.level, "epochs": one.epochs, "seconds": one.seconds, **vars(cell)}
+        row |= count_weights(problem, one.weights) | judge(one.predict, problem)
+        row |= one.more or count_units(problem, one.weights)
         print(*(f"{key}={value}" for key, value in row.items()), flush=True)
         yield row
     if cell.method == "bmr" and cell.seed == 0:

@@ -187,6 +187,8 @@ def _describe(
         epochs=epochs,
         seconds=seconds,
         more={
+            "widths": "-".join(str(len(w)) for w in list(weights.values())[:-1] if w.dim() > 1),
+            "flops": cost["FLOPs"] / ROWS,
             "free_energy": mean,
             "free_energy_error": error,
             "predictive_ms": cost["predictive (ms)"],

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from architectures import colour_lenet, lenet_5, lenet_300_100, resnet_8, vision_transformer
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pyro_bmr.datasets import load_cifar10, load_mnist
 
@@ -54,59 +57,52 @@ class Problem:
         return self.make(self.widths)
 
 
-def lenet_300_100(widths: Sequence[int]) -> nn.Sequential:
-    """Two hidden layers (LeCun et al. 1998)."""
-    first, second = widths
-    return nn.Sequential(
-        nn.Flatten(),
-        *(nn.Linear(784, first), nn.ReLU()),
-        *(nn.Linear(first, second), nn.ReLU()),
-        nn.Linear(second, 10),
-    )
+@dataclass(frozen=True)
+class Task:
+    """A network to make, how long it learns, and what."""
 
-
-def lenet_5(widths: Sequence[int]) -> nn.Sequential:
-    """Two layers of filters, one of units (LeCun et al. 1998, in the widths of Caffe)."""
-    first, second, third = widths
-    return nn.Sequential(
-        *(nn.Conv2d(1, first, 5), nn.MaxPool2d(2)),
-        *(nn.Conv2d(first, second, 5), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(16 * second, third), nn.ReLU()),
-        nn.Linear(third, 10),
-    )
+    make: Callable[[Sequence[int]], nn.Sequential]
+    widths: tuple[int, ...]
+    schedule: Schedule
+    read: Callable[[str | Path | None], tuple[Any, ...]]
 
 
 def load_problem(name: str, directory: str | Path | None = None) -> Problem:
-    """Load the data of a problem, pixels between 0 and 1, and say what learns them and how long."""
-    return PROBLEMS[name](directory)
+    """Load the data of a problem from the directory of `pyro_bmr.datasets`."""
+    task = PROBLEMS[name]
+    return Problem(name, task.make, task.widths, task.schedule, *task.read(directory))
 
 
-def _mnist(
-    name: str,
-    make: Callable[[Sequence[int]], nn.Sequential],
-    widths: tuple[int, ...],
-    schedule: Schedule,
-) -> Callable[[str | Path | None], Problem]:
-    def load(directory: str | Path | None) -> Problem:
-        data, other = load_mnist(directory), load_cifar10(directory)
-        strange = {
-            "rotated": data.x_test.rot90(1, (2, 3)).contiguous(),
-            "cifar10": _grey(other.x_test)[..., 2:-2, 2:-2].contiguous(),
-        }
-        rows = data.x, data.y, data.x_test, data.y_test
-        return Problem(name, make, widths, schedule, *rows, strange)
-
-    return load
+def _read_mnist(directory: str | Path | None) -> tuple[Any, ...]:
+    """Pixels between 0 and 1; strange are digits on their side, and photographs in grey."""
+    data, other = load_mnist(directory), load_cifar10(directory)
+    # Luma of ITU-R BT.601.
+    grey = (other.x_test * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    strange = {
+        "rotated": data.x_test.rot90(1, (2, 3)).contiguous(),
+        "cifar10": grey[..., 2:-2, 2:-2].contiguous(),
+    }
+    return data.x, data.y, data.x_test, data.y_test, strange
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601."""
-    return (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+def _read_cifar10(directory: str | Path | None) -> tuple[Any, ...]:
+    """Each colour centred and in units of its standard deviation; strange are digits."""
+    data, other = load_cifar10(directory), load_mnist(directory)
+    mean, spread = data.x.mean((0, 2, 3)), data.x.std((0, 2, 3))
+
+    def scale(images: Tensor) -> Tensor:
+        return (images - mean[:, None, None]) / spread[:, None, None]
+
+    digits = pad(other.x_test, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+    return scale(data.x), data.y, scale(data.x_test), data.y_test, {"mnist": scale(digits)}
 
 
+_TENS = (*[10] * 8, 20)
+_FOURS = (*[4] * 6, 8)
 PROBLEMS = {
-    "lenet-300-100": _mnist(
-        "lenet-300-100", lenet_300_100, (300, 100), Schedule(20, (*[10] * 8, 20), 200)
-    ),
-    "lenet-5": _mnist("lenet-5", lenet_5, (20, 50, 500), Schedule(8, (*[4] * 6, 8), 500)),
+    "lenet-300-100": Task(lenet_300_100, (300, 100), Schedule(20, _TENS, 200), _read_mnist),
+    "lenet-5": Task(lenet_5, (20, 50, 500), Schedule(8, _FOURS, 500), _read_mnist),
+    "lenet-cifar10": Task(colour_lenet, (20, 50, 500), Schedule(12, _FOURS, 100), _read_cifar10),
+    "resnet-8": Task(resnet_8, (16, 32, 64), Schedule(12, (4, 4, 4), 10), _read_cifar10),
+    "transformer": Task(vision_transformer, (32, 64), Schedule(20, _TENS, 50), _read_mnist),
 }

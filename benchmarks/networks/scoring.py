@@ -37,21 +37,18 @@ def judge(predict: Callable[[Tensor], Tensor], problem: Problem) -> dict[str, fl
     return scores
 
 
-def count(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """Count what is left of a network, from its weights by name, zero where they are pruned.
-
-    Compression is all weights and biases of the whole network over those that are not zero. FLOPs
-    are those of one image in a dense network of the widths that are left.
-    """
+def count_weights(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Count the weights and biases that are left, and how many times fewer these are than all."""
     whole = sum(value.numel() for value in problem.make(problem.widths).parameters())
-    nonzero = sum(int(value.count_nonzero()) for value in weights.values())
+    left = sum(int(value.count_nonzero()) for value in weights.values())
+    return {"weights": left, "compression": whole / left}
+
+
+def count_units(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """Count the units that live in layers in a row, and the FLOPs of one image in so many."""
     widths = living_widths([value for value in weights.values() if value.dim() > 1])
-    return {
-        "weights": nonzero,
-        "compression": whole / nonzero,
-        "widths": "-".join(map(str, widths)),
-        "flops": _count_flops(problem.make(widths), problem.x_test[:1]),
-    }
+    flops = _count_flops(problem.make(widths), problem.x_test[:1])
+    return {"widths": "-".join(map(str, widths)), "flops": flops}
 
 
 def living_widths(weights: Sequence[Tensor]) -> tuple[int, ...]:
