@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_switch, read_device
 from pyro_bmr.cutting.checking import check_same
+from pyro_bmr.cutting.model import cut_model
 from pyro_bmr.cutting.planning import (
     LayerCut,
     choose_units,
@@ -22,7 +23,7 @@ from pyro_bmr.cutting.planning import (
     mask_left,
     take_inputs,
 )
-from pyro_bmr.cutting.program import CompactedModel, Cut, Parameter
+from pyro_bmr.cutting.program import Cut, Parameter
 from pyro_bmr.cutting.rewriting import plan_rewrites
 from pyro_bmr.display import Tabular
 from pyro_bmr.export.portable import Portable
@@ -312,7 +313,7 @@ def _assemble(
     if create is not None and cut.plates:
         create = partial(_without, frozenset(cut.plates), create)
     smaller = tuple(factor.take(cut.sites) for factor in factors)
-    compacted = CompactedModel(full, cut)
+    compacted = cut_model(full, cut)
     new = replace(origin, model=compacted, args=args, kwargs=kwargs, create_plates=create)
     model, guide, _ = assemble(new, smaller, {}, masked)
     return model, guide

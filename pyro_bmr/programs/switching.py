@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import SiteBuffers
+from pyro_bmr.programs.sites import Indices, take
 from pyro_bmr.programs.wrappers import ModelWrapper
 
 
@@ -27,6 +28,12 @@ class NewPrior:
     mask: Tensor
     family: type[TorchDistribution]
     parameters: Mapping[str, Tensor]
+
+    def take(self, kept: Indices) -> NewPrior:
+        """Return the prior of a site of which some indices are left."""
+        shape = self.mask.shape
+        parameters = {name: take(t.expand(shape), kept) for name, t in self.parameters.items()}
+        return NewPrior(take(self.mask, kept), self.family, parameters)
 
 
 class _SwitchMessenger(Messenger):
