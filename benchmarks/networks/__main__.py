@@ -103,15 +103,17 @@ def _options() -> argparse.Namespace:
     choose("--seeds", range(10), range(3))
     add("--epochs", type=float, default=1.0, help="part of the epochs, for a try; needs --output")
     add("--rows", type=int, help="of the data, so many, for a try; needs --output")
+    add("--rounds", type=int, help="so many, for a try; needs --output")
     options = parser.parse_args()
-    if (options.epochs != 1 or options.rows) and options.output == RESULTS:
+    if (options.epochs != 1 or options.rows or options.rounds) and options.output == RESULTS:
         parser.error("this is for a try. Expected --output, another file than that of the docs")
     return options
 
 
 def _take_part(problem: Problem, options: argparse.Namespace) -> Problem:
     schedule = problem.schedule
-    first, *rounds = (math.ceil(options.epochs * n) for n in (schedule.first, *schedule.rounds))
+    lengths = (schedule.first, *schedule.rounds[: options.rounds])
+    first, *rounds = (math.ceil(options.epochs * length) for length in lengths)
     rows = slice(options.rows)
     return replace(
         problem,

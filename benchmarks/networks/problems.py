@@ -14,6 +14,9 @@ from torch.nn.functional import pad
 
 from pyro_bmr.datasets import load_cifar10, load_mnist
 
+# Images of nothing that a network learns.
+STRANGE = 2_000
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -77,9 +80,9 @@ def _read_mnist(directory: str | Path | None) -> tuple[Any, ...]:
     """Pixels between 0 and 1; strange are digits on their side, and photographs in grey."""
     data, other = load_mnist(directory), load_cifar10(directory)
     # Luma of ITU-R BT.601.
-    grey = (other.x_test * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    grey = (other.x_test[:STRANGE] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     strange = {
-        "rotated": data.x_test.rot90(1, (2, 3)).contiguous(),
+        "rotated": data.x_test[:STRANGE].rot90(1, (2, 3)).contiguous(),
         "cifar10": grey[..., 2:-2, 2:-2].contiguous(),
     }
     return data.x, data.y, data.x_test, data.y_test, strange
@@ -93,7 +96,7 @@ def _read_cifar10(directory: str | Path | None) -> tuple[Any, ...]:
     def scale(images: Tensor) -> Tensor:
         return (images - mean[:, None, None]) / spread[:, None, None]
 
-    digits = pad(other.x_test, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+    digits = pad(other.x_test[:STRANGE], (2, 2, 2, 2)).expand(-1, 3, -1, -1)
     return scale(data.x), data.y, scale(data.x_test), data.y_test, {"mnist": scale(digits)}
 
 

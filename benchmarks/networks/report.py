@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "networks.md")
 TABLES: Mapping[str, Callable[[Sources, str], str]] = {
+    "claim": tables.claim,
     "methods": tables.methods_table,
     "published": tables.published_table,
     "equal compression": tables.equal_compression_table,

@@ -92,6 +92,16 @@ def published_table(sources: Sources, network: str) -> str:
     return _write(("", "compression", "units", "error, %", ""), rows)
 
 
+def claim(sources: Sources, network: str) -> str:
+    """Say in a sentence how small ours gets, and how good it is then."""
+    ends = find_ends(sources.results, network, "bmr")
+    means = ends[["compression", "error", "nll", "ece", "epochs"]].mean()
+    size = f"{means.compression:.0f} times fewer weights at {means.error:.2f} % error"
+    scores = f"an NLL of {means.nll:.3f} and a calibration error of {means.ece:.3f}"
+    seeds = f"{len(ends)} seeds" if len(ends) > 1 else "one seed"
+    return f"{NETWORKS[network]} on MNIST: {size}, {scores} ({seeds}, {means.epochs:.0f} epochs)."
+
+
 def equal_compression_table(sources: Sources, network: str) -> str:
     """Compare ours with each other method where that is as small, by interpolation."""
     results, rows = sources.results, []

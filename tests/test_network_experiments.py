@@ -1,0 +1,79 @@
+"""The command of the experiments with networks, on a slice: it runs, and goes on where it was killed."""
+
+import gzip
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).parents[1]
+NETWORKS = ROOT / "benchmarks" / "networks"
+SLICE = ["--networks", "lenet-300-100", "--seeds", "0", "--rounds", "2", "--epochs", "0.2"]
+MEASURED = ["seconds", "predictive_ms", "dense_predictive_ms"]
+
+
+def write_idx(path, array):
+    sizes = np.array(array.shape, ">i4").tobytes()
+    with gzip.open(path, "wb") as file:
+        file.write(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Digits of scikit-learn in the size of MNIST, and files of noise in the format of CIFAR-10."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "mnist").mkdir()
+    (folder / "cifar10").mkdir()
+    images, classes = load_digits(return_X_y=True)
+    large = np.pad(images.reshape(-1, 8, 8).repeat(3, 1).repeat(3, 2), ((0, 0), (2, 2), (2, 2)))
+    for name, rows in {"train": slice(1000), "t10k": slice(1000, 1400)}.items():
+        write_idx(folder / f"mnist/{name}-images-idx3-ubyte.gz", 15.9 * large[rows])
+        write_idx(folder / f"mnist/{name}-labels-idx1-ubyte.gz", classes[rows])
+    noise = np.random.default_rng(0).integers(0, 256, (100, 3073), dtype=np.uint8)
+    noise[:, 0] %= 10
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        (folder / f"cifar10/{name}.bin").write_bytes(noise.tobytes())
+    return folder
+
+
+def start(data, work, *methods):
+    options = ["--data-dir", data, "--output", work / "results.csv", "--work", work, *SLICE]
+    command = [sys.executable, NETWORKS, *options, "--methods", *methods]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+
+
+def test_a_slice_runs(data, tmp_path):
+    output, _ = start(data, tmp_path, "bmr", "dense").communicate()
+    table = pd.read_csv(tmp_path / "results.csv")
+    ours = table[table.method == "bmr"]
+    assert ours.epochs.tolist() == [4, 6, 8]
+    assert ours.compression.is_monotonic_increasing and ours.compression.iloc[-1] > 1
+    assert ours.error.iloc[-1] < 50 and ours.free_energy.notna().all()
+    assert table.method.tolist() == ["bmr"] * 3 + ["dense"]
+    assert output.count("method=bmr") == 3
+    with np.load(tmp_path / "first-layer-lenet-300-100.npz") as file:
+        assert file["weights"].shape[1] == 784
+    output, _ = start(data, tmp_path, "bmr", "dense").communicate()
+    assert not output, "everything is there"
+
+
+def test_a_killed_run_goes_on(data, tmp_path):
+    run = start(data, tmp_path, "bmr")
+    first_round = tmp_path / "lenet-300-100-bmr-0" / "round-1.seconds"
+    while not first_round.exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (tmp_path / "results.csv").exists()
+    start(data, tmp_path, "bmr").communicate()
+    (tmp_path / "whole").mkdir()
+    start(data, tmp_path / "whole", "bmr").communicate()
+    found, expected = (pd.read_csv(f / "results.csv") for f in (tmp_path, tmp_path / "whole"))
+    pd.testing.assert_frame_equal(found.drop(columns=MEASURED), expected.drop(columns=MEASURED))
