@@ -47,7 +47,7 @@ def count_weights(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, 
 def count_units(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, object]:
     """Count the units that live in layers in a row, and the FLOPs of one image in so many."""
     widths = living_widths([value for value in weights.values() if value.dim() > 1])
-    flops = _count_flops(problem.make(widths), problem.x_test[:1])
+    flops = _count_flops(problem.make(widths), problem.x_test[:1]) if all(widths) else 0
     return {"widths": "-".join(map(str, widths)), "flops": flops}
 
 
@@ -56,7 +56,7 @@ def living_widths(weights: Sequence[Tensor]) -> tuple[int, ...]:
 
     A unit that dies can leave others without input or without a reader, so that this is repeated.
     """
-    kept = [value != 0 for value in weights]
+    kept = [(value != 0).contiguous() for value in weights]
     # By hidden layer: what its units take, and what takes them, with an axis of units each.
     taking = [mask.flatten(1) for mask in kept[:-1]]
     pairs = pairwise(kept)

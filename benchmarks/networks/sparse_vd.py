@@ -15,13 +15,19 @@ from variational import VariationalLayer, draw_outputs, log_alpha, log_uniform_k
 
 # The paper's is 3.
 THRESHOLDS = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
-# As in the authors' code: for 5 epochs of 200 there is no KL divergence, after 20 all of it.
-WARM_UP = 5 / 200, 20 / 200
+# As in the authors' code: for 5 epochs there is no KL divergence, after 20 all of it.
+WARM_UP = 5, 20
 
 
 def train(problem: Problem, seed: int) -> Iterator[Pruned]:
-    """Train it once; a level is a threshold of log α."""
-    return train_layers(problem, seed, SparseLayer, WARM_UP, THRESHOLDS)
+    """Train it once; a level is a threshold of log α.
+
+    A training of less than 40 epochs is warmed up for the same fractions as one of 40: where the KL
+    divergence comes before anything is learned, it prunes everything.
+    """
+    length = max(problem.schedule.epochs, 2 * WARM_UP[1])
+    start, end = (epochs / length for epochs in WARM_UP)
+    return train_layers(problem, seed, SparseLayer, (start, end), THRESHOLDS)
 
 
 class SparseLayer(VariationalLayer):
