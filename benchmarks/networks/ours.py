@@ -176,7 +176,7 @@ def _describe(
     model, guide = pairs["pruned"]
     module = bmr.to_module(model, guide, x, num_samples=NUM_DRAWS)
     data = problem.x, problem.y
-    mean, error = bmr.free_energy(model, guide, *data, num_samples=4, batch_size=2_000)
+    mean, error = bmr.free_energy(model, guide, *data, num_samples=2, batch_size=2_000)
     costs = bmr.measure_costs(pairs, x, num_samples=NUM_DRAWS, seconds=2.0).summary()
     cost, whole = costs.loc["pruned"], costs.loc["dense"]
     weights = {name.removeprefix("net."): value for name, value in guide.median().items()}
