@@ -37,6 +37,7 @@ _UNREAD = "unread, with live elements"
 _UNUSED = "unused, kept: inputs=True removes them"
 _PLATE = "its plate has other units"
 _HELD = f"kept: {HELD}"
+_MERGED = "unused, kept: a view merges the axes of the argument"
 
 
 def choose_units(
@@ -53,9 +54,10 @@ def choose_units(
     Unused inputs go if ``inputs``.
     """
     stays = needed.clone()
-    held = structure.held
-    reasons = {int(unit): _HELD for unit in held[~stays[held]]}
-    stays[held] = True
+    reasons: dict[int, str] = {}
+    for held, reason in ((structure.held, _HELD), (structure.merged_inputs, _MERGED)):
+        reasons |= dict.fromkeys(held[~stays[held]].tolist(), reason)
+        stays[held] = True
     for layer in structure.layers:
         if layer.kind == "input" and not inputs:
             reasons |= {int(unit): _UNUSED for unit in layer.units[~stays[layer.units]]}

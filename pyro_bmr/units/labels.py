@@ -26,7 +26,8 @@ class Labels:
     ``decisions``: by view that splits an axis, which of its parts carries the units (0 is the
     outermost); ``moved``: views of which another part must. ``produced`` and ``read`` are sources;
     ``heads``, ``channels`` and ``data`` (constants, along the axis that is summed over) mark kinds
-    of layers. What ``products`` and ``merges`` of axes share is left to the search for components.
+    of layers, and so do ``merged_inputs`` (axes that a view merges several of an argument into).
+    What ``products`` and ``merges`` of axes share is left to the search for components.
     """
 
     decisions: dict[Hashable, int] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Labels:
     heads: list[Ints] = field(default_factory=list)
     outputs: list[Ints] = field(default_factory=list)
     data: list[Ints] = field(default_factory=list)
+    merged_inputs: list[Ints] = field(default_factory=list)
     read: set[int] = field(default_factory=set)
     produced: set[int] = field(default_factory=set)
     count: int = 1

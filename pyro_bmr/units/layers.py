@@ -62,6 +62,7 @@ def write_structure(labelling: UnitLabelling, components: Components) -> Structu
     kinds = [
         ("input", [axis for x in labelling.inputs.values() for axis in x.axes]),
         ("input", labelling.labels.data),
+        ("input", labelling.labels.merged_inputs),
         ("head", labelling.labels.heads),
         ("channel", labelling.labels.channels),
     ]
@@ -77,6 +78,11 @@ def write_structure(labelling: UnitLabelling, components: Components) -> Structu
             name: tuple(torch.from_numpy(number(axis)) for axis in x.axes)
             for name, x in labelling.nodes.items()
         },
+        merged_inputs=torch.tensor(
+            sorted(_collect(map(number, labelling.labels.merged_inputs))),
+            dtype=torch.long,
+            device="cpu",
+        ),
     )
 
 

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.long, device="cpu")
+
+
 @dataclass(frozen=True)
 class Axis:
     """One axis of a tensor: the unit (int64) that each of its indices belongs to, -1 where none.
@@ -44,8 +48,9 @@ class Structure:
     ``tensors`` are parameters, buffers and constants, by their name in the capture. Layers are
     disjoint and hold every label. ``protected`` says, where that is not plain, why axes of a site
     or tensor cannot be cut. ``released`` is boolean, by label: units that nothing needs once what
-    reads them is zero; None if not known. ``nodes`` are the labels per axis of each graph node, and
-    ``held`` those of units whose number a module of torch compares with a size of its own.
+    reads them is zero; None if not known. ``nodes`` are the labels per axis of each graph node,
+    ``held`` those of units whose number a module of torch compares with a size of its own, and
+    ``merged_inputs`` those of elements of an argument that a view of it lays along one axis.
     """
 
     sites: Mapping[str, tuple[Axis, ...]]
@@ -54,7 +59,8 @@ class Structure:
     protected: Mapping[str, str]
     released: Tensor | None = None
     nodes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    held: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long, device="cpu"))
+    held: Tensor = field(default_factory=_none)
+    merged_inputs: Tensor = field(default_factory=_none)
 
     def find_readers(self, name: str) -> set[str]:
         """Return the sites, maybe itself, that read what a site produces and nothing else needs."""

@@ -205,6 +205,8 @@ def _merge(labels: Labels, parts: list[_Part]) -> _Part:
         sources = frozenset[int]().union(*(parts[i][1] for i in units))
         if greatest >= AxisOrigin.TENSOR:
             labels.products.append(Product(axes, units, merged))
+        elif greatest == AxisOrigin.INPUT:
+            labels.merged_inputs.append(merged)
     for i, axis in enumerate(axes):
         if i not in units and origins[i] >= AxisOrigin.TENSOR:
             labels.protect(axis, MERGED)
