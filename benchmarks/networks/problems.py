@@ -100,12 +100,12 @@ def _read_cifar10(directory: str | Path | None) -> tuple[Any, ...]:
     return scale(data.x), data.y, scale(data.x_test), data.y_test, {"mnist": scale(digits)}
 
 
-_TENS = (*[10] * 8, 20)
+_LONG = (*[15] * 8, 40)
 _FOURS = (*[4] * 6, 8)
 PROBLEMS = {
-    "lenet-300-100": Task(lenet_300_100, (300, 100), Schedule(20, _TENS, 100), _read_mnist),
+    "lenet-300-100": Task(lenet_300_100, (300, 100), Schedule(40, _LONG, 100), _read_mnist),
     "lenet-5": Task(lenet_5, (20, 50, 500), Schedule(8, _FOURS, 300), _read_mnist),
     "lenet-cifar10": Task(colour_lenet, (20, 50, 500), Schedule(12, _FOURS, 100), _read_cifar10),
     "resnet-8": Task(resnet_8, (16, 32, 64), Schedule(12, (4, 4, 4), 10), _read_cifar10),
-    "transformer": Task(vision_transformer, (32, 64), Schedule(20, _TENS, 50), _read_mnist),
+    "transformer": Task(vision_transformer, (32, 64), Schedule(20, _FOURS, 50), _read_mnist),
 }
