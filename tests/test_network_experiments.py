@@ -1,4 +1,4 @@
-"""The command of the experiments with networks, on a slice: it runs, and goes on where it was killed."""
+"""The command of the experiments with networks, on a slice: it runs, and goes on after a kill."""
 
 import gzip
 import signal
@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ROOT / "benchmarks" / "networks"
-SLICE = ["--networks", "lenet-300-100", "--seeds", "0", "--rounds", "2", "--epochs", "0.2"]
+SLICE = ["--networks", "lenet-300-100", "--seeds", "0", "--rounds", "2", "--epochs", "0.1"]
 MEASURED = ["seconds", "predictive_ms", "dense_predictive_ms"]
 
 

@@ -1,4 +1,4 @@
-"""Bayesian model reduction in rounds: train, tune the prior, reduce, and train what remains."""
+"""Bayesian model reduction in rounds: train, reduce, tune the prior of what is left, train that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training import train_dense
 
 import pyro_bmr as bmr
-from pyro_bmr.results import Reduction
+from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection
 from pyro_bmr.training.rates import hold_and_fall
 
@@ -36,13 +36,12 @@ class Recipe:
 
     # Standard deviation of what a unit takes in under the prior, for inputs of size 1.
     prior: float = 4.0
-    # What shares a scale of the prior that is tuned before each reduction.
+    # What shares a scale of the prior that is tuned after each reduction.
     tune: str | None = "layer"
     groups: Any = bmr.elements
     # From a problem and the number of the round to what goes.
     select: Callable[[Problem, int], Selection] = lambda _problem, _number: bmr.by_evidence()
     measured: bool = False
-    compact: bool = True
     # The first half of the first training is that of a dense network, where the guide starts.
     pretrain: bool = True
     # How often each image counts during the first half of what is left of it.
@@ -52,8 +51,15 @@ class Recipe:
 
 
 def _by_snr(problem: Problem, number: int) -> Selection:
-    """Drop the lowest, as many as other methods (Blundell et al. 2015, sec. 5.1)."""
-    return bmr.baselines.snr(1 - 1 / problem.schedule.compress(number))
+    """Keep as many as other methods, of the highest (Blundell et al. 2015, sec. 5.1)."""
+    whole = sum(value.numel() for value in problem.make(problem.widths).parameters())
+    kept = whole / problem.schedule.compress(number)
+
+    def select(scores: Scores) -> Mapping[str, Tensor]:
+        left = sum(one.numel() for one in scores.delta_f.values())
+        return bmr.baselines.snr(max(0.0, 1 - kept / left))(scores)
+
+    return select
 
 
 OURS = Recipe()
@@ -70,7 +76,7 @@ RECIPES: Mapping[str, Recipe] = {
     "bmr, faster": replace(OURS, lr=4e-3),
     "bmr, slower": replace(OURS, lr=1e-3),
     "bmr, units": replace(OURS, groups=[bmr.units, bmr.elements]),
-    "snr": replace(OURS, tune=None, select=_by_snr, compact=False),
+    "snr": replace(OURS, tune=None, select=_by_snr),
 }
 
 
@@ -119,13 +125,11 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
             checkpoint=folder / name,
         )
 
-    dense, result = (model, guide), None
-    epochs_done = schedule.first - first
+    dense, epochs_done = (model, guide), schedule.first - first
     for number, epochs in enumerate((first, *schedule.rounds)):
         if number:
             began = perf_counter()
-            result = _reduce(problem, recipe, number, model, guide)
-            model, guide = result.model, result.guide
+            model, guide = _reduce(problem, recipe, number, model, guide)
         elif recipe.warm_up > 1:
             model.weight = recipe.warm_up
             fit(epochs // 2, "warm-up")
@@ -134,8 +138,8 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
         fit(epochs, f"round-{number}")
         epochs_done += epochs
         seconds += _remember(folder / f"round-{number}.seconds", perf_counter() - began)
-        pair = _make_small(problem, result) if isinstance(result, Reduction) else (model, guide)
-        yield _describe(problem, number, {"dense": dense, "pruned": pair}, epochs_done, seconds)
+        pairs = {"dense": dense, "pruned": (model, guide)}
+        yield _describe(problem, number, pairs, epochs_done, seconds)
 
 
 def _pretrain(problem: Problem, epochs: int, seed: int, path: Path) -> nn.Sequential:
@@ -156,19 +160,27 @@ def _remember(path: Path, seconds: float) -> float:
     return float(path.read_text())
 
 
-def _reduce(problem: Problem, recipe: Recipe, number: int, model: Any, guide: Any) -> Any:
-    own = model if number == 1 else None
-    if recipe.tune:
-        guide, own = bmr.tune_prior(guide, model=own, shared=recipe.tune).guide, None
-    data = (problem.x, problem.y) if recipe.measured else (problem.x[:ROWS], problem.y[:ROWS])
-    select = recipe.select(problem, number)
-    result = bmr.reduce(guide, *data, model=own, groups=recipe.groups, select=select)
-    return result.compact(*data) if recipe.compact else result
+def _reduce(
+    problem: Problem, recipe: Recipe, number: int, model: Any, guide: Any
+) -> tuple[Any, Any]:
+    """Reduce, compact, and tune the prior of what is left.
 
-
-def _make_small(problem: Problem, result: Reduction) -> tuple[Any, Any]:
-    small = result.compact(problem.x[:ROWS], problem.y[:ROWS])
-    return small.model, small.guide
+    Tuned before anything is pruned, one scale for the few weights of a layer that are needed and
+    for the many that are not would be nearly zero.
+    """
+    few = problem.x[:ROWS], problem.y[:ROWS]
+    result = bmr.reduce(
+        guide,
+        *((problem.x, problem.y) if recipe.measured else few),
+        model=model if number == 1 else None,
+        groups=recipe.groups,
+        select=recipe.select(problem, number),
+    )
+    small = result.compact(*few)
+    if recipe.tune is None:
+        return small.model, small.guide
+    tuned = bmr.tune_prior(small.guide, shared=recipe.tune)
+    return tuned.model, tuned.guide
 
 
 def _describe(

@@ -80,7 +80,9 @@ def _read_mnist(directory: str | Path | None) -> tuple[Any, ...]:
     """Pixels between 0 and 1; strange are digits on their side, and photographs in grey."""
     data, other = load_mnist(directory), load_cifar10(directory)
     # Luma of ITU-R BT.601.
-    grey = (other.x_test[:STRANGE] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    grey = (other.x_test[:STRANGE] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(
+        1, keepdim=True
+    )
     strange = {
         "rotated": data.x_test[:STRANGE].rot90(1, (2, 3)).contiguous(),
         "cifar10": grey[..., 2:-2, 2:-2].contiguous(),

@@ -104,7 +104,7 @@ def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().clone().contiguous()
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_TENSOR: path}
     if isinstance(value, Mapping) and _TENSOR not in value:
         keys = {key: str(key).replace("~", "~0").replace("/", "~1") for key in value}
