@@ -302,6 +302,13 @@ def test_newer_format(saved, tmp_path):
         bmr.load(tmp_path / "new", case.model)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_tensors_that_are_expanded(tmp_path, size):
+    """Of a single element, the stride can be 0 and the tensor contiguous."""
+    write_plan(tmp_path / "a", {"scale": torch.tensor(0.5).expand(size)})
+    assert torch.equal(read_plan(tmp_path / "a")["scale"], torch.full((size,), 0.5))
+
+
 def test_another_model(saved):
     case, _, path = saved
     other = make_case("functional", "AutoNormal")
