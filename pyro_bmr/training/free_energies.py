@@ -68,7 +68,5 @@ class FreeEnergies:
         """Make the meter when there is a first program to measure."""
         if self._meter is None:
             with explained_refusals(*example, self._args, self._kwargs):
-                self._meter = Meter(
-                    example, self._args, self._kwargs, ROWS, _SEED, self._stream
-                )
+                self._meter = Meter(example, self._args, self._kwargs, ROWS, _SEED, self._stream)
         return self._meter

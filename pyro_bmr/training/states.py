@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
+from pyro_bmr.graphs.few_rows import take_few_rows
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.dry_run import find_tensors
@@ -126,11 +127,19 @@ class Program:
 
     def find_shared(self, guide: PrunedGuide) -> dict[str, Tensor]:
         """Return the parameters and buffers, by name, that all rounds share."""
-        drawn = PriorMessenger(*self.args, **self.kwargs)(self.model)
-        of_model = find_tensors(partial(drawn, *self.args, **self.kwargs), [self.model])
+        few = take_few_rows(self.args, self.kwargs)
+        try:
+            of_model = self._find_tensors(*(few or (self.args, self.kwargs)))
+        except Exception:
+            # Such as a plate of as many rows as there are in all.
+            of_model = self._find_tensors(self.args, self.kwargs)
         program = guide.program
         run = {} if program is None else program.find_shared(self.args, self.kwargs)
         return of_model | {f"guide: {name}": tensor for name, tensor in run.items()}
+
+    def _find_tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        drawn = PriorMessenger(*args, **kwargs)(self.model)
+        return find_tensors(partial(drawn, *args, **kwargs), [self.model])
 
     def _state(
         self,
