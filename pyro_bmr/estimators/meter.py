@@ -32,7 +32,7 @@ from pyro_bmr.programs.streams import Stream
 # Estimates that are made at once.
 BLOCK = 4
 # Rows are split if there are so many batches; fewer save little, and leave much to chance.
-_FEWEST_PARTS = 8
+FEWEST_PARTS = 8
 
 Gradient = tuple[dict[str, Tensor], ...]
 
@@ -204,7 +204,7 @@ class Meter:
         """
         lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
         rows = max(lengths, default=1)
-        if len(lengths) != 1 or rows < _FEWEST_PARTS * batch_size:
+        if len(lengths) != 1 or rows < FEWEST_PARTS * batch_size:
             return 1, 1
         size = math.ceil(rows / math.ceil(rows / batch_size))
         batches = Batches(self._args, self._kwargs, size)
@@ -221,7 +221,7 @@ class Meter:
         Of so many rows as have to be there at least: what ties rows together does so in these.
         """
         everything = Batches(self._args, self._kwargs, size)
-        rows = _FEWEST_PARTS * size
+        rows = FEWEST_PARTS * size
         args, kwargs = everything.arguments(everything.take(slice(rows)))
         batches = Batches(args, kwargs, size)
         batch_model = BatchModel(self._model, batches)
