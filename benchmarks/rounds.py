@@ -6,7 +6,8 @@ more than a tenth of what the training of a round takes, 10 epochs in batches of
 The networks are LeNet-300-100 and LeNet-5 in the size of Caffe. Each is trained for a short while,
 reduced by units and then by elements with all 60,000 images, and measured as `prune` does it. All
 times are seconds of the processor, of one thread, since others may use the machine. Of the training
-400 compiled steps are timed, after 800, and scaled to 10 epochs of 469; to compile them is left out.
+400 compiled steps are timed, after 800, and scaled to 10 epochs of 469, without what compiling
+takes.
 """
 
 from __future__ import annotations
