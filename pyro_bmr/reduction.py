@@ -164,7 +164,7 @@ def reduce_for(
     meter, notes = _find_meter(whole) if args or kwargs else (None, ())
     units = UnitsOnDemand(problem, spiked)
     releasable = [n for f in scores.factors for n in f.released() if n in spiked]
-    scores = replace(scores, decision=None if meter is None else whole)
+    scores = replace(scores, decision=None if meter is None else replace(whole, meter=meter))
     if problem.origin.moments is None:
         find = partial(find_unread, releasable=releasable, known=units)
         scores = replace(scores, find_unread=find)

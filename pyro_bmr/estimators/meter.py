@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from pyro_bmr.programs.streams import Stream
 # Estimates that are made at once.
 BLOCK = 4
 # Rows are split if there are so many batches; fewer save little, and leave much to chance.
-_FEWEST_PARTS = 8
+FEWEST_PARTS = 8
 
 Gradient = tuple[dict[str, Tensor], ...]
 
@@ -72,12 +74,21 @@ class Meter:
                 self._plate, (self._rows, size) = max(plates.items(), key=lambda plate: plate[1])
             else:
                 self._rows, size = self._split_arguments(batch_size)
-        self.parts = math.ceil(self._rows / size)
+        self.batch_size, self.parts = batch_size, math.ceil(self._rows / size)
         self._size = size
         self._at_once = self.parts == 1 and not self._plate and stream is None
         with poutine.block(), torch.no_grad(), dry_run(*example):
             first_args, first_kwargs = self._take(0)
             self._elbo.learn(self._batch_model, self._guide, *first_args, **first_kwargs)
+
+    def again(self, seed: int) -> Meter:
+        """Return a meter of the same rows that has other random numbers."""
+        other = copy(self)
+        other._seed, other._indices, other._elbo = seed, {}, UnbiasedELBO()
+        other._batch_model = other._model
+        if isinstance(self._batch_model, BatchModel):
+            other._batch_model = self._batch_model.of(other._model)
+        return other
 
     def measure(
         self, pair: Pair, start: int, stop: int, couplings: Mapping[str, NoiseCoupling]
@@ -159,8 +170,7 @@ class Meter:
         if self.parts == 1 and not self._plate and self._stream is None:
             return self._args, self._kwargs
         passes, part = divmod(cell, self.parts)
-        generator = torch.Generator(device="cpu").manual_seed(passes)
-        order = torch.randperm(self._rows, generator=generator, device="cpu")
+        order = _shuffle(self._rows, passes)
         if self._plate:
             # A plate always takes as many rows; where they do not go up, some come twice.
             start = part * self._size
@@ -194,38 +204,47 @@ class Meter:
         """
         lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
         rows = max(lengths, default=1)
-        if len(lengths) != 1 or rows < _FEWEST_PARTS * batch_size:
+        if len(lengths) != 1 or rows < FEWEST_PARTS * batch_size:
             return 1, 1
         size = math.ceil(rows / math.ceil(rows / batch_size))
         batches = Batches(self._args, self._kwargs, size)
         with suppress(ValueError):
             batch_model = BatchModel(self._model, batches)
-            if self._adds_up(batch_model, batches, rows, size):
+            if self._adds_up(size):
                 self._batches, self._batch_model = batches, batch_model
                 return rows, size
         return 1, 1
 
-    def _adds_up(self, batch_model: BatchModel, batches: Batches, rows: int, size: int) -> bool:
-        """Tell whether the parts of the log likelihood at one draw have the whole as their mean."""
+    def _adds_up(self, size: int) -> bool:
+        """Tell whether the parts of the log likelihood at one draw have the whole as their mean.
+
+        Of so many rows as have to be there at least: what ties rows together does so in these.
+        """
+        everything = Batches(self._args, self._kwargs, size)
+        rows = FEWEST_PARTS * size
+        args, kwargs = everything.arguments(everything.take(slice(rows)))
+        batches = Batches(args, kwargs, size)
+        batch_model = BatchModel(self._model, batches)
         with dry_run(*self._pair):
-            guide = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
+            guide = poutine.trace(self._guide).get_trace(*args, **kwargs)
 
             def log_likelihood(model: Any, args: Any, kwargs: Any) -> Tensor:
                 def run(model: Any) -> Trace:
                     replayed = poutine.replay(model, trace=guide)
                     return poutine.trace(replayed).get_trace(*args, **kwargs)
 
-                enumeration = find_enumerated(run(model), guide.nodes)
-                return sum_log_likelihood(run(enumeration(model)), enumeration)
+                trace = run(model)
+                enumeration = find_enumerated(trace, guide.nodes)
+                if enumeration.sites:
+                    trace = run(enumeration(model))
+                return sum_log_likelihood(trace, enumeration)
 
-            whole = log_likelihood(self._model, self._args, self._kwargs)
+            whole = log_likelihood(self._model, args, kwargs)
             parts = torch.arange(rows, device="cpu").split(size)
             mean = sum(
-                len(part)
-                / rows
-                * log_likelihood(batch_model, *batches.arguments(batches.take(part)))
+                log_likelihood(batch_model, *batches.arguments(batches.take(part)))
                 for part in parts
-            )
+            ) / len(parts)
         return bool(torch.isclose(torch.as_tensor(mean, device=whole.device), whole, rtol=1e-4))
 
     def _model(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,6 +254,12 @@ class Meter:
     def _guide(self, *args: Any, **kwargs: Any) -> Any:
         with ValueMessenger(self._indices):
             return self._pair[1](*args, **kwargs)
+
+
+@lru_cache(maxsize=2)
+def _shuffle(rows: int, seed: int) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randperm(rows, generator=generator, device="cpu")
 
 
 def _to_seed(*numbers: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +141,12 @@ class BatchModel:
         rows = len(args[key] if isinstance(key, int) else kwargs[key])
         with _ScaleMessenger(self.scaled, self.batches.size / rows):
             return self.model(*args, **kwargs)
+
+    def of(self, model: Callable[..., Any]) -> BatchModel:
+        """Return the same of a model with the same statements, without learning it again."""
+        other = copy(self)
+        other.model = model
+        return other
 
     def _find_scaled(self, sites: Mapping[str, Any]) -> frozenset[str]:
         size = self.batches.batch_size or 1

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.estimators.meter import Meter
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
@@ -46,7 +47,8 @@ class Decision:
     its prior; ``spiked`` are the sites whose reduced prior is the spike. ``sampled`` holds some of
     each site's locations at the time. Reduced one after the other in ``order``, sites add their
     parts of ΔF. The factors hold the tensors of the guide that came in, not copies; of what is run,
-    the origin has a copy, and ``shared`` the values of what could not be copied.
+    the origin has a copy, and ``shared`` the values of what could not be copied. A ``meter`` is
+    there while the decision is made.
     """
 
     origin: Origin
@@ -57,6 +59,7 @@ class Decision:
     order: tuple[str, ...]
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
+    meter: Meter | None = None
 
     def restrict(self, sites: Collection[str]) -> Decision:
         """Leave all other sites as they are; with no sites, nothing is reduced."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.estimators.meter import BLOCK, Meter
@@ -27,6 +31,9 @@ class Realised:
 
 def make_meter(decision: Decision, batch_size: int, seed: int) -> Meter:
     """Make a meter for what a decision leads to; ValueError if the model cannot be measured."""
+    meter = decision.meter
+    if meter is not None and meter.batch_size == batch_size:
+        return meter.again(seed)
     origin = decision.origin
     pair = decision.assemble()[:2]
     with explained_refusals(*pair, origin.args, origin.kwargs):
@@ -34,15 +41,30 @@ def make_meter(decision: Decision, batch_size: int, seed: int) -> Meter:
 
 
 def measure_realised(decision: Decision, meter: Meter) -> Realised:
-    """Measure ΔF, with all rows at least once, and as many draws however it comes out."""
+    """Measure ΔF, with all rows at least once, and as many draws however it comes out.
+
+    What lies between is measured with fewer, and what that leaves of the total goes to the sites in
+    proportion to their own parts.
+    """
     names = decision.changed()
     if not names:
         return Realised({}, 0.0, 0.0)
-    draws = BLOCK * math.ceil(max(_DRAWS, meter.parts) / BLOCK)
-    steps = [decision.restrict(names[:i]) for i in range(len(names) + 1)]
-    measured = [meter.measure(step.assemble()[:2], 0, draws, step.couplings()) for step in steps]
-    by_site = {
-        name: float((after - before).mean())
-        for name, before, after in zip(names, measured, measured[1:], strict=False)
-    }
-    return Realised(by_site, *mean_and_error(measured[-1] - measured[0]))
+    draws = _whole_blocks(max(_DRAWS, meter.parts))
+    few = draws if meter.parts == 1 else _whole_blocks(max(_DRAWS / 2, meter.parts / 4))
+
+    def measure(sites: tuple[str, ...], count: int) -> Tensor:
+        step = decision.restrict(sites)
+        return meter.measure(step.assemble()[:2], 0, count, step.couplings())
+
+    first, last = measure((), draws), measure(names, draws)
+    between = [measure(names[:i], few) for i in range(1, len(names))]
+    steps = [first[:few], *between, last[:few]]
+    parts = torch.stack([(b - a).mean() for a, b in pairwise(steps)])
+    total, error = mean_and_error(last - first)
+    shares = parts.abs() / parts.abs().sum().clamp(min=torch.finfo(parts.dtype).tiny)
+    parts = parts + shares * (total - parts.sum())
+    return Realised(dict(zip(names, parts.tolist(), strict=True)), total, error)
+
+
+def _whole_blocks(count: float) -> int:
+    return BLOCK * math.ceil(count / BLOCK)

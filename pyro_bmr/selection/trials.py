@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class Trials:
 
     def again(self, seed: int) -> Trials:
         """Begin again, with other random numbers."""
-        return Trials(self.start, *self._options, seed)
+        return Trials(replace(self.start, meter=self._meter), *self._options, seed)
 
     def first_order(self) -> dict[str, Tensor]:
         """By site, what the gradient of F at the present adds to ΔF of each element, in nats."""

@@ -80,7 +80,6 @@ class Checkpoint:
         self, state: Mapping[str, Any], reduce: Callable[..., Reduction]
     ) -> tuple[State, int]:
         with usable_content():
-            check_shape(state["last"]["draws"], (self.program.num_samples,), "/draws")
             _load(self._tensors(), state["guide"])
             last = _unpack(state["last"], self.guide, reduce)
             _load(self.program.find_shared(last.reduction.guide), last.values)
@@ -213,7 +212,7 @@ def _unpack(saved: Mapping[str, Any], guide: Any, reduce: Callable[..., Reductio
         notes=tuple(saved["notes"]),
         decision=decision,
     )
-    draws = saved["draws"].to(like.device)
+    draws = saved["draws"].cpu()
     return State(reduction, parent, rounds, draws, saved["values"])
 
 
@@ -244,6 +243,9 @@ def _check_last(value: Any, where: str) -> None:
     _LAST(value, where)
     if not any(one.get("counts", True) for one in value["rounds"]):
         raise refuse(value["rounds"], f"{where}/rounds", "one that counts")
+    draws = value["draws"]
+    if draws.dim() != 1 or len(draws) < 2:
+        raise refuse(draws, f"{where}/draws", "two free energies or more")
     for name, scores in value["scores"].items():
         check_shape(scores, value["masks"].get(name, scores).shape, f"{where}/scores/{name}")
 

@@ -6,14 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bmr.estimators.measurement import common_draws, mean_and_error, streamed_draws
+from pyro_bmr.estimators.measurement import mean_and_error
+from pyro_bmr.graphs.few_rows import take_few_rows
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.dry_run import find_tensors
@@ -21,6 +22,7 @@ from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.streams import Stream
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
+from pyro_bmr.training.free_energies import FreeEnergies
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +42,17 @@ class State:
 
     def is_below(self, before: State) -> bool:
         """Tell whether F is not above that of another state, within two standard errors."""
-        mean, error = mean_and_error(self.draws - before.draws)
+        mean, error = self.compare(before)
         return mean <= 2 * error
 
     def is_lower(self, than: State) -> bool:
         """Tell whether F is below that of another state by more than two standard errors."""
-        mean, error = mean_and_error(self.draws - than.draws)
+        mean, error = self.compare(than)
         return mean < -2 * error
+
+    def compare(self, other: State) -> tuple[float, float]:
+        """Return F here minus F of another state in nats, and its standard error."""
+        return mean_and_error(subtract(self.draws, other.draws))
 
     def refuse(self, after: State) -> State:
         """Stay here, but remember the round that led elsewhere."""
@@ -78,14 +84,28 @@ class Program:
     def measure_change(self, last: State, reduction: Reduction) -> tuple[float, float]:
         """Return the realised ΔF of a reduction in nats, before training, and its error."""
         masks = reduction.model.masks.by_site()
-        after = self._draws(reduction, _couple(last.reduction, masks))
-        return mean_and_error(after - last.draws)
+        pair = reduction.model, reduction.guide
+        after = self._free_energies.measure(pair, _couple(last.reduction, masks))
+        return mean_and_error(subtract(after, last.draws))
 
     def go_on(self, last: State, reduction: Reduction, realised: tuple[float, float]) -> State:
         """Measure what training made of a reduction of the last state."""
         changes = reduction.delta_f, *realised
         together = _add_up(last.reduction, reduction)
         return self._state(together, last.reduction.guide, last.rounds, changes)
+
+    def settle(self, last: State, after: State) -> tuple[State, State]:
+        """Measure both on more rows until it is clear, by two standard errors, which is lower."""
+        while abs((change := after.compare(last))[0]) <= 2 * change[1]:
+            count = 2 * len(after.draws)
+            last, shorter = self._measure_more(last, count), after
+            after = self._measure_more(after, count)
+            if len(after.draws) == len(shorter.draws):
+                break
+        *before, this = after.rounds
+        mean, error = mean_and_error(after.draws)
+        this = replace(this, free_energy=mean, free_energy_error=error)
+        return last, replace(after, rounds=(*before, this))
 
     def finish(self, last: State) -> Reduction:
         """Return the reduction of a state, with the model as it was then, and all rounds."""
@@ -107,11 +127,19 @@ class Program:
 
     def find_shared(self, guide: PrunedGuide) -> dict[str, Tensor]:
         """Return the parameters and buffers, by name, that all rounds share."""
-        drawn = PriorMessenger(*self.args, **self.kwargs)(self.model)
-        of_model = find_tensors(partial(drawn, *self.args, **self.kwargs), [self.model])
+        few = take_few_rows(self.args, self.kwargs)
+        try:
+            of_model = self._find_tensors(*(few or (self.args, self.kwargs)))
+        except Exception:
+            # Such as a plate of as many rows as there are in all.
+            of_model = self._find_tensors(self.args, self.kwargs)
         program = guide.program
         run = {} if program is None else program.find_shared(self.args, self.kwargs)
         return of_model | {f"guide: {name}": tensor for name, tensor in run.items()}
+
+    def _find_tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        drawn = PriorMessenger(*args, **kwargs)(self.model)
+        return find_tensors(partial(drawn, *args, **kwargs), [self.model])
 
     def _state(
         self,
@@ -120,23 +148,30 @@ class Program:
         rounds: tuple[Round, ...],
         changes: tuple[float, float, float],
     ) -> State:
-        draws = self._draws(reduction, _couple(reduction))
+        pair = reduction.model, reduction.guide
+        draws = self._free_energies.measure(pair, _couple(reduction))
         this = Round(len(rounds), reduction.sparsity, *changes, *mean_and_error(draws))
         shared = self.find_shared(reduction.guide)
         values = {name: tensor.detach().clone() for name, tensor in shared.items()}
         return State(reduction, parent, (*rounds, this), draws, values)
 
-    def _draws(self, reduction: Reduction, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
-        """Measure F, always with the same random numbers, so that differences have less noise."""
-        pair = reduction.model, reduction.guide
-        if self.stream is not None:
-            draws = streamed_draws(*pair, self.stream, self.num_samples, couplings=couplings)
-        else:
-            draws = common_draws(
-                *pair, self.args, self.kwargs, self.num_samples, couplings=couplings
-            )
-        complexity, accuracy = draws
-        return complexity - accuracy
+    def _measure_more(self, state: State, count: int) -> State:
+        """Go back to a state, and measure it on more rows if there can be more."""
+        self.go_back(state)
+        pair = state.reduction.model, state.reduction.guide
+        couplings = _couple(state.reduction)
+        draws = self._free_energies.extend(pair, couplings, state.draws, count)
+        return replace(state, draws=draws)
+
+    @cached_property
+    def _free_energies(self) -> FreeEnergies:
+        return FreeEnergies(self.args, self.kwargs, self.num_samples, self.stream)
+
+
+def subtract(after: Tensor, before: Tensor) -> Tensor:
+    """Subtract estimates at the same rows and random numbers, as many as both have."""
+    count = min(len(after), len(before))
+    return after[:count] - before[:count]
 
 
 def _couple(

@@ -23,7 +23,7 @@ from torch import nn
 
 import pyro_bmr as bmr
 from pyro_bmr.demo import Regression
-from pyro_bmr.training import keeping, pruning
+from pyro_bmr.training import free_energies, keeping, pruning
 from pyro_bmr.training.fitting import fit, run_training
 
 OPTIONS = {
@@ -450,3 +450,57 @@ def test_refused_rounds_are_in_the_file(data, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning, "run_training", None)
     for one in (resumed, prune_function(data, tmp_path / "run.pt")):
         assert one.rounds == whole.rounds and weights(one) == weights(whole)
+
+
+def many_rows(num_rows=400):
+    x = torch.randn(num_rows, 3)
+    return x, x[:, 0] + 0.5 * torch.randn(num_rows)
+
+
+def linear(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+
+def test_many_rows_are_measured_in_parts(monkeypatch):
+    """All once where that tells which F is lower, and again where it does not."""
+    monkeypatch.setattr(free_energies, "ROWS", 20)
+    data, measured = many_rows(), []
+    settle = pruning.Program.settle
+
+    def settled(self, last, after):
+        states = settle(self, last, after)
+        measured.append([len(state.draws) for state in (last, after, *states)])
+        return states
+
+    monkeypatch.setattr(pruning.Program, "settle", settled)
+    options = {"num_epochs": 20, "lr": 0.02, "batch_size": 50, "compile": False, "seed": 0}
+    options |= {"num_samples": 8, "select": bmr.by_evidence(), "progress": False}
+    result = bmr.prune(linear, AutoNormal(linear), *data, **options, refit_epochs=1)
+    assert result.masks["w"].tolist() == [True, False, False]
+    mean, error = bmr.free_energy(result.model, result.guide, *data, num_samples=200)
+    its_error = result.kept_round.free_energy_error
+    assert abs(mean - result.free_energy) < 4 * (error**2 + its_error**2) ** 0.5
+    for before, first, last, after in measured:
+        # 20 parts, and up to 8 times all of them.
+        assert first == 20 and before >= 20
+        assert after in {20, 40, 80, 160} and last >= after
+    assert max(after for *_, after in measured) > 20
+
+
+def test_what_cannot_be_measured_in_parts_is_measured_whole(monkeypatch):
+    monkeypatch.setattr(free_energies, "ROWS", 20)
+    x, y = many_rows(170)
+
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        before = torch.cat([torch.zeros(1), y[:-1]])
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(a[0] * before + a[1] * x[:, 0], 0.5), obs=y)
+
+    options = {"num_epochs": 20, "lr": 0.02, "compile": False, "seed": 0, "num_samples": 7}
+    result = bmr.prune(model, AutoNormal(model), x, y, **options, progress=False, max_rounds=1)
+    mean, error = bmr.free_energy(result.model, result.guide, x, y, num_samples=200)
+    its_error = result.kept_round.free_energy_error
+    assert abs(mean - result.free_energy) < 4 * (error**2 + its_error**2) ** 0.5

@@ -1,0 +1,86 @@
+"""F of the states of `prune`, measured on as many rows as a comparison needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_bmr.estimators.measurement import common_draws, streamed_draws
+from pyro_bmr.estimators.meter import BLOCK, FEWEST_PARTS, Meter
+from pyro_bmr.guides.common_noise import NoiseCoupling
+from pyro_bmr.programs.batches import Batches
+from pyro_bmr.programs.pairs import Pair
+from pyro_bmr.programs.refusals import explained_refusals
+from pyro_bmr.programs.streams import Stream
+from pyro_bmr.selection.realised import ROWS
+
+# Not those of `by_free_energy` (0) nor of `reduce` (1), which have chosen by theirs.
+_SEED = 2
+# Estimates of a part of the rows each, at least.
+_FEWEST = 16
+
+
+class FreeEnergies:
+    """Measures F of similar programs, always at the same rows and random numbers.
+
+    Of few rows, all are in each of ``num_samples`` estimates. Of many, an estimate is of a part of
+    them: at first all rows come once, or little more, and at last ``num_samples`` times. Of a
+    ``stream`` the arguments are an example.
+    """
+
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        num_samples: int,
+        stream: Stream | None,
+    ) -> None:
+        self._args, self._kwargs, self._num_samples = args, kwargs, num_samples
+        self._stream = stream
+        self._meter: Meter | None = None
+        batches = Batches(args, kwargs, 1) if stream is None else stream.batches
+        lengths = {len(t) if t.dim() else 0 for t in batches.tensors.values()}
+        rows = max(lengths, default=0) if stream is None else batches.size
+        self._are_many = rows >= FEWEST_PARTS * ROWS
+
+    def measure(self, pair: Pair, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
+        """Return the first estimates of F in nats, float64, on the CPU."""
+        meter = self._find_meter(pair)
+        if meter is None:
+            return self._measure_whole(pair, couplings)
+        nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
+        return self.extend(pair, couplings, nothing, max(_FEWEST, meter.parts))
+
+    def extend(
+        self, pair: Pair, couplings: Mapping[str, NoiseCoupling], draws: Tensor, count: int
+    ) -> Tensor:
+        """Return so many estimates, or as many as there are at last; ``draws`` are the first."""
+        meter = self._find_meter(pair)
+        if meter is None:
+            return draws
+        stop = BLOCK * math.ceil(min(count, self._num_samples * meter.parts) / BLOCK)
+        if stop <= len(draws):
+            return draws
+        return torch.cat([draws, meter.measure(pair, len(draws), stop, couplings)])
+
+    def _measure_whole(self, pair: Pair, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
+        if self._stream is not None:
+            draws = streamed_draws(*pair, self._stream, self._num_samples, couplings=couplings)
+        else:
+            data = self._args, self._kwargs
+            draws = common_draws(*pair, *data, self._num_samples, couplings=couplings)
+        complexity, accuracy = draws
+        return complexity - accuracy
+
+    def _find_meter(self, example: Pair) -> Meter | None:
+        """Make the meter when there is a first program to measure; None if rows are few."""
+        if self._meter is None and self._are_many:
+            with explained_refusals(*example, self._args, self._kwargs):
+                self._meter = Meter(example, self._args, self._kwargs, ROWS, _SEED, self._stream)
+            # A likelihood that is no sum over rows is measured whole.
+            self._are_many = self._meter.parts > 1
+        return self._meter if self._are_many else None
