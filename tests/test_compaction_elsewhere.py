@@ -281,3 +281,83 @@ def test_latent_variables_of_single_data_in_a_subsampled_plate():
     assert {name: value.shape for name, value in small.guide.median().items()} == {
         "w": (2, 3), "v": (2,), "shift": (12,)
     }  # fmt: skip
+
+
+def pixels(lay_out, size):
+    def model(x, y=None):
+        return _observe(torch.tanh(lay_out(x) @ _normal("w1", size, 6)) @ _normal("w2", 6, 2), y)
+
+    return model
+
+
+LAYOUTS = {
+    "flatten": (lambda x: x.flatten(1), 24),
+    "written": (lambda x: x.view(-1, 24), 24),
+    "permuted": (lambda x: x.permute(0, 2, 3, 1).reshape(len(x), 24), 24),
+    "cropped": (lambda x: x[:, :, 1:, :2].flatten(1), 8),
+    "padded": (lambda x: F.pad(x, (1, 1)).flatten(1), 36),
+    "padded vector": (lambda x: F.pad(x.flatten(1), (1, 1)), 26),
+    "sliced": (lambda x: x.flatten(1)[:, 2:21], 19),
+    "shifted": (lambda x: x.flatten(1) - torch.arange(24.0), 24),
+    "scaled": (lambda x: (x * torch.arange(1.0, 5.0)).flatten(1), 24),
+    "normed": (lambda x: F.layer_norm(x.flatten(1), (24,)), 24),
+    "pooled": (lambda x: F.avg_pool2d(x, (1, 2)).flatten(1), 12),
+    "beside its mean": (lambda x: torch.cat([x.flatten(1), x.mean((2, 3))], 1), 26),
+    "twice": (lambda x: x.flatten(1).view(-1, 6, 4).transpose(1, 2).flatten(1), 24),
+    "products": (lambda x: (x[:, 0, 0, :, None] * x[:, 1, 0, None]).flatten(1), 16),
+}
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pixels_that_nothing_reads_stay_where_a_view_merges_them(layout, inputs):
+    lay_out, size = LAYOUTS[layout]
+    pyro.set_rng_seed(0)
+    args = torch.randn(7, 2, 3, 4), torch.randn(7, 2)
+    unread = [("w1", slice(None, None, 3)), ("w2", slice(2))]
+    result, _ = compact(pixels(lay_out, size), args, unread)
+    compaction = result.compact(inputs=inputs)
+    assert not compaction.inputs
+    assert shapes(compaction) == {"w1": (size, 4), "w2": (4, 2)}
+    assert_same(result, compaction, *args)
+
+
+def test_rows_of_an_image_go_with_what_is_padded_along_them():
+    model = pixels(lambda x: F.pad(x, (1, 1)).flatten(1), 18)
+    args = torch.randn(7, 3, 4), torch.randn(7, 2)
+    result, compaction = compact(model, args, [("w1", slice(6)), ("w2", slice(2))])
+    assert shapes(compaction)["w1"] == (18, 4)
+    smaller = result.compact(inputs=True)
+    assert shapes(smaller)["w1"] == (12, 4)
+    (x, y), _ = smaller.take_inputs(*args)
+    assert x.shape == (7, 2, 4)
+    torch.testing.assert_close(
+        mean_at(smaller.model, smaller.guide.median(), (x, y)),
+        mean_at(result.model, result.guide.median(), args),
+    )
+
+
+def test_two_inputs_of_which_one_is_flattened_and_meets_units():
+    def model(x, z, y=None):
+        h = torch.tanh(z @ _normal("w1", 3, 12)) * x.flatten(1)
+        return _observe((h @ _normal("w2", 12, 6)).tanh() @ _normal("w3", 6, 2), y)
+
+    args = torch.randn(7, 1, 3, 4), torch.randn(7, 3), torch.randn(7, 2)
+    result, compaction = compact(model, args, [("w2", slice(5)), ("w3", slice(2))])
+    # Units that are multiplied by pixels stay with them.
+    assert shapes(compaction) == {"w1": (3, 12), "w2": (12, 4), "w3": (4, 2)}
+    assert_same(result, compaction, *args)
+
+
+def test_channels_of_a_convolution_over_a_view_of_the_image():
+    def model(x, y=None):
+        images = x.flatten(1, 2).unsqueeze(-1)
+        h = F.conv2d(images, _normal("w1", 5, 6, 1, 1)).relu().flatten(1)
+        return _observe(h @ _normal("w2", 20, 2), y)
+
+    args = torch.randn(7, 2, 3, 4), torch.randn(7, 2)
+    pruned = [("w1", (slice(None), slice(2))), ("w2", slice(8))]
+    result, compaction = compact(model, args, pruned)
+    assert shapes(compaction) == {"w1": (3, 6, 1, 1), "w2": (12, 2)}
+    assert "2 unused, kept: a view merges" in str(compaction)
+    assert_same(result, compaction, *args)

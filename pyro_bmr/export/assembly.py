@@ -30,7 +30,8 @@ def assemble_module(
     The graph is a function of ``values``, by latent site, which become parameters of these names,
     and then of the inputs, ``names``. Parameters and buffers of ``model`` keep their names; values
     of ``pyro.param`` have theirs, with ``_unconstrained`` after it where they are transformed. The
-    module shares no tensor with others. Output that is random raises a `RandomOutputError`.
+    module shares no tensor with others, and makes its inputs contiguous, as views need that were
+    recorded. Output that is random raises a `RandomOutputError`.
     """
     random = [n for n in recorded.graph.nodes if _is_random(n)]
     if random:
@@ -50,6 +51,8 @@ def assemble_module(
     for node, name in zip(placeholders[len(values) :], names, strict=True):
         if node.users:
             places[node] = graph.placeholder(name)
+    for node, given in list(places.items()):
+        places[node] = graph.call_function(torch.ops.aten.contiguous.default, (given,))
     for node, (name, value) in zip(placeholders, values.items(), strict=False):
         if node.users:
             places[node] = graph.get_attr(_hold(root, name, nn.Parameter(_copy(value))))

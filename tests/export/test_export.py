@@ -482,6 +482,39 @@ def test_masks_of_a_plain_module():
     assert bmr.apply_masks(plain, whole) is plain
 
 
+LAYOUTS = {
+    "turned": lambda x: x.rot90(1, (2, 3)),
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "every second": lambda x: x[::2],
+    "repeated": lambda x: x[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("num_samples", [None, 3])
+@pytest.mark.parametrize("example", ["contiguous", *LAYOUTS])
+def test_inputs_in_any_layout(example, num_samples):
+    """Views that were recorded are right for inputs whose elements lie otherwise in memory."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4), nn.Tanh(), nn.Linear(4, 2)
+    )
+    model = Regression(bmr.bayesianize(net))
+    images = torch.randn(4, 2, 6, 6)
+    x = images if example == "contiguous" else LAYOUTS[example](images)
+    guide = AutoNormal(model, init_scale=0.2)
+    guide(x, torch.randn(len(x), 2))
+    module = bmr.to_module(model, guide, x, num_samples=num_samples)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
+    plain = Regression(bmr.bayesianize(flat))
+    plain_guide = AutoNormal(plain, init_scale=0.2)
+    plain_guide(x, torch.randn(len(x), 2))
+    plain_module = bmr.to_module(plain, plain_guide, x, num_samples=num_samples)
+    for one in (module, plain_module):
+        for change in LAYOUTS.values():
+            assert torch.equal(one(change(images)), one(change(images).contiguous()))
+
+
 def test_float64():
     torch.manual_seed(0)
     net = bmr.bayesianize(nn.Linear(3, 2, dtype=torch.float64))
