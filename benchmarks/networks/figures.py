@@ -62,23 +62,14 @@ def free_energies(sources: Sources) -> Figure:
 
 def what_is_left(_sources: Sources) -> Figure:
     """Draw how many weights read each pixel, and the filters that stay."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    read = (_first_layer("lenet-300-100") != 0).sum(0).reshape(28, 28)
-    image = axes[0].imshow(read, cmap="cividis")
-    figure.colorbar(image, ax=axes[0], label="weights that read a pixel")
-    axes[0].set(title=f"LeNet-300-100: {(read > 0).sum()} of 784 pixels are read")
-    filters = _first_layer("lenet-5")[:, 0]
-    kept = filters[(filters != 0).any((1, 2))]
-    wide = math.ceil(math.sqrt(len(kept)))
-    sheet = np.full((6 * math.ceil(len(kept) / wide) + 1, 6 * wide + 1), np.nan)
-    for number, one in enumerate(kept):
-        row, column = divmod(number, wide)
-        sheet[6 * row + 1 : 6 * row + 6, 6 * column + 1 : 6 * column + 6] = one
-    size = np.abs(kept).max()
-    image = axes[1].imshow(sheet, cmap="RdBu", vmin=-size, vmax=size)
-    figure.colorbar(image, ax=axes[1], label="posterior mean")
-    axes[1].set(title=f"LeNet-5: {len(kept)} of 20 filters")
-    for ax in axes:
+    draws = {"lenet-300-100": _draw_pixels, "lenet-5": _draw_filters}
+    there = {name: draw for name, draw in draws.items() if _first_layer_file(name).exists()}
+    figure, axes = plt.subplots(
+        1, len(there), figsize=(4.6 * len(there), 3.8), squeeze=False, layout="constrained"
+    )
+    for ax, (name, draw) in zip(axes[0], there.items(), strict=True):
+        with np.load(_first_layer_file(name)) as file:
+            draw(figure, ax, file["weights"])
         ax.set(xticks=[], yticks=[])
     return figure
 
@@ -118,7 +109,25 @@ def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _first_layer(network: str) -> np.ndarray:
-    """Read the weights of the first layer after all rounds."""
-    with np.load(Path(__file__).with_name(f"first-layer-{network}.npz")) as file:
-        return file["weights"]
+def _draw_pixels(figure: Figure, ax: Axes, weights: np.ndarray) -> None:
+    read = (weights != 0).sum(0).reshape(28, 28)
+    image = ax.imshow(np.where(read > 0, read, np.nan), cmap="cividis_r")
+    figure.colorbar(image, ax=ax, label="weights that read a pixel")
+    ax.set(title=f"LeNet-300-100: {(read > 0).sum()} of 784 pixels are read")
+
+
+def _draw_filters(figure: Figure, ax: Axes, weights: np.ndarray) -> None:
+    kept = weights[(weights != 0).any((1, 2, 3)), 0]
+    wide = math.ceil(math.sqrt(len(kept)))
+    sheet = np.full((6 * math.ceil(len(kept) / wide) + 1, 6 * wide + 1), np.nan)
+    for number, one in enumerate(kept):
+        row, column = divmod(number, wide)
+        sheet[6 * row + 1 : 6 * row + 6, 6 * column + 1 : 6 * column + 6] = one
+    size = np.abs(kept).max()
+    image = ax.imshow(sheet, cmap="RdBu", vmin=-size, vmax=size)
+    figure.colorbar(image, ax=ax, label="posterior mean")
+    ax.set(title=f"LeNet-5: {len(kept)} of 20 filters")
+
+
+def _first_layer_file(network: str) -> Path:
+    return Path(__file__).with_name(f"first-layer-{network}.npz")

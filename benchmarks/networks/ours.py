@@ -25,9 +25,8 @@ from pyro_bmr.selection.selections import Selection
 from pyro_bmr.training.rates import hold_and_fall
 
 ROWS = 64
-# For the time that a prediction takes, and for scores, where the first network is large.
+# For the time that a prediction takes.
 NUM_DRAWS = 20
-SCORED_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -188,8 +187,7 @@ def _describe(
 ) -> Pruned:
     x = problem.x[:ROWS]
     model, guide = pairs["pruned"]
-    draws = SCORED_DRAWS if number else NUM_DRAWS
-    module = bmr.to_module(model, guide, x, num_samples=draws)
+    module = bmr.to_module(model, guide, x, num_samples=problem.draws)
     data = problem.x, problem.y
     mean, error = bmr.free_energy(model, guide, *data, num_samples=2, batch_size=2_000)
     costs = bmr.measure_costs(pairs, x, num_samples=NUM_DRAWS, seconds=2.0).summary()

@@ -53,6 +53,8 @@ class Problem:
     y_test: Tensor
     # Images of nothing that it learns, by name.
     strange: Mapping[str, Tensor]
+    # Of a posterior, for scores; fewer where they take long.
+    draws: int = 20
 
     def make_network(self, seed: int) -> nn.Sequential:
         """Make it in full width, as torch initialises it."""
@@ -68,12 +70,14 @@ class Task:
     widths: tuple[int, ...]
     schedule: Schedule
     read: Callable[[str | Path | None], tuple[Any, ...]]
+    draws: int = 20
 
 
 def load_problem(name: str, directory: str | Path | None = None) -> Problem:
     """Load the data of a problem from the directory of `pyro_bmr.datasets`."""
     task = PROBLEMS[name]
-    return Problem(name, task.make, task.widths, task.schedule, *task.read(directory))
+    data = task.read(directory)
+    return Problem(name, task.make, task.widths, task.schedule, *data, draws=task.draws)
 
 
 def _read_mnist(directory: str | Path | None) -> tuple[Any, ...]:
@@ -105,7 +109,7 @@ def _read_cifar10(directory: str | Path | None) -> tuple[Any, ...]:
 _LONG = (*[15] * 8, 40)
 _FOURS = (*[4] * 6, 8)
 PROBLEMS = {
-    "lenet-300-100": Task(lenet_300_100, (300, 100), Schedule(40, _LONG, 100), _read_mnist),
+    "lenet-300-100": Task(lenet_300_100, (300, 100), Schedule(40, _LONG, 100), _read_mnist, 100),
     "lenet-5": Task(lenet_5, (20, 50, 500), Schedule(8, _FOURS, 300), _read_mnist),
     "lenet-cifar10": Task(colour_lenet, (20, 50, 500), Schedule(12, _FOURS, 100), _read_cifar10),
     "resnet-8": Task(resnet_8, (16, 32, 64), Schedule(12, (4, 4, 4), 10), _read_cifar10),
