@@ -1,6 +1,7 @@
 """The command of the experiments with networks, on a slice: it runs, and goes on after a kill."""
 
 import gzip
+import importlib
 import signal
 import subprocess
 import sys
@@ -77,3 +78,33 @@ def test_a_killed_run_goes_on(data, tmp_path):
     start(data, tmp_path / "whole", "bmr").communicate()
     found, expected = (pd.read_csv(f / "results.csv") for f in (tmp_path, tmp_path / "whole"))
     pd.testing.assert_frame_equal(found.drop(columns=MEASURED), expected.drop(columns=MEASURED))
+
+
+@pytest.fixture
+def report():
+    """The module that fills the pages; other experiments have modules of such names."""
+    names = ("figures", "report", "tables")
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(NETWORKS))
+    yield importlib.import_module("report")
+    sys.path.remove(str(NETWORKS))
+    for name in names:
+        del sys.modules[name]
+    sys.modules.update(others)
+
+
+def test_the_pages_quote_the_results(report):
+    sources = report.read_sources(NETWORKS)
+    for page in report.PAGES:
+        assert report.filled(page.read_text(), sources) == page.read_text()
+
+
+def test_curves_are_compared_at_one_compression(report):
+    """Between two networks of a curve by the logarithm of the compression; not beyond its end."""
+    rows = [("x", 0, 1.0, 1.0, 0.1, 0.01), ("x", 0, 100.0, 3.0, 0.3, 0.03)]
+    columns = ["method", "seed", "compression", "error", "nll", "ece"]
+    results = pd.DataFrame(rows, columns=columns).assign(network="net")
+    found = report.tables.at_compression(results, "net", "x", 10.0)
+    assert found.tolist() == pytest.approx([2.0, 0.2, 0.02])
+    assert report.tables.at_compression(results, "net", "x", 101.0) is None
+    assert report.tables.at_compression(results, "net", "y", 10.0) is None
