@@ -267,7 +267,6 @@ def test_units_live_that_take_and_are_taken(modules, problem):
     classes[:, 2] = 0
     weights = {"0.weight": filters, "3.weight": units, "5.weight": classes}
     assert modules["scoring"].living_widths(list(weights.values())) == (1, 1)
-    size = modules["scoring"].count_weights(problem, weights)
-    assert size == {"weights": 18 + 6 + 6, "compression": SIZE / 30}
-    units = modules["scoring"].count_units(problem, weights)
-    assert units == {"widths": "1-1", "flops": 2 * (16 * 9 + 4 + 2)}
+    counts = modules["scoring"].count(problem, weights)
+    size = {"weights": 18 + 6 + 6, "compression": SIZE / 30}
+    assert counts == {**size, "widths": "1-1-2", "flops": 2 * (16 * 9 + 4 + 2)}

@@ -23,7 +23,7 @@ import pandas as pd
 import sparse_vd
 from filelock import FileLock
 from problems import PROBLEMS, Problem, load_problem
-from scoring import count_units, count_weights, judge
+from scoring import count, judge
 
 RESULTS = Path(__file__).with_name("results.csv")
 RIVALS = {
@@ -73,8 +73,7 @@ def _run(cell: Cell, problem: Problem, work: Path, output: Path) -> Iterator[dic
         networks = ours.train(problem, cell.seed, ours.RECIPES[cell.method], folder)
     for one in networks:
         row = {"level": one.level, "epochs": one.epochs, "seconds": one.seconds, **vars(cell)}
-        row |= count_weights(problem, one.weights) | judge(one.predict, problem)
-        row |= one.more or count_units(problem, one.weights)
+        row |= judge(one.predict, problem) | (one.more or count(problem, one.weights))
         print(*(f"{key}={value}" for key, value in row.items()), flush=True)
         yield row
     if cell.method == "bmr" and cell.seed == 0:

@@ -200,7 +200,9 @@ def _describe(
         epochs=epochs,
         seconds=seconds,
         more={
-            "widths": "-".join(str(len(w)) for w in list(weights.values())[:-1] if w.dim() > 1),
+            "weights": int(cost["non-zero"]),
+            "compression": whole["parameters"] / cost["non-zero"],
+            "widths": "-".join(str(len(value)) for value in weights.values() if value.dim() > 1),
             "flops": cost["FLOPs"] / ROWS,
             "free_energy": mean,
             "free_energy_error": error,

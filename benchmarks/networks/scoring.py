@@ -37,18 +37,21 @@ def judge(predict: Callable[[Tensor], Tensor], problem: Problem) -> dict[str, fl
     return scores
 
 
-def count_weights(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """Count the weights and biases that are left, and how many times fewer these are than all."""
+def count(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """Count what is left of layers in a row: weights with biases, living units, FLOPs of an image.
+
+    Compression is how many times fewer weights and biases these are than all.
+    """
     whole = sum(value.numel() for value in problem.make(problem.widths).parameters())
     left = sum(int(value.count_nonzero()) for value in weights.values())
-    return {"weights": left, "compression": whole / left}
-
-
-def count_units(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """Count the units that live in layers in a row, and the FLOPs of one image in so many."""
-    widths = living_widths([value for value in weights.values() if value.dim() > 1])
-    flops = _count_flops(problem.make(widths), problem.x_test[:1]) if all(widths) else 0
-    return {"widths": "-".join(map(str, widths)), "flops": flops}
+    layers = [value for value in weights.values() if value.dim() > 1]
+    widths = living_widths(layers)
+    return {
+        "weights": left,
+        "compression": whole / left,
+        "widths": "-".join(map(str, (*widths, len(layers[-1])))),
+        "flops": _count_flops(problem.make(widths), problem.x_test[:1]) if all(widths) else 0,
+    }
 
 
 def living_widths(weights: Sequence[Tensor]) -> tuple[int, ...]:
