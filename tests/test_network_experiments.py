@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ROOT / "benchmarks" / "networks"
-SLICE = ["--networks", "lenet-300-100", "--seeds", "0", "--rounds", "2", "--epochs", "0.1"]
+SLICE = ["--networks", "lenet-300-100", "--seeds", "0", "--rounds", "1", "--epochs", "0.1"]
 MEASURED = ["seconds", "predictive_ms", "dense_predictive_ms"]
 
 
@@ -49,35 +49,42 @@ def start(data, work, *methods):
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
 
 
-def test_a_slice_runs(data, tmp_path):
-    output, _ = start(data, tmp_path, "bmr", "dense").communicate()
-    table = pd.read_csv(tmp_path / "results.csv")
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of a run that nothing has stopped, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, start(data, folder, "bmr", "dense").communicate()[0]
+
+
+def test_a_slice_runs(data, whole):
+    folder, output = whole
+    table = pd.read_csv(folder / "results.csv")
     ours = table[table.method == "bmr"]
-    assert ours.epochs.tolist() == [4, 6, 8]
+    assert ours.epochs.tolist() == [4, 6]
     assert ours.compression.is_monotonic_increasing and ours.compression.iloc[-1] > 1
-    assert ours.error.iloc[-1] < 50 and ours.free_energy.notna().all()
-    assert table.method.tolist() == ["bmr"] * 3 + ["dense"]
-    assert output.count("method=bmr") == 3
-    with np.load(tmp_path / "first-layer-lenet-300-100.npz") as file:
+    assert ours.error.iloc[0] < 50 and ours.free_energy.notna().all()
+    assert table.method.tolist() == ["bmr"] * 2 + ["dense"]
+    assert output.count("method=bmr") == 2
+    with np.load(folder / "first-layer-lenet-300-100.npz") as file:
         assert file["weights"].shape[1] == 784
-    output, _ = start(data, tmp_path, "bmr", "dense").communicate()
+    output, _ = start(data, folder, "bmr", "dense").communicate()
     assert not output, "everything is there"
 
 
-def test_a_killed_run_goes_on(data, tmp_path):
+def test_a_killed_run_goes_on(data, tmp_path, whole):
     run = start(data, tmp_path, "bmr")
-    first_round = tmp_path / "lenet-300-100-bmr-0" / "round-1.seconds"
-    while not first_round.exists():
+    trained = tmp_path / "lenet-300-100-bmr-0" / "round-0.seconds"
+    while not trained.exists():
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert not (tmp_path / "results.csv").exists()
     start(data, tmp_path, "bmr").communicate()
-    (tmp_path / "whole").mkdir()
-    start(data, tmp_path / "whole", "bmr").communicate()
-    found, expected = (pd.read_csv(f / "results.csv") for f in (tmp_path, tmp_path / "whole"))
-    pd.testing.assert_frame_equal(found.drop(columns=MEASURED), expected.drop(columns=MEASURED))
+    found, expected = (pd.read_csv(folder / "results.csv") for folder in (tmp_path, whole[0]))
+    expected = expected[expected.method == "bmr"]
+    expected = expected.drop(columns=MEASURED)
+    pd.testing.assert_frame_equal(found.drop(columns=MEASURED), expected, check_dtype=False)
 
 
 @pytest.fixture

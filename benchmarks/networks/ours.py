@@ -203,7 +203,7 @@ def _describe(
             "weights": int(cost["non-zero"]),
             "compression": whole["parameters"] / cost["non-zero"],
             "widths": "-".join(str(len(value)) for value in weights.values() if value.dim() > 1),
-            "flops": cost["FLOPs"] / ROWS,
+            "flops": int(cost["FLOPs"]) // ROWS,
             "free_energy": mean,
             "free_energy_error": error,
             "predictive_ms": cost["predictive (ms)"],
