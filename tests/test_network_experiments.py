@@ -53,7 +53,7 @@ def start(data, work, *methods):
 def whole(data, tmp_path_factory):
     """The folder of a run that nothing has stopped, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, start(data, folder, "bmr", "dense").communicate()[0]
+    return folder, start(data, folder, "bmr", "magnitude").communicate()[0]
 
 
 def test_a_slice_runs(data, whole):
@@ -63,26 +63,28 @@ def test_a_slice_runs(data, whole):
     assert ours.epochs.tolist() == [4, 6]
     assert ours.compression.is_monotonic_increasing and ours.compression.iloc[-1] > 1
     assert ours.error.iloc[0] < 50 and ours.free_energy.notna().all()
-    assert table.method.tolist() == ["bmr"] * 2 + ["dense"]
+    assert table.method.tolist() == ["bmr"] * 2 + ["magnitude"]
     assert output.count("method=bmr") == 2
     with np.load(folder / "first-layer-lenet-300-100.npz") as file:
         assert file["weights"].shape[1] == 784
-    output, _ = start(data, folder, "bmr", "dense").communicate()
+    output, _ = start(data, folder, "bmr", "magnitude").communicate()
     assert not output, "everything is there"
 
 
-def test_a_killed_run_goes_on(data, tmp_path, whole):
-    run = start(data, tmp_path, "bmr")
-    trained = tmp_path / "lenet-300-100-bmr-0" / "round-0.seconds"
-    while not trained.exists():
+@pytest.mark.parametrize(
+    ("method", "trained"), [("bmr", "round-0.seconds"), ("magnitude", "round-1.pt")]
+)
+def test_a_killed_run_goes_on(data, tmp_path, whole, method, trained):
+    run = start(data, tmp_path, method)
+    while not (tmp_path / f"lenet-300-100-{method}-0" / trained).exists():
         assert run.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert not (tmp_path / "results.csv").exists()
-    start(data, tmp_path, "bmr").communicate()
+    start(data, tmp_path, method).communicate()
     found, expected = (pd.read_csv(folder / "results.csv") for folder in (tmp_path, whole[0]))
-    expected = expected[expected.method == "bmr"]
+    expected = expected[expected.method == method].reset_index(drop=True)
     expected = expected.drop(columns=MEASURED)
     pd.testing.assert_frame_equal(found.drop(columns=MEASURED), expected, check_dtype=False)
 

@@ -68,7 +68,7 @@ def _run(cell: Cell, problem: Problem, work: Path, output: Path) -> Iterator[dic
     folder = work / "-".join(map(str, vars(cell).values())).replace(", ", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     if cell.method in RIVALS:
-        networks = RIVALS[cell.method](problem, cell.seed)
+        networks = RIVALS[cell.method](problem, cell.seed, folder)
     else:
         networks = ours.train(problem, cell.seed, ours.RECIPES[cell.method], folder)
     for one in networks:

@@ -7,6 +7,7 @@ distribution of their own. Source: Louizos, Ullrich & Welling (2017), arXiv:1705
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from problems import Problem
@@ -19,9 +20,9 @@ THRESHOLDS = (3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0)
 WARM_UP = 0.0, 0.5
 
 
-def train(problem: Problem, seed: int) -> Iterator[Pruned]:
+def train(problem: Problem, seed: int, folder: Path) -> Iterator[Pruned]:
     """Train it once; a level is a threshold of the scales' log α."""
-    return train_layers(problem, seed, GroupLayer, WARM_UP, THRESHOLDS)
+    return train_layers(problem, seed, folder / "trained.pt", GroupLayer, WARM_UP, THRESHOLDS)
 
 
 class GroupLayer(VariationalLayer):

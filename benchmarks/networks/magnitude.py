@@ -10,6 +10,7 @@ Park, Mo, Ahn & Shin (2021), arXiv:2010.07611.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from problems import Problem
@@ -18,7 +19,7 @@ from torch import Tensor
 from training import train_dense
 
 
-def train(problem: Problem, seed: int) -> Iterator[Pruned]:
+def train(problem: Problem, seed: int, folder: Path) -> Iterator[Pruned]:
     """Train a dense network, then prune and train it again in each round, by compression."""
     schedule = problem.schedule
     network = problem.make_network(seed).to(memory_format=torch.channels_last)
@@ -26,7 +27,7 @@ def train(problem: Problem, seed: int) -> Iterator[Pruned]:
     generator = torch.Generator("cpu").manual_seed(seed)
 
     epochs = schedule.first
-    seconds = train_dense(problem, network, epochs, generator)
+    seconds = train_dense(problem, network, epochs, generator, folder / "dense.pt")
     for number, length in enumerate(schedule.rounds, 1):
         compression = schedule.compress(number)
         masks = keep_largest(parameters, compression)
@@ -37,7 +38,8 @@ def train(problem: Problem, seed: int) -> Iterator[Pruned]:
 
         with torch.no_grad():
             hold()
-        seconds += train_dense(problem, network, length, generator, hold)
+        path = folder / f"round-{number}.pt"
+        seconds += train_dense(problem, network, length, generator, path, hold)
         epochs += length
         yield make_pruned(network, parameters, compression, epochs, seconds)
 

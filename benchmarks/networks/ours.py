@@ -1,4 +1,4 @@
-"""Bayesian model reduction in rounds: train, reduce, tune the prior of what is left, train that."""
+"""Bayesian model reduction in rounds: train, reduce, train what is left."""
 
 from __future__ import annotations
 
@@ -33,20 +33,29 @@ NUM_DRAWS = 20
 class Recipe:
     """How a network is trained and pruned. Each that differs from the first is an attempt."""
 
-    # Standard deviation of what a unit takes in under the prior, for inputs of size 1.
-    prior: float = 4.0
+    # Of what a unit takes in, whose standard deviation is 4 at the start for inputs of size 1.
+    prior: Any = bmr.nn.learned_normal(4.0)
     # What shares a scale of the prior that is tuned after each reduction.
-    tune: str | None = "layer"
+    tune: str | None = None
     groups: Any = bmr.elements
-    # From a problem and the number of the round to what goes.
-    select: Callable[[Problem, int], Selection] = lambda _problem, _number: bmr.by_evidence()
-    measured: bool = False
+    # By how much F may rise for an element that goes, in nats, in the first round and the last.
+    margins: tuple[float, float] = (0.01, 0.1)
+    # From a problem and the number of the round to what goes, in place of the evidence.
+    select: Callable[[Problem, int], Selection] | None = None
     # The first half of the first training is that of a dense network, where the guide starts.
     pretrain: bool = True
     # How often each image counts during the first half of what is left of it.
-    warm_up: float = 1.0
+    warm_up: float = 10.0
     lr: float = 2e-3
     estimator: str = "local"
+
+    def choose(self, problem: Problem, number: int) -> Selection:
+        """Say what goes in a round; the margin grows by the same factor in each."""
+        if self.select is not None:
+            return self.select(problem, number)
+        first, last = self.margins
+        done = (number - 1) / max(1, len(problem.schedule.rounds) - 1)
+        return bmr.by_evidence(margin=-first * (last / first) ** done if first else 0.0)
 
 
 def _by_snr(problem: Problem, number: int) -> Selection:
@@ -62,20 +71,21 @@ def _by_snr(problem: Problem, number: int) -> Selection:
 
 
 OURS = Recipe()
+FIXED = replace(OURS, prior=bmr.nn.fan_in_normal(4.0), margins=(0.0, 0.0), warm_up=1.0)
 RECIPES: Mapping[str, Recipe] = {
     "bmr": OURS,
-    "bmr, prior left alone": replace(OURS, tune=None),
-    "bmr, narrow prior": replace(OURS, prior=1.0),
-    "bmr, wide prior": replace(OURS, prior=16.0),
-    "bmr, scales by site": replace(OURS, tune="site"),
-    "bmr, measured": replace(OURS, measured=True, select=lambda *_: bmr.by_free_energy()),
-    "bmr, global draws": replace(OURS, estimator="global"),
+    "bmr, units": replace(OURS, groups=[bmr.units, bmr.elements]),
+    "bmr, no warm-up": replace(OURS, warm_up=1.0),
     "bmr, from scratch": replace(OURS, pretrain=False),
-    "bmr, warm-up": replace(OURS, warm_up=10.0),
+    "bmr, smaller margins": replace(OURS, margins=(0.001, 0.01)),
+    "bmr, larger margins": replace(OURS, margins=(0.1, 1.0)),
+    "bmr, global draws": replace(OURS, estimator="global"),
     "bmr, faster": replace(OURS, lr=4e-3),
     "bmr, slower": replace(OURS, lr=1e-3),
-    "bmr, units": replace(OURS, groups=[bmr.units, bmr.elements]),
-    "snr": replace(OURS, tune=None, select=_by_snr),
+    "bmr, scales by layer": replace(FIXED, tune="layer"),
+    "bmr, fixed prior": FIXED,
+    "bmr, fixed narrow prior": replace(FIXED, prior=bmr.nn.fan_in_normal(1.0)),
+    "snr": replace(FIXED, select=_by_snr),
 }
 
 
@@ -84,9 +94,9 @@ class Classifier(PyroModule):
 
     weight = 1.0
 
-    def __init__(self, net: nn.Module, prior: float) -> None:
+    def __init__(self, net: nn.Module, prior: Any) -> None:
         super().__init__()
-        self.net = bmr.bayesianize(net, prior=bmr.nn.fan_in_normal(prior))
+        self.net = bmr.bayesianize(net, prior=prior)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the logits."""
@@ -142,13 +152,9 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
 
 
 def _pretrain(problem: Problem, epochs: int, seed: int, path: Path) -> nn.Sequential:
-    """Train a dense network, or read it if a killed run has done so."""
+    """Train a dense network."""
     net = problem.make_network(seed)
-    if path.exists():
-        net.load_state_dict(torch.load(path))
-    else:
-        train_dense(problem, net, epochs, torch.Generator("cpu").manual_seed(seed))
-        torch.save(net.state_dict(), path)
+    train_dense(problem, net, epochs, torch.Generator("cpu").manual_seed(seed), path)
     return net
 
 
@@ -162,7 +168,7 @@ def _remember(path: Path, seconds: float) -> float:
 def _reduce(
     problem: Problem, recipe: Recipe, number: int, model: Any, guide: Any
 ) -> tuple[Any, Any]:
-    """Reduce, compact, and tune the prior of what is left.
+    """Reduce and compact; where the prior is tuned, that of what is left.
 
     Tuned before anything is pruned, one scale for the few weights of a layer that are needed and
     for the many that are not would be nearly zero.
@@ -170,10 +176,10 @@ def _reduce(
     few = problem.x[:ROWS], problem.y[:ROWS]
     result = bmr.reduce(
         guide,
-        *((problem.x, problem.y) if recipe.measured else few),
+        *few,
         model=model if number == 1 else None,
         groups=recipe.groups,
-        select=recipe.select(problem, number),
+        select=recipe.choose(problem, number),
     )
     small = result.compact(*few)
     if recipe.tune is None:

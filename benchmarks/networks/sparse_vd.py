@@ -6,6 +6,7 @@ Source: Molchanov, Ashukha & Vetrov (2017), arXiv:1701.05369. Biases have no dis
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from problems import Problem
@@ -19,7 +20,7 @@ THRESHOLDS = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
 WARM_UP = 5, 20
 
 
-def train(problem: Problem, seed: int) -> Iterator[Pruned]:
+def train(problem: Problem, seed: int, folder: Path) -> Iterator[Pruned]:
     """Train it once; a level is a threshold of log α.
 
     A training of less than 40 epochs is warmed up for the same fractions as one of 40: where the KL
@@ -27,7 +28,7 @@ def train(problem: Problem, seed: int) -> Iterator[Pruned]:
     """
     length = max(problem.schedule.epochs, 2 * WARM_UP[1])
     start, end = (epochs / length for epochs in WARM_UP)
-    return train_layers(problem, seed, SparseLayer, (start, end), THRESHOLDS)
+    return train_layers(problem, seed, folder / "trained.pt", SparseLayer, (start, end), THRESHOLDS)
 
 
 class SparseLayer(VariationalLayer):

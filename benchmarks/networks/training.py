@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from problems import Problem
@@ -23,25 +24,59 @@ def minimise(
     loss: Loss,
     epochs: int,
     generator: torch.Generator,
+    path: Path,
     project: Callable[[], None] = lambda: None,
 ) -> float:
-    """Minimise by Adam, from the full rate, projecting after each step; return the seconds."""
-    begin = time.perf_counter()
+    """Minimise by Adam, from the full rate, projecting after each step; return the seconds.
+
+    Each epoch goes into a file, from which a killed run goes on.
+    """
     size, rate = problem.schedule.batch_size, hold_and_fall(problem.schedule.lr)
     optimizer = torch.optim.Adam(parameters, fused=True)
-    rows, step = len(problem.x), 0
-    steps = epochs * math.ceil(rows / size)
-    for _ in range(epochs):
+    done, seconds = _read(path, parameters, optimizer, generator) if path.exists() else (0, 0.0)
+    rows = len(problem.x)
+    step, steps = (count * math.ceil(rows / size) for count in (done, epochs))
+    for epoch in range(done, epochs):
+        begin = time.perf_counter()
         for batch in torch.randperm(rows, generator=generator, device="cpu").split(size):
-            done = step / steps
-            optimizer.param_groups[0]["lr"] = rate(done)
+            optimizer.param_groups[0]["lr"] = rate(step / steps)
             optimizer.zero_grad()
-            loss(problem.x[batch], problem.y[batch], done).backward()
+            loss(problem.x[batch], problem.y[batch], step / steps).backward()
             optimizer.step()
             with torch.no_grad():
                 project()
             step += 1
-    return time.perf_counter() - begin
+        seconds += time.perf_counter() - begin
+        _write(path, parameters, optimizer, generator, epoch + 1, seconds)
+    return seconds
+
+
+def _write(
+    path: Path,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+    *progress: float,
+) -> None:
+    states = optimizer.state_dict(), generator.get_state()
+    partial = path.with_suffix(".partial")
+    torch.save((list(parameters), *states, progress), partial)
+    partial.replace(path)
+
+
+def _read(
+    path: Path,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+) -> tuple[int, float]:
+    values, moments, noise, (epochs, seconds) = torch.load(path)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    optimizer.load_state_dict(moments)
+    generator.set_state(noise)
+    return epochs, seconds
 
 
 def train_dense(
@@ -49,6 +84,7 @@ def train_dense(
     network: nn.Sequential,
     epochs: int,
     generator: torch.Generator,
+    path: Path,
     project: Callable[[], None] = lambda: None,
 ) -> float:
     """Minimise the cross entropy of a network's classes; return the seconds."""
@@ -56,4 +92,4 @@ def train_dense(
     def loss(x: Tensor, y: Tensor, _done: float) -> Tensor:
         return cross_entropy(network(x), y)
 
-    return minimise(problem, list(network.parameters()), loss, epochs, generator, project)
+    return minimise(problem, list(network.parameters()), loss, epochs, generator, path, project)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from problems import Problem
@@ -31,6 +32,7 @@ class VariationalLayer(nn.Module, ABC):
 def train_layers(
     problem: Problem,
     seed: int,
+    path: Path,
     make: Callable[[nn.Module, torch.Generator], VariationalLayer],
     warm_up: tuple[float, float],
     thresholds: Sequence[float],
@@ -52,7 +54,7 @@ def train_layers(
         kl = sum(layer.kl() for layer in layers.values())
         return cross_entropy(noisy(x), y) + weight / len(problem.x) * kl
 
-    seconds = minimise(problem, list(noisy.parameters()), loss, epochs, generator)
+    seconds = minimise(problem, list(noisy.parameters()), loss, epochs, generator, path)
     for threshold in thresholds:
         weights = {
             f"{name}.{kind}": value
