@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +27,8 @@ from pyro_bmr.training.rates import hold_and_fall
 ROWS = 64
 # For the time that a prediction takes.
 NUM_DRAWS = 20
+# In the first round, in nats.
+MARGIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Recipe:
     # What shares a scale of the prior that is tuned after each reduction.
     tune: str | None = None
     groups: Any = bmr.elements
-    # By how much F may rise for an element that goes, in nats, in the first round and the last.
-    margins: tuple[float, float] = (0.01, 0.1)
+    # By how much F may rise for an element that goes, over what the problem's schedule says.
+    boldness: float = 1.0
     # From a problem and the number of the round to what goes, in place of the evidence.
     select: Callable[[Problem, int], Selection] | None = None
     # The first half of the first training is that of a dense network, where the guide starts.
@@ -53,9 +55,10 @@ class Recipe:
         """Say what goes in a round; the margin grows by the same factor in each."""
         if self.select is not None:
             return self.select(problem, number)
-        first, last = self.margins
-        done = (number - 1) / max(1, len(problem.schedule.rounds) - 1)
-        return bmr.by_evidence(margin=-first * (last / first) ** done if first else 0.0)
+        schedule = problem.schedule
+        done = (number - 1) / max(1, len(schedule.rounds) - 1)
+        margin = self.boldness * MARGIN * (schedule.margin / MARGIN) ** done
+        return bmr.by_evidence(margin=-margin)
 
 
 def _by_snr(problem: Problem, number: int) -> Selection:
@@ -71,14 +74,14 @@ def _by_snr(problem: Problem, number: int) -> Selection:
 
 
 OURS = Recipe()
-FIXED = replace(OURS, prior=bmr.nn.fan_in_normal(4.0), margins=(0.0, 0.0), warm_up=1.0)
+FIXED = replace(OURS, prior=bmr.nn.fan_in_normal(4.0), boldness=0.0, warm_up=1.0)
 RECIPES: Mapping[str, Recipe] = {
     "bmr": OURS,
     "bmr, units": replace(OURS, groups=[bmr.units, bmr.elements]),
     "bmr, no warm-up": replace(OURS, warm_up=1.0),
     "bmr, from scratch": replace(OURS, pretrain=False),
-    "bmr, smaller margins": replace(OURS, margins=(0.001, 0.01)),
-    "bmr, larger margins": replace(OURS, margins=(0.1, 1.0)),
+    "bmr, smaller margins": replace(OURS, boldness=0.1),
+    "bmr, larger margins": replace(OURS, boldness=10.0),
     "bmr, global draws": replace(OURS, estimator="global"),
     "bmr, faster": replace(OURS, lr=4e-3),
     "bmr, slower": replace(OURS, lr=1e-3),
@@ -148,7 +151,7 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
         epochs_done += epochs
         seconds += _remember(folder / f"round-{number}.seconds", perf_counter() - began)
         pairs = {"dense": dense, "pruned": (model, guide)}
-        yield _describe(problem, number, pairs, epochs_done, seconds)
+        yield _describe(problem, seed, number, pairs, epochs_done, seconds)
 
 
 def _pretrain(problem: Problem, epochs: int, seed: int, path: Path) -> nn.Sequential:
@@ -189,12 +192,19 @@ def _reduce(
 
 
 def _describe(
-    problem: Problem, number: int, pairs: Mapping[str, Any], epochs: int, seconds: float
+    problem: Problem,
+    seed: int,
+    number: int,
+    pairs: Mapping[str, Any],
+    epochs: int,
+    seconds: float,
 ) -> Pruned:
     x = problem.x[:ROWS]
     model, guide = pairs["pruned"]
-    module = bmr.to_module(model, guide, x, num_samples=problem.draws)
     data = problem.x, problem.y
+    pyro.set_rng_seed(seed)
+    with torch.no_grad():
+        draws = [_arrange(guide(*data)) for _ in range(problem.draws)]
     mean, error = bmr.free_energy(model, guide, *data, num_samples=2, batch_size=2_000)
     costs = bmr.measure_costs(pairs, x, num_samples=NUM_DRAWS, seconds=2.0).summary()
     cost, whole = costs.loc["pruned"], costs.loc["dense"]
@@ -202,7 +212,7 @@ def _describe(
     return Pruned(
         level=number,
         weights=weights,
-        predict=lambda images: module(images).softmax(-1).mean(0),
+        predict=lambda images: _predict(model, draws, images),
         epochs=epochs,
         seconds=seconds,
         more={
@@ -216,3 +226,15 @@ def _describe(
             "dense_predictive_ms": whole["predictive (ms)"],
         },
     )
+
+
+def _arrange(draw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let channels of filters come last in memory, which is three times as fast."""
+    form = {True: torch.channels_last, False: torch.contiguous_format}
+    return {n: v.contiguous(memory_format=form[v.dim() == 4]) for n, v in draw.items()}
+
+
+def _predict(model: Any, draws: Sequence[Mapping[str, Tensor]], images: Tensor) -> Tensor:
+    """Average the class probabilities of draws of the weights."""
+    chances = [poutine.condition(model, draw)(images).softmax(-1) for draw in draws]
+    return torch.stack(chances).mean(0)
