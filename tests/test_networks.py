@@ -61,7 +61,7 @@ def problem(modules):
     x = torch.rand(512, 1, 6, 6, generator=generator)
     x[y == 0, :, :, :3] += 0.3
     x[y == 1, :, :, 3:] += 0.3
-    schedule = modules["problems"].Schedule(12, (4, 4, 4), 27.0, 32, 1e-2)
+    schedule = modules["problems"].Schedule(12, (4, 4, 4), 27.0, 0.1, 32, 1e-2)
     rows = x[:256], y[:256], x[256:], y[256:]
     return modules["problems"].Problem("halves", make_network, (6, 8), schedule, *rows, {})
 

@@ -49,7 +49,8 @@ class Recipe:
     # How often each image counts during the first half of what is left of it.
     warm_up: float = 10.0
     lr: float = 2e-3
-    estimator: str = "local"
+    # That of the problem, if it is none.
+    estimator: str | None = None
 
     def choose(self, problem: Problem, number: int) -> Selection:
         """Say what goes in a round; the margin grows by the same factor in each."""
@@ -132,7 +133,7 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
             num_epochs=epochs,
             batch_size=schedule.batch_size,
             lr=hold_and_fall(recipe.lr),
-            estimator=recipe.estimator,
+            estimator=recipe.estimator or problem.estimator,
             seed=seed,
             checkpoint=folder / name,
         )
@@ -176,15 +177,13 @@ def _reduce(
     Tuned before anything is pruned, one scale for the few weights of a layer that are needed and
     for the many that are not would be nearly zero.
     """
-    few = problem.x[:ROWS], problem.y[:ROWS]
     result = bmr.reduce(
         guide,
-        *few,
         model=model if number == 1 else None,
         groups=recipe.groups,
         select=recipe.choose(problem, number),
     )
-    small = result.compact(*few)
+    small = result.compact(problem.x[:ROWS], problem.y[:ROWS])
     if recipe.tune is None:
         return small.model, small.guide
     tuned = bmr.tune_prior(small.guide, shared=recipe.tune)

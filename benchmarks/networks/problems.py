@@ -57,6 +57,8 @@ class Problem:
     strange: Mapping[str, Tensor]
     # Of a posterior, for scores; fewer where they take long.
     draws: int = 20
+    # Of the free energy, for ours; weights are drawn once for a batch where rows take too long.
+    estimator: str = "local"
 
     def make_network(self, seed: int) -> nn.Sequential:
         """Make it in full width, as torch initialises it."""
@@ -73,13 +75,15 @@ class Task:
     schedule: Schedule
     read: Callable[[str | Path | None], tuple[Any, ...]]
     draws: int = 20
+    estimator: str = "local"
 
 
 def load_problem(name: str, directory: str | Path | None = None) -> Problem:
     """Load the data of a problem from the directory of `pyro_bmr.datasets`."""
     task = PROBLEMS[name]
     data = task.read(directory)
-    return Problem(name, task.make, task.widths, task.schedule, *data, draws=task.draws)
+    own = {"draws": task.draws, "estimator": task.estimator}
+    return Problem(name, task.make, task.widths, task.schedule, *data, **own)
 
 
 def _read_mnist(directory: str | Path | None) -> tuple[Any, ...]:
@@ -108,16 +112,19 @@ def _read_cifar10(directory: str | Path | None) -> tuple[Any, ...]:
     return scale(data.x), data.y, scale(data.x_test), data.y_test, {"mnist": scale(digits)}
 
 
+_MNIST, _CIFAR10 = _read_mnist, _read_cifar10
 _LONG = (*[15] * 8, 40)
 _FOURS = (*[4] * 8, 12)
 PROBLEMS = {
-    "lenet-300-100": Task(
-        lenet_300_100, (300, 100), Schedule(40, _LONG, 100, 0.1), _read_mnist, 100
+    "lenet-300-100": Task(lenet_300_100, (300, 100), Schedule(40, _LONG, 100, 0.1), _MNIST, 100),
+    "lenet-5": Task(lenet_5, (20, 50, 500), Schedule(16, _FOURS, 300, 0.5), _MNIST),
+    "lenet-cifar10": Task(colour_lenet, (20, 50, 500), Schedule(20, _FOURS, 100, 0.5), _CIFAR10),
+    "resnet-8": Task(
+        *(resnet_8, (16, 32, 64), Schedule(16, (4, 4, 4, 4, 8), 10, 1.0), _CIFAR10),
+        estimator="global",
     ),
-    "lenet-5": Task(lenet_5, (20, 50, 500), Schedule(16, _FOURS, 300, 0.5), _read_mnist),
-    "lenet-cifar10": Task(
-        colour_lenet, (20, 50, 500), Schedule(20, _FOURS, 100, 0.5), _read_cifar10
+    "transformer": Task(
+        *(vision_transformer, (32, 64), Schedule(20, _FOURS, 50, 0.1), _MNIST),
+        estimator="global",
     ),
-    "resnet-8": Task(resnet_8, (16, 32, 64), Schedule(12, (4, 4, 4), 10, 0.1), _read_cifar10),
-    "transformer": Task(vision_transformer, (32, 64), Schedule(20, _FOURS, 50, 0.1), _read_mnist),
 }
