@@ -75,8 +75,8 @@ def count(pruned):
     return sum(int(value.count_nonzero()) for value in pruned.weights.values())
 
 
-def test_every_method_learns_and_then_prunes_more_and_more(method, modules, problem):
-    curve = list(method.train(problem, 0))
+def test_every_method_learns_and_then_prunes_more_and_more(method, modules, problem, tmp_path):
+    curve = list(method.train(problem, 0, tmp_path))
     names = [name for name, _ in problem.make_network(0).named_parameters()]
     assert all(list(pruned.weights) == names for pruned in curve)
     counts = [count(pruned) for pruned in curve]
@@ -88,12 +88,35 @@ def test_every_method_learns_and_then_prunes_more_and_more(method, modules, prob
     assert seconds == sorted(seconds)
     chances = curve[-1].predict(problem.x_test)
     torch.testing.assert_close(chances.sum(-1), torch.ones(256))
-    again = list(method.train(problem, 0))[-1].predict(problem.x_test)
+    again = list(method.train(problem, 0, tmp_path))
+    assert torch.equal(again[-1].predict(problem.x_test), chances)
+    assert [pruned.seconds for pruned in again] == seconds, "read, not trained again"
+
+
+def test_a_training_that_was_stopped_goes_on(method, problem, tmp_path, monkeypatch):
+    for folder in ("whole", "stopped"):
+        (tmp_path / folder).mkdir()
+    chances = list(method.train(problem, 0, tmp_path / "whole"))[-1].predict(problem.x_test)
+    epochs = iter(range(5))
+
+    class Stopped(Exception):
+        pass
+
+    def save(*args):
+        if next(epochs, None) is None:
+            raise Stopped
+        torch_save(*args)
+
+    torch_save = torch.save
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(torch, "save", save)
+        list(method.train(problem, 0, tmp_path / "stopped"))
+    again = list(method.train(problem, 0, tmp_path / "stopped"))[-1].predict(problem.x_test)
     assert torch.equal(again, chances)
 
 
-def test_what_magnitude_has_pruned_stays_zero(modules, problem):
-    rounds = list(modules["magnitude"].train(problem, 0))
+def test_what_magnitude_has_pruned_stays_zero(modules, problem, tmp_path):
+    rounds = list(modules["magnitude"].train(problem, 0, tmp_path))
     assert [pruned.level for pruned in rounds] == pytest.approx([3, 9, 27])
     for pruned in rounds:
         assert 0 < count(pruned) <= round(SIZE / pruned.level)
@@ -117,7 +140,7 @@ def test_magnitude_keeps_the_largest_shares_of_layers(modules):
     assert masks["3.bias"].tolist() == [True]
 
 
-def test_every_epoch_takes_every_image_once(modules, problem):
+def test_every_epoch_takes_every_image_once(modules, problem, tmp_path):
     seen, fractions = [], []
     parameter = nn.Parameter(torch.zeros(()))
 
@@ -127,7 +150,7 @@ def test_every_epoch_takes_every_image_once(modules, problem):
         return parameter * 1.0
 
     generator = torch.Generator().manual_seed(0)
-    modules["training"].minimise(problem, [parameter], loss, 2, generator)
+    modules["training"].minimise(problem, [parameter], loss, 2, generator, tmp_path / "run.pt")
     torch.testing.assert_close(fractions, [step / 16 for step in range(16)])
     for epoch in seen[:8], seen[8:]:
         together = torch.cat(epoch).flatten(1)
