@@ -327,10 +327,8 @@ def _make_site(
 
 
 def _make_prior(layer: Any, *, key: str, name: str, prior: WeightPrior, whole: bool) -> Any:
-    """Ask for the prior where the layer is now, and give it the shape of its parameter.
-
-    One that has it, as it is ``whole``, is left alone: compaction may have made it smaller.
-    """
+    """Ask for the prior where the layer is now; if it is not whole, give it all of its shape."""
+    # Compaction may have made a whole one smaller than the parameter was.
     fn, shape = _ask(layer, key, name, prior), layer.get_buffer(_buffer(key)).shape
     batch_dim = len(shape) - fn.event_dim
     return (fn if whole else _broadcast(fn, shape, name)).to_event(max(0, batch_dim))

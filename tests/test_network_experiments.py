@@ -112,8 +112,8 @@ def test_curves_are_compared_at_one_compression(report):
     """Between two networks of a curve by the logarithm of the compression; not beyond its end."""
     rows = [("x", 0, 1.0, 1.0, 0.1, 0.01), ("x", 0, 100.0, 3.0, 0.3, 0.03)]
     columns = ["method", "seed", "compression", "error", "nll", "ece"]
-    results = pd.DataFrame(rows, columns=columns).assign(network="net")
-    found = report.tables.at_compression(results, "net", "x", 10.0)
+    results = pd.DataFrame(rows, columns=columns)
+    found = report.tables.at_compression(results, 10.0)
     assert found.tolist() == pytest.approx([2.0, 0.2, 0.02])
-    assert report.tables.at_compression(results, "net", "x", 101.0) is None
-    assert report.tables.at_compression(results, "net", "y", 10.0) is None
+    assert report.tables.at_compression(results, 101.0) is None
+    assert report.tables.at_compression(results[:0], 10.0) is None

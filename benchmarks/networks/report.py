@@ -20,6 +20,7 @@ TABLES: Mapping[str, Callable[[Sources, str], str]] = {
     "published": tables.published_table,
     "equal compression": tables.equal_compression_table,
     "attempts": tables.attempts_table,
+    "rounds": tables.rounds_table,
 }
 
 

@@ -36,20 +36,21 @@ def read_sources(folder: Path) -> Sources:
     return Sources(pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "published.csv"))
 
 
-def find_ends(results: pd.DataFrame, network: str, method: str) -> pd.DataFrame:
+def find_rows(results: pd.DataFrame, network: str, method: str) -> pd.DataFrame:
+    """Return the networks on the way of one method."""
+    return results[(results.network == network) & (results.method == method)]
+
+
+def find_ends(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the last row of each seed, the one that is trained longest and pruned most."""
-    rows = results[(results.network == network) & (results.method == method)]
     return rows.sort_values("compression").groupby("seed").tail(1)
 
 
-def at_compression(
-    results: pd.DataFrame, network: str, method: str, compression: float
-) -> pd.Series | None:
+def at_compression(rows: pd.DataFrame, compression: float) -> pd.Series | None:
     """Read scores off the curve of each seed, and average them; None beyond where it ends.
 
     Between two networks of a curve they are interpolated in the logarithm of the compression.
     """
-    rows = results[(results.network == network) & (results.method == method)]
     found = []
     for _, curve in rows.groupby("seed"):
         ordered = curve.sort_values("compression")
@@ -60,28 +61,30 @@ def at_compression(
     return pd.Series(np.mean(found, 0), SCORES) if found else None
 
 
+def find_goal(sources: Sources, network: str) -> float:
+    """Return the largest compression that was published."""
+    published = sources.published
+    return published[published.network == network].compression.max()
+
+
 def methods_table(sources: Sources, network: str) -> str:
-    """Put each method in a row: ours at the end, others where they are about as small."""
-    results = sources.results
-    ours = find_ends(results, network, "bmr").compression.mean()
-    head = ("", "compression", "units", *_HEADS.values())
-    rows = []
+    """Put each method in a row, where it is about as small as the smallest that was published."""
+    goal, rows = find_goal(sources, network), []
     for method, title in METHODS.items():
-        own = results[(results.network == network) & (results.method == method)]
+        own = find_rows(sources.results, network, method)
         if len(own):
-            ends = find_ends(own, network, method) if _is_ours(method) else _find_nearest(own, ours)
-            rows.append((title, *_describe(ends)))
-    return _write(head, rows)
+            rows.append((title, *_describe(_find_nearest(own, goal))))
+    return _write(("", "compression", "units", *_HEADS.values()), rows)
 
 
 def published_table(sources: Sources, network: str) -> str:
-    """Put our rows beside those of papers."""
-    rows = []
+    """Put our rows beside those of papers: as small as the smallest of these, and at the end."""
+    goal, rows = find_goal(sources, network), []
     for method in filter(_is_ours, METHODS):
-        ends = find_ends(sources.results, network, method)
-        if len(ends):
-            name = f"**{METHODS[method]}**, this package"
-            rows.append((name, *_describe(ends)[:2], f"{ends.error.mean():.2f}", "measured here"))
+        own = find_rows(sources.results, network, method)
+        name = f"**{METHODS[method]}**, this package"
+        for nets in (_find_nearest(own, goal), find_ends(own)) if len(own) else ():
+            rows.append((name, *_describe(nets)[:2], f"{nets.error.mean():.2f}", "measured here"))
     published = sources.published[sources.published.network == network]
     for one in published.itertuples():
         compression = "" if np.isnan(one.compression) else f"{one.compression:.0f}×"
@@ -93,41 +96,63 @@ def published_table(sources: Sources, network: str) -> str:
 
 
 def claim(sources: Sources, network: str) -> str:
-    """Say in a sentence how small ours gets, and how good it is then."""
-    ends = find_ends(sources.results, network, "bmr")
-    means = ends[["compression", "error", "nll", "ece", "epochs"]].mean()
-    size = f"{means.compression:.0f} times fewer weights at {means.error:.2f} % error"
-    scores = f"an NLL of {means.nll:.3f} and a calibration error of {means.ece:.3f}"
-    seeds = f"{len(ends)} seeds" if len(ends) > 1 else "one seed"
-    return f"{NETWORKS[network]} on MNIST: {size}, {scores} ({seeds}, {means.epochs:.0f} epochs)."
+    """Say how good ours is where it is as small as the smallest that was published."""
+    own, goal = find_rows(sources.results, network, "bmr"), find_goal(sources, network)
+    found = at_compression(own, goal)
+    if found is None:
+        found, goal = find_ends(own)[[*SCORES]].mean(), find_ends(own).compression.mean()
+    size = f"{goal:.0f} times fewer weights at {found.error:.2f} % error"
+    scores = f"an NLL of {found.nll:.3f} and a calibration error of {found.ece:.4f}"
+    count = own.seed.nunique()
+    seeds = f"mean of {count} seeds" if count > 1 else "one seed"
+    return f"{NETWORKS[network]} on MNIST: {size}, {scores} ({seeds})."
 
 
 def equal_compression_table(sources: Sources, network: str) -> str:
-    """Compare ours with each other method where that is as small, by interpolation."""
-    results, rows = sources.results, []
-    ours = find_ends(results, network, "bmr")
-    compression = ours.compression.mean()
-    for method in METHODS:
-        other = at_compression(results, network, method, compression)
-        if other is None or _is_ours(method):
-            continue
-        pairs = [f"{ours[name].mean():.3g} / {other[name]:.3g}" for name in SCORES]
-        verdicts = ["" if ours[name].mean() <= other[name] else " ✗" for name in SCORES]
-        rows.append((METHODS[method], *(a + b for a, b in zip(pairs, verdicts, strict=True))))
-    heads = (f"at {compression:.0f}×: BMR / other", *(_HEADS[name] for name in SCORES))
-    return _write(heads, rows)
+    """Compare ours with each other method at half, once and one and a half times the goal."""
+    own, rows = find_rows(sources.results, network, "bmr"), []
+    for compression in (find_goal(sources, network) * part for part in (0.5, 1.0, 1.5)):
+        ours = at_compression(own, compression)
+        for method, title in METHODS.items():
+            other = at_compression(find_rows(sources.results, network, method), compression)
+            if ours is None or other is None or _is_ours(method):
+                continue
+            pairs = [f"{ours[name]:.3g} / {other[name]:.3g}" for name in SCORES]
+            verdicts = ["" if ours[name] <= other[name] else " ✗" for name in SCORES]
+            cells = (a + b for a, b in zip(pairs, verdicts, strict=True))
+            rows.append((f"{compression:.0f}×", title, *cells))
+    return _write(("", "BMR / other", *(_HEADS[name] for name in SCORES)), rows)
 
 
 def attempts_table(sources: Sources, network: str) -> str:
-    """Put each variant of our method in a row, beside the method itself."""
-    results = sources.results
-    names = [n for n in results.method.unique() if _is_ours(n)]
-    rows = []
+    """Put each variant of ours in a row, where it is about as small as the smallest published."""
+    goal, rows = find_goal(sources, network), []
+    names = filter(_is_ours, sources.results.method.unique())
     for name in sorted(names, key=lambda n: (n != "bmr", n)):
-        ends = find_ends(results[results.seed == 0], network, name)
-        if len(ends):
-            rows.append((name, *_describe(ends)))
+        own = find_rows(sources.results, network, name)
+        if len(own):
+            rows.append((name, *_describe(_find_nearest(own, goal))))
     return _write(("", "compression", "units", *_HEADS.values()), rows)
+
+
+def rounds_table(sources: Sources, network: str) -> str:
+    """Put what ours is after each round in a row, of all variants that were run."""
+    results = sources.results[sources.results.network == network]
+    rows = []
+    for (method, _), group in results.groupby(["method", "level"]):
+        means = group.mean(numeric_only=True)
+        faster = means.dense_predictive_ms / means.predictive_ms
+        rows.append(
+            (
+                METHODS[method],
+                f"{100 * (1 - 1 / means.compression):.1f}",
+                *_describe(group)[:2],
+                *(f"{means.error:.1f}", f"{means.nll:.3f}", f"{means.ece:.3f}"),
+                *(f"{means.free_energy:,.0f}", f"{means.flops:,.0f}", f"{faster:.1f}×"),
+            )
+        )
+    heads = "", "pruned, %", "compression", "units", "error, %", "NLL", "ECE", "F (nats)"
+    return _write((*heads, "FLOPs", "predictive"), rows)
 
 
 _HEADS = {
