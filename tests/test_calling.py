@@ -157,7 +157,7 @@ PUBLIC = [
     *(getattr(bmr.extend, name) for name in bmr.extend.__all__),
     *(getattr(bmr.types, name) for name in bmr.types.__all__),
     *(bmr.baselines.snr, bmr.baselines.spr, bmr.baselines.magnitude, bmr.baselines.random),
-    *(bmr.nn.normal, bmr.nn.fan_in_normal, testing.check_guide_family),
+    *(bmr.nn.normal, bmr.nn.fan_in_normal, bmr.nn.learned_normal, testing.check_guide_family),
 ]
 # What Pyro calls, in Pyro's way.
 PROGRAMS = {"forward", "median", "quantiles", "split_loss", "loss"}

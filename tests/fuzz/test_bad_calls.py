@@ -162,6 +162,7 @@ def known():
         bmr.baselines.random: {"fraction": 0.5},
         bmr.nn.normal: {},
         bmr.nn.fan_in_normal: {},
+        bmr.nn.learned_normal: {},
         bmr.extend.delta_f_of_all_subsets: {"posterior": dense, "log_prior": torch.zeros(2)},
         bmr.extend.log_density_at_zero: {"prior": dist.Normal(0.0, 1.0)},
         bmr.extend.PrunedModel: {"model": model, "masks": {"w": torch.ones(4) > 0}},
