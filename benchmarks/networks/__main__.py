@@ -7,6 +7,7 @@ by round, so that a run that was killed goes on where it was.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -72,8 +73,15 @@ def _run(cell: Cell, problem: Problem, work: Path, output: Path) -> Iterator[dic
     else:
         networks = ours.train(problem, cell.seed, ours.RECIPES[cell.method], folder)
     for one in networks:
-        row = {"level": one.level, "epochs": one.epochs, "seconds": one.seconds, **vars(cell)}
-        row |= judge(one.predict, problem) | (one.more or count(problem, one.weights))
+        path = folder / f"{one.level:g}.json"
+        if not path.exists():
+            row = {"level": one.level, "epochs": one.epochs, "seconds": one.seconds, **vars(cell)}
+            row |= judge(one.predict, problem)
+            row |= one.measure() if one.measure else count(problem, one.weights)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(row))
+            partial.replace(path)
+        row = json.loads(path.read_text())
         print(*(f"{key}={value}" for key, value in row.items()), flush=True)
         yield row
     if cell.method == "bmr" and cell.seed == 0:

@@ -198,33 +198,39 @@ def _describe(
     epochs: int,
     seconds: float,
 ) -> Pruned:
-    x = problem.x[:ROWS]
     model, guide = pairs["pruned"]
-    data = problem.x, problem.y
     pyro.set_rng_seed(seed)
     with torch.no_grad():
-        draws = [_arrange(guide(*data)) for _ in range(problem.draws)]
-    mean, error = bmr.free_energy(model, guide, *data, num_samples=2, batch_size=2_000)
-    costs = bmr.measure_costs(pairs, x, num_samples=NUM_DRAWS, seconds=2.0).summary()
-    cost, whole = costs.loc["pruned"], costs.loc["dense"]
-    weights = {name.removeprefix("net."): value for name, value in guide.median().items()}
+        draws = [_arrange(guide(problem.x[:ROWS], problem.y[:ROWS])) for _ in range(problem.draws)]
     return Pruned(
         level=number,
-        weights=weights,
+        weights={name.removeprefix("net."): value for name, value in guide.median().items()},
         predict=lambda images: _predict(model, draws, images),
         epochs=epochs,
         seconds=seconds,
-        more={
-            "weights": int(cost["non-zero"]),
-            "compression": whole["parameters"] / cost["non-zero"],
-            "widths": "-".join(str(len(value)) for value in weights.values() if value.dim() > 1),
-            "flops": int(cost["FLOPs"]) // ROWS,
-            "free_energy": mean,
-            "free_energy_error": error,
-            "predictive_ms": cost["predictive (ms)"],
-            "dense_predictive_ms": whole["predictive (ms)"],
-        },
+        measure=lambda: _measure(problem, pairs),
     )
+
+
+def _measure(problem: Problem, pairs: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure size, F and the time of a prediction, beside that of the network before pruning."""
+    model, guide = pairs["pruned"]
+    mean, error = bmr.free_energy(
+        *(model, guide, problem.x, problem.y), num_samples=2, batch_size=2_000
+    )
+    costs = bmr.measure_costs(pairs, problem.x[:ROWS], num_samples=NUM_DRAWS, seconds=2.0).summary()
+    cost, whole = costs.loc["pruned"], costs.loc["dense"]
+    layers = [value for value in guide.median().values() if value.dim() > 1]
+    return {
+        "weights": int(cost["non-zero"]),
+        "compression": float(whole["parameters"] / cost["non-zero"]),
+        "widths": "-".join(str(len(value)) for value in layers),
+        "flops": int(cost["FLOPs"]) // ROWS,
+        "free_energy": mean,
+        "free_energy_error": error,
+        "predictive_ms": float(cost["predictive (ms)"]),
+        "dense_predictive_ms": float(whole["predictive (ms)"]),
+    }
 
 
 def _arrange(draw: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,8 +25,8 @@ class Pruned:
     # Of training so far.
     epochs: int
     seconds: float
-    # What only some methods have, by the names of the columns of results.
-    more: Mapping[str, Any] = field(default_factory=dict)
+    # Measures its size, and what only some methods have, by the names of the columns of results.
+    measure: Callable[[], Mapping[str, Any]] | None = None
 
 
 def make_pruned(
