@@ -102,7 +102,7 @@ def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
         known = sources.published[sources.published.network == network]
         for one in known[known.compression > 1].itertuples():
             ax.plot(one.compression, one.error, "x", color="black")
-            place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}
+            place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "rotation": 35}
             ax.annotate(one.method, (one.compression, one.error), **place)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))

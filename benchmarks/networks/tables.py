@@ -84,7 +84,8 @@ def published_table(sources: Sources, network: str) -> str:
         own = find_rows(sources.results, network, method)
         name = f"**{METHODS[method]}**, this package"
         for nets in (_find_nearest(own, goal), find_ends(own)) if len(own) else ():
-            rows.append((name, *_describe(nets)[:2], f"{nets.error.mean():.2f}", "measured here"))
+            row = name, *_describe(nets)[:2], f"{nets.error.mean():.2f}", "measured here"
+            rows += [row] if row not in rows else []
     published = sources.published[sources.published.network == network]
     for one in published.itertuples():
         compression = "" if np.isnan(one.compression) else f"{one.compression:.0f}×"
@@ -147,7 +148,7 @@ def rounds_table(sources: Sources, network: str) -> str:
                 METHODS[method],
                 f"{100 * (1 - 1 / means.compression):.1f}",
                 *_describe(group)[:2],
-                *(f"{means.error:.1f}", f"{means.nll:.3f}", f"{means.ece:.3f}"),
+                *(f"{means.error:.2f}", f"{means.nll:.3f}", f"{means.ece:.3f}"),
                 *(f"{means.free_energy:,.0f}", f"{means.flops:,.0f}", f"{faster:.1f}×"),
             )
         )
