@@ -114,10 +114,11 @@ def learned_normal(scale: float = 1.0) -> WeightPrior:
 
     for a posterior :math:`N(m_i, s_i^2)`: automatic relevance determination. It shrinks large
     weights hardly at all, and those that are not needed to zero. Scales are parameters of the
-    model, which `fit` and `pyro.infer.SVI` train together with the guide. As each is chosen for its
-    element and costs nothing, the evidence never says that F falls when an element goes: prune what
-    raises it by less than a margin, as in ``by_evidence(margin=-0.1)``; and do not compare this F
-    with that of a prior that was fixed in advance.
+    model, which `fit` and `pyro.infer.SVI` train together with the guide; MCMC does not. A scale
+    that is chosen for its element costs nothing: once it is, the evidence of an element that is
+    independent in the posterior never says that F falls when it goes. Prune what raises F by less
+    than a margin, as in ``by_evidence(margin=-0.1)``, and do not compare this F with that of a
+    prior that was fixed in advance.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def learned_normal(scale: float = 1.0) -> WeightPrior:
     References
     ----------
     MacKay (1994), "Bayesian nonlinear modeling for the prediction competition"; Kharitonov,
-    Molchanov & Vetrov (2018), "Variational dropout via empirical Bayes", arXiv:1811.00596, eq. 12.
+    Molchanov & Vetrov (2018), "Variational dropout via empirical Bayes", arXiv:1811.00596.
 
     Examples
     --------
@@ -156,7 +157,13 @@ def _fan_in_normal(name: str, parameter: Tensor, layer: nn.Module, *, scale: flo
 
 def _learned_normal(name: str, parameter: Tensor, layer: Any, *, scale: float) -> Any:
     key = f"{name.rpartition('.')[2]}_prior_scale"
-    if not hasattr(layer, key):
+    if key not in layer._pyro_params:
+        if hasattr(layer, key):
+            msg = (
+                f"the layer of {name!r} has an attribute {key!r} already. Expected none of this "
+                "name, under which the learned scales are kept: give it another one"
+            )
+            raise ValueError(msg)
         start = _fan_in_normal(name, parameter, layer, scale=scale).scale
         whole = start.expand_as(parameter).clone()
         setattr(layer, key, PyroParam(whole, constraints.positive, event_dim=whole.dim()))
@@ -195,7 +202,8 @@ def bayesianize(
         tensor with its value and its layer, which returns a distribution that broadcasts to its
         shape. It is called whenever the weights are sampled: let it make its tensors from the one
         that it gets (``parameter.new_ones(())``), and they will follow the network's device and
-        dtype.
+        dtype. If it has parameters of its own, give it the whole shape, so that `compact` can cut
+        it.
     layers : tuple of type
         The layers to make Bayesian.
 
@@ -373,8 +381,10 @@ def _hold_padding(layer: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
 
 
 def _parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of the layer itself, each under all its names."""
-    return list(layer.named_parameters(recurse=False, remove_duplicate=False))
+    """Return the parameters of the layer itself, each under all its names; not those of a prior."""
+    learned = getattr(layer, "_pyro_params", {})
+    own = layer.named_parameters(recurse=False, remove_duplicate=False)
+    return [(key, p) for key, p in own if key.removesuffix("_unconstrained") not in learned]
 
 
 def _trainable(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -87,8 +87,7 @@ def make_network():
     return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 1))
 
 
-@pytest.fixture(scope="module")
-def network(data):
+def train_network(data):
     pyro.clear_param_store()
     torch.manual_seed(0)
     model = Regression(make_network(), 2.0)
@@ -97,10 +96,16 @@ def network(data):
     return model, guide
 
 
+@pytest.fixture(scope="module")
+def network(data):
+    return train_network(data)
+
+
 def read_scales(model, data):
     nodes = poutine.trace(model).get_trace(*data).nodes
     fns = {n: nodes[n]["fn"] for n in nodes if n.endswith(("weight", "bias"))}
-    return {n: find_core(fn).base_dist.scale.detach().clone() for n, fn in fns.items()}
+    cores = {n: find_core(fn) for n, fn in fns.items()}
+    return {n: getattr(c, "base_dist", c).scale.detach().clone() for n, c in cores.items()}
 
 
 def test_what_is_compacted_learns_on(network, data):
@@ -139,16 +144,62 @@ def test_learned_scales_are_pickled_and_saved(network, data, tmp_path):
         torch.testing.assert_close(found[name], scale)
 
 
-def test_prune_learns_the_scales(network, data):
-    model, guide = network
+def test_prune_learns_the_scales(data):
+    """As long as it trains: they follow the posterior of what is kept."""
+    model, guide = train_network(data)
+    before = read_scales(model, data)
     result = bmr.prune(
         *(model, guide, *data),
         num_epochs=20,
         max_rounds=1,
         select=bmr.by_evidence(margin=-0.5),
         algorithm="paper",
-        lr=0.003,
+        lr=0.01,
         seed=0,
     )
-    kept = {n: int(mask.sum()) for n, mask in result.masks.items()}
-    assert 0 < sum(kept.values()) < 97
+    scales, means = read_scales(result.model, data), result.guide.median()
+    kept = {n: result.masks[n] for n in ("net.0.weight", "net.2.weight")}
+    assert all(mask.any() and not mask.all() for mask in kept.values())
+    for name, mask in kept.items():
+        assert (scales[name][mask] != before[name][mask]).all()
+        large = mask & (means[name].abs() > 0.3)
+        assert large.any()
+        torch.testing.assert_close(scales[name][large], means[name].abs()[large], rtol=0.3, atol=0)
+
+
+def test_scales_stay_scales_in_a_network_that_is_made_bayesian_again():
+    inner = bmr.bayesianize(nn.Linear(3, 2), prior=bmr.nn.learned_normal())
+    net = bmr.bayesianize(nn.Sequential(inner, nn.Linear(2, 1)))
+    trace = poutine.trace(net).get_trace(torch.zeros(4, 3))
+    assert trace.stochastic_nodes == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert len(list(net.parameters())) == 2
+    with pytest.raises(ValueError, match="nothing|no "):
+        bmr.bayesianize(inner)
+
+
+def test_the_name_of_the_scales_must_be_free():
+    layer = nn.Linear(3, 2)
+    layer.register_buffer("weight_prior_scale", torch.ones(2, 3))
+    with pytest.raises(ValueError, match="attribute 'weight_prior_scale' already"):
+        bmr.bayesianize(layer, prior=bmr.nn.learned_normal())
+
+
+def test_filters_tables_and_shared_weights_have_scales():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(5, 4, padding_idx=0), nn.Linear(4, 5)
+            self.out.weight = self.words.weight
+
+        def forward(self, x):
+            return self.out(self.words(x))
+
+    net = bmr.bayesianize(Shared(), prior=bmr.nn.learned_normal())
+    shapes = {n: tuple(p.shape) for n, p in net.named_parameters()}
+    assert shapes == {
+        "words.weight_prior_scale_unconstrained": (5, 4),
+        "out.bias_prior_scale_unconstrained": (5,),
+    }
+    assert net(torch.tensor([[1, 0]])).shape == (1, 2, 5)
+    filters = bmr.bayesianize(nn.Conv2d(2, 3, 5), prior=bmr.nn.learned_normal())
+    torch.testing.assert_close(filters.weight_prior_scale, torch.full((3, 2, 5, 5), 50**-0.5))

@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,13 @@ def test_a_training_that_was_stopped_goes_on(method, problem, tmp_path, monkeypa
         list(method.train(problem, 0, tmp_path / "stopped"))
     again = list(method.train(problem, 0, tmp_path / "stopped"))[-1].predict(problem.x_test)
     assert torch.equal(again, chances)
+
+
+def test_files_of_another_training_are_refused(modules, problem, tmp_path):
+    list(modules["dense"].train(problem, 0, tmp_path))
+    other = replace(problem, schedule=replace(problem.schedule, lr=2e-2))
+    with pytest.raises(ValueError, match="another folder for --work"):
+        list(modules["dense"].train(other, 0, tmp_path))
 
 
 def test_what_magnitude_has_pruned_stays_zero(modules, problem, tmp_path):

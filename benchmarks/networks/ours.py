@@ -216,7 +216,7 @@ def _measure(problem: Problem, pairs: Mapping[str, Any]) -> dict[str, Any]:
     """Measure size, F and the time of a prediction, beside that of the network before pruning."""
     model, guide = pairs["pruned"]
     mean, error = bmr.free_energy(
-        *(model, guide, problem.x, problem.y), num_samples=2, batch_size=2_000
+        *(model, guide, problem.x, problem.y), num_samples=2, batch_size=500
     )
     costs = bmr.measure_costs(pairs, problem.x[:ROWS], num_samples=NUM_DRAWS, seconds=2.0).summary()
     cost, whole = costs.loc["pruned"], costs.loc["dense"]

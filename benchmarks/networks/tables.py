@@ -73,8 +73,9 @@ def methods_table(sources: Sources, network: str) -> str:
     for method, title in METHODS.items():
         own = find_rows(sources.results, network, method)
         if len(own):
-            rows.append((title, *_describe(_find_nearest(own, goal))))
-    return _write(("", "compression", "units", *_HEADS.values()), rows)
+            row = title, str(own.seed.nunique()), *_describe(_find_nearest(own, goal))
+            rows.append(row)
+    return _write(("", "seeds", "compression", "units", *_HEADS.values()), rows)
 
 
 def published_table(sources: Sources, network: str) -> str:
@@ -110,9 +111,10 @@ def claim(sources: Sources, network: str) -> str:
 
 
 def equal_compression_table(sources: Sources, network: str) -> str:
-    """Compare ours with each other method at half, once and one and a half times the goal."""
+    """Compare ours with each other method at half the goal, at the goal, and where ours ends."""
     own, rows = find_rows(sources.results, network, "bmr"), []
-    for compression in (find_goal(sources, network) * part for part in (0.5, 1.0, 1.5)):
+    goal, end = find_goal(sources, network), find_ends(own).compression.min()
+    for compression in (goal / 2, goal, end):
         ours = at_compression(own, compression)
         for method, title in METHODS.items():
             other = at_compression(find_rows(sources.results, network, method), compression)
@@ -132,15 +134,17 @@ def attempts_table(sources: Sources, network: str) -> str:
     for name in sorted(names, key=lambda n: (n != "bmr", n)):
         own = find_rows(sources.results, network, name)
         if len(own):
-            rows.append((name, *_describe(_find_nearest(own, goal))))
-    return _write(("", "compression", "units", *_HEADS.values()), rows)
+            row = name, str(own.seed.nunique()), *_describe(_find_nearest(own, goal))
+            rows.append(row)
+    return _write(("", "seeds", "compression", "units", *_HEADS.values()), rows)
 
 
 def rounds_table(sources: Sources, network: str) -> str:
-    """Put what ours is after each round in a row, of all variants that were run."""
+    """Put what ours is after each round in a row."""
     results = sources.results[sources.results.network == network]
     rows = []
-    for (method, _), group in results.groupby(["method", "level"]):
+    own = results[results.method.isin(METHODS) & results.free_energy.notna()]
+    for (method, _), group in own.groupby(["method", "level"]):
         means = group.mean(numeric_only=True)
         faster = means.dense_predictive_ms / means.predictive_ms
         rows.append(

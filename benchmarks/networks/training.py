@@ -37,7 +37,10 @@ def minimise(
     """
     size, rate = problem.schedule.batch_size, hold_and_fall(problem.schedule.lr)
     optimizer = torch.optim.Adam(parameters, weight_decay=weight_decay, fused=True)
-    done, seconds = _read(path, parameters, optimizer, generator) if path.exists() else (0, 0.0)
+    settings = problem.schedule.lr, size, epochs, weight_decay, len(problem.x)
+    done, seconds = 0, 0.0
+    if path.exists():
+        done, seconds = _read(path, settings, parameters, optimizer, generator)
     rows = len(problem.x)
     step, steps = (count * math.ceil(rows / size) for count in (done, epochs))
     for epoch in range(done, epochs):
@@ -51,12 +54,13 @@ def minimise(
                 project()
             step += 1
         seconds += time.perf_counter() - begin
-        _write(path, parameters, optimizer, generator, epoch + 1, seconds)
+        _write(path, settings, parameters, optimizer, generator, epoch + 1, seconds)
     return seconds
 
 
 def _write(
     path: Path,
+    settings: tuple[float, ...],
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Adam,
     generator: torch.Generator,
@@ -64,17 +68,24 @@ def _write(
 ) -> None:
     states = optimizer.state_dict(), generator.get_state()
     partial = path.with_suffix(".partial")
-    torch.save((list(parameters), *states, progress), partial)
+    torch.save((settings, list(parameters), *states, progress), partial)
     partial.replace(path)
 
 
 def _read(
     path: Path,
+    settings: tuple[float, ...],
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Adam,
     generator: torch.Generator,
 ) -> tuple[int, float]:
-    values, moments, noise, (epochs, seconds) = torch.load(path)
+    then, values, moments, noise, (epochs, seconds) = torch.load(path)
+    if then != settings:
+        msg = (
+            f"{path} is of another training: rate, batch, epochs, penalty and images were {then} "
+            f"and are {settings}. Expected the same ones, or another folder for --work"
+        )
+        raise ValueError(msg)
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
