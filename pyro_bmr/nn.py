@@ -109,7 +109,7 @@ def learned_normal(scale: float = 1.0) -> WeightPrior:
     r"""Return the prior in which each element has a scale of its own, learned with the posterior.
 
     .. math:: w_i \sim N(0, \tau_i^2), \qquad
-              \min_{\tau_i} KL(q \,\|\, p) = \tfrac12 \ln(1 + m_i^2 / s_i^2)
+              \min_{\tau_i} KL(q \,\|\, p) = \tfrac{1}{2} \ln(1 + m_i^2 / s_i^2)
               \text{ at } \tau_i^2 = m_i^2 + s_i^2
 
     for a posterior :math:`N(m_i, s_i^2)`: automatic relevance determination. It shrinks large
@@ -202,7 +202,7 @@ def bayesianize(
         tensor with its value and its layer, which returns a distribution that broadcasts to its
         shape. It is called whenever the weights are sampled: let it make its tensors from the one
         that it gets (``parameter.new_ones(())``), and they will follow the network's device and
-        dtype. If it has parameters of its own, give it the whole shape, so that `compact` can cut
+        dtype. If it has parameters of its own, give it the whole shape, so that `Reduction.compact` can cut
         it.
     layers : tuple of type
         The layers to make Bayesian.
