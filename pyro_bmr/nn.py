@@ -202,8 +202,8 @@ def bayesianize(
         tensor with its value and its layer, which returns a distribution that broadcasts to its
         shape. It is called whenever the weights are sampled: let it make its tensors from the one
         that it gets (``parameter.new_ones(())``), and they will follow the network's device and
-        dtype. If it has parameters of its own, give it the whole shape, so that `Reduction.compact` can cut
-        it.
+        dtype. If it has parameters of its own, give it the whole shape, so that
+        `Reduction.compact` can cut it.
     layers : tuple of type
         The layers to make Bayesian.
 
