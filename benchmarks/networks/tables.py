@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,7 @@ def find_goal(sources: Sources, network: str) -> float:
 
 def methods_table(sources: Sources, network: str) -> str:
     """Put each method in a row, where it is about as small as the smallest that was published."""
-    goal, rows = find_goal(sources, network), []
-    for method, title in METHODS.items():
-        own = find_rows(sources.results, network, method)
-        if len(own):
-            row = title, str(own.seed.nunique()), *_describe(_find_nearest(own, goal))
-            rows.append(row)
-    return _write(("", "seeds", "compression", "units", *_HEADS.values()), rows)
+    return _write_near_goal(sources, network, METHODS)
 
 
 def published_table(sources: Sources, network: str) -> str:
@@ -129,14 +123,8 @@ def equal_compression_table(sources: Sources, network: str) -> str:
 
 def attempts_table(sources: Sources, network: str) -> str:
     """Put each variant of ours in a row, where it is about as small as the smallest published."""
-    goal, rows = find_goal(sources, network), []
-    names = filter(_is_ours, sources.results.method.unique())
-    for name in sorted(names, key=lambda n: (n != "bmr", n)):
-        own = find_rows(sources.results, network, name)
-        if len(own):
-            row = name, str(own.seed.nunique()), *_describe(_find_nearest(own, goal))
-            rows.append(row)
-    return _write(("", "seeds", "compression", "units", *_HEADS.values()), rows)
+    names = sorted(filter(_is_ours, sources.results.method.unique()))
+    return _write_near_goal(sources, network, {name: name for name in names})
 
 
 def rounds_table(sources: Sources, network: str) -> str:
@@ -183,6 +171,16 @@ _FORMATS = {
 
 def _is_ours(method: str) -> bool:
     return method.startswith("bmr")
+
+
+def _write_near_goal(sources: Sources, network: str, titles: Mapping[str, str]) -> str:
+    goal, rows = find_goal(sources, network), []
+    for method, title in titles.items():
+        own = find_rows(sources.results, network, method)
+        if len(own):
+            nearest = _describe(_find_nearest(own, goal))
+            rows.append((title, str(own.seed.nunique()), *nearest))
+    return _write(("", "seeds", "compression", "units", *_HEADS.values()), rows)
 
 
 def _find_nearest(rows: pd.DataFrame, compression: float) -> pd.DataFrame:

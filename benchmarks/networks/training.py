@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,9 +39,8 @@ def minimise(
     size, rate = problem.schedule.batch_size, hold_and_fall(problem.schedule.lr)
     optimizer = torch.optim.Adam(parameters, weight_decay=weight_decay, fused=True)
     settings = problem.schedule.lr, size, epochs, weight_decay, len(problem.x)
-    done, seconds = 0, 0.0
-    if path.exists():
-        done, seconds = _read(path, settings, parameters, optimizer, generator)
+    progress = _Progress(path, settings, parameters, optimizer, generator)
+    done, seconds = progress.read()
     rows = len(problem.x)
     step, steps = (count * math.ceil(rows / size) for count in (done, epochs))
     for epoch in range(done, epochs):
@@ -54,44 +54,43 @@ def minimise(
                 project()
             step += 1
         seconds += time.perf_counter() - begin
-        _write(path, settings, parameters, optimizer, generator, epoch + 1, seconds)
+        progress.write(epoch + 1, seconds)
     return seconds
 
 
-def _write(
-    path: Path,
-    settings: tuple[float, ...],
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Adam,
-    generator: torch.Generator,
-    *progress: float,
-) -> None:
-    states = optimizer.state_dict(), generator.get_state()
-    partial = path.with_suffix(".partial")
-    torch.save((settings, list(parameters), *states, progress), partial)
-    partial.replace(path)
+@dataclass(frozen=True)
+class _Progress:
+    """A training as far as it is in a file; ``settings`` are those that it must have begun with."""
 
+    path: Path
+    settings: tuple[float, ...]
+    parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
 
-def _read(
-    path: Path,
-    settings: tuple[float, ...],
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Adam,
-    generator: torch.Generator,
-) -> tuple[int, float]:
-    then, values, moments, noise, (epochs, seconds) = torch.load(path)
-    if then != settings:
-        msg = (
-            f"{path} is of another training: rate, batch, epochs, penalty and images were {then} "
-            f"and are {settings}. Expected the same ones, or another folder for --work"
-        )
-        raise ValueError(msg)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-    optimizer.load_state_dict(moments)
-    generator.set_state(noise)
-    return epochs, seconds
+    def write(self, epochs: int, seconds: float) -> None:
+        states = self.optimizer.state_dict(), self.generator.get_state()
+        partial = self.path.with_suffix(".partial")
+        torch.save((self.settings, list(self.parameters), *states, (epochs, seconds)), partial)
+        partial.replace(self.path)
+
+    def read(self) -> tuple[int, float]:
+        if not self.path.exists():
+            return 0, 0.0
+        settings, values, moments, noise, (epochs, seconds) = torch.load(self.path)
+        if settings != self.settings:
+            msg = (
+                f"{self.path} is of another training: rate, batch, epochs, penalty and images were "
+                f"{settings} and are {self.settings}. Expected the same ones, or another folder "
+                "for --work"
+            )
+            raise ValueError(msg)
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(moments)
+        self.generator.set_state(noise)
+        return epochs, seconds
 
 
 def train_dense(
