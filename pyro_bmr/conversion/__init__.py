@@ -1,0 +1,1 @@
+"""From torch to Pyro: networks whose weights are sample sites."""
