@@ -65,7 +65,7 @@ class Meter:
         self._rows, size = 1, 1
         self._stream = stream
         with poutine.block(), torch.no_grad():
-            plates = self._find_plates()
+            plates = self._find_plates(batch_size)
             if stream is not None:
                 self._batches = stream.batches
                 self._batch_model = BatchModel(self._model, stream.batches)
@@ -181,12 +181,27 @@ class Meter:
         read = self._batches.take if self._stream is None else self._stream.read
         return self._batches.arguments(read(rows))
 
-    def _find_plates(self) -> dict[str, tuple[int, int]]:
-        """Find sub-sampling plates: by name, the number of rows and how many they take."""
+    def _find_plates(self, batch_size: int) -> dict[str, tuple[int, int]]:
+        """Find sub-sampling plates: by name, the number of rows and how many they take.
+
+        A model that has none of them among a few rows is not run on all, which may not fit.
+        """
+        rows = FEWEST_PARTS * batch_size
+        if self._count_rows() > rows:
+            # What fails with fewer rows than there are is tried with all of them.
+            with suppress(Exception):
+                few = Batches(self._args, self._kwargs, batch_size)
+                if not self._trace_plates(*few.arguments(few.take(slice(rows)))):
+                    return {}
+        return self._trace_plates(self._args, self._kwargs)
+
+    def _trace_plates(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, tuple[int, int]]:
         with dry_run(*self._pair):
-            guide = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
+            guide = poutine.trace(self._guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(self._model, trace=guide)
-            model = poutine.trace(replayed).get_trace(*self._args, **self._kwargs)
+            model = poutine.trace(replayed).get_trace(*args, **kwargs)
         sites = {name: site for name, site in model.nodes.items() if site["type"] == "sample"}
         if not any(map(is_likelihood, sites.values())):
             msg = f"the model observes nothing with these arguments; its sites are {sorted(sites)}"
@@ -202,9 +217,8 @@ class Meter:
 
         Returns their number, and how many go together.
         """
-        lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
-        rows = max(lengths, default=1)
-        if len(lengths) != 1 or rows < FEWEST_PARTS * batch_size:
+        rows = self._count_rows()
+        if rows < FEWEST_PARTS * batch_size:
             return 1, 1
         size = math.ceil(rows / math.ceil(rows / batch_size))
         batches = Batches(self._args, self._kwargs, size)
@@ -214,6 +228,11 @@ class Meter:
                 self._batches, self._batch_model = batches, batch_model
                 return rows, size
         return 1, 1
+
+    def _count_rows(self) -> int:
+        """Return how many rows all tensors among the arguments have; 0 if these differ."""
+        lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
+        return lengths.pop() if len(lengths) == 1 else 0
 
     def _adds_up(self, size: int) -> bool:
         """Tell whether the parts of the log likelihood at one draw have the whole as their mean.
