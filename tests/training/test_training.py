@@ -15,7 +15,7 @@ import pyro_bmr as bmr
 from conftest import DEVICES, Network
 from pyro_bmr.demo import Regression
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.training import compilation, fitting
+from pyro_bmr.training import compilation, fitting, steps
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()
 Y = X @ torch.tensor([1.0, -2.0, 0.0]) + 0.3
@@ -421,3 +421,20 @@ def test_a_seed_fixes_the_result_whether_or_not_the_program_is_known(compiled, m
     monkeypatch.setattr(compilation, "_COMPILED", {})
     assert losses() == losses()
     assert len(compilation._COMPILED) == 1
+
+
+@pytest.mark.parametrize(("off", "taken"), [(1e-4, True), (1e-2, False)])
+def test_a_compiler_may_round_otherwise(off, taken, compiled, recwarn, monkeypatch):
+    """By as much as a ReLU that opens moves a gradient, but no more."""
+
+    def compile_step(step, _example):
+        def rounded(*inputs):
+            values, *rest = step(*inputs)
+            return values + off * values.abs().max(), *rest
+
+        return rounded
+
+    monkeypatch.setattr(steps, "compile_step", compile_step)
+    bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2)
+    refused = [w for w in recwarn.list if "compiled step differs" in str(w.message)]
+    assert taken == (not refused)
