@@ -118,7 +118,8 @@ _FOURS = (*[4] * 8, 12)
 PROBLEMS = {
     "lenet-300-100": Task(lenet_300_100, (300, 100), Schedule(40, _LONG, 100, 0.1), _MNIST, 100),
     "lenet-5": Task(
-        *(lenet_5, (20, 50, 500), Schedule(16, (*_FOURS, 40), 300, 0.01 * 50 ** (9 / 8)), _MNIST)
+        *(lenet_5, (20, 50, 500), Schedule(16, (*_FOURS, 40), 300, 0.01 * 50 ** (9 / 8)), _MNIST),
+        draws=100,
     ),
     "lenet-cifar10": Task(colour_lenet, (20, 50, 500), Schedule(20, _FOURS, 100, 0.5), _CIFAR10),
     "resnet-8": Task(
