@@ -171,3 +171,21 @@ def test_a_forecaster_with_a_reduced_pair():
     other = torch.cat([covariates[:, :1], torch.full((24, 2), 9.0)], -1)
     torch.testing.assert_close(forecaster(data[:20], other, num_samples=30), forecast)
     assert not forecast.std(0).eq(0).any()
+
+
+def test_a_buffer_that_was_expanded():
+    """Nothing can write to it, so that nothing has to be put back."""
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(net.shift, 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    net = nn.Module()
+    net.register_buffer("shift", torch.zeros(()).expand(3))
+    y = X[:, 0] - X[:, 2]
+    guide = AutoNormal(model)
+    bmr.fit(model, guide, X, y, num_epochs=2, progress=False)
+    result = bmr.reduce(guide, X, y)
+    mean, _ = bmr.free_energy(result.model, result.guide, X, y, num_samples=2)
+    assert torch.tensor(mean).isfinite()

@@ -25,7 +25,7 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
     def remember(module: torch.nn.Module, _args: Any = None) -> None:
         for buffer in module.buffers():
-            if id(buffer) not in before:
+            if id(buffer) not in before and not _is_expanded(buffer):
                 before[id(buffer)] = buffer, buffer.detach().clone()
 
     for module in (module for program in programs for module in find_modules(program)):
@@ -49,6 +49,13 @@ def dry_run(*programs: Any) -> Iterator[None]:
         hook.remove()
         for buffer, value in before.values():
             buffer.data.copy_(value)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Tell whether elements share memory, so that nothing can write to them."""
+    return any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:
