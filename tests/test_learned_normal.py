@@ -127,6 +127,20 @@ def test_what_is_compacted_learns_on(network, data):
     assert all(mask.shape == shapes[name] for name, mask in again.masks.items())
 
 
+def test_what_is_compacted_can_be_reduced_at_once(network, data):
+    """Its scales come into the param store when the model first runs."""
+    model, guide = network
+    keep_half = {"select": bmr.top_k(30)}
+    small = bmr.reduce(guide, model=model, **keep_half).compact(*data)
+    before = bmr.reduce(small.guide, **keep_half)
+    small.model(*data)
+    after = bmr.reduce(small.guide, **keep_half)
+    assert sum(int((~mask).sum()) for mask in before.masks.values()) > 0
+    assert not before.summary()["note"].str.startswith("not reduced").any()
+    for name, mask in after.masks.items():
+        assert torch.equal(mask, before.masks[name])
+
+
 def test_learned_scales_are_pickled_and_saved(network, data, tmp_path):
     net = bmr.bayesianize(nn.Linear(2, 1), prior=bmr.nn.learned_normal())
     same = pickle.loads(pickle.dumps(net))

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -210,7 +211,15 @@ def _check_parameters(
 ) -> None:
     """Refuse a prior that is read from a parameter as it was before training."""
     store = pyro.get_param_store()
-    owned = [path for module in modules for path, _ in module.named_parameters()]
+    owned = {path for module in modules for path, _ in module.named_parameters()}
+    # Parameters of a module that is called otherwise than it stands, as in a compacted model.
+    owned |= {
+        f"{part._pyro_name}.{key}"
+        for module in modules
+        for part in module.modules()
+        if isinstance(part, PyroModule)
+        for key, _ in part.named_parameters(recurse=False)
+    }
     lost = {
         source
         for source in find_sources(node["fn"], leaves) - set(leaves)
