@@ -1,4 +1,4 @@
-"""Priors for the weights of networks, and the layers that can have them."""
+"""From torch networks to Pyro models: `bayesianize`, its priors, and `init_to_pretrained`."""
 
 from pyro_bmr.conversion.bayesian import bayesianize
 from pyro_bmr.conversion.layers import LAYERS

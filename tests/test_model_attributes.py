@@ -173,19 +173,44 @@ def test_a_forecaster_with_a_reduced_pair():
     assert not forecast.std(0).eq(0).any()
 
 
-def test_a_buffer_that_was_expanded():
-    """Nothing can write to it, so that nothing has to be put back."""
+class Buffers(PyroModule):
+    """A model that writes to a buffer whose elements share memory."""
 
-    def model(x, y):
-        w = pyro.sample("w", dist.Normal(net.shift, 1.0).to_event(1))
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()).expand(3))
+
+    def forward(self, x, y):
+        self.count.fill_(self.count[0].item() + 1)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
 
-    net = nn.Module()
-    net.register_buffer("shift", torch.zeros(()).expand(3))
+
+def test_buffers_whose_elements_share_memory_are_put_back(tmp_path):
     y = X[:, 0] - X[:, 2]
+    model = Buffers()
     guide = AutoNormal(model)
-    bmr.fit(model, guide, X, y, num_epochs=2, progress=False)
+    bmr.fit(model, guide, X, y, num_epochs=2, progress=False, checkpoint=tmp_path / "fit")
+    count = model.count.clone()
     result = bmr.reduce(guide, X, y)
-    mean, _ = bmr.free_energy(result.model, result.guide, X, y, num_samples=2)
-    assert torch.tensor(mean).isfinite()
+    assert torch.equal(model.count, count) and count[0] > 0
+    result.save(tmp_path / "result")
+    model.count.zero_()
+    bmr.load(tmp_path / "result", model, X, y)
+    assert torch.equal(model.count, count)
+    model.count.zero_()
+    bmr.fit(model, guide, X, y, num_epochs=2, progress=False, checkpoint=tmp_path / "fit")
+    assert torch.equal(model.count, count)
+    bmr.prune(model, guide, X, y, num_epochs=1, max_rounds=1, progress=False)
+
+
+@pytest.mark.parametrize("form", ["to_sparse_csr", "to_sparse_coo"])
+def test_sparse_buffers(form):
+    model = Buffers()
+    model.register_buffer("sparse", getattr(torch.eye(3), form)())
+    guide = AutoNormal(model)
+    guide(X, X[:, 0])
+    bmr.reduce(guide, X, X[:, 0])
+    assert torch.equal(model.sparse.to_dense(), torch.eye(3))
+    assert (model.count == 1).all()

@@ -16,7 +16,7 @@ from tables import METHODS, NETWORKS, Sources
 STYLES = {
     "bmr": {"color": "#1b6ca8", "marker": "o", "linewidth": 2.2, "zorder": 3},
     "bmr, units": {"color": "#1b6ca8", "marker": "s", "linestyle": "--", "zorder": 3},
-    "bmr, units by rank": {"color": "#1b6ca8", "marker": "x", "linestyle": ":", "zorder": 3},
+    "bmr, shares of units": {"color": "#1b6ca8", "marker": "x", "linestyle": ":", "zorder": 3},
     "sparse vd": {"color": "#d1495b", "marker": "^"},
     "magnitude": {"color": "#66a182", "marker": "v"},
     "snr": {"color": "#edae49", "marker": "D"},

@@ -74,14 +74,17 @@ def _by_snr(problem: Problem, number: int) -> Selection:
     return select
 
 
-def _by_rank(problem: Problem, number: int) -> Selection:
-    """Keep of each layer the same part, units that the evidence values most; then elements."""
-    # Weights are as many as the square of the width.
+def _by_share(problem: Problem, number: int) -> Selection:
+    """Keep a share of the units of each layer, those that the evidence values most; then elements.
+
+    Alone the first would reach the goal of the schedule: between two hidden layers weights go with
+    the square of the width.
+    """
     part, elements = problem.schedule.compress(1) ** -0.5, OURS.choose(problem, number)
 
     def select(scores: Scores) -> Mapping[str, Tensor]:
         costs = scores.elimination()
-        if any(one.dim() > 1 for one in costs.values()):
+        if not scores.layers:
             return elements(scores)
         return {
             name: one.argsort(descending=True).argsort() < round(part * len(one))
@@ -96,7 +99,7 @@ FIXED = replace(OURS, prior=bmr.nn.fan_in_normal(4.0), boldness=0.0, warm_up=1.0
 RECIPES: Mapping[str, Recipe] = {
     "bmr": OURS,
     "bmr, units": replace(OURS, groups=[bmr.units, bmr.elements]),
-    "bmr, units by rank": replace(OURS, groups=[bmr.units, bmr.elements], select=_by_rank),
+    "bmr, shares of units": replace(OURS, groups=[bmr.units, bmr.elements], select=_by_share),
     "bmr, no warm-up": replace(OURS, warm_up=1.0),
     "bmr, from scratch": replace(OURS, pretrain=False),
     "bmr, smaller margins": replace(OURS, boldness=0.1),

@@ -14,7 +14,7 @@ NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet-5": "LeNet-5"}
 METHODS = {
     "bmr": "BMR",
     "bmr, units": "BMR, units first",
-    "bmr, units by rank": "BMR, units by rank",
+    "bmr, shares of units": "BMR, shares of units",
     "sparse vd": "Sparse VD",
     "magnitude": "magnitude, retrained",
     "snr": "SNR, retrained",

@@ -28,7 +28,7 @@ from pyro_bmr.programs.failures import running
 def bayesianize(
     module: nn.Module,
     *,
-    prior: WeightPrior = fan_in_normal(),  # noqa: B008
+    prior: WeightPrior = fan_in_normal(),
     layers: tuple[type[nn.Module], ...] = LAYERS,
 ) -> Any:
     """Turn a torch module into a Pyro module whose weights and biases are sample sites.

@@ -30,6 +30,7 @@ NOT_BAYESIAN = (
 """Layers that keep parameters which are learned without a prior."""
 
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+"""Layers whose weight is a table of rows, one for each index."""
 
 
 def own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -40,7 +41,7 @@ def own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def trainable_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return those of them that are not frozen."""
+    """Return the parameters of the layer itself that are not frozen."""
     return [(key, p) for key, p in own_parameters(layer) if p.requires_grad]
 
 

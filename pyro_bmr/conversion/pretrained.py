@@ -37,12 +37,13 @@ def init_to_pretrained(
 
     Examples
     --------
+    >>> import torch
     >>> from pyro.infer.autoguide import AutoNormal
     >>> from pyro_bmr import bayesianize
     >>> linear = nn.Linear(2, 1)
     >>> net = bayesianize(linear)
     >>> guide = AutoNormal(net, init_loc_fn=init_to_pretrained(net))
-    >>> _ = guide(linear.weight)
+    >>> _ = guide(torch.zeros(3, 2))
     >>> torch.equal(guide.median()["weight"], linear.weight)
     True
     """

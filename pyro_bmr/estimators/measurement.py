@@ -53,7 +53,8 @@ def free_energy(
     batch_size : int, optional
         Rows that are measured at a time, where memory does not take all of them: each estimate is
         then the sum over all batches, in random order, with draws of their own. Fewer than eight
-        batches are measured as one, and so are rows of which the log likelihood is not a sum.
+        batches are measured as one, and so are rows of which the log likelihood is not a sum,
+        which is seen from eight batches at once.
     estimator : ELBO, optional
         By default one that is unbiased for every reparameterised guide; those of `pyro.infer` work
         too.

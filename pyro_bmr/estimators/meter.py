@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
 from pyro_bmr.programs.batched_draws import evaluate_at_once
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.calls import without_inference_mode
-from pyro_bmr.programs.dry_run import dry_run
+from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
@@ -184,15 +186,17 @@ class Meter:
     def _find_plates(self, batch_size: int) -> dict[str, tuple[int, int]]:
         """Find sub-sampling plates: by name, the number of rows and how many they take.
 
-        A model that has none of them among a few rows is not run on all, which may not fit.
+        A model that has none of them among the rows of a few batches is not run on all, which may
+        not fit.
         """
         rows = FEWEST_PARTS * batch_size
-        if self._count_rows() > rows:
+        # A guide that was never called would learn its shapes from the few rows.
+        if self._count_rows() > rows and all(map(_was_called, find_modules(self._pair[1]))):
             # What fails with fewer rows than there are is tried with all of them.
-            with suppress(Exception):
+            with suppress(Exception), _WholePlates(rows):
                 few = Batches(self._args, self._kwargs, batch_size)
-                if not self._trace_plates(*few.arguments(few.take(slice(rows)))):
-                    return {}
+                self._trace_plates(*few.arguments(few.take(slice(rows))))
+                return {}
         return self._trace_plates(self._args, self._kwargs)
 
     def _trace_plates(
@@ -273,6 +277,27 @@ class Meter:
     def _guide(self, *args: Any, **kwargs: Any) -> Any:
         with ValueMessenger(self._indices):
             return self._pair[1](*args, **kwargs)
+
+
+class _WholePlates(Messenger):
+    """Raises a ValueError at a plate of more rows than so many, or that takes a part of them.
+
+    Before its indices are used: on a GPU those beyond the rows could not be caught.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            size = msg["fn"].size
+            if size > self._rows or (msg["fn"].subsample_size or size) < size:
+                raise ValueError(msg["name"])
+
+
+def _was_called(module: Any) -> bool:
+    return not isinstance(module, AutoGuide) or module.prototype_trace is not None
 
 
 @lru_cache(maxsize=2)

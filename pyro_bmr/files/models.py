@@ -17,7 +17,7 @@ from pyro_bmr.files.centers import pack_center, unpack_center
 from pyro_bmr.files.compacted import pack_compacted, unpack_compacted
 from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.programs.distributions import find_core, is_pruned
-from pyro_bmr.programs.dry_run import dry_run, find_modules
+from pyro_bmr.programs.dry_run import dry_run, find_modules, overwrite
 from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.sites import find_full_shape
@@ -135,7 +135,7 @@ def load_state(packed: Mapping[str, Any], model: Callable[..., Any]) -> None:
     )
     for own, saved in zip(modules, packed["modules"], strict=True):
         for name, tensor in own.items():
-            tensor.data.copy_(saved[name])
+            overwrite(tensor, saved[name])
     for name, value in held.items():
         stored[name].data.copy_(value)
     constraints = {name: unpack_support(packed["params"][name]["constraint"]) for name in fresh}

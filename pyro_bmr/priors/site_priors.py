@@ -213,8 +213,8 @@ def _check_parameters(
     store = pyro.get_param_store()
     owned = {path for module in modules for path, _ in module.named_parameters()}
     # Parameters of a module that is called otherwise than it stands, as in a compacted model.
-    owned |= {
-        f"{part._pyro_name}.{key}"
+    named = {
+        f"{part._pyro_name}.{key}".removesuffix("_unconstrained")
         for module in modules
         for part in module.modules()
         if isinstance(part, PyroModule)
@@ -225,6 +225,7 @@ def _check_parameters(
         for source in find_sources(node["fn"], leaves) - set(leaves)
         if nodes[source]["type"] == "param"
         and source not in store
+        and source not in named
         and not any(source.endswith(path.removesuffix("_unconstrained")) for path in owned)
     }
     if lost:

@@ -25,7 +25,7 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
     def remember(module: torch.nn.Module, _args: Any = None) -> None:
         for buffer in module.buffers():
-            if id(buffer) not in before and not _is_expanded(buffer):
+            if id(buffer) not in before:
                 before[id(buffer)] = buffer, buffer.detach().clone()
 
     for module in (module for program in programs for module in find_modules(program)):
@@ -48,14 +48,15 @@ def dry_run(*programs: Any) -> Iterator[None]:
     finally:
         hook.remove()
         for buffer, value in before.values():
-            buffer.data.copy_(value)
+            overwrite(buffer, value)
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    """Tell whether elements share memory, so that nothing can write to them."""
-    return any(
-        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Give a tensor a value of its shape; elements that share memory are written once."""
+    if tensor.layout == torch.strided:
+        own = tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())
+        tensor, value = tensor.data[own], value[own]
+    tensor.data.copy_(value)
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
-from pyro_bmr.programs.dry_run import find_modules
+from pyro_bmr.programs.dry_run import find_modules, overwrite
 
 
 def remember(*programs: Any) -> Callable[[], None]:
@@ -28,7 +28,7 @@ def remember(*programs: Any) -> Callable[[], None]:
     def undo() -> None:
         for tensor, value in before.values():
             if not torch.equal(tensor, value):
-                tensor.data.copy_(value)
+                overwrite(tensor, value)
         store.clear()
         store.set_state(entries)
         set_rng_state(generators)

@@ -29,7 +29,7 @@ from pyro_bmr.files.structure import (
 )
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
-from pyro_bmr.programs.dry_run import find_tensors
+from pyro_bmr.programs.dry_run import find_tensors, overwrite
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
@@ -153,7 +153,7 @@ def _load(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
                 "that was not; remove the file, or give another path"
             )
             raise ValueError(msg)
-        value.data.copy_(saved[name])
+        overwrite(value, saved[name])
 
 
 def _pack(state: State) -> dict[str, Any]:

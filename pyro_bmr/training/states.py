@@ -17,7 +17,7 @@ from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.graphs.few_rows import take_few_rows
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import PrunedGuide
-from pyro_bmr.programs.dry_run import find_tensors
+from pyro_bmr.programs.dry_run import find_tensors, overwrite
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.streams import Stream
 from pyro_bmr.results import Reduction
@@ -123,7 +123,7 @@ class Program:
     def go_back(self, last: State) -> None:
         """Put the parameters and buffers that all rounds share back to those of a state."""
         for name, tensor in self.find_shared(last.reduction.guide).items():
-            tensor.copy_(last.values[name])
+            overwrite(tensor, last.values[name])
 
     def find_shared(self, guide: PrunedGuide) -> dict[str, Tensor]:
         """Return the parameters and buffers, by name, that all rounds share."""

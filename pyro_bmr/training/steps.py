@@ -224,13 +224,12 @@ class CompiledSteps(Steps):
         self._state = self._before = AdamState.start(values)
         self._functions = {}
         first, self._other, last = loss.feed.examples()
-        gradient, self._traced = self._function(first)
+        self._traced = gradient, step = self._function(first)
+        self._check_traced()
         rate, noise = values.new_zeros(()), values.new_empty(gradient.noise_size)
-        inputs = self._inputs(gradient, self._state, rate, noise, first)
-        compiled = compile_step(self._traced, inputs)
-        self._first_size = loss.feed.count(first)
-        self._functions[self._first_size] = gradient, compiled
-        self._check(gradient, compiled)
+        compiled = compile_step(step, self._inputs(gradient, self._state, rate, noise, first))
+        self._functions[loss.feed.count(first)] = gradient, compiled
+        self._check_compiled(gradient, compiled)
         sizes = [self._function(cut)[0].noise_size for cut in (first, last)]
         # The losses of a block of steps are looked at together, and its noise is kept until then.
         held = sum(tensor.numel() for tensor in pytree.tree_leaves(first))
@@ -254,7 +253,7 @@ class CompiledSteps(Steps):
     @override
     def verify(self) -> None:
         try:
-            self._check(*self._functions[self._first_size])
+            self._check_traced()
         except NotStaticError as reason:
             warn(
                 f"the program changed while it was trained, which fit did not follow: {reason} "
@@ -354,8 +353,29 @@ class CompiledSteps(Steps):
             for (name, p), part in zip(self._parameters.items(), parts, strict=True)
         }
 
-    def _check(self, gradient: Gradient, compiled: Callable[..., Any]) -> None:
-        """Compare a traced and a compiled step with Pyro's, on another batch, with one noise."""
+    def _check_traced(self) -> None:
+        of_loss, of_update = self._compare(*self._traced)
+        if not max(of_loss, of_update) <= _TOLERANCE:
+            msg = (
+                f"the traced step differs from Pyro's by {of_loss:.1e} in the loss and "
+                f"{of_update:.1e} in the update, relatively. Does the program change between steps?"
+            )
+            raise NotStaticError(msg)
+
+    def _check_compiled(self, gradient: Gradient, compiled: Callable[..., Any]) -> None:
+        of_loss, of_update = self._compare(gradient, compiled)
+        # The loss is a sum over all elements, whose rounding depends on the order of summation.
+        values = self._state.values
+        rounding = torch.finfo(values.dtype).eps * len(values) ** 0.5
+        if not (of_loss <= max(_TOLERANCE, rounding) and of_update <= _COMPILED_TOLERANCE):
+            msg = (
+                f"the compiled step differs from the traced one by {of_loss:.1e} in the loss and "
+                f"{of_update:.1e} in the update, relatively, which rounding does not explain"
+            )
+            raise NotStaticError(msg)
+
+    def _compare(self, gradient: Gradient, step: Callable[..., Any]) -> tuple[float, float]:
+        """Compare a step with Pyro's, on another batch, with the same noise; relative errors."""
         cut, feed = self._other, self._loss.feed
         # So high that the update is most of what is compared.
         rate = self._state.values.new_tensor(1e3)
@@ -372,27 +392,17 @@ class CompiledSteps(Steps):
             # Of the size of the gradient, as after many steps: smaller ones would blow up rounding.
             square = (0.5 + torch.rand_like(total)) * total.square().max()
             state = self._state._replace(square=square, steps=self._state.steps + 3)
-            found = []
+            torch.manual_seed(0)
             with torch.no_grad():
-                for step in (self._traced, compiled):
-                    torch.manual_seed(0)
-                    found.append(step(*self._inputs(gradient, state, rate, noise, cut)))
+                *after, loss = step(*self._inputs(gradient, state, rate, noise, cut))
         expected_after = update(state, total, rate, self._clip_norm)
         data = self._loss.batches.tensors.values()
         most_rows = max((len(tensor) for tensor in data if tensor.dim()), default=1)
-        # The loss is a sum over all elements, whose rounding depends on the order of summation.
-        rounding = torch.finfo(total.dtype).eps * len(total) ** 0.5
-        for (*after, loss), tolerance in zip(found, (_TOLERANCE, _COMPILED_TOLERANCE), strict=True):
+        return (
             # Each row adds about a nat to the loss, and rows of either sign can add up to nothing.
-            of_loss = _relative_error(loss, expected.detach(), at_least=most_rows)
-            of_update = max(map(_relative_error, after[:3], expected_after[:3]))
-            if not (of_loss <= max(_TOLERANCE, rounding) and of_update <= tolerance):
-                msg = (
-                    f"the compiled step differs from Pyro's by {of_loss:.1e} in the loss and "
-                    f"{of_update:.1e} in the update, relatively. Does the program change between "
-                    "steps?"
-                )
-                raise NotStaticError(msg)
+            _relative_error(loss, expected.detach(), at_least=most_rows),
+            max(map(_relative_error, after[:3], expected_after[:3])),
+        )
 
 
 def _is_of_nan(error: ValueError) -> bool:

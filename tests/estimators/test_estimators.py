@@ -575,7 +575,7 @@ def test_free_energy_is_unbiased_for_shared_filters():
 
 
 def test_free_energy_by_batches():
-    """In its expectation that of all rows at once; a model never sees many batches of them."""
+    """In its expectation that of all rows; a model sees no more than eight batches at once."""
     seen = set()
 
     def model(x, y):

@@ -56,6 +56,13 @@ def subsampling(x, y):
         pyro.sample("y", dist.Normal(x[rows] @ w, 0.5), obs=y[rows])
 
 
+def subsampling_all(x, y):
+    """Of rows whose number does not come from the arguments."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", ROWS, subsample_size=10) as rows:
+        pyro.sample("y", dist.Normal(x[rows] @ w, 0.5), obs=y[rows])
+
+
 def autoregressive(x, y):
     a = pyro.sample("a", dist.Normal(0.0, 1.0))
     before = torch.cat([torch.zeros(1), y[:-1]])
@@ -193,15 +200,23 @@ def test_what_is_not_a_sum_over_rows_is_measured_whole(model, data):
     assert abs(mean - expected) < 4 * (error**2 + its_error**2) ** 0.5
 
 
-def test_a_sub_sampling_plate_is_measured_over_all_rows(data):
-    pair, whole = narrow(subsampling, data), narrow(linear, data)
-    meter = Meter(pair, data, {}, batch_size=ROWS, seed=0)
+@pytest.mark.parametrize("batch_size", [ROWS, 3])
+@pytest.mark.parametrize("model", [subsampling, subsampling_all])
+def test_a_sub_sampling_plate_is_measured_over_all_rows(model, batch_size, data):
+    pair, whole = narrow(model, data), narrow(linear, data)
+    meter = Meter(pair, data, {}, batch_size, seed=0)
     assert meter.parts == 3
     draws = meter.measure(pair, 0, 12, {}).reshape(4, 3)
     expected = measure(whole, data).mean().item()
     for one_pass in draws.mean(1):
         assert one_pass.item() == pytest.approx(expected, abs=0.1)
     assert draws.std() > 1
+
+
+def test_a_guide_that_was_never_called_learns_its_shapes_from_all_rows(data):
+    guide = AutoNormal(latent_rows)
+    assert Meter((latent_rows, guide), data, {}, 3, seed=0).parts == 1
+    assert guide(*data)["z"].shape == (ROWS,)
 
 
 def test_keyword_arguments(data):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -423,18 +424,31 @@ def test_a_seed_fixes_the_result_whether_or_not_the_program_is_known(compiled, m
     assert len(compilation._COMPILED) == 1
 
 
-@pytest.mark.parametrize(("off", "taken"), [(1e-4, True), (1e-2, False)])
-def test_a_compiler_may_round_otherwise(off, taken, compiled, recwarn, monkeypatch):
-    """By as much as a ReLU that opens moves a gradient, but no more."""
+def off_by(relatively, make):
+    """Make steps whose parameters come out otherwise."""
 
-    def compile_step(step, _example):
-        def rounded(*inputs):
+    def changed(*args):
+        step = make(*args)
+
+        def run(*inputs):
             values, *rest = step(*inputs)
-            return values + off * values.abs().max(), *rest
+            return values + relatively * values.abs().max(), *rest
 
-        return rounded
+        return run
 
-    monkeypatch.setattr(steps, "compile_step", compile_step)
+    return changed
+
+
+@pytest.mark.parametrize(("relatively", "refused"), [(1e-4, False), (1e-2, True)])
+def test_a_compiler_may_round_otherwise(relatively, refused, compiled, recwarn, monkeypatch):
+    """By as much as a ReLU that opens moves a gradient, but no more."""
+    monkeypatch.setattr(steps, "compile_step", off_by(relatively, lambda step, _example: step))
     bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2)
-    refused = [w for w in recwarn.list if "compiled step differs" in str(w.message)]
-    assert taken == (not refused)
+    told = "without compiling.*compiled step differs from the traced one.*rounding"
+    assert refused == any(re.search(told, str(w.message)) for w in recwarn.list)
+
+
+def test_a_traced_step_may_not(compiled, monkeypatch):
+    monkeypatch.setattr(steps, "make_step", off_by(1e-4, steps.make_step))
+    with pytest.warns(UserWarning, match="without compiling.*traced step differs from Pyro's"):
+        bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2)
