@@ -39,12 +39,14 @@ from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError
+from pyro_bmr.training.compiled_steps import CompiledSteps
+from pyro_bmr.training.eager_steps import EagerSteps
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.feeds import Feed, Loaded, Rows
 from pyro_bmr.training.fingerprints import fingerprint_run
 from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.rates import Rate, read_rate
-from pyro_bmr.training.steps import CompiledSteps, EagerSteps, Loss, Steps
+from pyro_bmr.training.steps import Loss, Steps
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
     "global": GlobalELBO,

@@ -16,7 +16,7 @@ import pyro_bmr as bmr
 from conftest import DEVICES, Network
 from pyro_bmr.demo import Regression
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.training import compilation, fitting, steps
+from pyro_bmr.training import compilation, compiled_steps, fitting
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()
 Y = X @ torch.tensor([1.0, -2.0, 0.0]) + 0.3
@@ -442,13 +442,15 @@ def off_by(relatively, make):
 @pytest.mark.parametrize(("relatively", "refused"), [(1e-4, False), (1e-2, True)])
 def test_a_compiler_may_round_otherwise(relatively, refused, compiled, recwarn, monkeypatch):
     """By as much as a ReLU that opens moves a gradient, but no more."""
-    monkeypatch.setattr(steps, "compile_step", off_by(relatively, lambda step, _example: step))
+    monkeypatch.setattr(
+        compiled_steps, "compile_step", off_by(relatively, lambda step, _example: step)
+    )
     bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2)
     told = "without compiling.*compiled step differs from the traced one.*rounding"
     assert refused == any(re.search(told, str(w.message)) for w in recwarn.list)
 
 
 def test_a_traced_step_may_not(compiled, monkeypatch):
-    monkeypatch.setattr(steps, "make_step", off_by(1e-4, steps.make_step))
+    monkeypatch.setattr(compiled_steps, "make_step", off_by(1e-4, compiled_steps.make_step))
     with pytest.warns(UserWarning, match="without compiling.*traced step differs from Pyro's"):
         bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2)
