@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_bmr.diagnostics.calibration import calibration_error
 
-ROWS = 500
+ROWS = 100
 
 
 def judge(predict: Callable[[Tensor], Tensor], problem: Problem) -> dict[str, float]:
