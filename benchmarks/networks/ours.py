@@ -83,12 +83,11 @@ def _by_share(problem: Problem, number: int) -> Selection:
     part, elements = problem.schedule.compress(1) ** -0.5, OURS.choose(problem, number)
 
     def select(scores: Scores) -> Mapping[str, Tensor]:
-        costs = scores.elimination()
         if not scores.layers:
             return elements(scores)
         return {
             name: one.argsort(descending=True).argsort() < round(part * len(one))
-            for name, one in costs.items()
+            for name, one in scores.elimination().items()
         }
 
     return select
