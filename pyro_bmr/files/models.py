@@ -17,9 +17,10 @@ from pyro_bmr.files.centers import pack_center, unpack_center
 from pyro_bmr.files.compacted import pack_compacted, unpack_compacted
 from pyro_bmr.files.supports import pack_support, unpack_support
 from pyro_bmr.programs.distributions import find_core, is_pruned
-from pyro_bmr.programs.dry_run import dry_run, find_modules, overwrite
+from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.given_values import ValueMessenger, take_rows
 from pyro_bmr.programs.handlers import PrunedModel
+from pyro_bmr.programs.overwriting import overwrite
 from pyro_bmr.programs.sites import find_full_shape
 from pyro_bmr.programs.switching import NewPrior, SwitchedModel
 from pyro_bmr.programs.wrappers import find_wrappers, unwrap

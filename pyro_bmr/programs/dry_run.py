@@ -14,6 +14,8 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_bmr.programs.overwriting import overwrite
+
 
 @contextmanager
 def dry_run(*programs: Any) -> Iterator[None]:
@@ -49,14 +51,6 @@ def dry_run(*programs: Any) -> Iterator[None]:
         hook.remove()
         for buffer, value in before.values():
             overwrite(buffer, value)
-
-
-def overwrite(tensor: Tensor, value: Tensor) -> None:
-    """Give a tensor a value of its shape; elements that share memory are written once."""
-    if tensor.layout == torch.strided:
-        own = tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())
-        tensor, value = tensor.data[own], value[own]
-    tensor.data.copy_(value)
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:

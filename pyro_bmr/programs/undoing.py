@@ -10,7 +10,8 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
-from pyro_bmr.programs.dry_run import find_modules, overwrite
+from pyro_bmr.programs.dry_run import find_modules
+from pyro_bmr.programs.overwriting import overwrite
 
 
 def remember(*programs: Any) -> Callable[[], None]:

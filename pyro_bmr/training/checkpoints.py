@@ -29,7 +29,8 @@ from pyro_bmr.files.structure import (
 )
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
-from pyro_bmr.programs.dry_run import find_tensors, overwrite
+from pyro_bmr.programs.dry_run import find_tensors
+from pyro_bmr.programs.overwriting import overwrite
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision

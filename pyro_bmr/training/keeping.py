@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.files.structure import Check, count, entries, mapping, number, sequence, tensor
-from pyro_bmr.programs.dry_run import find_modules, overwrite
+from pyro_bmr.programs.dry_run import find_modules
+from pyro_bmr.programs.overwriting import overwrite
 from pyro_bmr.training.checkpoint_files import usable_content
 from pyro_bmr.training.generators import GENERATORS, pack_generators, set_generators
 from pyro_bmr.training.saved_parameters import PARAMETERS

@@ -17,8 +17,9 @@ from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.graphs.few_rows import take_few_rows
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import PrunedGuide
-from pyro_bmr.programs.dry_run import find_tensors, overwrite
+from pyro_bmr.programs.dry_run import find_tensors
 from pyro_bmr.programs.given_values import PriorMessenger
+from pyro_bmr.programs.overwriting import overwrite
 from pyro_bmr.programs.streams import Stream
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
