@@ -123,7 +123,7 @@ PROBLEMS = {
     ),
     "lenet-cifar10": Task(colour_lenet, (20, 50, 500), Schedule(20, _FOURS, 100, 0.5), _CIFAR10),
     "resnet-8": Task(
-        *(resnet_8, (16, 32, 64), Schedule(16, (4, 4, 4, 4, 8), 6, 1.0), _CIFAR10),
+        *(resnet_8, (16, 32, 64), Schedule(16, (4, 4, 4, 4, 24), 6, 1.0), _CIFAR10),
         estimator="global",
     ),
     "transformer": Task(
