@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import lru_cache
@@ -43,9 +43,10 @@ class Meter:
     """Estimates F of similar programs, so that estimates can be subtracted from each other.
 
     Estimate :math:`i` is of the same rows and random numbers for every program. Rows of eight
-    batches or more are measured a batch at a time: ``parts`` estimates in a row take each row once,
-    and each by itself has the expectation F. So are those of a ``stream``, of whose rows the
-    arguments are but an example. ``example`` is one of the programs. Nothing outside is changed.
+    batches or more are measured a batch at a time, by a block of estimates: ``parts`` estimates in
+    a row take each row once, and each by itself has the expectation F. So are those of a
+    ``stream``, of whose rows the arguments are but an example. ``example`` is one of the programs.
+    Nothing outside is changed.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Meter:
                 self._rows, size = self._split_arguments(batch_size)
         self.batch_size, self.parts = batch_size, math.ceil(self._rows / size)
         self._size = size
-        self._at_once = self.parts == 1 and not self._plate and stream is None
+        self._at_once = not self._plate and stream is None
         with poutine.block(), torch.no_grad(), dry_run(*example):
             first_args, first_kwargs = self._take(0)
             self._elbo.learn(self._batch_model, self._guide, *first_args, **first_kwargs)
@@ -148,22 +149,37 @@ class Meter:
     def _run_block(self, block: int, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
         cells = range(block * BLOCK, (block + 1) * BLOCK)
         noise = [draw_noise(couplings, _to_seed(self._seed, cell)) for cell in cells]
-        if self._at_once:
+        # Without rows of their own, all take all.
+        parted = self._at_once and self.parts > 1
+        rows = [self._pick_rows(cell) for cell in cells] if parted else []
+        if self._at_once and len(set(map(len, rows))) <= 1:
             stacked = {name: torch.stack([one[name] for one in noise]) for name in couplings}
             try:
                 _set_seed(_to_seed(self._seed, block))
-                return evaluate_at_once(self._run, stacked, BLOCK).double()
+                return self._run_at_once(stacked, rows).double()
             except Exception:
                 # Other random numbers from here on, of all that is compared.
                 self._at_once = False
         draws = []
         for cell, one in zip(cells, noise, strict=True):
             _set_seed(_to_seed(self._seed, cell))
-            draws.append(self._run(one, cell))
+            draws.append(self._run(one, *self._take(cell)))
         return torch.stack(draws).double()
 
-    def _run(self, noise: Mapping[str, Tensor], cell: int = 0) -> Tensor:
-        args, kwargs = self._take(cell)
+    def _run_at_once(self, noise: Mapping[str, Tensor], rows: Sequence[Tensor]) -> Tensor:
+        batches = self._batches.take(torch.stack(list(rows))) if rows else ()
+        names = [f"rows of argument {i}" for i in range(len(batches))]
+
+        def run(one: Mapping[str, Tensor]) -> Tensor:
+            batch = tuple(one[name] for name in names)
+            taken = self._batches.arguments(batch) if rows else (self._args, self._kwargs)
+            return self._run(one, *taken)
+
+        return evaluate_at_once(run, {**noise, **dict(zip(names, batches, strict=True))}, BLOCK)
+
+    def _run(
+        self, noise: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Tensor:
         with CommonNoise(noise):
             terms = self._elbo.differentiable_terms(self._batch_model, self._guide, *args, **kwargs)
         return terms[0] - terms[1]
@@ -171,17 +187,20 @@ class Meter:
     def _take(self, cell: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         if self.parts == 1 and not self._plate and self._stream is None:
             return self._args, self._kwargs
+        if self._plate:
+            self._indices = {self._plate: self._pick_rows(cell)}
+            return self._args, self._kwargs
+        read = self._batches.take if self._stream is None else self._stream.read
+        return self._batches.arguments(read(self._pick_rows(cell)))
+
+    def _pick_rows(self, cell: int) -> Tensor:
         passes, part = divmod(cell, self.parts)
         order = _shuffle(self._rows, passes)
-        if self._plate:
-            # A plate always takes as many rows; where they do not go up, some come twice.
-            start = part * self._size
-            places = torch.arange(start, start + self._size, device="cpu") % self._rows
-            self._indices = {self._plate: order[places]}
-            return self._args, self._kwargs
-        rows = order.tensor_split(self.parts)[part]
-        read = self._batches.take if self._stream is None else self._stream.read
-        return self._batches.arguments(read(rows))
+        if not self._plate:
+            return order.tensor_split(self.parts)[part]
+        # A plate always takes as many rows; where they do not go up, some come twice.
+        start = part * self._size
+        return order[torch.arange(start, start + self._size, device="cpu") % self._rows]
 
     def _find_plates(self, batch_size: int) -> dict[str, tuple[int, int]]:
         """Find sub-sampling plates: by name, the number of rows and how many they take.
@@ -219,16 +238,16 @@ class Meter:
     def _split_arguments(self, batch_size: int) -> tuple[int, int]:
         """Split the rows of all tensors among the arguments, if the likelihood is a sum over them.
 
-        Returns their number, and how many go together.
+        Returns their number, and how many go together: those of a block of estimates are a batch.
         """
         rows = self._count_rows()
         if rows < FEWEST_PARTS * batch_size:
             return 1, 1
-        size = math.ceil(rows / math.ceil(rows / batch_size))
+        size = math.ceil(rows / (BLOCK * math.ceil(rows / batch_size)))
         batches = Batches(self._args, self._kwargs, size)
         with suppress(ValueError):
             batch_model = BatchModel(self._model, batches)
-            if self._adds_up(size):
+            if self._adds_up(batch_size):
                 self._batches, self._batch_model = batches, batch_model
                 return rows, size
         return 1, 1

@@ -22,7 +22,7 @@ def by_free_energy(
     margin: float = 0.0,
     *,
     num_samples: int = 32,
-    batch_size: int = 2_000,
+    batch_size: int = 1_000,
     effort: int = 60,
     seed: int = 0,
     progress: bool = True,
@@ -46,11 +46,11 @@ def by_free_energy(
     margin : float
         In nats, as in `by_evidence`.
     num_samples : int
-        How many estimates of F there are at most, each of so many rows, while a decision is open;
-        4 or more.
+        How many estimates of F there are at most while a decision is open, 4 or more; as many as
+        take all rows once, where that is more.
     batch_size : int
-        Where there are eight times as many rows or more, so many are measured at a time, if the
-        log likelihood is a sum over rows.
+        Where there are eight times as many rows or more, so many are measured at a time, for four
+        estimates, if the log likelihood is a sum over rows.
     effort : int
         How many trials there are at most; one that stays open for long counts more than once.
     seed : int

@@ -29,9 +29,8 @@ from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.realised import make_meter
 
-# Standard errors that decide.
-_ERRORS = 2.0
-_FEWEST = 4
+# Of estimates, for a gradient where each is of a part of the rows.
+_GRADIENT_BLOCKS = 4
 
 
 class Trials:
@@ -87,7 +86,8 @@ class Trials:
         """By site, what the gradient of F at the present adds to ΔF of each element, in nats."""
         present = self._present.decision
         model, guide, _ = present.assemble()
-        halves = self._meter.differentiate((model, guide), BLOCK, present.couplings())
+        count = BLOCK * min(self._meter.parts, _GRADIENT_BLOCKS)
+        halves = self._meter.differentiate((model, guide), count, present.couplings())
         shifts: dict[str, Tensor] = {}
         for before, part, *gradients in zip(present.factors, guide.parts, *halves, strict=True):
             factor, held = part.factor(), as_held(before)

@@ -90,13 +90,13 @@ def test_pyro_agrees():
     assert abs(mean - expected) < 4 * (error**2 + its_error**2) ** 0.5
 
 
-@pytest.mark.parametrize(("name", "parts"), [("clusters", 12), ("shared", 1)])
+@pytest.mark.parametrize(("name", "parts"), [("clusters", 48), ("shared", 1)])
 def test_rows_are_measured_in_parts_where_the_sum_leaves_them_apart(name, parts):
     x, y = X.repeat(20, 1), Y.repeat(20)
     pair = PAIRS[name]
     guide = pair.guide(x, y)
     meter = Meter((pair.summed, guide), (x, y), {}, 20, 0)
-    draws = meter.measure((pair.summed, guide), 0, 24, {})
+    draws = meter.measure((pair.summed, guide), 0, 96, {})
     mean, error = bmr.free_energy(pair.written_out, guide, x, y)
     assert meter.parts == parts
     assert abs(draws.mean() - mean) < 4 * (error + draws.std() / len(draws) ** 0.5)

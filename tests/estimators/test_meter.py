@@ -158,36 +158,48 @@ def test_the_mean_is_that_of_free_energy(model, family, batch_size, data):
     assert abs(mean - expected) < 4 * (error**2 + its_error**2) ** 0.5
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, ROWS])
-def test_the_parts_of_a_pass_add_up(batch_size, data):
-    """Each row comes once, whether or not batches are of equal size."""
+@pytest.mark.parametrize(("rows", "batch_size", "parts"), [(30, 3, 30), (45, 5, 23), (30, 30, 1)])
+def test_the_parts_of_a_pass_add_up(rows, batch_size, parts):
+    """Each row comes once, whether or not the four estimates of a batch are of equal size."""
+    x = torch.randn(rows, 3)
+    data = x, x[:, 0] + 0.5 * torch.randn(rows)
     pair = narrow(linear, data)
-    (whole,) = measure(pair, data)[:1]
+    (whole,) = measure(pair, data, batch_size=rows)[:1]
     meter = Meter(pair, data, {}, batch_size, seed=0)
-    assert meter.parts == -(-ROWS // batch_size)
-    count = BLOCK * meter.parts
-    draws = meter.measure(pair, 0, count, {}).reshape(BLOCK, meter.parts)
-    # Batches differ by at most one row.
-    sizes = [len(part) for part in torch.arange(ROWS).tensor_split(meter.parts)]
-    weights = torch.tensor(sizes, dtype=torch.float64) / ROWS
+    assert meter.parts == parts
+    draws = meter.measure(pair, 0, BLOCK * parts, {}).reshape(BLOCK, parts)
+    # Estimates differ by at most one row.
+    sizes = [len(part) for part in torch.arange(rows).tensor_split(parts)]
+    weights = torch.tensor(sizes, dtype=torch.float64) / rows
     for one_pass in draws @ weights:
         assert one_pass.item() == pytest.approx(whole.item(), abs=0.1)
-    if meter.parts > 1:
+    if parts > 1:
         assert draws.std() > 1, "rows differ, and so do parts"
 
 
 def test_a_pass_takes_rows_in_an_order_of_its_own(data):
     pair = narrow(linear, data)
-    draws = measure(pair, data, 40, batch_size=3).reshape(4, 10)
+    draws = measure(pair, data, 4 * ROWS, batch_size=3).reshape(4, ROWS)
     assert draws[:, 0].std() > 1
 
 
 def test_a_part_by_itself_has_the_expectation_f(data):
     pair = narrow(linear, data)
     whole = measure(pair, data).mean().item()
-    draws = measure(pair, data, 400, batch_size=3)
-    _, error = mean_and_error(draws[::10])
-    assert draws.reshape(-1, 10)[:, 0].mean().item() == pytest.approx(whole, abs=4 * error)
+    draws = measure(pair, data, 40 * ROWS, batch_size=3).reshape(40, ROWS)
+    _, error = mean_and_error(draws[:, 0])
+    assert draws[:, 0].mean().item() == pytest.approx(whole, abs=4 * error)
+
+
+@pytest.mark.parametrize("batch_size", [ROWS, 3])
+@pytest.mark.parametrize(
+    "family", [AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
+)
+def test_a_batch_is_measured_at_once(family, batch_size, data):
+    pair = assemble(linear, data, family, init_scale=0.1)
+    meter = Meter(pair, data, {}, batch_size, 0)
+    meter.measure(pair, 0, 8, {})
+    assert meter._at_once
 
 
 @pytest.mark.parametrize("model", [autoregressive, latent_rows])
@@ -299,22 +311,24 @@ def test_nothing_outside_is_changed(model, batch_size, data):
     assert all(parameter.grad is None for parameter in pair[1].parameters())
 
 
-def test_draws_one_by_one_are_distributed_as_those_at_once(data):
+@pytest.mark.parametrize("batch_size", [ROWS, 3])
+def test_draws_one_by_one_are_distributed_as_those_at_once(batch_size, data):
     draws = []
     for at_once in (True, False):
         pair = assemble(linear, data, init_scale=0.1)
-        meter = Meter(pair, data, {}, ROWS, 0)
+        meter = Meter(pair, data, {}, batch_size, 0)
         meter._at_once = at_once
-        draws.append(meter.measure(pair, 0, 200, {}))
+        draws.append(meter.measure(pair, 0, 600, {}))
         assert meter._at_once == at_once
     (mean, error), (other, its_error) = map(mean_and_error, draws)
     assert abs(mean - other) < 4 * (error**2 + its_error**2) ** 0.5
     assert error == pytest.approx(its_error, rel=0.3)
 
 
-def test_a_model_that_vmap_cannot_follow(data):
+@pytest.mark.parametrize("batch_size", [ROWS, 3])
+def test_a_model_that_vmap_cannot_follow(batch_size, data):
     pair, same = (assemble(model, data, init_scale=0.1) for model in (branching, linear))
-    meter = Meter(pair, data, {}, ROWS, 0)
+    meter = Meter(pair, data, {}, batch_size, 0)
     mean, error = mean_and_error(meter.measure(pair, 0, 200, {}))
     assert not meter._at_once
     other, its_error = mean_and_error(measure(same, data, 200))

@@ -122,7 +122,7 @@ def test_no_selection_is_by_evidence_without_data_and_by_free_energy_with():
     assert measured.realised <= 0
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": 5, "num_samples": 128}])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 5, "num_samples": 512}])
 def test_an_untrained_guide_is_measured_exactly(options):
     """In closed form: of all sets, that is the best, or close to it."""
     problem, guide = untrained()
