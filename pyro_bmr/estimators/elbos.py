@@ -99,9 +99,11 @@ class LocalELBO(Estimator):
     """
 
     _local_uses = frozenset({"rows", "positions"})
+    # Rows, of a draw of what each takes more than once.
+    _most_sharing = 1
 
     def _values(self, plan: Plan, posteriors: Mapping[str, SitePosterior]) -> Mapping[str, Any]:
-        return local_weights(posteriors, repeated=plan.repeated)
+        return local_weights(posteriors, repeated=plan.repeated, most_sharing=self._most_sharing)
 
     def _refine(self, plan: Plan, run: Run, posteriors: Mapping[str, SitePosterior]) -> Plan:
         sites = {name: posteriors[name] for name in plan.analytic}
@@ -166,9 +168,13 @@ def _rows_meet(
 
 
 class UnbiasedELBO(LocalELBO):
-    """`LocalELBO` where that leaves the expectation as it is, and `GlobalELBO` elsewhere."""
+    """`LocalELBO` where that leaves the expectation as it is, and `GlobalELBO` elsewhere.
+
+    Of what rows take more than once, a few rows share a draw.
+    """
 
     _local_uses = frozenset({"rows"})
+    _most_sharing = 8
 
     def _report(self, whole: Mapping[str, list[str]]) -> None:
         pass

@@ -36,8 +36,8 @@ class LocalWeight(Tensor):
     itself, ``"positions"`` where each position of a convolution was, and else the name of the
     function that took the draw. ``rows`` are possible numbers of observations: a result without
     one row per observation is not drawn, but None takes these for granted. ``draw_rows``, for a
-    weight that a row takes more than once, maps the number of rows to a draw for each of them,
-    the same at every call.
+    weight that a row takes more than once, maps the number of rows to draws, each for so many rows
+    after the other, the same at every call.
 
     >>> uses = []
     >>> w = LocalWeight(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2), uses)
@@ -93,7 +93,7 @@ class LocalWeight(Tensor):
             @cache
             def shifted(rows: int) -> Tensor:
                 draws = draw_rows(rows)
-                first = torch.arange(rows, device=draws.device) == 0
+                first = torch.arange(len(draws), device=draws.device) == 0
                 return draws + shift * first.reshape(-1, *[1] * (draws.dim() - 1))
 
             self.draw_rows = shifted
@@ -103,17 +103,18 @@ def local_weights(
     posteriors: Mapping[str, SitePosterior],
     rows: Collection[int] | None = None,
     repeated: Collection[str] = (),
+    most_sharing: int = 1,
 ) -> dict[str, LocalWeight]:
     """Wrap the draws of all sites that have independent normal elements.
 
-    A row takes the sites in ``repeated`` more than once, and has a draw of its own of each;
-    ``rows`` are those of `LocalWeight`.
+    A row takes the sites in ``repeated`` more than once, and has a draw of each that it shares with
+    at most so many; ``rows`` are those of `LocalWeight`.
     """
     weights = {}
     for name, posterior in posteriors.items():
         if posterior.normal is not None:
             moments = posterior.normal.mean, posterior.normal.variance
-            draw_rows = _row_draws(*moments) if name in repeated else None
+            draw_rows = _row_draws(*moments, most_sharing) if name in repeated else None
             weights[name] = LocalWeight(posterior.draw, *moments, [], rows, draw_rows)
     return weights
 
@@ -335,19 +336,33 @@ def _draw_result(func: Any, name: str, args: Any, kwargs: Any) -> tuple[Tensor, 
 def _draw_by_row(
     apply: Callable[[Callable[[Any], Any]], Tensor], data: Tensor, weights: list[LocalWeight]
 ) -> Tensor:
-    """Apply a function to each row as to a batch of one, with the weights of that row."""
+    """Apply a function to the rows that share a draw as to a batch, with the weights of these."""
 
-    def apply_to(row: Tensor, *draws: Tensor) -> Tensor:
-        values = {id(data): row[None]}
+    def apply_to(rows: Tensor, *draws: Tensor) -> Tensor:
+        values = {id(data): rows}
         values |= {id(weight): draw for weight, draw in zip(weights, draws, strict=True)}
-        return apply(lambda argument: values.get(id(argument), argument))[0]
+        return apply(lambda argument: values.get(id(argument), argument))
 
-    draws = [w.draw_rows or _row_draws(w.loc, w.variance) for w in weights]
-    return torch.vmap(apply_to)(data, *(draw(len(data)) for draw in draws))
+    count = next(len(weight.draw_rows(len(data))) for weight in weights if weight.draw_rows)
+    draws = [
+        weight.draw_rows(len(data)) if weight.draw_rows else _draw(weight, count)
+        for weight in weights
+    ]
+    return torch.vmap(apply_to)(data.unflatten(0, (count, -1)), *draws).flatten(0, 1)
 
 
-def _row_draws(loc: Tensor, variance: Tensor) -> Callable[[int], Tensor]:
-    return cache(lambda rows: _draw_normal(loc.expand(rows, *loc.shape), variance))
+def _draw(weight: LocalWeight, count: int) -> Tensor:
+    return _draw_normal(weight.loc.expand(count, *weight.loc.shape), weight.variance)
+
+
+def _row_draws(loc: Tensor, variance: Tensor, most_sharing: int) -> Callable[[int], Tensor]:
+    """Draw for as many rows at a time as divide their number."""
+
+    def draw(rows: int) -> Tensor:
+        sharing = max(n for n in range(1, most_sharing + 1) if rows % n == 0)
+        return _draw_normal(loc.expand(rows // sharing, *loc.shape), variance)
+
+    return cache(draw)
 
 
 def _draw_normal(loc: Tensor, variance: Tensor) -> Tensor:
