@@ -44,6 +44,8 @@ from pyro_bmr.second_level.group_prior import GroupPrior
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import channels, elements, heads, inputs, units
 from pyro_bmr.selection.selections import by_blocks, by_evidence, exhaustive, top_k
+from pyro_bmr.shards.masks import read_masks
+from pyro_bmr.shards.reduction import reduce_files
 from pyro_bmr.sparsities import measure_sparsities
 from pyro_bmr.training.fitting import fit
 from pyro_bmr.training.pruning import prune
@@ -103,8 +105,10 @@ __all__ = [
     "presence",
     "prune",
     "read_factors",
+    "read_masks",
     "read_spm",
     "reduce",
+    "reduce_files",
     "reduced_posterior",
     "to_arviz",
     "to_module",

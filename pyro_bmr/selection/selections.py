@@ -9,6 +9,7 @@ of groups, a group takes the place of an element, and a layer of groups that of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -60,13 +61,7 @@ def by_evidence(margin: float = 0.0) -> Selection:
     >>> by_evidence()(scores)["w"], by_evidence(margin=1.0)(scores)["w"]
     (tensor([False, False,  True]), tensor([False,  True,  True]))
     """
-
-    def select(scores: Scores) -> Mapping[str, Tensor]:
-        return scores.without_unread(scores.search(search_best, margin))
-
-    margin = read_margin(margin, "by_evidence")
-
-    return select
+    return ByEvidence(read_margin(margin, "by_evidence"))
 
 
 def exhaustive(margin: float = 0.0) -> Selection:
@@ -189,12 +184,31 @@ def top_k(n: int) -> Selection:
     (tensor([2.1964, 0.4989]), tensor([ True, False]))
     """
     check_called(n, "top_k(100)")
-    n = read_count("n", n, 0, expected="how many elements to keep, as in select=top_k(100)")
+    return TopK(
+        read_count("n", n, 0, expected="how many elements to keep, as in select=top_k(100)")
+    )
 
-    def select(scores: Scores) -> dict[str, Tensor]:
-        return drop_lowest(scores, scores.elimination(), max(0, count_items(scores) - n))
 
-    return select
+@dataclass(frozen=True)
+class ByEvidence:
+    """See `by_evidence`."""
+
+    margin: float
+
+    def __call__(self, scores: Scores) -> Mapping[str, Tensor]:
+        """Return masks."""
+        return scores.without_unread(scores.search(search_best, self.margin))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """See `top_k`."""
+
+    n: int
+
+    def __call__(self, scores: Scores) -> Mapping[str, Tensor]:
+        """Return masks."""
+        return drop_lowest(scores, scores.elimination(), max(0, count_items(scores) - self.n))
 
 
 def read_margin(margin: float, name: str) -> float:
@@ -211,7 +225,7 @@ def check_called(option: object, example: str) -> None:
 
 
 def drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Drop exactly so many elements: those pruned before first, those that cannot go never."""
+    """Drop exactly so many: first those pruned before, then in order; never what cannot go."""
     if not importance:
         return {}
     flat = torch.cat(
@@ -224,7 +238,11 @@ def drop_lowest(scores: Scores, importance: Mapping[str, Tensor], count: int) ->
     )
     count = min(count, int((flat < torch.inf).sum()))
     keep = torch.ones_like(flat, dtype=torch.bool)
-    keep[flat.topk(count, largest=False, sorted=False).indices] = False
+    if count:
+        last = flat.kthvalue(count).values
+        equal = (flat == last).nonzero()[:, 0]
+        keep[flat < last] = False
+        keep[equal[: count - int((~keep).sum())]] = False
     sizes = [delta_f.numel() for delta_f in scores.delta_f.values()]
     return {
         name: part.reshape(scores.delta_f[name].shape)

@@ -1,0 +1,1 @@
+"""Posteriors in files, a chunk at a time."""

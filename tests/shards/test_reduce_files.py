@@ -1,0 +1,270 @@
+"""`reduce_files` does in files what `reduce` does in memory, and goes on after it was stopped."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from safetensors.torch import load_file, save_file
+
+import pyro_bmr as bmr
+from pyro_bmr.extend import IndependentFactor, Prior, Site
+from pyro_bmr.selection.scores import score
+from pyro_bmr.shards import reduction
+from pyro_bmr.shards.rules import Rule, find_lowest
+
+PRIOR = dist.Normal(0.0, 1.0)
+SHAPES = {"first": (37, 11), "second": (301,), "third": (2, 3, 5)}
+SELECTIONS = [bmr.by_evidence(), bmr.by_evidence(margin=0.7), bmr.top_k(100), bmr.top_k(0)]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(reduction, "_CHUNK", 64)
+
+
+@pytest.fixture
+def posterior():
+    """Of few different numbers, so that many ΔF are equal."""
+    return {
+        name: (torch.randint(-3, 4, shape) / 4, torch.randint(1, 4, shape) / 8)
+        for name, shape in SHAPES.items()
+    }
+
+
+def write(folder, posterior, to_width=lambda scale: scale, kind="scale"):
+    """A shard for each site, which has something else in it."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for name, (loc, scale) in posterior.items():
+        paths.append(folder / f"{name}.safetensors")
+        tensors = {f"{name}.loc": loc, f"{name}.{kind}": to_width(scale)}
+        tensors[f"{name}.step"] = loc[:1].clone()
+        save_file(tensors, paths[-1], {"format": "pt"})
+    return paths
+
+
+def in_memory(posterior, select):
+    log_prior = dist.Normal(0.0, torch.ones((), dtype=torch.float64)).log_prob(torch.tensor(0.0))
+    factors = tuple(
+        IndependentFactor(Site(name, loc.shape), loc, scale, prior=Prior(log_prior))
+        for name, (loc, scale) in posterior.items()
+    )
+    scores = score(factors)
+    masks = select(scores)
+    return masks, {n: float(scores.delta_f[n].double()[~masks[n]].sum()) for n in masks}
+
+
+def read(out):
+    masks = {}
+    for name in SHAPES:
+        masks |= bmr.read_masks(out / f"{name}.masks.safetensors")
+    return masks
+
+
+@pytest.mark.parametrize("select", SELECTIONS, ids=repr)
+def test_masks_and_sums_are_those_in_memory(posterior, select, tmp_path):
+    table = bmr.reduce_files(
+        write(tmp_path / "in", posterior), tmp_path / "out", prior=PRIOR, select=select
+    )
+    masks, delta_f = in_memory(posterior, select)
+    found = read(tmp_path / "out")
+    assert found.keys() == masks.keys()
+    for name, mask in masks.items():
+        assert torch.equal(found[name], mask)
+        assert table.delta_f[name] == pytest.approx(delta_f[name], rel=1e-9)
+        assert table.kept[name] == mask.sum()
+    assert table.elements.sum() == sum(mask.numel() for mask in masks.values())
+
+
+def test_a_guide_of_five_million_weights(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    size = 5_000_000
+
+    def model():
+        pyro.sample("w", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+
+    guide = AutoNormal(model, init_loc_fn=lambda _: 0.2 * torch.randn(size), init_scale=0.05)
+    guide()
+    with torch.no_grad():
+        guide.scales.w_unconstrained += torch.randn(size)
+    result = bmr.reduce(guide)
+    (path,) = write(tmp_path / "in", {"w": (guide.locs.w.detach(), guide.scales.w.detach())})
+    table = bmr.reduce_files(path, tmp_path / "out", prior=PRIOR)
+    masks = bmr.read_masks(tmp_path / "out" / "w.masks.safetensors")
+    assert torch.equal(masks["w"], result.masks["w"])
+    assert table.delta_f["w"] == pytest.approx(result.delta_f, rel=1e-9)
+    assert 0.1 < result.sparsity < 0.9
+
+
+WIDTHS = {
+    "scale": (lambda scale: scale, 0.0),
+    "log_scale": (torch.log, -torch.inf),
+    "variance": (torch.square, 0.0),
+    "precision": (lambda scale: scale**-2, torch.inf),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_copies_are_zero_where_masks_are_and_else_as_they_were(posterior, kind, dtype, tmp_path):
+    to_width, at_zero = WIDTHS[kind]
+    posterior = {n: (loc.to(dtype), scale.to(dtype)) for n, (loc, scale) in posterior.items()}
+    paths = write(tmp_path / "in", posterior, to_width, kind)
+    names = {"location": "{}.loc", kind: "{}." + kind}
+    bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR, names=names)
+    masks = read(tmp_path / "out")
+    for path in paths:
+        before, after = load_file(path), load_file(tmp_path / "out" / path.name)
+        mask = masks[path.stem]
+        assert 0 < mask.sum() < mask.numel()
+        assert torch.equal(after[f"{path.stem}.loc"], before[f"{path.stem}.loc"].where(mask, 0))
+        width = before[f"{path.stem}.{kind}"].where(mask, at_zero)
+        assert torch.equal(after[f"{path.stem}.{kind}"], width)
+        assert torch.equal(after[f"{path.stem}.step"], before[f"{path.stem}.step"])
+    expected, _ = in_memory(
+        {n: tuple(t.double() for t in p) for n, p in posterior.items()}, bmr.by_evidence()
+    )
+    agree = sum(int((masks[n] == expected[n]).sum()) for n in masks)
+    assert agree >= 0.99 * sum(mask.numel() for mask in masks.values()), "but for rounding"
+
+
+def test_locations_and_scales_may_be_in_different_files(posterior, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for key, index in {"loc": 0, "scale": 1}.items():
+        tensors = {f"{name}.{key}": pair[index] for name, pair in posterior.items()}
+        save_file(tensors, folder / f"{key}.safetensors")
+    paths = [folder / "scale.safetensors", folder / "loc.safetensors"]
+    bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+    masks = bmr.read_masks(tmp_path / "out" / "loc.masks.safetensors")
+    scales = load_file(tmp_path / "out" / "scale.safetensors")
+    for name, mask in masks.items():
+        assert torch.equal(scales[f"{name}.scale"] > 0, mask)
+
+
+def test_the_prior_may_be_one_for_each_site(posterior, tmp_path):
+    paths = write(tmp_path / "in", posterior)
+    priors = {name: dist.Normal(0.0, 1.0 + i) for i, name in enumerate(SHAPES)}
+    table = bmr.reduce_files(paths, tmp_path / "out", prior=priors.get)
+    for name, prior in priors.items():
+        one = bmr.reduce_files(
+            tmp_path / "in" / f"{name}.safetensors", tmp_path / name, prior=prior
+        )
+        assert one.delta_f[name] == table.delta_f[name]
+
+
+@pytest.mark.parametrize("stop_at", range(6))
+@pytest.mark.parametrize("select", [bmr.by_evidence(), bmr.top_k(100)], ids=repr)
+def test_what_was_stopped_goes_on(posterior, select, stop_at, tmp_path, monkeypatch):
+    """Before each of the six files is written."""
+    paths = write(tmp_path / "in", posterior)
+    options = {"prior": PRIOR, "select": select}
+    whole = bmr.reduce_files(paths, tmp_path / "whole", **options)
+    replace_file, begun = reduction.replace_file, []
+
+    def stopping(path):
+        begun.append(path)
+        if len(begun) > stop_at:
+            raise KeyboardInterrupt
+        return replace_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reduction, "replace_file", stopping)
+        patch.setattr("pyro_bmr.shards.masks.replace_file", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            bmr.reduce_files(paths, tmp_path / "out", **options)
+    there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*")}
+    assert len(there) == stop_at
+    assert bmr.reduce_files(paths, tmp_path / "out", **options).equals(whole)
+    for path in (tmp_path / "whole").iterdir():
+        again = tmp_path / "out" / path.name
+        assert again.read_bytes() == path.read_bytes()
+        assert there.get(path.name, again.stat().st_mtime_ns) == again.stat().st_mtime_ns
+
+
+def test_nothing_is_written_where_a_shard_is_missing_or_not_whole(posterior, tmp_path):
+    paths = write(tmp_path / "in", posterior)
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match=r"second\.safetensors is no whole file"):
+        bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+    paths[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"second\.safetensors is not there"):
+        bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("location", "scale"), [(torch.nan, 0.1), (0.1, 0.0), (0.1, torch.inf)])
+def test_numbers_that_are_none_are_named(posterior, location, scale, tmp_path):
+    posterior["second"][0][200], posterior["second"][1][200] = location, scale
+    paths = write(tmp_path / "in", posterior)
+    with pytest.raises(ValueError, match=r"second has the location .* at \(200,\) in .*second"):
+        bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+
+
+def test_other_settings_need_another_folder(posterior, tmp_path):
+    paths = write(tmp_path / "in", posterior)
+    bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+    with pytest.raises(ValueError, match="other shards or settings"):
+        bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR, select=bmr.top_k(1))
+    with pytest.raises(ValueError, match="other shards or settings"):
+        bmr.reduce_files(paths[:2], tmp_path / "out", prior=PRIOR)
+
+
+BAD = {
+    "a selection that looks at all": ({"select": bmr.exhaustive()}, TypeError, "by_evidence"),
+    "a prior of another kind": ({"prior": dist.Laplace(0.0, 1.0)}, TypeError, "a Normal"),
+    "a prior of many": ({"prior": dist.Normal(torch.zeros(2), 1.0)}, ValueError, "one location"),
+    "no pattern": ({"names": {"location": "{}.loc"}}, ValueError, "patterns with one {}"),
+    "a pattern of nothing": (
+        {"names": {"location": "{}.mean", "scale": "{}.scale"}},
+        ValueError,
+        r"\['first', 'second', 'third'\] with one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD.values(), ids=BAD)
+def test_what_makes_no_sense_is_refused(posterior, options, error, message, tmp_path):
+    paths = write(tmp_path / "in", posterior)
+    with pytest.raises(error, match=message):
+        bmr.reduce_files(paths, tmp_path / "out", **{"prior": PRIOR} | options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_are_not_written_over(posterior, tmp_path):
+    paths = write(tmp_path / "in", posterior)
+    with pytest.raises(ValueError, match="another folder"):
+        bmr.reduce_files(paths, tmp_path / "in", prior=PRIOR)
+    with pytest.raises(ValueError, match="different names"):
+        bmr.reduce_files([paths[0], paths[0]], tmp_path / "out", prior=PRIOR)
+    twice = tmp_path / "twice.safetensors"
+    twice.write_bytes(paths[0].read_bytes())
+    with pytest.raises(ValueError, match=r"first\.loc.*each tensor in one file"):
+        bmr.reduce_files([*paths, twice], tmp_path / "out", prior=PRIOR)
+    with pytest.raises(ValueError, match="holds no masks"):
+        bmr.read_masks(paths[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 250, 499, 500, 1000])
+def test_the_lowest_are_found_exactly(dtype, count):
+    values = torch.randn(1000, dtype=dtype)
+    values[:500] = torch.randint(-3, 4, (500,)) / 2
+    values[10:20] = -0.0
+    rule = find_lowest(lambda: iter(values.split(64)), count)
+    assert rule.threshold == values.sort().values[count - 1]
+    kept = []
+    for part in values.split(64):
+        mask, rule = rule.apply(part)
+        kept.append(mask)
+    kept = torch.cat(kept)
+    assert int((~kept).sum()) == count
+    assert values[~kept].max() <= values[kept].min() if count < 1000 else True
+
+
+def test_no_ties_are_left_over():
+    mask, rule = Rule(0.0, 2).apply(torch.tensor([0.0, -1.0, 0.0, 0.0]))
+    assert mask.tolist() == [False, False, False, True]
+    assert rule.ties == 0
