@@ -148,6 +148,8 @@ def known():
         bmr.Posterior.from_laplace: {"la": of_laplace},
         bmr.Posterior.from_bayesian_torch: {"module": nn.Linear(4, 2)},
         bmr.read_spm: {"path": "nothing.mat"},
+        bmr.reduce_files: {"paths": "none.safetensors", "out": "none", "prior": dist.Normal(0, 1)},
+        bmr.read_masks: {"path": "none.masks.safetensors"},
         bmr.export_onnx: {"program": (model, guide), "path": "network.onnx", "*x": x},
         **{selection: {} for selection in (*scores, bmr.by_blocks, bmr.by_free_energy)},
         bmr.top_k: {"n": 1},
