@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -25,8 +26,8 @@ from pyro_bmr.selection.selections import Selection
 from pyro_bmr.training.rates import hold_and_fall
 
 ROWS = 64
-# For the time that a prediction takes.
-NUM_DRAWS = 20
+# For the time that a prediction takes: draws, and cores.
+NUM_DRAWS, NUM_THREADS = 20, 2
 # In the first round, in nats.
 MARGIN = 0.01
 
@@ -238,7 +239,7 @@ def _measure(problem: Problem, pairs: Mapping[str, Any]) -> dict[str, Any]:
     mean, error = bmr.free_energy(
         *(model, guide, problem.x, problem.y), num_samples=2, batch_size=500
     )
-    costs = bmr.measure_costs(pairs, problem.x[:ROWS], num_samples=NUM_DRAWS, seconds=2.0).summary()
+    costs = _measure_costs(pairs, problem.x[:ROWS])
     cost, whole = costs.loc["pruned"], costs.loc["dense"]
     layers = [value for value in guide.median().values() if value.dim() > 1]
     return {
@@ -251,6 +252,15 @@ def _measure(problem: Problem, pairs: Mapping[str, Any]) -> dict[str, Any]:
         "predictive_ms": float(cost["predictive (ms)"]),
         "dense_predictive_ms": float(whole["predictive (ms)"]),
     }
+
+
+def _measure_costs(pairs: Mapping[str, Any], x: Tensor) -> pd.DataFrame:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(NUM_THREADS)
+    try:
+        return bmr.measure_costs(pairs, x, num_samples=NUM_DRAWS, seconds=2.0).summary()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _arrange(draw: Mapping[str, Tensor]) -> dict[str, Tensor]:

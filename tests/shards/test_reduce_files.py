@@ -1,5 +1,8 @@
 """`reduce_files` does in files what `reduce` does in memory, and goes on after it was stopped."""
 
+from pathlib import Path
+
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -268,3 +271,10 @@ def test_no_ties_are_left_over():
     mask, rule = Rule(0.0, 2).apply(torch.tensor([0.0, -1.0, 0.0, 0.0]))
     assert mask.tolist() == [False, False, False, True]
     assert rule.ties == 0
+
+
+def test_memory_at_200_million_weights():
+    """As `benchmarks/shards.py` measured it; the page says so."""
+    table = pd.read_csv(Path(__file__).parents[2] / "benchmarks" / "shards.csv")
+    assert (table.weights == 200_000_000).all()
+    assert (table["peak (MiB)"] < 512).all()
