@@ -152,7 +152,7 @@ def test_reduced_priors_that_do_not_exist(guide):
     ("select", "error", "message"),
     [
         (0.5, TypeError, "got select=0.5. Expected a selection"),
-        (lambda scores: bmr.by_evidence(), TypeError, r"returned a function.*by_evidence\(\)"),
+        (lambda scores: bmr.by_evidence(), TypeError, r"returned a ByEvidence.*by_evidence\(\)"),
         (bmr.top_k, ValueError, r"select=top_k\(100\)"),
         (bmr.baselines.snr, ValueError, r"select=snr\(0.5\)"),
         (lambda scores: None, TypeError, "returned a NoneType"),

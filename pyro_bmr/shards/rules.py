@@ -37,7 +37,7 @@ def find_lowest(stream: Callable[[], Iterator[Tensor]], count: int) -> Rule:
         return Rule(-torch.inf)
     known, left, bits, dtype = 0, count, 0, torch.float32
     while True:
-        histogram = torch.zeros(1 << _DIGIT, dtype=torch.int64)
+        histogram = torch.zeros(1 << _DIGIT, dtype=torch.int64, device="cpu")
         for delta_f in stream():
             dtype, size = delta_f.dtype, 8 * delta_f.element_size()
             keys = _to_keys(delta_f)
@@ -69,4 +69,4 @@ def _to_keys(values: Tensor) -> Tensor:
 def _from_key(key: int, dtype: torch.dtype) -> float:
     integer = _INTEGERS[dtype]
     bits = key if key >= 0 else key ^ torch.iinfo(integer).max
-    return float(torch.tensor(bits, dtype=integer).view(dtype))
+    return float(torch.tensor(bits, dtype=integer, device="cpu").view(dtype))
