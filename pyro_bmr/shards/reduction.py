@@ -170,7 +170,7 @@ class _Job:
         }
 
     def _masks_path(self, shard: Path) -> Path:
-        return self.folder / f"{shard.stem}.masks.safetensors"
+        return self.folder / _masks_name(shard)
 
     def _find_about(self, shard: Path) -> Any:
         """Read what was said about the masks of a shard that are written already."""
@@ -288,9 +288,15 @@ def _read_paths(paths: Any) -> tuple[Path, ...]:
     for path in some:
         check_path(path, "paths")
     shards = tuple(map(Path, some))
-    if len({shard.name for shard in shards}) < len(shards):
-        refuse("paths", [str(shard) for shard in shards], "files of different names")
+    written = {shard.name for shard in shards} | {_masks_name(shard) for shard in shards}
+    if len(written) < 2 * len(shards):
+        names = [str(shard) for shard in shards]
+        refuse("paths", names, "files of names that differ but for their endings, and are no masks")
     return shards
+
+
+def _masks_name(shard: Path) -> str:
+    return f"{shard.stem}.masks.safetensors"
 
 
 def _read_folder(out: Any) -> Path:

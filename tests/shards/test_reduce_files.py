@@ -240,8 +240,9 @@ def test_files_are_not_written_over(posterior, tmp_path):
     paths = write(tmp_path / "in", posterior)
     with pytest.raises(ValueError, match="another folder"):
         bmr.reduce_files(paths, tmp_path / "in", prior=PRIOR)
-    with pytest.raises(ValueError, match="different names"):
-        bmr.reduce_files([paths[0], paths[0]], tmp_path / "out", prior=PRIOR)
+    for other in (paths[0], tmp_path / "first.bin", tmp_path / "first.masks.safetensors"):
+        with pytest.raises(ValueError, match="names that differ"):
+            bmr.reduce_files([paths[0], other], tmp_path / "out", prior=PRIOR)
     twice = tmp_path / "twice.safetensors"
     twice.write_bytes(paths[0].read_bytes())
     with pytest.raises(ValueError, match=r"first\.loc.*each tensor in one file"):
