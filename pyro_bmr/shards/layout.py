@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def find_sites(paths: Sequence[Path], names: Mapping[str, str]) -> list[StoredSi
     """
     (spread,) = names.keys() - {"location"}
     tensors = [tensor for path in paths for tensor in _list_tensors(path)]
-    twice = sorted({t.key for t in tensors if sum(t.key == other.key for other in tensors) > 1})
+    twice = [key for key, count in Counter(t.key for t in tensors).items() if count > 1]
     if twice:
         refuse("paths", twice, "each tensor in one file")
     found = {kind: _match(pattern, tensors) for kind, pattern in names.items()}
