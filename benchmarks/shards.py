@@ -1,4 +1,4 @@
-"""The memory that `reduce_files` takes: 200 million weights in shards of 20 million.
+"""The memory that `reduce_files` takes: 200 million weights in two shards.
 
 Run with ``python benchmarks/shards.py --work FOLDER``, which takes 4 GB there; writes
 ``benchmarks/shards.csv`` and fails if anonymous memory, as which files do not count, goes above
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 import pyro_bmr as bmr
 
 RESULTS = Path(__file__).with_suffix(".csv")
-SHARD = 20_000_000
+SHARD = 100_000_000
 MOST_MIB = 512
 
 
@@ -30,7 +30,7 @@ def main() -> int:
     """Measure, print and write; return 1 if it took too much memory."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--shards", type=int, default=10)
+    parser.add_argument("--shards", type=int, default=2)
     options = parser.parse_args()
     paths = [write(options.work / f"shard-{i}.safetensors", i) for i in range(options.shards)]
     rows = []

@@ -232,13 +232,16 @@ class _Job:
         for site in self.sites:
             if site.location.path != shard:
                 continue
-            parts, kept, total = [], 0, 0.0
-            for delta_f in self._stream(site, advance):
+            kept, total = 0, 0.0
+            # Made beforehand: bits that are kept one by one would leave holes in the memory.
+            bits = torch.empty(-(-site.size // 8), dtype=torch.uint8, device="cpu")
+            places = bits.split(_CHUNK // 8)
+            for place, delta_f in zip(places, self._stream(site, advance), strict=True):
                 mask, rule = rule.apply(delta_f)
-                parts.append(pack(mask))
+                place.copy_(pack(mask))
                 kept += int(mask.sum())
                 total += float(delta_f.double()[~mask].sum())
-            packed[site.name] = torch.cat(parts)
+            packed[site.name] = bits
             shape = list(site.location.shape)
             row = {"site": site.name, "file": shard.name, "shape": shape}
             rows.append(row | {"elements": site.size, "kept": kept, "delta_f": total})
