@@ -247,7 +247,7 @@ class Meter:
         batches = Batches(self._args, self._kwargs, size)
         with suppress(ValueError):
             batch_model = BatchModel(self._model, batches)
-            if self._adds_up(batch_size):
+            if self._adds_up(size):
                 self._batches, self._batch_model = batches, batch_model
                 return rows, size
         return 1, 1

@@ -22,7 +22,7 @@ def by_free_energy(
     margin: float = 0.0,
     *,
     num_samples: int = 32,
-    batch_size: int = 1_000,
+    batch_size: int = 2_000,
     effort: int = 60,
     seed: int = 0,
     progress: bool = True,

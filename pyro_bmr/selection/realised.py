@@ -16,7 +16,7 @@ from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.selection.decision import Decision
 
 # Rows that are measured at once, of more.
-ROWS = 1_000
+ROWS = 2_000
 _DRAWS = 16
 
 

@@ -106,7 +106,7 @@ def reduce_files(
     tensor([False, False,  True])
     """
     shards, folder = _read_paths(paths), _read_folder(out)
-    if folder.resolve() in {shard.resolve().parent for shard in shards}:
+    if folder.resolve() in {p for s in shards for p in (s.resolve().parent, s.parent.resolve())}:
         refuse("out", str(folder), "another folder than that of the shards")
     select = by_evidence() if select is None else select
     check_switch("progress", progress)
@@ -138,6 +138,11 @@ class _Job:
     def run(self, advance: Callable[[int], None]) -> list[dict[str, Any]]:
         """Write masks for all shards, and then the shards under them; return rows of the table."""
         done = {shard: self._find_about(shard) for shard in self.shards}
+        copies = [str(s) for s in self.shards if (self.folder / s.name).exists()]
+        if None in done.values() and copies:
+            refuse(
+                "out", str(self.folder), f"a folder without {copies}, as masks are missing there"
+            )
         rule = self._make_rule(advance) if None in done.values() else Rule(0.0)
         rows: list[dict[str, Any]] = []
         for shard in self.shards:

@@ -206,6 +206,19 @@ def test_numbers_that_are_none_are_named(posterior, location, scale, tmp_path):
         bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
 
 
+def test_copies_without_masks_are_not_taken_for_results(posterior, tmp_path):
+    paths = write(tmp_path / "in", posterior)
+    bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+    (tmp_path / "out" / "second.masks.safetensors").unlink()
+    with pytest.raises(ValueError, match="masks are missing there"):
+        bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR, select=bmr.by_evidence())
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / paths[0].name).symlink_to(paths[0])
+    with pytest.raises(ValueError, match="another folder"):
+        bmr.reduce_files(links / paths[0].name, links, prior=PRIOR)
+
+
 def test_other_settings_need_another_folder(posterior, tmp_path):
     paths = write(tmp_path / "in", posterior)
     bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
