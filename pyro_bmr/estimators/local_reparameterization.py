@@ -11,8 +11,9 @@ likelihood of independent rows is the same and its gradients vary less. The posi
 convolution are drawn one by one as well, as in the paper, which neglects that they share weights.
 
 Where a row takes a weight more than once, as a recurrent network does, or a layer that is applied
-to each element of a sequence, what it takes has to be one and the same weight. Then each row draws
-weights of its own, once for all of its uses, which leaves the expectation as it is too.
+to each element of a sequence, what it takes has to be one and the same weight. Then each row, or a
+few rows together, draws weights of its own, once for all of its uses, which leaves the expectation
+as it is too.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def find_sites(paths: Sequence[Path], names: Mapping[str, str]) -> list[StoredSi
 def _list_tensors(path: Path) -> Iterable[StoredTensor]:
     try:
         with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118
+            keys = file.keys()
+            for key in keys:
                 tensor = file.get_tensor(key)
                 yield StoredTensor(path, key, tensor.dtype, tuple(tensor.shape))
     except FileNotFoundError as error:

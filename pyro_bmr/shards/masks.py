@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -60,8 +60,11 @@ def write_masks(path: Path, packed: Mapping[str, Tensor], about: Mapping[str, An
 
 def read_about(path: Path) -> Any:
     """Read what was said about the masks in a file; None if it holds none."""
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(_KEY)
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except SafetensorError:
+        return None
     return None if text is None else json.loads(text)
 
 

@@ -259,6 +259,8 @@ class _Job:
         with replace_file(self.folder / shard.name) as unfinished:
             shutil.copyfile(shard, unfinished)
             for site in self.sites:
+                if shard not in {site.location.path, site.width.path}:
+                    continue
                 packed = StoredTensor(
                     self._masks_path(site.location.path), site.name, torch.uint8, ()
                 ).map()
@@ -318,6 +320,7 @@ def _read_names(names: Any) -> dict[str, str]:
     expected = f"patterns with one {{}} of location and of one of {', '.join(SPREADS)}"
     read = read_mapping("names", names, expected) or {"location": "{}.loc", "scale": "{}.scale"}
     fits = len(read) == 2 and "location" in read and read.keys() <= {"location", *SPREADS}
+    fits = fits and len(set(read.values())) == 2
     if not fits or any(not isinstance(p, str) or p.count("{}") != 1 for p in read.values()):
         refuse("names", names, expected)
     return read

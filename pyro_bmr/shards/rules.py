@@ -53,7 +53,9 @@ def find_lowest(stream: Callable[[], Iterator[Tensor]], count: int) -> Rule:
         known = (known << _DIGIT) + digit - (0 if bits else 1 << (_DIGIT - 1))
         bits += _DIGIT
         if bits == size:
-            return Rule(_from_key(known, dtype), left)
+            threshold = _from_key(known, dtype)
+            # What cannot go never does, even if that leaves more than was asked for.
+            return Rule(threshold, left if threshold < torch.inf else 0)
 
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}

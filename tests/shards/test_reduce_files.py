@@ -1,5 +1,7 @@
 """`reduce_files` does in files what `reduce` does in memory, and goes on after it was stopped."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,7 @@ from pyro_bmr.selection.scores import score
 from pyro_bmr.shards import reduction
 from pyro_bmr.shards.rules import Rule, find_lowest
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PRIOR = dist.Normal(0.0, 1.0)
 SHAPES = {"first": (37, 11), "second": (301,), "third": (2, 3, 5)}
 SELECTIONS = [bmr.by_evidence(), bmr.by_evidence(margin=0.7), bmr.top_k(100), bmr.top_k(0)]
@@ -233,6 +236,11 @@ BAD = {
     "a prior of another kind": ({"prior": dist.Laplace(0.0, 1.0)}, TypeError, "a Normal"),
     "a prior of many": ({"prior": dist.Normal(torch.zeros(2), 1.0)}, ValueError, "one location"),
     "no pattern": ({"names": {"location": "{}.loc"}}, ValueError, "patterns with one {}"),
+    "one pattern for both": (
+        {"names": {"location": "{}.loc", "scale": "{}.loc"}},
+        ValueError,
+        "patterns with one {}",
+    ),
     "a pattern of nothing": (
         {"names": {"location": "{}.mean", "scale": "{}.scale"}},
         ValueError,
@@ -262,6 +270,9 @@ def test_files_are_not_written_over(posterior, tmp_path):
         bmr.reduce_files([*paths, twice], tmp_path / "out", prior=PRIOR)
     with pytest.raises(ValueError, match="holds no masks"):
         bmr.read_masks(paths[0])
+    (tmp_path / "notes.txt").write_text("no file of tensors")
+    with pytest.raises(ValueError, match="holds no masks"):
+        bmr.read_masks(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -281,14 +292,38 @@ def test_the_lowest_are_found_exactly(dtype, count):
     assert values[~kept].max() <= values[kept].min() if count < 1000 else True
 
 
+def test_what_overflows_never_goes():
+    values = torch.tensor([torch.inf, -1.0, 2.0, torch.inf])
+    mask, _ = find_lowest(lambda: iter([values]), 4).apply(values)
+    assert mask.tolist() == [True, False, False, True]
+
+
 def test_no_ties_are_left_over():
     mask, rule = Rule(0.0, 2).apply(torch.tensor([0.0, -1.0, 0.0, 0.0]))
     assert mask.tolist() == [False, False, False, True]
     assert rule.ties == 0
 
 
+def test_memory_does_not_grow_with_a_shard(tmp_path):
+    """Locations and scales would take 460 MiB."""
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(BENCHMARKS)!r})
+        import shards
+        from pathlib import Path
+        from pyro.distributions import Normal
+        shards.SHARD = 60_000_000
+        path = shards.write(Path({str(tmp_path)!r}) / "shard.safetensors", 0)
+        with shards.Peak() as peak:
+            shards.bmr.reduce_files(path, path.parent / "out", prior=Normal(0.0, 1.0))
+        print(peak.mib - peak.before)
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 150
+
+
 def test_memory_at_200_million_weights():
     """As `benchmarks/shards.py` measured it; the page says so."""
-    table = pd.read_csv(Path(__file__).parents[2] / "benchmarks" / "shards.csv")
+    table = pd.read_csv(BENCHMARKS / "shards.csv")
     assert (table.weights == 200_000_000).all()
     assert (table["peak (MiB)"] < 512).all()
