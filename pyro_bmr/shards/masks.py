@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_path
 from pyro_bmr.files.whole_files import check_file, replace_file
 
 _KEY = "pyro_bmr.reduce_files"
+# A site may be called as no tensor may: "__metadata__".
+_SUFFIX = ".mask"
 
 
 def read_masks(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -37,25 +39,46 @@ def read_masks(path: str | PathLike[str]) -> dict[str, Tensor]:
     ------
     FileNotFoundError
         If there is no such file.
+    IsADirectoryError
+        If it is a folder.
+    TypeError
+        If it is no path.
     ValueError
         If it is not one that `reduce_files` wrote.
+
+    Examples
+    --------
+    >>> import tempfile, pyro.distributions as dist
+    >>> from pyro_bmr import reduce_files
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> posterior = {"w.loc": torch.tensor([0.0, 2.0]), "w.scale": torch.tensor([0.1, 0.5])}
+    >>> save_file(posterior, folder / "part-1.safetensors")
+    >>> table = reduce_files(folder / "part-1.safetensors", folder / "out", prior=dist.Normal(0, 1))
+    >>> read_masks(folder / "out" / "part-1.masks.safetensors")
+    {'w': tensor([False,  True])}
     """
     check_path(path)
     about = read_about(check_file(Path(path)))
     if about is None:
         msg = f"{path} holds no masks. Expected a file that reduce_files wrote"
         raise ValueError(msg)
-    with safe_open(path, "pt") as file:
-        return {
-            row["site"]: unpack(file.get_tensor(row["site"]), row["elements"]).reshape(row["shape"])
-            for row in about["rows"]
-        }
+    bits = read_bits(Path(path))
+    return {
+        row["site"]: unpack(bits[row["site"]], row["elements"]).reshape(row["shape"])
+        for row in about["rows"]
+    }
 
 
-def write_masks(path: Path, packed: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def write_masks(path: Path, bits: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write bits by site, and what there is to say about them."""
     with replace_file(path) as unfinished:
-        save_file(dict(packed), unfinished, {_KEY: json.dumps(about)})
+        tensors = {site + _SUFFIX: packed for site, packed in bits.items()}
+        save_file(tensors, unfinished, {_KEY: json.dumps(about)})
+
+
+def read_bits(path: Path) -> dict[str, Tensor]:
+    """Map the bits by site; they are read from the disk as they are looked at."""
+    return {key.removesuffix(_SUFFIX): packed for key, packed in load_file(path).items()}
 
 
 def read_about(path: Path) -> Any:

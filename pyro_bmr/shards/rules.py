@@ -27,7 +27,12 @@ class Rule:
         return kept, replace(self, ties=self.ties - int(tied.sum()))
 
 
-def find_lowest(stream: Callable[[], Iterator[Tensor]], count: int) -> Rule:
+def count_passes(dtype: torch.dtype) -> int:
+    """Return how often `find_lowest` looks at all numbers."""
+    return 8 * dtype.itemsize // _DIGIT
+
+
+def find_lowest(stream: Callable[[], Iterator[Tensor]], count: int, dtype: torch.dtype) -> Rule:
     """Find the rule by which exactly ``count`` elements go, those with the lowest ΔF.
 
     The bits of a floating-point number, read as a whole number, are in the order of the numbers:
@@ -35,27 +40,26 @@ def find_lowest(stream: Callable[[], Iterator[Tensor]], count: int) -> Rule:
     """
     if count == 0:
         return Rule(-torch.inf)
-    known, left, bits, dtype = 0, count, 0, torch.float32
-    while True:
+    known, left = 0, count
+    for number in range(count_passes(dtype)):
+        # The first digit has the sign.
+        lowest = 0 if number else -(1 << (_DIGIT - 1))
+        rest = 8 * dtype.itemsize - _DIGIT * (number + 1)
         histogram = torch.zeros(1 << _DIGIT, dtype=torch.int64, device="cpu")
         for delta_f in stream():
-            dtype, size = delta_f.dtype, 8 * delta_f.element_size()
-            keys = _to_keys(delta_f)
+            keys = _to_keys(delta_f) >> rest
             # What begins with the digits that are known.
-            if bits:
-                keys = keys[(keys >> (size - bits)) == known]
-            digits = (keys >> (size - bits - _DIGIT)) - (known << _DIGIT)
-            offset = 0 if bits else 1 << (_DIGIT - 1)
-            histogram += torch.bincount(digits + offset, minlength=1 << _DIGIT)
+            if number:
+                keys = keys[(keys >> _DIGIT) == known]
+            digits = keys - (known << _DIGIT) - lowest
+            histogram += torch.bincount(digits, minlength=1 << _DIGIT)
         upto = histogram.cumsum(0)
         digit = int(torch.searchsorted(upto, left))
         left -= int(upto[digit] - histogram[digit])
-        known = (known << _DIGIT) + digit - (0 if bits else 1 << (_DIGIT - 1))
-        bits += _DIGIT
-        if bits == size:
-            threshold = _from_key(known, dtype)
-            # What cannot go never does, even if that leaves more than was asked for.
-            return Rule(threshold, left if threshold < torch.inf else 0)
+        known = (known << _DIGIT) + digit + lowest
+    threshold = _from_key(known, dtype)
+    # What cannot go never does, even if that leaves more than was asked for.
+    return Rule(threshold, left if threshold < torch.inf else 0)
 
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}

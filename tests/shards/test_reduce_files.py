@@ -1,5 +1,6 @@
 """`reduce_files` does in files what `reduce` does in memory, and goes on after it was stopped."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import pyro_bmr as bmr
 from pyro_bmr.extend import IndependentFactor, Prior, Site
 from pyro_bmr.selection.scores import score
-from pyro_bmr.shards import reduction
+from pyro_bmr.shards import job
 from pyro_bmr.shards.rules import Rule, find_lowest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -26,7 +27,7 @@ SELECTIONS = [bmr.by_evidence(), bmr.by_evidence(margin=0.7), bmr.top_k(100), bm
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(reduction, "_CHUNK", 64)
+    monkeypatch.setattr(job, "_CHUNK", 64)
 
 
 @pytest.fixture
@@ -48,6 +49,19 @@ def write(folder, posterior, to_width=lambda scale: scale, kind="scale"):
         tensors[f"{name}.step"] = loc[:1].clone()
         save_file(tensors, paths[-1], {"format": "pt"})
     return paths
+
+
+def write_raw(path, tensors, padding=0):
+    """As other writers do: in the order of the tensors, at any byte."""
+    kinds = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.bool: "BOOL"}
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        start = len(data)
+        data += tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape)}
+        header[name]["data_offsets"] = [start, len(data)]
+    text = json.dumps(header).encode() + b" " * padding
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def in_memory(posterior, select):
@@ -167,7 +181,7 @@ def test_what_was_stopped_goes_on(posterior, select, stop_at, tmp_path, monkeypa
     paths = write(tmp_path / "in", posterior)
     options = {"prior": PRIOR, "select": select}
     whole = bmr.reduce_files(paths, tmp_path / "whole", **options)
-    replace_file, begun = reduction.replace_file, []
+    replace_file, begun = job.replace_file, []
 
     def stopping(path):
         begun.append(path)
@@ -176,7 +190,7 @@ def test_what_was_stopped_goes_on(posterior, select, stop_at, tmp_path, monkeypa
         return replace_file(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reduction, "replace_file", stopping)
+        patch.setattr(job, "replace_file", stopping)
         patch.setattr("pyro_bmr.shards.masks.replace_file", stopping)
         with pytest.raises(KeyboardInterrupt):
             bmr.reduce_files(paths, tmp_path / "out", **options)
@@ -222,6 +236,126 @@ def test_copies_without_masks_are_not_taken_for_results(posterior, tmp_path):
         bmr.reduce_files(links / paths[0].name, links, prior=PRIOR)
 
 
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_copies_are_not_reduced_again(posterior, kind, tmp_path):
+    to_width, _ = WIDTHS[kind]
+    paths = write(tmp_path / "in", posterior, to_width, kind)
+    options = {"prior": PRIOR, "names": {"location": "{}.loc", kind: "{}." + kind}}
+    bmr.reduce_files(paths, tmp_path / "out", **options)
+    with pytest.raises(ValueError, match="pruned by reduce_files, give the shards that"):
+        bmr.reduce_files(tmp_path / "out" / paths[0].name, tmp_path / "again", **options)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_file_of_masks_tells_of_its_own_shard_alone(posterior, tmp_path):
+    """Or many shards of many sites would have masks that are mostly settings."""
+    paths = write(tmp_path / "in", posterior)
+    bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+    assert b"second" not in (tmp_path / "out" / "first.masks.safetensors").read_bytes()
+
+
+def test_ties_go_by_the_names_of_sites(tmp_path):
+    """Whatever the order in the file."""
+    names = ["b.9", "a", "b.10", "b-1", "__metadata__"]
+    posterior = {name: (torch.full((5,), 0.5), torch.full((5,), 0.25)) for name in names}
+    tensors = {f"{name}.loc": loc for name, (loc, _) in posterior.items()}
+    tensors |= {f"{name}.scale": scale for name, (_, scale) in posterior.items()}
+    write_raw(tmp_path / "shard", tensors)
+    table = bmr.reduce_files(tmp_path / "shard", tmp_path / "out", prior=PRIOR, select=bmr.top_k(8))
+    assert list(table.index) == sorted(names)
+    masks, _ = in_memory({name: posterior[name] for name in sorted(names)}, bmr.top_k(8))
+    found = bmr.read_masks(tmp_path / "out" / "shard.masks.safetensors")
+    assert found.keys() == masks.keys()
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("padding", range(8))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_may_begin_at_any_byte(posterior, dtype, padding, tmp_path):
+    loc, scale = (tensor.to(dtype) for tensor in posterior["first"])
+    tensors = {"w.loc": loc, "flag": torch.tensor([True]), "w.scale": scale}
+    write_raw(tmp_path / "odd", tensors, padding)
+    save_file(tensors, tmp_path / "even")
+    for name in ("odd", "even"):
+        bmr.reduce_files(tmp_path / name, tmp_path / "out", prior=PRIOR)
+    odd, even = (load_file(tmp_path / "out" / name) for name in ("odd", "even"))
+    assert all(torch.equal(odd[key], even[key]) for key in tensors)
+    assert 0 < (even["w.loc"] != 0).sum() < loc.numel()
+    odd, even = (
+        bmr.read_masks(tmp_path / "out" / f"{n}.masks.safetensors") for n in ("odd", "even")
+    )
+    assert torch.equal(odd["w"], even["w"])
+
+
+OTHERS = {torch.float8_e4m3fn: "F8_E4M3", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+@pytest.mark.parametrize("part", ["loc", "scale"])
+@pytest.mark.parametrize("dtype", OTHERS)
+def test_numbers_of_other_kinds_are_refused_before_anything_is_written(
+    posterior, dtype, part, tmp_path
+):
+    paths = write(tmp_path / "in", posterior)
+    tensors = load_file(paths[-1])
+    tensors[f"third.{part}"] = tensors[f"third.{part}"].to(dtype)
+    save_file(tensors, paths[-1])
+    message = (
+        rf"third\.{part} in .*third\.safetensors has the dtype {OTHERS[dtype]}\. Expected one of"
+    )
+    with pytest.raises(ValueError, match=message):
+        bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
+    assert not (tmp_path / "out").exists()
+
+
+BARE = {
+    "a bare location": {"location": "{}", "scale": "{}.scale"},
+    "a bare scale": {"location": "{}.mean", "scale": "{}"},
+    "one within the other": {"location": "net.{}", "scale": "net.{}.scale"},
+}
+
+
+@pytest.mark.parametrize("names", BARE.values(), ids=BARE)
+def test_a_pattern_may_take_in_the_other(posterior, names, tmp_path):
+    """What has no partner, such as counts and means of batch norm, stays as it is."""
+    loc, scale = posterior["first"]
+    other = {names["location"].format("count"): torch.tensor(3)}
+    if "mean" in names["location"]:
+        other = {"count": torch.tensor(3)}
+    tensors = {names["location"].format("w"): loc, names["scale"].format("w"): scale, **other}
+    save_file(tensors, tmp_path / "shard")
+    with pytest.warns(UserWarning, match=r"1 tensors stay as they are.*count'\]"):
+        table = bmr.reduce_files(tmp_path / "shard", tmp_path / "out", prior=PRIOR, names=names)
+    assert list(table.index) == ["w"]
+    masks, _ = in_memory({"w": (loc, scale)}, bmr.by_evidence())
+    after = load_file(tmp_path / "out" / "shard")
+    assert torch.equal(after[names["location"].format("w")], loc.where(masks["w"], 0))
+    assert all(torch.equal(after[name], value) for name, value in other.items())
+
+
+def test_a_width_without_a_location_is_refused_beside_a_bare_one(posterior, tmp_path):
+    loc, scale = posterior["first"]
+    save_file({"w": loc, "w.scale": scale, "v.scale": scale}, tmp_path / "shard")
+    names = {"location": "{}", "scale": "{}.scale"}
+    with pytest.raises(ValueError, match=r"a location for each scale; \['v\.scale'\] have none"):
+        bmr.reduce_files(tmp_path / "shard", tmp_path / "out", prior=PRIOR, names=names)
+    save_file({"w": loc, "v": loc}, tmp_path / "shard")
+    with pytest.raises(ValueError, match=r"a scale for each location; \['v', 'w'\] have none"):
+        bmr.reduce_files(tmp_path / "shard", tmp_path / "out", prior=PRIOR, names=names)
+
+
+def test_paths_may_be_any_iterable_that_has_an_order(posterior, tmp_path):
+    paths = write(tmp_path / "in", posterior)
+    table = bmr.reduce_files((path for path in paths), tmp_path / "out", prior=PRIOR)
+    assert list(table.index) == list(SHAPES)
+    for some in (set(paths), frozenset(paths), dict.fromkeys(paths), dict.fromkeys(paths).keys()):
+        with pytest.raises(TypeError, match="one file or more, in an order"):
+            bmr.reduce_files(some, tmp_path / "out", prior=PRIOR)
+    with pytest.raises(ValueError, match=r"those in a folder are sorted\("):
+        bmr.reduce_files(tmp_path / "in", tmp_path / "out", prior=PRIOR)
+    with pytest.raises(ValueError, match="one file or more"):
+        bmr.reduce_files([], tmp_path / "out", prior=PRIOR)
+
+
 def test_other_settings_need_another_folder(posterior, tmp_path):
     paths = write(tmp_path / "in", posterior)
     bmr.reduce_files(paths, tmp_path / "out", prior=PRIOR)
@@ -233,6 +367,13 @@ def test_other_settings_need_another_folder(posterior, tmp_path):
 
 BAD = {
     "a selection that looks at all": ({"select": bmr.exhaustive()}, TypeError, "by_evidence"),
+    "a prior of nothing": (
+        {"prior": lambda name: None},
+        TypeError,
+        r"prior\('first'\)=None\. Expected a Normal",
+    ),
+    "a prior for some sites": ({"prior": {"first": PRIOR}}, TypeError, "a function from the name"),
+    "a class of priors": ({"prior": dist.Normal}, TypeError, "a function from the name"),
     "a prior of another kind": ({"prior": dist.Laplace(0.0, 1.0)}, TypeError, "a Normal"),
     "a prior of many": ({"prior": dist.Normal(torch.zeros(2), 1.0)}, ValueError, "one location"),
     "no pattern": ({"names": {"location": "{}.loc"}}, ValueError, "patterns with one {}"),
@@ -244,7 +385,7 @@ BAD = {
     "a pattern of nothing": (
         {"names": {"location": "{}.mean", "scale": "{}.scale"}},
         ValueError,
-        r"\['first', 'second', 'third'\] with one of them",
+        r"\['first.scale', 'second.scale', 'third.scale'\] have none",
     ),
 }
 
@@ -281,7 +422,7 @@ def test_the_lowest_are_found_exactly(dtype, count):
     values = torch.randn(1000, dtype=dtype)
     values[:500] = torch.randint(-3, 4, (500,)) / 2
     values[10:20] = -0.0
-    rule = find_lowest(lambda: iter(values.split(64)), count)
+    rule = find_lowest(lambda: iter(values.split(64)), count, dtype)
     assert rule.threshold == values.sort().values[count - 1]
     kept = []
     for part in values.split(64):
@@ -294,7 +435,7 @@ def test_the_lowest_are_found_exactly(dtype, count):
 
 def test_what_overflows_never_goes():
     values = torch.tensor([torch.inf, -1.0, 2.0, torch.inf])
-    mask, _ = find_lowest(lambda: iter([values]), 4).apply(values)
+    mask, _ = find_lowest(lambda: iter([values]), 4, torch.float32).apply(values)
     assert mask.tolist() == [True, False, False, True]
 
 
