@@ -109,7 +109,7 @@ def find_sites(paths: Sequence[Path], names: Mapping[str, str]) -> list[StoredSi
         if alone and not (paired and _fit(names[kind], names[other])):
             refuse("names", dict(names), f"a {other} for each {kind}; {alone[:8]} have none")
         if alone:
-            warn(f"{len(alone)} tensors stay as they are, as they have no {other}: {alone[:8]}")
+            warn(f"{alone[:8]} have no {other} and stay as they are, {len(alone)} in all")
     order = {path: number for number, path in enumerate(paths)}
     in_order = sorted(paired, key=lambda name: (order[locations[name].path], name))
     sites = [StoredSite(name, locations[name], widths[name], spread) for name in in_order]

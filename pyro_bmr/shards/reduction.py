@@ -108,7 +108,7 @@ def reduce_files(
     shards, folder = _read_paths(paths), _read_folder(out)
     if folder.resolve() in {p for s in shards for p in (s.resolve().parent, s.parent.resolve())}:
         refuse("out", str(folder), "another folder than that of the shards")
-    chosen = by_evidence() if select is None else select
+    chosen: Any = by_evidence() if select is None else select
     expected = "by_evidence() or top_k(n), which look at each element by itself"
     check_kind("select", chosen, (ByEvidence, TopK), expected)
     check_switch("progress", progress)
