@@ -52,6 +52,10 @@ class Recipe:
     lr: float = 2e-3
     # That of the problem, if it is none.
     estimator: str | None = None
+    # How many times as long each round is as the problem says.
+    patience: float = 1.0
+    # How the last round is done, if in another way.
+    end: Recipe | None = None
 
     def choose(self, problem: Problem, number: int) -> Selection:
         """Say what goes in a round; the margin grows by the same factor in each."""
@@ -107,6 +111,11 @@ RECIPES: Mapping[str, Recipe] = {
     "bmr, global draws": replace(OURS, estimator="global"),
     "bmr, faster": replace(OURS, lr=4e-3),
     "bmr, slower": replace(OURS, lr=1e-3),
+    "bmr, faster at the end": replace(OURS, end=replace(OURS, lr=4e-3)),
+    "bmr, slower at the end": replace(OURS, end=replace(OURS, lr=5e-4)),
+    "bmr, longer at the end": replace(OURS, end=replace(OURS, patience=2.0)),
+    "bmr, scales by layer at the end": replace(OURS, end=replace(OURS, tune="layer")),
+    "bmr, global draws at the end": replace(OURS, end=replace(OURS, estimator="global")),
     "bmr, scales by layer": replace(FIXED, tune="layer"),
     "bmr, fixed prior": FIXED,
     "bmr, fixed narrow prior": replace(FIXED, prior=bmr.nn.fan_in_normal(1.0)),
@@ -148,7 +157,7 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
     start = bmr.init_to_pretrained(model)
     guide: Any = AutoNormal(model, init_loc_fn=start, init_scale=0.02)
 
-    def fit(epochs: int, name: str) -> None:
+    def fit(recipe: Recipe, epochs: int, name: str) -> None:
         bmr.fit(
             *(model, guide, problem.x, problem.y),
             num_epochs=epochs,
@@ -161,15 +170,17 @@ def train(problem: Problem, seed: int, recipe: Recipe, folder: Path) -> Iterator
 
     dense, epochs_done = (model, guide), schedule.first - first
     for number, epochs in enumerate((first, *schedule.rounds)):
+        if number == len(schedule.rounds) and recipe.end is not None:
+            recipe = recipe.end
         if number:
-            began = perf_counter()
+            began, epochs = perf_counter(), round(recipe.patience * epochs)
             model, guide = _reduce(problem, recipe, number, model, guide)
         elif recipe.warm_up > 1:
             model.weight = recipe.warm_up
-            fit(epochs // 2, "warm-up")
+            fit(recipe, epochs // 2, "warm-up")
             model.weight = 1.0
             epochs_done, epochs = epochs_done + epochs // 2, epochs - epochs // 2
-        fit(epochs, f"round-{number}")
+        fit(recipe, epochs, f"round-{number}")
         epochs_done += epochs
         seconds += _remember(folder / f"round-{number}.seconds", perf_counter() - began)
         pairs = {"dense": dense, "pruned": (model, guide)}
