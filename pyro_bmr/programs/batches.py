@@ -117,17 +117,20 @@ class BatchModel:
     per observation, or data that no batch cuts, raises a ValueError.
 
     ``doubled`` are those of the ``scaled`` sites that the model scales by about as much itself, by
-    a constant.
+    a constant. The rows may be those of one of ``shards``, over which losses are averaged.
     """
 
-    def __init__(self, model: Callable[..., Any], batches: Batches) -> None:
+    def __init__(self, model: Callable[..., Any], batches: Batches, shards: int = 1) -> None:
         self.model = model
         self.batches = batches
+        self.shards = shards
         sites = self._sites(batches.batch_size or 1, batches.size)
         observed = {name: site for name, site in sites.items() if site["is_observed"]}
         _check_observed(observed, sites)
         whole = batches.batch_size in {None, batches.size}
-        if whole or all(self._is_subsampled(site) for site in observed.values()):
+        if shards > 1:
+            self._check_plates(observed)
+        if (whole and shards == 1) or all(self._is_subsampled(site) for site in observed.values()):
             self.scaled, self.doubled = frozenset[str](), dict[str, float]()
         else:
             self.scaled = self._find_scaled(sites)
@@ -139,7 +142,7 @@ class BatchModel:
             return self.model(*args, **kwargs)
         (key, _), *_ = self.batches.tensors.items()
         rows = len(args[key] if isinstance(key, int) else kwargs[key])
-        with _ScaleMessenger(self.scaled, self.batches.size / rows):
+        with _ScaleMessenger(self.scaled, self.shards * self.batches.size / rows):
             return self.model(*args, **kwargs)
 
     def of(self, model: Callable[..., Any]) -> BatchModel:
@@ -150,10 +153,11 @@ class BatchModel:
 
     def _find_scaled(self, sites: Mapping[str, Any]) -> frozenset[str]:
         size = self.batches.batch_size or 1
-        others = self._sites(size + 1, size)
+        more = size + 1 if size < self.batches.size else size - 1
+        others = self._sites(more, size)
         if others.keys() != sites.keys():
             msg = (
-                f"batches of {size} and of {size + 1} rows have other sites: "
+                f"batches of {size} and of {more} rows have other sites: "
                 f"{sorted(others.keys() ^ sites.keys())}. Expected the same ones: put rows into a "
                 "vectorised plate, or use batch_size=None"
             )
@@ -230,6 +234,19 @@ class BatchModel:
             name: node for name, node in nodes.items() if is_latent(node) or is_likelihood(node)
         }
 
+    def _check_plates(self, observed: Mapping[str, Any]) -> None:
+        """Raise a ValueError if the model takes the rows of a shard for all there are."""
+        for name, site in observed.items():
+            if self._is_subsampled(site) and any(
+                frame.full_size == self.batches.size for frame in site["cond_indep_stack"]
+            ):
+                msg = (
+                    f"at {name!r} the model has a sub-sampling plate of {self.batches.size} rows, "
+                    "those of this process alone. Expected one of the rows of all processes, or a "
+                    "plate as long as the batch, pyro.plate('data', len(x))"
+                )
+                raise ValueError(msg)
+
     def _is_subsampled(self, site: Any) -> bool:
         """Tell whether the model itself says of how many rows the batch is a part."""
         counts = {self.batches.batch_size, self.batches.size}
@@ -295,11 +312,10 @@ def _constant_scale(site: Any) -> float | None:
 
 
 def _same_scale(site: Any, other: Any) -> bool:
-    """Tell whether a batch of one row more has the same scale, in the rows that both have."""
-    scale, more = map(read_scale, (site, other))
-    if scale.shape != more.shape:
-        more = more[tuple(slice(size) for size in scale.shape)]
-    return torch.allclose(scale, more)
+    """Tell whether a batch of another size has the same scale, in the rows that both have."""
+    scale, other_scale = map(read_scale, (site, other))
+    both = tuple(slice(min(sizes)) for sizes in zip(scale.shape, other_scale.shape, strict=True))
+    return torch.allclose(scale[both], other_scale[both])
 
 
 def _follows_rows(site: Any, other: Any) -> bool:

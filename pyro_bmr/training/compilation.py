@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_bmr.graphs.operations import find_written, is_random
-from pyro_bmr.training.adam import AdamState, update
+from pyro_bmr.training.adam import AdamState
 
 aten = torch.ops.aten
 
@@ -107,22 +107,38 @@ class FixedNoise(TorchDispatchMode):
         return result if place is None else result.copy_(self._values[place].view(result.shape))
 
 
-def make_step(
-    gradient: Gradient, shapes: Sequence[torch.Size], clip_norm: float | None
+def flatten_gradient(
+    gradient: Gradient, shapes: Sequence[torch.Size]
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Join a gradient and the update of the parameters to one function of tensors.
+    """Make a function from a vector of all parameters to the gradient, such a vector, and the loss.
 
-    It takes the parts of an `AdamState`, the learning rate, the noise, the constants and the batch,
-    and returns the parts of the next state and the loss.
+    It also takes the noise, the constants and the batch.
     """
     sizes = [shape.numel() for shape in shapes]
 
-    def step(*inputs: Any) -> tuple[Tensor, ...]:
-        state, lr, rest = AdamState(*inputs[:4]), inputs[4], inputs[5:]
-        parts = zip(state.values.split(sizes), shapes, strict=True)
+    def differentiate(values: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        parts = zip(values.split(sizes), shapes, strict=True)
         loss, *gradients = gradient.graph(*(part.view(shape) for part, shape in parts), *rest)
-        total = torch.cat([part.reshape(-1) for part in gradients])
-        return *update(state, total, lr, clip_norm), loss
+        return torch.cat([part.reshape(-1) for part in gradients]), loss
+
+    return differentiate
+
+
+def make_step(
+    differentiate: Callable[..., tuple[Tensor, ...]],
+    move: Callable[..., tuple[Tensor, ...]],
+    combine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Join a gradient and the update of the parameters to one function of tensors.
+
+    It takes the parts of an `AdamState`, the learning rate, and what the gradient takes beside the
+    parameters, and returns the parts of the next state and the loss.
+    """
+
+    def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+        state, lr, rest = AdamState(*inputs[:4]), inputs[4], inputs[5:]
+        total, loss = combine(*differentiate(state.values, *rest))
+        return *move(*state, total, lr), loss
 
     return step
 

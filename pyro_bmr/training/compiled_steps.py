@@ -20,10 +20,12 @@ from pyro_bmr.training.compilation import (
     Gradient,
     NotStaticError,
     compile_step,
+    flatten_gradient,
     make_step,
     trace_gradient,
 )
 from pyro_bmr.training.normal_source import NormalSource
+from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.steps import Loss, Steps, blown_up
 
@@ -41,28 +43,31 @@ class CompiledSteps(Steps):
     """
 
     def __init__(
-        self, loss: Loss, parameters: Mapping[str, Tensor], clip_norm: float | None
+        self, loss: Loss, parameters: Mapping[str, Tensor], clip_norm: float | None, ranks: Ranks
     ) -> None:
         self._loss = loss
+        self._ranks = ranks
         self._parameters = dict(parameters)
         self._clip_norm = clip_norm
-        if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
-            msg = "its parameters have several dtypes or devices"
-            raise NotStaticError(msg)
-        values = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-        self._state = self._before = AdamState.start(values)
         self._functions = {}
-        first, self._other, last = loss.feed.examples()
-        self._traced = gradient, step = self._function(first)
+        with ranks.together():
+            if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
+                msg = "its parameters have several dtypes or devices"
+                raise NotStaticError(msg)
+            values = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+            self._state = self._before = AdamState.start(values)
+            first, self._other, last = loss.feed.examples()
+            self._traced = gradient, _ = self._function(first)
         self._check_traced()
-        rate, noise = values.new_zeros(()), values.new_empty(gradient.noise_size)
-        compiled = compile_step(step, self._inputs(gradient, self._state, rate, noise, first))
+        with ranks.together():
+            compiled = self._compile(first)
         self._functions[loss.feed.count(first)] = gradient, compiled
         self._check_compiled(gradient, compiled)
         sizes = [self._function(cut)[0].noise_size for cut in (first, last)]
         # The losses of a block of steps are looked at together, and its noise is kept until then.
         held = sum(tensor.numel() for tensor in pytree.tree_leaves(first))
-        self._block = max(1, min(_STEPS, _NUMBERS // max(1, held, *sizes)))
+        block = max(1, min(_STEPS, _NUMBERS // max(1, held, *sizes)))
+        self._block = min(ranks.gather(block))
         self._noise = NormalSource(self._block, max(sizes), values)
 
     @override
@@ -72,6 +77,10 @@ class CompiledSteps(Steps):
             losses.append(self._run_block(*zip(*block, strict=True)))
             self.steps_done += len(block)
         return torch.cat(losses)
+
+    @override
+    def renew_noise(self) -> None:
+        self._noise.renew()
 
     @override
     @torch.no_grad()
@@ -158,16 +167,41 @@ class CompiledSteps(Steps):
         size = feed.count(cut)
         if size not in self._functions:
             parameters = list(self._parameters.values())
-            batch = feed.batch(feed.inputs(cut))
-            gradient = trace_gradient(self._loss, parameters, batch)
-            update = make_step(gradient, [p.shape for p in parameters], self._clip_norm)
-            before_batch = 6 + len(gradient.constants)
-
-            def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-                return update(*inputs[:before_batch], *feed.batch(inputs[before_batch:]))
-
+            gradient = trace_gradient(self._loss, parameters, feed.batch(feed.inputs(cut)))
+            differentiate = self._differentiate(gradient)
+            step = make_step(differentiate, self._move, self._ranks.average)
             self._functions[size] = gradient, step
         return self._functions[size]
+
+    def _differentiate(self, gradient: Gradient) -> Callable[..., tuple[Tensor, ...]]:
+        """Return a function of a cut in the place of its batch."""
+        whole = flatten_gradient(gradient, [p.shape for p in self._parameters.values()])
+        before_batch = 2 + len(gradient.constants)
+
+        def differentiate(*inputs: Tensor) -> tuple[Tensor, ...]:
+            batch = self._loss.feed.batch(inputs[before_batch:])
+            return whole(*inputs[:before_batch], *batch)
+
+        return differentiate
+
+    def _move(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *state, total, rate = inputs
+        return update(AdamState(*state), total, rate, self._clip_norm)
+
+    def _compile(self, cut: Any) -> Callable[..., Any]:
+        """Compile the step as one; between ranks in two parts, which wait for no other rank."""
+        gradient, step = self._function(cut)
+        values = self._state.values
+        rate, noise = values.new_zeros(()), values.new_empty(gradient.noise_size)
+        inputs = self._inputs(gradient, self._state, rate, noise, cut)
+        if not self._ranks.are_many:
+            return compile_step(step, inputs)
+        differentiate = self._differentiate(gradient)
+        return make_step(
+            compile_step(differentiate, [values, *inputs[5:]]),
+            compile_step(self._move, [*self._state, torch.zeros_like(values), rate]),
+            self._ranks.average,
+        )
 
     def _inputs(
         self, gradient: Gradient, state: AdamState, rate: Tensor, noise: Tensor, cut: Any
@@ -218,6 +252,7 @@ class CompiledSteps(Steps):
                 expected, parameters, allow_unused=True, materialize_grads=True
             )
             total = torch.cat([part.reshape(-1) for part in gradients])
+            total, expected = self._ranks.average(total, expected)
             # Of the size of the gradient, as after many steps: smaller ones would blow up rounding.
             square = (0.5 + torch.rand_like(total)) * total.square().max()
             state = self._state._replace(square=square, steps=self._state.steps + 3)

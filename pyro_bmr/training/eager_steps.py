@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
+from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.steps import Loss, Steps, blown_up
 
@@ -21,11 +22,14 @@ class EagerSteps(Steps):
     """Pyro's own steps, whose parameters may come and go."""
 
     def __init__(
-        self, loss: Loss, parameters: Mapping[str, Tensor], clip_norm: float | None
+        self, loss: Loss, parameters: Mapping[str, Tensor], clip_norm: float | None, ranks: Ranks
     ) -> None:
         self._loss = loss
+        self._ranks = ranks
         # A guide that sets itself up reads them in another order than later.
         self._order = tuple(parameters)
+        # What ranks average the gradients of.
+        self._shared = dict(parameters)
         self._clip_norm = clip_norm
         self._parameters: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
@@ -33,20 +37,14 @@ class EagerSteps(Steps):
 
     @override
     def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
-        losses, feed = [], self._loss.feed
+        losses = []
         for step, (cut, rate) in enumerate(zip(cuts, rates, strict=True)):
-            batch = feed.batch(feed.inputs(cut))
-            called = running("the model and its guide", *self._loss.batches.arguments(batch))
             try:
-                with called, poutine.trace(param_only=True) as capture:
-                    loss = self._loss(*batch)
-            except ValueError as error:
-                if not ((_is_of_nan(error) or self._culprits()) and self._may_blow_up()):
-                    raise
-                raise self._restored(step) from error
-            adam = self._optimizer(unconstrained_parameters(capture.trace), rate)
-            adam.zero_grad()
-            loss.backward()
+                loss, adam = self._differentiate(cut, rate, step)
+            except Exception as error:
+                self._give_up(error)
+                raise
+            loss = self._average(loss)
             if not loss.isfinite():
                 raise self._restored(step)
             self._before = {n: p.detach().clone() for n, p in self._parameters.items()}
@@ -58,11 +56,61 @@ class EagerSteps(Steps):
                 # An interrupt may come between two parameters.
                 self._restore()
                 raise
-            losses.append(loss.detach())
+            losses.append(loss)
         if not all(p.isfinite().all() for p in self._parameters.values()):
             raise self._restored(len(losses) - 1)
         self.steps_done += len(losses)
         return torch.stack(losses)
+
+    def _differentiate(self, cut: Any, rate: float, step: int) -> tuple[Tensor, torch.optim.Adam]:
+        """Leave the gradients at the parameters, and return the loss."""
+        feed = self._loss.feed
+        batch = feed.batch(feed.inputs(cut))
+        called = running("the model and its guide", *self._loss.batches.arguments(batch))
+        try:
+            with called, poutine.trace(param_only=True) as capture:
+                loss = self._loss(*batch)
+        except ValueError as error:
+            if not ((_is_of_nan(error) or self._culprits()) and self._may_blow_up()):
+                raise
+            raise self._restored(step) from error
+        adam = self._optimizer(unconstrained_parameters(capture.trace), rate)
+        late = sorted(self._parameters.keys() - self._shared.keys())
+        if self._ranks.are_many and late:
+            msg = f"got {late}, which came into being after the first step. Expected them before"
+            raise ValueError(msg)
+        adam.zero_grad()
+        loss.backward()
+        return loss.detach(), adam
+
+    def _average(self, loss: Tensor) -> Tensor:
+        """Average gradients and loss over ranks; an error in one of them is that of all."""
+        if not self._ranks.are_many:
+            return loss
+        total, loss = self._ranks.average(self._flat_gradient(), loss)
+        if not loss.isfinite():
+            self._ranks.raise_first(None)
+        sizes = [parameter.numel() for parameter in self._shared.values()]
+        for parameter, part in zip(self._shared.values(), total.split(sizes), strict=True):
+            parameter.grad = part.view(parameter.shape).to(parameter)
+        return loss
+
+    def _give_up(self, error: Exception) -> None:
+        """Take part in what the other ranks wait for, and tell them of an error."""
+        if self._ranks.are_many:
+            nothing = self._flat_gradient()
+            self._ranks.average(nothing, nothing.new_full((), torch.nan))
+            self._ranks.raise_first(error)
+
+    def _flat_gradient(self) -> Tensor:
+        gradients = (
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self._shared.values()
+        )
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    @override
+    def renew_noise(self) -> None:
+        pass
 
     @override
     def finish(self) -> None:

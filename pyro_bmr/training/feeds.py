@@ -4,14 +4,51 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.programs.batches import Batches
-from pyro_bmr.programs.streams import Stream
+from pyro_bmr.programs.calls import without_inference_mode
+from pyro_bmr.programs.streams import Stream, read_stream_or_data
+from pyro_bmr.training.ranks import Ranks
+
+
+def read_feed(
+    model: Any,
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: Any,
+    batch_size: int | None,
+    ranks: Ranks,
+) -> Feed:
+    """Read the data of a training."""
+    with ranks.together():
+        data = read_stream_or_data(model, guide, args, kwargs, batch_size)
+        if data.stream is None:
+            given = without_inference_mode(data.args, data.kwargs)
+            batches = Batches(*given, 1 if ranks.are_many else batch_size)
+            batches.check()
+        elif ranks.are_many:
+            msg = "got a loader and a mesh. Expected tensors of the rows of this rank with a mesh"
+            raise TypeError(msg)
+    if data.stream is not None:
+        return Loaded(data.stream)
+    return _read_shard(batches, batch_size, ranks) if ranks.are_many else Rows(batches)
+
+
+def _read_shard(batches: Batches, batch_size: int | None, ranks: Ranks) -> Shard:
+    """Find how many of its rows a rank takes in each of the steps that all take together."""
+    rows = ranks.gather(batches.size)
+    size = sum(rows) if batch_size is None else batch_size
+    if size > sum(rows) or min(rows) < 2:
+        refuse("batch_size", batch_size, f"{sum(rows)} rows at most, and two or more in each rank")
+    steps = -(-sum(rows) // size)
+    return Shard(replace(batches, batch_size=-(-batches.size // steps)), steps, sum(rows))
 
 
 class Feed(ABC):
@@ -89,6 +126,36 @@ class Rows(Feed):
         """Return the numbers of all rows, from 0, on the device of the data."""
         device = next((t.device for t in self.batches.tensors.values()), torch.device("cpu"))
         return torch.arange(self.batches.size, device=device)
+
+
+class Shard(Rows):
+    """The rows of one of many processes, which all take as many batches of them in an epoch.
+
+    Batches are of one size: the last one is filled up by rows of the first.
+    """
+
+    def __init__(self, batches: Batches, steps: int, num_rows: int) -> None:
+        super().__init__(batches)
+        self._steps = steps
+        self.facts = (num_rows,)
+        self.generator = torch.Generator("cpu")
+
+    @property
+    @override
+    def steps(self) -> int:
+        return self._steps
+
+    @override
+    def epoch(self) -> Iterable[Tensor]:
+        rows = self._all()
+        order = torch.randperm(len(rows), generator=self.generator, device="cpu").to(rows.device)
+        size = self.batches.batch_size or len(rows)
+        return order[torch.arange(self.steps * size, device=order.device) % len(order)].split(size)
+
+    @override
+    def examples(self) -> tuple[Tensor, Tensor, Tensor]:
+        first, other, _ = super().examples()
+        return first, other, first
 
 
 class Loaded(Feed):

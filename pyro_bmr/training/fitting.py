@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,44 +14,28 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import (
-    check_function,
-    check_kind,
     check_path,
-    check_switch,
-    read_count,
-    read_optional,
-    read_positive,
-    read_seed,
-    refuse,
 )
 from pyro_bmr.display import progress_bar, warn
-from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.programs.alone import alone
-from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.programs.calls import without_inference_mode
+from pyro_bmr.programs.batches import BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.refusals import explained_refusals
-from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.compiled_steps import CompiledSteps
 from pyro_bmr.training.eager_steps import EagerSteps
 from pyro_bmr.training.epochs import Callback, Epoch
-from pyro_bmr.training.feeds import Feed, Loaded, Rows
-from pyro_bmr.training.fingerprints import fingerprint_run
+from pyro_bmr.training.feeds import Feed, Shard, read_feed
+from pyro_bmr.training.fingerprints import fingerprint, fingerprint_run
 from pyro_bmr.training.keeping import TRAINING, Keeper
-from pyro_bmr.training.rates import Rate, read_rate
+from pyro_bmr.training.options import Options, read_options
+from pyro_bmr.training.ranks import Ranks, read_ranks
 from pyro_bmr.training.steps import Loss, Steps
-
-ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
-    "global": GlobalELBO,
-    "local": LocalELBO,
-    "moments": MomentsELBO,
-}
 
 # Tracing and compiling take about as long as this many steps of Pyro.
 _COMPILE_FROM = 1000
@@ -77,6 +60,8 @@ def fit(
     callback: Callback | None = None,
     compile: bool = True,
     progress: bool = True,
+    mesh: Any = None,
+    noise: str = "own",
 ) -> list[float]:
     r"""Train a guide: minimise the free energy by Adam, in compiled steps.
 
@@ -128,6 +113,14 @@ def fit(
         False takes Pyro's steps as they are, as do runs of less than a thousand steps.
     progress : bool
         Show a progress bar, if there is a terminal or a notebook.
+    mesh : DeviceMesh, optional
+        Of the processes that train together, of one dimension, from `torch.distributed`. Each calls
+        `fit` with rows of its own, ``batch_size`` is that of all, and the guide of each is left at
+        the same parameters, which begin as those of the first. Rank 0 writes the checkpoint, from
+        which any number of processes go on.
+    noise : str
+        With a mesh: each process draws its ``"own"`` weights, which varies less, or all draw the
+        ``"same"`` ones, which trains as one process with all rows does.
 
     Returns
     -------
@@ -143,6 +136,9 @@ def fit(
     TypeError
         If model or guide are no programs, an option is of another kind, or the rows of a dataset
         are not counted, as those of an ``IterableDataset``.
+    RuntimeError
+        If ranks of a mesh have different parameters. What goes wrong in one of them is raised in
+        all, with its number.
     FloatingPointError
         If the loss or its gradient becomes NaN or infinite; the guide is left in the last finite
         state.
@@ -151,7 +147,7 @@ def fit(
     -----
     UserWarning
         If the model scales what it observes by a constant of about N / B itself, or is trained
-        without compiling.
+        without compiling; if this is one of many processes, and no mesh is given.
 
     Examples
     --------
@@ -166,25 +162,28 @@ def fit(
     >>> round(guide.median()["mean"].item())
     5
     """
-    check_programs("fit", model, guide)
-    if checkpoint is not None:
-        check_path(checkpoint, "checkpoint")
-    options = read_options(
-        num_epochs=num_epochs,
-        batch_size=batch_size,
-        lr=lr,
-        estimator=estimator,
-        clip_norm=clip_norm,
-        patience=patience,
-        seed=seed,
-        callback=callback,
-        compile=compile,
-        progress=progress,
-    )
-    feed = read_feed(model, guide, args, kwargs, options.batch_size)
-    keeper = _keeper(checkpoint, model, guide, feed, options)
+    ranks = read_ranks(mesh, noise)
+    with ranks.together():
+        check_programs("fit", model, guide)
+        if checkpoint is not None:
+            check_path(checkpoint, "checkpoint")
+        options = read_options(
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            lr=lr,
+            estimator=estimator,
+            clip_norm=clip_norm,
+            patience=patience,
+            seed=seed,
+            callback=callback,
+            compile=compile,
+            progress=progress,
+        )
+    ranks.check_same("options", fingerprint((vars(options), compile)))
+    feed = read_feed(model, guide, args, kwargs, options.batch_size, ranks)
+    keeper = _keeper(checkpoint, model, guide, feed, options, ranks)
     told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
-    return run_training(model, guide, feed, options, keeper, **told)
+    return run_training(model, guide, feed, options, keeper, ranks, **told)
 
 
 def run_training(
@@ -193,6 +192,7 @@ def run_training(
     feed: Feed,
     options: Options,
     keeper: Keeper,
+    ranks: Ranks,
     *,
     callback: Callback | None,
     compile: bool,
@@ -201,31 +201,37 @@ def run_training(
     """Do what `fit` does, with what it has read."""
     if options.seed is not None:
         pyro.set_rng_seed(options.seed)
-    with explained_refusals(model, guide, feed.batches.args, feed.batches.kwargs):
-        batch_model = BatchModel(model, feed.batches)
+    data = feed.batches.args, feed.batches.kwargs
+    with ranks.together(), explained_refusals(model, guide, *data):
+        batch_model = BatchModel(model, feed.batches, ranks.size)
         _warn_of_scales(batch_model)
         loss = Loss(options.estimator, batch_model, guide, feed)
         parameters = _parameters(loss)
+    ranks.start(parameters)
     num_epochs, patience = options.num_epochs, options.patience
     total = num_epochs * feed.steps
     history = keeper.losses
     left = len(history) < num_epochs and not _has_stalled(history, patience)
-    with progress_bar("epochs", progress) as bar:
+    with progress_bar("epochs", progress and ranks.is_first) as bar, ranks.own_noise(parameters):
         task = bar.add_task("compiling", total=num_epochs, completed=len(history), note="")
         compile = compile and left and total >= _COMPILE_FROM
-        steps = _make_steps(loss, parameters, options.clip_norm, compile)
+        steps = _make_steps(loss, parameters, options.clip_norm, ranks, compile)
         keeper.go_on(steps, parameters, (model, guide))
         bar.update(task, description="training")
         try:
             while len(history) < num_epochs and not _has_stalled(history, patience):
                 begin = len(history) * feed.steps
                 rates = [options.lr((begin + i) / total) for i in range(feed.steps)]
-                history.append(float(steps.run(feed.epoch(), rates).mean()))
+                cuts = _begin_epoch(feed, steps, ranks)
+                history.append(float(steps.run(cuts, rates).mean()))
                 bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
-                keeper.keep(history, steps, parameters, (model, guide))
-                if callback is not None:
-                    steps.finish()
-                    callback(Epoch(len(history) - 1, history[-1], guide))
+                with ranks.together():
+                    keeper.keep(history, steps, parameters, (model, guide))
+                    if callback is not None or ranks.are_many:
+                        steps.finish()
+                    if callback is not None:
+                        callback(Epoch(len(history) - 1, history[-1], guide))
+                ranks.check_values(parameters.values())
         finally:
             steps.finish()
     if left:
@@ -234,46 +240,56 @@ def run_training(
     return history
 
 
+def _begin_epoch(feed: Feed, steps: Steps, ranks: Ranks) -> Iterable[Any]:
+    """Return the batches of an epoch; each rank has an order of its own, and noise as it says."""
+    if isinstance(feed, Shard):
+        order, noise = ranks.draw_seeds()
+        feed.generator.manual_seed(order)
+        torch.manual_seed(noise)
+        steps.renew_noise()
+    return feed.epoch()
+
+
 def _keeper(
     checkpoint: str | Path | None,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     feed: Feed,
     options: Options,
+    ranks: Ranks,
 ) -> Keeper:
     if checkpoint is None:
         return Keeper()
-    file = CheckpointFile(check_file(checkpoint), "fit")
-    data = (*feed.batches.args, *feed.batches.kwargs.values(), *feed.facts)
-    run = fingerprint_run(guide, data, vars(options))
-    write, saved = partial(file.write, run), file.read(TRAINING)
-    if saved is None:
-        return Keeper(write=write, generators=feed.generators)
-    saved.check_run(run)
-    return Keeper(saved.content, write, remember(model, guide), feed.generators)
-
-
-def read_feed(
-    model: Any, guide: Any, args: tuple[Any, ...], kwargs: Any, batch_size: int | None
-) -> Feed:
-    """Read the data of a training."""
-    data = read_stream_or_data(model, guide, args, kwargs, batch_size)
-    if data.stream is not None:
-        return Loaded(data.stream)
-    batches = Batches(*without_inference_mode(data.args, data.kwargs), batch_size)
-    batches.check()
-    return Rows(batches)
+    generators = (*feed.generators, *ranks.generators)
+    with ranks.together():
+        file = CheckpointFile(check_file(checkpoint), "fit")
+        data = (*feed.batches.args, *feed.batches.kwargs.values(), *feed.facts)
+        # Other ranks, or as many as there are now, may have other rows.
+        facts = feed.facts if ranks.are_many else data
+        run = fingerprint_run(guide, facts, vars(options))
+        saved = file.read(TRAINING) if ranks.is_first else None
+        if saved is not None:
+            saved.check_run(run)
+    write = partial(file.write, run) if ranks.is_first else None
+    content = ranks.give(None if saved is None else saved.content)
+    if content is None:
+        return Keeper(write=write, generators=generators)
+    return Keeper(content, write, remember(model, guide), generators)
 
 
 def _make_steps(
-    loss: Loss, parameters: Mapping[str, Tensor], clip_norm: float | None, compile: bool
+    loss: Loss,
+    parameters: Mapping[str, Tensor],
+    clip_norm: float | None,
+    ranks: Ranks,
+    compile: bool,
 ) -> Steps:
     if compile:
         try:
-            return CompiledSteps(loss, parameters, clip_norm)
+            return CompiledSteps(loss, parameters, clip_norm, ranks)
         except NotStaticError as reason:
             warn(f"training without compiling, which is slow: {reason}")
-    return EagerSteps(loss, parameters, clip_norm)
+    return EagerSteps(loss, parameters, clip_norm, ranks)
 
 
 def _parameters(loss: Loss) -> dict[str, Tensor]:
@@ -340,54 +356,3 @@ def _has_stalled(history: Sequence[float], patience: int | None) -> bool:
     if patience is None or len(history) < 2 * patience:
         return False
     return sum(history[-patience:]) >= sum(history[-2 * patience : -patience])
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of `fit` that make sense."""
-
-    num_epochs: int
-    batch_size: int | None
-    lr: Rate
-    estimator: ELBO
-    clip_norm: float | None
-    patience: int | None
-    seed: int | None
-
-
-def read_options(
-    *,
-    num_epochs: Any,
-    batch_size: Any,
-    lr: Any,
-    estimator: Any,
-    clip_norm: Any,
-    patience: Any,
-    seed: Any,
-    callback: Any,
-    compile: Any,
-    progress: Any,
-) -> Options:
-    """Read what a user passed, and raise an error that names what makes no sense."""
-    check_switch("compile", compile)
-    check_switch("progress", progress)
-    if callback is not None:
-        check_function("callback", callback, "a function of an epoch: its number, loss and guide")
-    return Options(
-        num_epochs=read_count("num_epochs", num_epochs),
-        batch_size=read_optional(batch_size, read_count, "batch_size"),
-        lr=read_rate(lr),
-        estimator=_read_estimator(estimator),
-        clip_norm=read_optional(clip_norm, read_positive, "clip_norm"),
-        patience=read_optional(patience, read_count, "patience"),
-        seed=None if seed is None else read_seed(seed),
-    )
-
-
-def _read_estimator(estimator: Any) -> ELBO:
-    expected = f"one of {sorted(ESTIMATORS)}, or a loss such as pyro.infer.Trace_ELBO()"
-    if isinstance(estimator, str):
-        make = ESTIMATORS.get(estimator)
-        return make() if make else refuse("estimator", estimator, expected)
-    check_kind("estimator", estimator, ELBO, expected)
-    return estimator

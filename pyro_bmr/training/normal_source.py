@@ -16,16 +16,22 @@ _THREADS_FROM = 1 << 18
 class NormalSource:
     """Draws standard normal numbers, on the CPU in several threads, since torch takes one.
 
-    They depend on the state of torch's generator when the source is made, which is not used after
-    that, and not on the number of threads.
+    They depend on the state of torch's generator when the source is made, or made anew, which is
+    not used after that, and not on the number of threads.
     """
 
     def __init__(self, rows: int, columns: int, like: Tensor) -> None:
         self._numbers = like.new_empty(rows, columns)
-        seeds = torch.randint(2**62, (_STREAMS,), device="cpu").tolist()
         count = _STREAMS if like.device.type == "cpu" else 1
-        self._generators = [torch.Generator(like.device).manual_seed(s) for s in seeds[:count]]
+        self._generators = [torch.Generator(like.device) for _ in range(count)]
         self._threads = ThreadPoolExecutor(count)
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew, at the state of torch's generator."""
+        seeds = torch.randint(2**62, (_STREAMS,), device="cpu").tolist()
+        for generator, seed in zip(self._generators, seeds, strict=False):
+            generator.manual_seed(seed)
 
     def draw(self, rows: int) -> Tensor:
         """Draw a matrix of at most the source's rows, which overwrites the one before."""

@@ -39,9 +39,12 @@ from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoint_files import UnusableError
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.epochs import Callback, Epoch
+from pyro_bmr.training.feeds import read_feed
 from pyro_bmr.training.fingerprints import fingerprint_run
-from pyro_bmr.training.fitting import fit, read_feed, read_options, run_training
+from pyro_bmr.training.fitting import fit, run_training
 from pyro_bmr.training.keeping import Keeper
+from pyro_bmr.training.options import read_options
+from pyro_bmr.training.ranks import read_ranks
 from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 
@@ -153,13 +156,14 @@ def prune(
     """
     check_programs("prune", model, guide)
     check_unweighted(guide)
-    unknown = sorted(fit_options.keys() - _FIT_OPTIONS.keys())
+    unknown = sorted(fit_options.keys() - _FIT_DEFAULTS.keys())
     if unknown:
         msg = (
             f"prune got the unknown options {unknown}. Expected its own, or those of fit; keywords "
             "of the model as in kwargs={'offset': offset}"
         )
         raise TypeError(msg)
+    ranks = read_ranks(None, "own")
     check_choice("algorithm", algorithm, ("measured", "paper"))
     num_samples = read_count("num_samples", num_samples, 2)
     num_epochs = read_count("num_epochs", num_epochs, 0)
@@ -208,10 +212,12 @@ def prune(
             if callback is not None:
                 callback(replace(one, epoch=next(epochs_done), round=round))
 
-        feed = read_feed(model, guide, given, keywords, checked.batch_size)
+        feed = read_feed(model, guide, given, keywords, checked.batch_size, ranks)
         own = replace(checked, num_epochs=num_epochs, seed=None)
         shown = {name: told[name] for name in ("compile", "progress")}
-        run_training(model, guide, feed, own, saved.keeper() or Keeper(), callback=tell, **shown)
+        run_training(
+            model, guide, feed, own, saved.keeper() or Keeper(), ranks, callback=tell, **shown
+        )
 
     options: dict[str, Any] = {**vars(checked), "num_epochs": num_epochs}
     options |= {"refit_epochs": refit_epochs, "num_samples": num_samples, "algorithm": algorithm}
@@ -267,5 +273,5 @@ def _keep_all(scores: Scores) -> dict[str, Tensor]:
     return dict(scores.kept)
 
 
-_FIT_OPTIONS = signature(fit).parameters
-_FIT_DEFAULTS = {name: _FIT_OPTIONS[name].default for name in signature(read_options).parameters}
+_OF_FIT = signature(fit).parameters
+_FIT_DEFAULTS = {name: _OF_FIT[name].default for name in signature(read_options).parameters}

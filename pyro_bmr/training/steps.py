@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.training.feeds import Feed
+from pyro_bmr.training.ranks import Ranks
 
 # Squares of larger parameters overflow in float32.
 _HUGE = 1e18
@@ -42,10 +43,15 @@ class Steps(ABC):
 
     steps_done = 0
     _loss: Loss
+    _ranks: Ranks
 
     @abstractmethod
     def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
         """Take a step for each batch, and return the losses; cuts are those of a `Feed`."""
+
+    @abstractmethod
+    def renew_noise(self) -> None:
+        """Draw from where torch's generator is now on."""
 
     @abstractmethod
     def finish(self) -> None:
