@@ -186,7 +186,7 @@ class CompiledSteps(Steps):
 
     def _move(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         *state, total, rate = inputs
-        return update(AdamState(*state), total, rate, self._clip_norm)
+        return tuple(update(AdamState(*state), total, rate, self._clip_norm))
 
     def _compile(self, cut: Any) -> Callable[..., Any]:
         """Compile the step as one; between ranks in two parts, which wait for no other rank."""

@@ -179,10 +179,10 @@ def fit(
             compile=compile,
             progress=progress,
         )
-    ranks.check_same("options", fingerprint((vars(options), compile)))
+    told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
+    ranks.check_same("options", dict(fingerprint({**vars(options), "compile": compile})))
     feed = read_feed(model, guide, args, kwargs, options.batch_size, ranks)
     keeper = _keeper(checkpoint, model, guide, feed, options, ranks)
-    told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
     return run_training(model, guide, feed, options, keeper, ranks, **told)
 
 
@@ -231,7 +231,7 @@ def run_training(
                         steps.finish()
                     if callback is not None:
                         callback(Epoch(len(history) - 1, history[-1], guide))
-                ranks.check_values(parameters.values())
+                ranks.check_values(parameters)
         finally:
             steps.finish()
     if left:

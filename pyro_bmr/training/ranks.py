@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, distributed
 
 from pyro_bmr.arguments.checks import check_choice, refuse, refuse_kind
 from pyro_bmr.display import warn
+from pyro_bmr.training.fingerprints import fingerprint
 
 _T = TypeVar("_T")
 
@@ -104,7 +104,9 @@ class Ranks:
             return
         seed = int(torch.randint(2**62, (), device="cpu"))
         self.generator.manual_seed(self.give(seed))
-        self.check_same("parameters", {n: (p.shape, p.dtype) for n, p in parameters.items()})
+        self.check_same(
+            "parameters", {n: f"{p.dtype} {tuple(p.shape)}" for n, p in parameters.items()}
+        )
         for parameter in parameters.values():
             distributed.broadcast(parameter, group=self.group, group_src=0)
 
@@ -113,25 +115,23 @@ class Ranks:
         order, noise = torch.randint(2**48, (2,), generator=self.generator, device="cpu").tolist()
         return order + self.rank, noise + (self.rank if self.noise == "own" else 0)
 
-    def check_same(self, what: str, value: Any) -> None:
+    def check_same(self, what: str, values: Mapping[str, Any]) -> None:
         """Raise a RuntimeError where something is not the same in all ranks."""
-        values = self.gather(value)
-        others = {rank: one for rank, one in enumerate(values) if one != values[0]}
-        if others:
-            msg = (
-                f"the {what} differ between ranks: {values[0]} in rank 0, and {others}. Expected "
-                "the same model, guide, options and versions of torch in all ranks"
-            )
-            raise RuntimeError(msg)
+        first, *others = self.gather(values)
+        for rank, other in enumerate(others, 1):
+            names = [n for n in first.keys() | other.keys() if first.get(n) != other.get(n)]
+            if names:
+                told = [f"{n}: {first.get(n)} and {other.get(n)}" for n in sorted(names)]
+                msg = (
+                    f"ranks 0 and {rank} have different {what}, {'; '.join(told)}. Expected the "
+                    "same model, guide, options and version of torch in all ranks"
+                )
+                raise RuntimeError(msg)
 
-    def check_values(self, tensors: Iterable[Tensor]) -> None:
+    def check_values(self, values: Mapping[str, Tensor]) -> None:
         """Raise a RuntimeError where tensors are not the same in all ranks, to the last bit."""
         if self.are_many:
-            digest = sha256()
-            for tensor in tensors:
-                bits = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                digest.update(bits.numpy().tobytes())
-            self.check_same("values of the parameters", digest.hexdigest()[:16])
+            self.check_same("values of parameters", {n: fingerprint(p) for n, p in values.items()})
 
 
 def read_ranks(mesh: Any, noise: Any) -> Ranks:

@@ -1,0 +1,150 @@
+"""Processes that train together do what one does with all rows, and fail together."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.nn.functional import softplus
+
+sys.path.insert(0, str(Path(__file__).parent))
+import ranks as program
+
+import pyro_bmr as bmr
+from pyro_bmr.training.ranks import Ranks
+
+SIZES = [1, 2, 4]
+
+pytestmark = pytest.mark.skipif(
+    not distributed.is_gloo_available(), reason="this build of torch has no gloo"
+)
+
+
+def launch(size, scenarios, folder, *options):
+    """Run scenarios under torchrun; return what each rank found."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
+    command += ["--nproc-per-node", str(size), program.__file__, ",".join(scenarios), str(folder)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        # Without it processes that start again do not find each other: torch's issue 135712.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        json.loads((folder / f"{scenarios[0]}-{size}-{rank}.json").read_text())
+        for rank in range(size)
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """By number of processes, of each rank."""
+    scenarios = {size: ["same_noise", "exact"] for size in SIZES}
+    scenarios[2] = [*scenarios[2], "errors"]
+    folder = tmp_path_factory.mktemp("ranks")
+    return {size: launch(size, names, folder) for size, names in scenarios.items()}
+
+
+def flatten(parameters):
+    return torch.tensor([value for name in sorted(parameters) for value in parameters[name]])
+
+
+@pytest.mark.parametrize("steps", ["compiled", "eager"])
+@pytest.mark.parametrize("size", SIZES)
+def test_with_the_same_noise_any_number_does_what_one_does(results, steps, size):
+    (one,) = results[1]
+    losses, parameters = one["same_noise"][steps]
+    for rank in results[size]:
+        own_losses, own = rank["same_noise"][steps]
+        torch.testing.assert_close(flatten(own), flatten(parameters), atol=1e-6, rtol=1e-6)
+        assert own_losses == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("how", "within"), [("whole", 0.02), ("batches", 0.1), ("noise", 0.15)])
+@pytest.mark.parametrize("size", SIZES)
+def test_scales_are_those_of_exact_regression(results, how, within, size):
+    """A likelihood that counted wrongly would be off by the root of the number of ranks."""
+    x, y = program.make_data()
+    precision = 1 / program.PRIOR**2 + x.square().sum(0) / program.NOISE**2
+    scale, mean = precision.rsqrt(), (x.T @ y) / program.NOISE**2 / precision
+    found = {
+        name.split(".")[0]: torch.tensor(v) for name, v in results[size][0]["exact"][how].items()
+    }
+    torch.testing.assert_close(softplus(found["scales"]), scale, rtol=within, atol=0)
+    assert ((found["locs"] - mean).abs() < 3 * within * scale.clamp(min=0.1)).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_are_the_same_to_the_last_bit(results, size):
+    first, *others = results[size]
+    for other in others:
+        assert other["exact"] == first["exact"]
+        assert other["same_noise"] == first["same_noise"]
+
+
+ERRORS = {
+    "NaN": ("ValueError", "rank 1 of 2: got 1 NaN or inf in argument 1"),
+    "model": ("KeyError", "rank 1 of 2: 'no such row'"),
+    "callback": ("OSError", "rank 1 of 2: disk full"),
+    "option": ("ValueError", "rank 1 of 2: got lr=-1.0"),
+    "other options": ("RuntimeError", "ranks 0 and 1 have different options, num_epochs: 3 and 4"),
+    "other parameters": ("RuntimeError", "ranks 0 and 1 have different parameters"),
+    "blown up": ("FloatingPointError", "blew up"),
+    "no compiler": (None, "without compiling.*rank 1 of 2: the compiler is missing"),
+    "a plate of the rank": ("ValueError", "sub-sampling plate of 26 rows"),
+    "a loader": ("TypeError", "Expected tensors of the rows of this rank"),
+    "no mesh": (None, "one of 2 processes, and trains by itself"),
+    "after all": (None, ""),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_an_error_of_one_rank_is_that_of_all(results, what):
+    """In time, and the ranks can train after it."""
+    kind, message = ERRORS[what]
+    for rank in results[2]:
+        found, text, seconds = rank["errors"][what]
+        assert found == kind
+        assert re.search(message, text)
+        assert kind is None or seconds < 10
+
+
+def test_a_killed_rank_is_started_again_and_all_go_on(tmp_path):
+    """With other ones than before, too: the checkpoint is of no number of them."""
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = launch(2, ["unhurt"], tmp_path / "whole")
+    stopped = launch(2, ["killed"], tmp_path / "stopped", "--max-restarts=1")
+    for before, after in zip(whole, stopped, strict=True):
+        assert after["killed"]["began"] > 5
+        assert after["killed"]["losses"] == before["unhurt"]["losses"]
+        assert after["killed"]["parameters"] == before["unhurt"]["parameters"]
+    (more,) = launch(1, ["unhurt"], tmp_path / "stopped")
+    assert more["unhurt"]["began"] is None
+    assert more["unhurt"]["parameters"] == stopped[0]["killed"]["parameters"]
+
+
+def test_seeds():
+    own, same = (
+        [Ranks(rank=rank, size=2, noise=noise).draw_seeds() for rank in range(2)]
+        for noise in ("own", "same")
+    )
+    assert own[0][0] != own[1][0]
+    assert own[0][1] != own[1][1]
+    assert same[0][0] != same[1][0]
+    assert same[0][1] == same[1][1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "noise", "error"), [(3, "own", TypeError), (None, "no", ValueError)]
+)
+def test_what_is_no_mesh(mesh, noise, error):
+    with pytest.raises(error, match="got (mesh=3|noise='no')"):
+        bmr.fit(program.model, program.model, num_epochs=1, mesh=mesh, noise=noise)
