@@ -10,7 +10,7 @@ from pyro_bmr.programs.dry_run import find_modules
 _REPLICATED = (
     "in each process it counts only the rows of that process against the whole prior, so that the "
     "posterior is too wide by the square root of their number. Expected a guide of one process: "
-    "train guide.module on all rows in one process; one that was trained with observations scaled "
+    "train guide.module by fit(..., mesh=mesh), or on all rows in one process; one that was trained with observations scaled "
     "by the number of processes can be passed as guide.module"
 )
 _SPLIT = (

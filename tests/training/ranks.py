@@ -72,7 +72,7 @@ def exact(ranks, folder):
     return {
         "whole": ranks.train(False, estimator="moments", **options)[1],
         "batches": ranks.train(True, estimator="moments", batch_size=7, **options)[1],
-        "noise": ranks.train(True, noise="own", **options)[1],
+        "noise": ranks.train(True, **options | {"lr": hold_and_fall(0.02)})[1],
     }
 
 

@@ -16,7 +16,7 @@ import pyro_bmr as bmr
 from conftest import DEVICES, Network
 from pyro_bmr.demo import Regression
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.training import compilation, compiled_steps, fitting
+from pyro_bmr.training import compilation, compiled_steps, fitting, options
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()
 Y = X @ torch.tensor([1.0, -2.0, 0.0]) + 0.3
@@ -342,7 +342,7 @@ def test_bad_data():
         bmr.fit(model, guide, X, Y, num_epochs=1, batch_size=31)
     with pytest.raises(ValueError, match="1 NaN or inf in argument 1"):
         bmr.fit(model, guide, X, Y.where(Y < Y.max(), torch.inf), num_epochs=1)
-    for estimator in fitting.ESTIMATORS:
+    for estimator in options.ESTIMATORS:
         with pytest.raises(ValueError, match='at site "y", invalid log_prob shape'):
             bmr.fit(model, AutoNormal(model), X, Y[:, None], num_epochs=1, estimator=estimator)
     with pytest.raises(TypeError, match="Expected a number, or a function of the fraction"):
