@@ -10,8 +10,8 @@ from pyro_bmr.programs.dry_run import find_modules
 _REPLICATED = (
     "in each process it counts only the rows of that process against the whole prior, so that the "
     "posterior is too wide by the square root of their number. Expected a guide of one process: "
-    "train guide.module by fit(..., mesh=mesh), or on all rows in one process; one that was trained with observations scaled "
-    "by the number of processes can be passed as guide.module"
+    "train guide.module by fit(..., mesh=mesh), or on all rows in one process; one that was "
+    "trained with observations scaled by the number of processes can be passed as guide.module"
 )
 _SPLIT = (
     "each process holds only a part of its parameters. Expected a guide of one process, with all "
