@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from tables import METHODS, NETWORKS, Sources
+from tables import METHODS, NETWORKS, Sources, find_rows
 
 STYLES = {
     "bmr": {"color": "#1b6ca8", "marker": "o", "linewidth": 2.2, "zorder": 3},
@@ -84,9 +84,9 @@ FIGURES: Mapping[str, Callable[[Sources], Figure]] = {
 
 def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
     """Draw means over seeds, and the range of the seeds where there are several."""
-    results = sources.results[sources.results.network == network]
     for method, style in STYLES.items():
-        rows = results[(results.method == method) & results[score].notna()]
+        rows = find_rows(sources.results, network, method)
+        rows = rows[rows[score].notna()]
         if rows.empty:
             continue
         levels = rows.groupby("level")
@@ -96,7 +96,7 @@ def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
             means.compression, spread["min"], spread["max"], color=style["color"], alpha=0.15, lw=0
         )
         ax.plot(means.compression, means[score], label=METHODS[method], markersize=5, **style)
-    dense = results[results.method == "dense"]
+    dense = find_rows(sources.results, network, "dense")
     if len(dense) and dense[score].notna().any():
         ax.axhline(dense[score].mean(), color="0.5", linestyle=":", label="dense")
     if score == "error":
