@@ -86,7 +86,8 @@ def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
     """Draw means over seeds, and the range of the seeds where there are several."""
     for method, style in STYLES.items():
         rows = find_rows(sources.results, network, method)
-        rows = rows[rows[score].notna()]
+        # What is cut much too far would leave no room for the rest.
+        rows = rows[rows[score].notna() & (rows.error < 3 * rows.error.min())]
         if rows.empty:
             continue
         levels = rows.groupby("level")
