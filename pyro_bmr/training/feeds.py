@@ -90,6 +90,8 @@ class Rows(Feed):
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
+        self._tensors = tuple(batches.tensors.values())
+        self._device = self._tensors[0].device if self._tensors else torch.device("cpu")
 
     @property
     @override
@@ -98,9 +100,9 @@ class Rows(Feed):
 
     @override
     def epoch(self) -> Iterable[Tensor]:
-        rows = self._all()
-        order = torch.randperm(len(rows), device="cpu").to(rows.device)
-        return order.split(self.batches.batch_size or len(rows))
+        size = self.batches.size
+        order = torch.randperm(size, device="cpu").to(self._device)
+        return order.split(self.batches.batch_size or size)
 
     @override
     def examples(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +117,7 @@ class Rows(Feed):
 
     @override
     def inputs(self, cut: Tensor) -> tuple[Tensor, ...]:
-        return cut, *self.batches.tensors.values()
+        return cut, *self._tensors
 
     @override
     def batch(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -124,8 +126,7 @@ class Rows(Feed):
 
     def _all(self) -> Tensor:
         """Return the numbers of all rows, from 0, on the device of the data."""
-        device = next((t.device for t in self.batches.tensors.values()), torch.device("cpu"))
-        return torch.arange(self.batches.size, device=device)
+        return torch.arange(self.batches.size, device=self._device)
 
 
 class Shard(Rows):
@@ -147,10 +148,10 @@ class Shard(Rows):
 
     @override
     def epoch(self) -> Iterable[Tensor]:
-        rows = self._all()
-        order = torch.randperm(len(rows), generator=self.generator, device="cpu").to(rows.device)
-        size = self.batches.batch_size or len(rows)
-        return order[torch.arange(self.steps * size, device=order.device) % len(order)].split(size)
+        order = torch.randperm(self.batches.size, generator=self.generator, device="cpu")
+        size = self.batches.batch_size or len(order)
+        filled = order[torch.arange(self.steps * size, device="cpu") % len(order)]
+        return filled.to(self._device).split(size)
 
     @override
     def examples(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -180,7 +180,8 @@ def fit(
             progress=progress,
         )
     told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
-    ranks.check_same("options", dict(fingerprint({**vars(options), "compile": compile})))
+    if ranks.are_many:
+        ranks.check_same("options", dict(fingerprint({**vars(options), "compile": compile})))
     feed = read_feed(model, guide, args, kwargs, options.batch_size, ranks)
     keeper = _keeper(checkpoint, model, guide, feed, options, ranks)
     return run_training(model, guide, feed, options, keeper, ranks, **told)

@@ -222,9 +222,11 @@ def prune(
     options: dict[str, Any] = {**vars(checked), "num_epochs": num_epochs}
     options |= {"refit_epochs": refit_epochs, "num_samples": num_samples, "algorithm": algorithm}
     options |= {"sites": names, "select": select, "groups": groups}
-    facts = () if data.stream is None else data.stream.facts
-    run = fingerprint_run(guide, (*data.args, *data.kwargs.values(), *facts), options)
-    path = None if checkpoint is None else check_file(checkpoint)
+    path, run = None, {}
+    if checkpoint is not None:
+        facts = () if data.stream is None else data.stream.facts
+        path = check_file(checkpoint)
+        run = fingerprint_run(guide, (*data.args, *data.kwargs.values(), *facts), options)
     saved = Checkpoint(path, run, guide, program, full_model)
     if measured:
         selections = (*selections, _keep_all)
