@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -49,13 +50,15 @@ class CompiledSteps(Steps):
         self._ranks = ranks
         self._parameters = dict(parameters)
         self._clip_norm = clip_norm
+        # A function without these steps, which would hold what they hold beyond their end.
+        self._move = partial(_move, clip_norm)
         self._functions = {}
         with ranks.together():
             if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
                 msg = "its parameters have several dtypes or devices"
                 raise NotStaticError(msg)
             values = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-            self._state = self._before = AdamState.start(values)
+            self._state, self._before = AdamState.start(values), values
             first, self._other, last = loss.feed.examples()
             self._traced = gradient, _ = self._function(first)
         self._check_traced()
@@ -127,7 +130,7 @@ class CompiledSteps(Steps):
             _, means, squares, steps = zip(*moved, strict=True)
             mean, square = (torch.cat([t.reshape(-1) for t in one]) for one in (means, squares))
             state = AdamState(values, mean, square, state.steps + max(steps))
-        self._state = self._before = state
+        self._state, self._before = state, values
         self.steps_done = packed["steps_done"]
         self._noise.set_states(packed["noise"])
 
@@ -143,7 +146,7 @@ class CompiledSteps(Steps):
             bad = int(finite.to(torch.uint8).argmin())
             for step in steps[:bad]:
                 self._advance(*step)
-            last_finite = self._before
+            last_finite = self._state._replace(values=self._before)
             culprits = blown_up(self._split(self._state.values))
             self._advance(*steps[bad])
             culprits = culprits or blown_up(self._split(self._state.values))
@@ -151,14 +154,14 @@ class CompiledSteps(Steps):
             raise self._fail(bad, culprits)
         if not self._state.values.isfinite().all():
             culprits = blown_up(self._split(self._state.values))
-            self._state = self._before
+            self._state = self._state._replace(values=self._before)
             raise self._fail(len(steps) - 1, culprits)
         return torch.stack(losses)
 
     def _advance(self, cut: Any, rate: Tensor, noise: Tensor) -> Tensor:
         gradient, step = self._function(cut)
         *state, loss = step(*self._inputs(gradient, self._state, rate, noise, cut))
-        self._before, self._state = self._state, AdamState(*state)
+        self._before, self._state = self._state.values, AdamState(*state)
         return loss
 
     def _function(self, cut: Any) -> tuple[Gradient, Callable[..., Any]]:
@@ -176,17 +179,12 @@ class CompiledSteps(Steps):
     def _differentiate(self, gradient: Gradient) -> Callable[..., tuple[Tensor, ...]]:
         """Return a function of a cut in the place of its batch."""
         whole = flatten_gradient(gradient, [p.shape for p in self._parameters.values()])
-        before_batch = 2 + len(gradient.constants)
+        before_batch, feed = 2 + len(gradient.constants), self._loss.feed
 
         def differentiate(*inputs: Tensor) -> tuple[Tensor, ...]:
-            batch = self._loss.feed.batch(inputs[before_batch:])
-            return whole(*inputs[:before_batch], *batch)
+            return whole(*inputs[:before_batch], *feed.batch(inputs[before_batch:]))
 
         return differentiate
-
-    def _move(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        *state, total, rate = inputs
-        return tuple(update(AdamState(*state), total, rate, self._clip_norm))
 
     def _compile(self, cut: Any) -> Callable[..., Any]:
         """Compile the step as one; between ranks in two parts, which wait for no other rank."""
@@ -267,6 +265,11 @@ class CompiledSteps(Steps):
             _relative_error(loss, expected.detach(), at_least=most_rows),
             max(map(_relative_error, after[:3], expected_after[:3])),
         )
+
+
+def _move(clip_norm: float | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+    *state, total, rate = inputs
+    return tuple(update(AdamState(*state), total, rate, clip_norm))
 
 
 def _relative_error(values: Tensor, expected: Tensor, at_least: float = 1e-30) -> float:

@@ -1,8 +1,10 @@
 """`fit`: compiled and eager, against Pyro's own SVI, and with bad input."""
 
 import functools
+import gc
 import math
 import re
+import weakref
 
 import pyro
 import pyro.distributions as dist
@@ -403,6 +405,26 @@ def test_the_same_program_is_compiled_once(compiled, monkeypatch):
         bmr.fit(result.model, result.guide, X, Y, **options)
         assert torch.equal(result.guide.median()["w"] != 0, kept)
     assert len(count) == 2
+
+
+def test_nothing_of_a_training_is_held_beyond_its_end(compiled, monkeypatch):
+    """As a cycle would, until Python happens to look for cycles."""
+    made = []
+
+    class Steps(compiled_steps.CompiledSteps):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(fitting, "CompiledSteps", Steps)
+    gc.collect()
+    gc.disable()
+    try:
+        bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2, progress=False)
+        (steps,) = made
+        assert steps() is None
+    finally:
+        gc.enable()
 
 
 def test_a_seed_fixes_the_result_whether_or_not_the_program_is_known(compiled, monkeypatch):
