@@ -45,8 +45,11 @@ def _read_shard(batches: Batches, batch_size: int | None, ranks: Ranks) -> Shard
     """Find how many of its rows a rank takes in each of the steps that all take together."""
     rows = ranks.gather(batches.size)
     size = sum(rows) if batch_size is None else batch_size
-    if size > sum(rows) or min(rows) < 2:
-        refuse("batch_size", batch_size, f"{sum(rows)} rows at most, and two or more in each rank")
+    if min(rows) < 2:
+        msg = f"got {rows} rows in the ranks of the mesh. Expected two or more in each"
+        raise ValueError(msg)
+    if size > sum(rows):
+        refuse("batch_size", batch_size, f"{sum(rows)} at most, the rows of all ranks")
     steps = -(-sum(rows) // size)
     return Shard(replace(batches, batch_size=-(-batches.size // steps)), steps, sum(rows))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -37,6 +37,10 @@ from pyro_bmr.training.options import Options, read_options
 from pyro_bmr.training.ranks import Ranks, read_ranks
 from pyro_bmr.training.steps import Loss, Steps
 
+if TYPE_CHECKING:
+    # Of which a build of torch may have none.
+    from torch.distributed.device_mesh import DeviceMesh
+
 # Tracing and compiling take about as long as this many steps of Pyro.
 _COMPILE_FROM = 1000
 
@@ -60,7 +64,7 @@ def fit(
     callback: Callback | None = None,
     compile: bool = True,
     progress: bool = True,
-    mesh: Any = None,
+    mesh: DeviceMesh | None = None,
     noise: str = "own",
 ) -> list[float]:
     r"""Train a guide: minimise the free energy by Adam, in compiled steps.
@@ -217,7 +221,8 @@ def run_training(
         task = bar.add_task("compiling", total=num_epochs, completed=len(history), note="")
         compile = compile and left and total >= _COMPILE_FROM
         steps = _make_steps(loss, parameters, options.clip_norm, ranks, compile)
-        keeper.go_on(steps, parameters, (model, guide))
+        with ranks.together():
+            keeper.go_on(steps, parameters, (model, guide))
         bar.update(task, description="training")
         try:
             while len(history) < num_epochs and not _has_stalled(history, patience):

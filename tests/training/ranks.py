@@ -143,6 +143,8 @@ def errors(ranks, folder):
         "a plate of the rank": fails(
             ranks, lambda: ranks.train(False, program=subsampling, batch_size=6)
         ),
+        "one row": fails(ranks, lambda: ranks.train(False, data=(x[:1], y[:1]))),
+        "a large batch": fails(ranks, lambda: ranks.train(False, batch_size=49)),
         "a loader": fails(ranks, lambda: ranks.train(False, data=(loader,))),
         "no mesh": fails(ranks, lambda: ranks.train(False, mesh=None, num_epochs=1)),
         "after all": fails(ranks, lambda: ranks.train(False, num_epochs=2)),

@@ -100,6 +100,8 @@ ERRORS = {
     "blown up": ("FloatingPointError", "blew up"),
     "no compiler": (None, "without compiling.*rank 1 of 2: the compiler is missing"),
     "a plate of the rank": ("ValueError", "sub-sampling plate of 26 rows"),
+    "one row": ("ValueError", r"got \[1, 1\] rows in the ranks"),
+    "a large batch": ("ValueError", "got batch_size=49. Expected 48 at most"),
     "a loader": ("TypeError", "Expected tensors of the rows of this rank"),
     "no mesh": (None, "one of 2 processes, and trains by itself"),
     "after all": (None, ""),
