@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -109,14 +110,16 @@ def claim(sources: Sources, network: str) -> str:
 
 
 def equal_compression_table(sources: Sources, network: str) -> str:
-    """Compare ours with each other method at half the goal, at the goal, and where ours ends."""
+    """Compare ours with others at half the goal, at the goal, and where the first of both ends."""
     own, rows = find_rows(sources.results, network, "bmr"), []
-    goal, end = find_goal(sources, network), find_ends(own).compression.min()
-    for compression in (goal / 2, goal, end):
-        ours = at_compression(own, compression)
-        for method, title in METHODS.items():
-            other = at_compression(find_rows(sources.results, network, method), compression)
-            if ours is None or other is None or _is_ours(method):
+    goal = find_goal(sources, network)
+    for place, (method, title) in product(range(3), METHODS.items()):
+        curve = find_rows(sources.results, network, method)
+        if len(curve) and not _is_ours(method):
+            end = min(find_ends(one).compression.min() for one in (own, curve))
+            compression = (goal / 2, goal, end)[place]
+            ours, other = (at_compression(one, compression) for one in (own, curve))
+            if ours is None or other is None:
                 continue
             pairs = [f"{ours[name]:.3g} / {other[name]:.3g}" for name in SCORES]
             verdicts = ["" if ours[name] <= other[name] else " ✗" for name in SCORES]
