@@ -68,11 +68,12 @@ def same_noise(ranks, folder):
 
 def exact(ranks, folder):
     """Without noise; with it, another one in each rank; in batches of seven rows of all ranks."""
-    options = {"num_epochs": 150, "lr": hold_and_fall(0.1), "estimator": "moments"}
-    noisy = {"num_epochs": 300, "lr": hold_and_fall(0.02)}
+    options = {"num_epochs": 100, "lr": hold_and_fall(0.1), "estimator": "moments"}
+    noisy = {"num_epochs": 150, "lr": hold_and_fall(0.03)}
     return {
         "whole": ranks.train(False, **options)[1],
-        "batches": ranks.train(True, **options | {"batch_size": 7, "num_epochs": 80})[1],
+        # Compiled once for all numbers of ranks, for compiling takes most of the time.
+        "batches": ranks.train(ranks.size == 2, **options | {"batch_size": 7, "num_epochs": 30})[1],
         "noise": ranks.train(True, **noisy)[1],
     }
 
