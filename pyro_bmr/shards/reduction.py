@@ -52,7 +52,7 @@ def reduce_files(
     ----------
     paths : path or iterable of path
         The shards, in an order. Of elements of equal ΔF, `top_k` drops the first: in the order of
-        the shards, in each by the names of sites as `sorted` has them (``"b.10"`` before
+        the shards, in each by the names of sites as ``sorted`` has them (``"b.10"`` before
         ``"b.9"``), whatever the order in the file, and in a site row by row.
     out : path
         A folder for what is written, another one than that of the shards.
