@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -117,32 +117,44 @@ class BatchModel:
     per observation, or data that no batch cuts, raises a ValueError.
 
     ``doubled`` are those of the ``scaled`` sites that the model scales by about as much itself, by
-    a constant. The rows may be those of one of ``shards``, over which losses are averaged.
+    a constant. The rows may be those of one of many shards, over which losses are averaged;
+    ``shards`` are the numbers of rows in each, and ``own`` the sites that the model scales then.
     """
 
-    def __init__(self, model: Callable[..., Any], batches: Batches, shards: int = 1) -> None:
+    def __init__(
+        self, model: Callable[..., Any], batches: Batches, shards: Sequence[int] = ()
+    ) -> None:
         self.model = model
         self.batches = batches
-        self.shards = shards
+        self.shards = shards or (batches.size,)
+        self.scaled, self.own = frozenset[str](), frozenset[str]()
+        self.doubled = dict[str, float]()
         sites = self._sites(batches.batch_size or 1, batches.size)
         observed = {name: site for name, site in sites.items() if site["is_observed"]}
         _check_observed(observed, sites)
-        whole = batches.batch_size in {None, batches.size}
-        if shards > 1:
-            self._check_plates(observed)
-        if (whole and shards == 1) or all(self._is_subsampled(site) for site in observed.values()):
-            self.scaled, self.doubled = frozenset[str](), dict[str, float]()
+        if batches.batch_size in {None, batches.size} and len(self.shards) == 1:
+            return
+        size = batches.batch_size or 1
+        more = size + 1 if size < batches.size else size - 1
+        if all(map(self._is_subsampled, observed.values())) and not self._runs(more):
+            others = sites
         else:
-            self.scaled = self._find_scaled(sites)
+            others = self._others(sites, more)
+            _check_plates(sites, others)
+            self.scaled = self._find_scaled(sites, others)
             self.doubled = self._find_doubled(sites)
+        if len(self.shards) > 1:
+            self.own = self._find_own(sites, others)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, with a batch in place of the data."""
-        if not self.scaled:
+        if not self.scaled | self.own:
             return self.model(*args, **kwargs)
         (key, _), *_ = self.batches.tensors.items()
         rows = len(args[key] if isinstance(key, int) else kwargs[key])
-        with _ScaleMessenger(self.scaled, self.shards * self.batches.size / rows):
+        scales = dict.fromkeys(self.own, self._share)
+        scales |= dict.fromkeys(self.scaled, len(self.shards) * self.batches.size / rows)
+        with _ScaleMessenger(scales):
             return self.model(*args, **kwargs)
 
     def of(self, model: Callable[..., Any]) -> BatchModel:
@@ -151,9 +163,14 @@ class BatchModel:
         other.model = model
         return other
 
-    def _find_scaled(self, sites: Mapping[str, Any]) -> frozenset[str]:
+    @property
+    def _share(self) -> float:
+        """The rows of this shard, of as many as one has in the mean."""
+        return self.batches.size * len(self.shards) / sum(self.shards)
+
+    def _others(self, sites: Mapping[str, Any], more: int) -> dict[str, Any]:
+        """Run the model on another number of rows."""
         size = self.batches.batch_size or 1
-        more = size + 1 if size < self.batches.size else size - 1
         others = self._sites(more, size)
         if others.keys() != sites.keys():
             msg = (
@@ -162,6 +179,9 @@ class BatchModel:
                 "vectorised plate, or use batch_size=None"
             )
             raise ValueError(msg)
+        return others
+
+    def _find_scaled(self, sites: Mapping[str, Any], others: Mapping[str, Any]) -> frozenset[str]:
         for name, site in sites.items():
             if site["is_observed"]:
                 _check_data(name, site, others[name], self.batches)
@@ -184,6 +204,31 @@ class BatchModel:
             and (_depends_on_rows if site["is_observed"] else _follows_rows)(site, others[name])
         )
 
+    def _find_own(self, sites: Mapping[str, Any], others: Mapping[str, Any]) -> frozenset[str]:
+        """Find what the model scales to all rows of all shards; a ValueError if to those of one."""
+        own = {
+            name: site
+            for name, site in sites.items()
+            if self._is_subsampled(site) or not _same_scale(site, others[name])
+        }
+        for name, site in own.items():
+            if _stands_for(site, self.batches.batch_size or 1) == self.batches.size:
+                msg = (
+                    f"at {name!r} the model scales a batch to {self.batches.size} rows, those of "
+                    f"this process alone. Expected the {sum(self.shards)} rows of all processes, "
+                    "in a sub-sampling plate or a scale, or a plate as long as the batch, "
+                    "pyro.plate('data', len(x)), without a scale"
+                )
+                raise ValueError(msg)
+            if not site["is_observed"] and self._share != 1:
+                msg = (
+                    f"got {list(self.shards)} rows in the processes, and the latent site {name!r} "
+                    "in a sub-sampling plate, whose posterior would count unequally. Expected as "
+                    "many rows in each process"
+                )
+                raise ValueError(msg)
+        return frozenset(name for name, site in own.items() if site["is_observed"])
+
     def _find_doubled(self, sites: Mapping[str, Any]) -> dict[str, float]:
         constants = {name: _constant_scale(site) for name, site in sites.items()}
         # A scale that priors have as well is one of the whole model.
@@ -199,7 +244,11 @@ class BatchModel:
         """Tell whether a scale is rows / batch, or that as a whole number of batches."""
         size, rows = self.batches.batch_size or 1, self.batches.size
         factors = rows / size, rows // size, math.ceil(rows / size)
-        return any(math.isclose(scale, factor, rel_tol=_ABOUT) for factor in factors)
+        return any(
+            math.isclose(scale, many * factor, rel_tol=_ABOUT)
+            for factor in factors
+            for many in (1, len(self.shards))
+        )
 
     def _sites(self, rows: int, others: int) -> dict[str, Any]:
         """Run the model on so many rows; a ValueError if it runs on another number of them only."""
@@ -234,19 +283,6 @@ class BatchModel:
             name: node for name, node in nodes.items() if is_latent(node) or is_likelihood(node)
         }
 
-    def _check_plates(self, observed: Mapping[str, Any]) -> None:
-        """Raise a ValueError if the model takes the rows of a shard for all there are."""
-        for name, site in observed.items():
-            if self._is_subsampled(site) and any(
-                frame.full_size == self.batches.size for frame in site["cond_indep_stack"]
-            ):
-                msg = (
-                    f"at {name!r} the model has a sub-sampling plate of {self.batches.size} rows, "
-                    "those of this process alone. Expected one of the rows of all processes, or a "
-                    "plate as long as the batch, pyro.plate('data', len(x))"
-                )
-                raise ValueError(msg)
-
     def _is_subsampled(self, site: Any) -> bool:
         """Tell whether the model itself says of how many rows the batch is a part."""
         counts = {self.batches.batch_size, self.batches.size}
@@ -257,14 +293,13 @@ class BatchModel:
 
 
 class _ScaleMessenger(Messenger):
-    def __init__(self, sites: frozenset[str], scale: float) -> None:
+    def __init__(self, scales: Mapping[str, float]) -> None:
         super().__init__()
-        self.sites = sites
-        self.scale = scale
+        self.scales = scales
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.sites:
-            msg["scale"] = msg["scale"] * self.scale
+        if msg["name"] in self.scales:
+            msg["scale"] = msg["scale"] * self.scales[msg["name"]]
 
 
 def _check_observed(observed: Mapping[str, Any], sites: Mapping[str, Any]) -> None:
@@ -274,6 +309,21 @@ def _check_observed(observed: Mapping[str, Any], sites: Mapping[str, Any]) -> No
             "site, pyro.sample(..., obs=y); are the targets among the arguments?"
         )
         raise ValueError(msg)
+
+
+def _check_plates(sites: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the model sub-samples the batch, which is not all rows."""
+    for name, site in sites.items():
+        full = {frame.name: frame.full_size for frame in others[name]["cond_indep_stack"]}
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size not in {None, frame.size, full.get(frame.name)}:
+                msg = (
+                    f"at {name!r} the model has a sub-sampling plate {frame.name!r} of "
+                    f"{frame.full_size} rows, those of the batch, and draws {frame.size} of them. "
+                    "Expected one of all rows, or a plate as long as the batch, "
+                    "pyro.plate('data', len(x)), of which fit takes batches"
+                )
+                raise ValueError(msg)
 
 
 def _check_data(name: str, site: Any, other: Any, batches: Batches) -> None:
@@ -309,6 +359,12 @@ def _fits(site: Any) -> bool:
 def _constant_scale(site: Any) -> float | None:
     scales = read_scale(site).unique()
     return scales.item() if len(scales) == 1 else None
+
+
+def _stands_for(site: Any, rows: int) -> int | None:
+    """Return of how many rows a batch is a part, by the scale of a site."""
+    scale = _constant_scale(site)
+    return None if scale is None else round(scale * rows)
 
 
 def _same_scale(site: Any, other: Any) -> bool:

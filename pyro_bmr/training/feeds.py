@@ -51,7 +51,7 @@ def _read_shard(batches: Batches, batch_size: int | None, ranks: Ranks) -> Shard
     if size > sum(rows):
         refuse("batch_size", batch_size, f"{sum(rows)} at most, the rows of all ranks")
     steps = -(-sum(rows) // size)
-    return Shard(replace(batches, batch_size=-(-batches.size // steps)), steps, sum(rows))
+    return Shard(replace(batches, batch_size=-(-batches.size // steps)), steps, rows)
 
 
 class Feed(ABC):
@@ -61,6 +61,8 @@ class Feed(ABC):
     # The generators of its own that it shuffles with, and what tells it from others.
     generators: Sequence[torch.Generator] = ()
     facts: tuple[Any, ...] = ()
+    # How many rows each of the processes has, if there are many.
+    shards: Sequence[int] = ()
 
     @property
     @abstractmethod
@@ -138,10 +140,10 @@ class Shard(Rows):
     Batches are of one size: the last one is filled up by rows of the first.
     """
 
-    def __init__(self, batches: Batches, steps: int, num_rows: int) -> None:
+    def __init__(self, batches: Batches, steps: int, shards: Sequence[int]) -> None:
         super().__init__(batches)
         self._steps = steps
-        self.facts = (num_rows,)
+        self.shards, self.facts = shards, (sum(shards),)
         self.generator = torch.Generator("cpu")
 
     @property

@@ -208,7 +208,7 @@ def run_training(
         pyro.set_rng_seed(options.seed)
     data = feed.batches.args, feed.batches.kwargs
     with ranks.together(), explained_refusals(model, guide, *data):
-        batch_model = BatchModel(model, feed.batches, ranks.size)
+        batch_model = BatchModel(model, feed.batches, feed.shards)
         _warn_of_scales(batch_model)
         loss = Loss(options.estimator, batch_model, guide, feed)
         parameters = _parameters(loss)

@@ -1,0 +1,130 @@
+"""The losses of shards of the rows, averaged, are the loss of all rows, or a refusal says why."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+
+from pyro_bmr.programs.batches import Batches, BatchModel
+from pyro_bmr.training.feeds import Shard
+
+ROWS = (8, 4)
+ALL = sum(ROWS)
+X = torch.linspace(-1, 1, 3 * ALL).reshape(ALL, 3).sin()
+Y = X @ torch.tensor([1.0, -2.0, 0.0]) + 0.3 * torch.linspace(-40, 40, ALL).sin()
+
+
+def weights():
+    return pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+
+
+def guide(*args):
+    pyro.sample("w", dist.Delta(torch.tensor([0.5, -1.0, 0.3]), event_dim=1))
+
+
+def own_shards(*data, steps):
+    """Each of as many steps takes as large a part of its rows."""
+    for shard in zip(*(tensor.split(ROWS) for tensor in data), strict=True):
+        yield Shard(Batches(shard, {}, len(shard[0]) // steps), steps, ROWS)
+
+
+def mean_loss(model, feed):
+    batch_model, elbo = BatchModel(model, feed.batches, feed.shards), Trace_ELBO()
+    batches = [feed.batch(feed.inputs(cut)) for cut in feed.epoch()]
+    return sum(elbo.loss(batch_model, guide, *batch) for batch in batches) / len(batches)
+
+
+def lengths(x, y):
+    w = weights()
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+
+def several(x, y):
+    w = weights()
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+        pyro.sample("same", dist.Normal(w[0], 1.0), obs=torch.zeros(len(x)))
+    pyro.factor("sum", -(x @ w).square().sum())
+    pyro.factor("penalty", -w.abs().sum())
+    pyro.sample("pseudo", dist.Normal(w.sum(), 1.0), obs=torch.zeros(()))
+
+
+def plate(x, y):
+    w = weights()
+    with pyro.plate("data", ALL, subsample_size=len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+
+def plate_and_lengths(x, y):
+    w = weights()
+    with pyro.plate("data", ALL, subsample_size=len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+    with pyro.plate("others", len(x)):
+        pyro.sample("z", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def scale(x, y):
+    w = weights()
+    with pyro.plate("data", len(x)), poutine.scale(scale=ALL / len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("model", [lengths, several, plate, plate_and_lengths, scale])
+def test_losses_of_unequal_shards_add_up(model, steps):
+    losses = [mean_loss(model, feed) for feed in own_shards(X, Y, steps=steps)]
+    assert sum(losses) / len(ROWS) == pytest.approx(Trace_ELBO().loss(model, guide, X, Y), rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("how", ["plate", "scale"])
+def test_a_model_that_knows_of_its_own_shard_alone(how, steps):
+    def model(x, y):
+        w = weights()
+        if how == "plate":
+            with pyro.plate("data", ROWS[0], subsample=torch.arange(len(x))):
+                pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+        else:
+            with pyro.plate("data", len(x)), poutine.scale(scale=ROWS[0] / len(x)):
+                pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+    feed, _ = own_shards(X, Y, steps=steps)
+    with pytest.raises(ValueError, match=r"scales a batch to 8 rows.*Expected the 12 rows"):
+        mean_loss(model, feed)
+
+
+def test_latent_rows_of_unequal_shards():
+    def model(x, y):
+        w = weights()
+        with pyro.plate("data", ALL, subsample_size=len(x)):
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(x @ w + shift, 0.3), obs=y)
+
+    feed, _ = own_shards(X, Y, steps=2)
+    with pytest.raises(ValueError, match=r"got \[8, 4\] rows.*the latent site 'shift'"):
+        mean_loss(model, feed)
+    assert BatchModel(model, feed.batches, (8, 8)).own == {"y"}
+
+
+def test_a_constant_scale_by_the_number_of_shards():
+    def model(x, y):
+        w = weights()
+        with pyro.plate("data", len(x)), poutine.scale(scale=len(ROWS)):
+            pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+    feed, _ = own_shards(X, Y, steps=1)
+    assert BatchModel(model, feed.batches, feed.shards).doubled == {"y": 2.0}
+
+
+@pytest.mark.parametrize("shards", [(), ROWS])
+def test_a_plate_that_sub_samples_the_batch(shards):
+    def model(x, y):
+        w = weights()
+        with pyro.plate("data", len(x), subsample_size=2) as rows:
+            pyro.sample("y", dist.Normal(x[rows] @ w, 0.3), obs=y[rows])
+
+    with pytest.raises(ValueError, match=r"plate 'data' of 5 rows, those of the batch, and draws"):
+        BatchModel(model, Batches((X[:8], Y[:8]), {}, 5), shards)
