@@ -8,18 +8,24 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.enumeration import is_enumerated
 from pyro_bmr.programs.failures import running
-from pyro_bmr.programs.given_values import PriorMessenger
-from pyro_bmr.programs.scales import read_scale
-from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
+from pyro_bmr.programs.trial_runs import (
+    Sites,
+    constant_scale,
+    depends_on_rows,
+    fits,
+    follows_rows,
+    has_other_prior,
+    run_trial,
+    same_scale,
+    shapes,
+    stands_for,
+)
 
 # Relatively, how near a scale is that is meant to be the same.
 _ABOUT = 0.02
@@ -113,8 +119,8 @@ class BatchModel:
     Observed sites, and discrete ones of single rows that are summed out, are scaled by
     rows / batch, except where the model does so (in a sub-sampling plate, or by a scale that
     follows the size of the batch), and except terms that are the same for every batch. The model is
-    run on two batches to learn this. One that observes nothing, has other latent sites with a row
-    per observation, or data that no batch cuts, raises a ValueError.
+    run on a few batches to learn this. One that observes nothing, has other latent sites with a row
+    per observation, a prior that follows the data, or data that no batch cuts, raises a ValueError.
 
     ``doubled`` are those of the ``scaled`` sites that the model scales by about as much itself, by
     a constant. The rows may be those of one of many shards, over which losses are averaged;
@@ -129,19 +135,21 @@ class BatchModel:
         self.shards = shards or (batches.size,)
         self.scaled, self.own = frozenset[str](), frozenset[str]()
         self.doubled = dict[str, float]()
-        sites = self._sites(batches.batch_size or 1, batches.size)
+        size = batches.batch_size or 1
+        sites = self._sites(size, batches.size)
         observed = {name: site for name, site in sites.items() if site["is_observed"]}
         _check_observed(observed, sites)
         if batches.batch_size in {None, batches.size} and len(self.shards) == 1:
             return
-        size = batches.batch_size or 1
         more = size + 1 if size < batches.size else size - 1
         if all(map(self._is_subsampled, observed.values())) and not self._runs(more):
             others = sites
         else:
             others = self._others(sites, more)
+            # What a single row adds may be nothing, if it has no data.
+            last = self._sites(-min(size, max(2, batches.size // 2)), size)
             _check_plates(sites, others)
-            self.scaled = self._find_scaled(sites, others)
+            self.scaled = self._find_scaled(sites, others, last)
             self.doubled = self._find_doubled(sites)
         if len(self.shards) > 1:
             self.own = self._find_own(sites, others)
@@ -168,7 +176,11 @@ class BatchModel:
         """The rows of this shard, of as many as one has in the mean."""
         return self.batches.size * len(self.shards) / sum(self.shards)
 
-    def _others(self, sites: Mapping[str, Any], more: int) -> dict[str, Any]:
+    @property
+    def _instead(self) -> str:
+        return "batch_size=None" if len(self.shards) == 1 else "all rows in one process"
+
+    def _others(self, sites: Mapping[str, Any], more: int) -> Sites:
         """Run the model on another number of rows."""
         size = self.batches.batch_size or 1
         others = self._sites(more, size)
@@ -176,43 +188,64 @@ class BatchModel:
             msg = (
                 f"batches of {size} and of {more} rows have other sites: "
                 f"{sorted(others.keys() ^ sites.keys())}. Expected the same ones: put rows into a "
-                "vectorised plate, or use batch_size=None"
+                f"vectorised plate, or use {self._instead}"
             )
             raise ValueError(msg)
         return others
 
-    def _find_scaled(self, sites: Mapping[str, Any], others: Mapping[str, Any]) -> frozenset[str]:
+    def _find_scaled(
+        self, sites: Mapping[str, Any], others: Mapping[str, Any], last: Mapping[str, Any]
+    ) -> frozenset[str]:
+        left = {name: site for name, site in sites.items() if not self._is_subsampled(site)}
         for name, site in sites.items():
             if site["is_observed"]:
-                _check_data(name, site, others[name], self.batches)
-            elif (
-                not is_enumerated(site)
-                and _follows_rows(site, others[name])
-                and not self._is_subsampled(site)
-            ):
-                msg = (
-                    f"the latent site {name!r} has a row for each observation, so a batch would "
-                    "have another posterior than the next one. Expected batch_size=None, or a "
-                    "sub-sampling plate in the model: pyro.plate(..., size, subsample_size=...)"
-                )
-                raise ValueError(msg)
+                _check_data(name, site, others[name], self.batches, self._instead)
+            elif name in left and not is_enumerated(site):
+                self._check_latent(name, site, others[name])
+                self._check_prior(name, site, [others[name], last.get(name, site)])
         return frozenset(
             name
-            for name, site in sites.items()
-            if not self._is_subsampled(site)
-            and _same_scale(site, others[name])
-            and (_depends_on_rows if site["is_observed"] else _follows_rows)(site, others[name])
+            for name, site in left.items()
+            if same_scale(site, others[name])
+            and (
+                depends_on_rows(site, others[name]) or depends_on_rows(site, last.get(name, site))
+                if site["is_observed"]
+                else follows_rows(site, others[name])
+            )
         )
+
+    def _check_latent(self, name: str, site: Any, other: Any) -> None:
+        if follows_rows(site, other):
+            msg = (
+                f"the latent site {name!r} has a row for each observation, so a batch would "
+                f"have another posterior than the next one. Expected {self._instead}, or a "
+                "sub-sampling plate in the model: pyro.plate(..., size, subsample_size=...)"
+            )
+            raise ValueError(msg)
+
+    def _check_prior(self, name: str, site: Any, others: Sequence[Any]) -> None:
+        """Raise a ValueError if a prior is not that of all rows, and no other one in each run."""
+        if not any(has_other_prior(site, other) for other in others):
+            return
+        if has_other_prior(site, self._run(self.batches.batch_size or 1).get(name, site)):
+            return
+        msg = (
+            f"the prior of the latent site {name!r} depends on the rows that the model is given, "
+            "so that of a batch is another than the next one's. Expected what is computed from "
+            "data, such as a mean, from all rows beforehand, by functools.partial(model, ...); or "
+            f"{self._instead}"
+        )
+        raise ValueError(msg)
 
     def _find_own(self, sites: Mapping[str, Any], others: Mapping[str, Any]) -> frozenset[str]:
         """Find what the model scales to all rows of all shards; a ValueError if to those of one."""
         own = {
             name: site
             for name, site in sites.items()
-            if self._is_subsampled(site) or not _same_scale(site, others[name])
+            if self._is_subsampled(site) or not same_scale(site, others[name])
         }
         for name, site in own.items():
-            if _stands_for(site, self.batches.batch_size or 1) == self.batches.size:
+            if stands_for(site, self.batches.batch_size or 1) == self.batches.size:
                 msg = (
                     f"at {name!r} the model scales a batch to {self.batches.size} rows, those of "
                     f"this process alone. Expected the {sum(self.shards)} rows of all processes, "
@@ -230,7 +263,7 @@ class BatchModel:
         return frozenset(name for name, site in own.items() if site["is_observed"])
 
     def _find_doubled(self, sites: Mapping[str, Any]) -> dict[str, float]:
-        constants = {name: _constant_scale(site) for name, site in sites.items()}
+        constants = {name: constant_scale(site) for name, site in sites.items()}
         # A scale that priors have as well is one of the whole model.
         others = {constants[name] for name, site in sites.items() if not site["is_observed"]}
         found = {name: constants[name] for name in sorted(self.scaled)}
@@ -250,20 +283,20 @@ class BatchModel:
             for many in (1, len(self.shards))
         )
 
-    def _sites(self, rows: int, others: int) -> dict[str, Any]:
+    def _sites(self, rows: int, others: int) -> Sites:
         """Run the model on so many rows; a ValueError if it runs on another number of them only."""
         try:
             return self._run(rows)
         except Exception as error:
             if not self._runs(others):
-                with running("the model", *self.batches.arguments(self.batches.take(slice(rows)))):
+                with running("the model", *self._arguments(rows)):
                     raise
             msg = (
-                f"the model runs on {others} rows, but not on {rows} of them "
+                f"the model runs on {others} rows, but not on {abs(rows)} of them "
                 f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected it to run "
                 "on any number: all that has a row for each observation comes as an argument, of "
                 "which a batch takes rows, and plates are as long as it, pyro.plate('data', "
-                "len(x)); or use batch_size=None"
+                f"len(x)); or use {self._instead}"
             )
             raise ValueError(msg) from error
 
@@ -274,14 +307,13 @@ class BatchModel:
             return False
         return True
 
-    def _run(self, rows: int) -> dict[str, Any]:
-        args, kwargs = self.batches.arguments(self.batches.take(slice(rows)))
-        with poutine.block(), dry_run(self.model), torch.no_grad(), PriorMessenger(*args, **kwargs):
-            torch.manual_seed(0)
-            nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
-        return {
-            name: node for name, node in nodes.items() if is_latent(node) or is_likelihood(node)
-        }
+    def _run(self, rows: int, seed: int = 0) -> Sites:
+        return run_trial(self.model, *self._arguments(rows), seed)
+
+    def _arguments(self, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with so many first rows; last ones, if it is negative."""
+        cut = slice(rows) if rows >= 0 else slice(rows, None)
+        return self.batches.arguments(self.batches.take(cut))
 
     def _is_subsampled(self, site: Any) -> bool:
         """Tell whether the model itself says of how many rows the batch is a part."""
@@ -326,11 +358,11 @@ def _check_plates(sites: Mapping[str, Any], others: Mapping[str, Any]) -> None:
                 raise ValueError(msg)
 
 
-def _check_data(name: str, site: Any, other: Any, batches: Batches) -> None:
+def _check_data(name: str, site: Any, other: Any, batches: Batches, instead: str) -> None:
     """Raise a ValueError if data and distribution differ in length because only one is cut."""
-    if _fits(site) and _fits(other):
+    if fits(site) and fits(other):
         return
-    (shape, data), (_, more) = _shapes(site), _shapes(other)
+    (shape, data), (_, more) = shapes(site), shapes(other)
     what = "data do" if data == more else "distribution does"
     msg = (
         f"at the observed site {name!r}, a batch of {batches.batch_size} of {batches.size} rows "
@@ -338,50 +370,9 @@ def _check_data(name: str, site: Any, other: Any, batches: Batches) -> None:
         "not come as an argument, of which a batch takes rows, but by pyro.condition, from a "
         "closure or a module. Expected all that has a row for each observation among the "
         f"arguments, fit(model, guide, x, y, ...) of a model(x, y) with pyro.sample({name!r}, ..., "
-        "obs=y); or batch_size=None"
+        f"obs=y); or {instead}"
     )
     raise ValueError(msg)
-
-
-def _shapes(site: Any) -> tuple[torch.Size, torch.Size]:
-    """Return the shapes of a site's distribution and of its value."""
-    return site["fn"].shape(), torch.Size(np.shape(site["value"]))
-
-
-def _fits(site: Any) -> bool:
-    try:
-        torch.broadcast_shapes(*_shapes(site))
-    except RuntimeError:
-        return False
-    return True
-
-
-def _constant_scale(site: Any) -> float | None:
-    scales = read_scale(site).unique()
-    return scales.item() if len(scales) == 1 else None
-
-
-def _stands_for(site: Any, rows: int) -> int | None:
-    """Return of how many rows a batch is a part, by the scale of a site."""
-    scale = _constant_scale(site)
-    return None if scale is None else round(scale * rows)
-
-
-def _same_scale(site: Any, other: Any) -> bool:
-    """Tell whether a batch of another size has the same scale, in the rows that both have."""
-    scale, other_scale = map(read_scale, (site, other))
-    both = tuple(slice(min(sizes)) for sizes in zip(scale.shape, other_scale.shape, strict=True))
-    return torch.allclose(scale[both], other_scale[both])
-
-
-def _follows_rows(site: Any, other: Any) -> bool:
-    return other["fn"].shape() != site["fn"].shape()
-
-
-def _depends_on_rows(site: Any, other: Any) -> bool:
-    """Tell a likelihood from a term that is the same for every batch, such as a penalty."""
-    density, more = (s["fn"].log_prob(s["value"]) for s in (site, other))
-    return density.shape != more.shape or not torch.equal(density, more)
 
 
 def _describe_missing(key: int | str, tensor: Tensor) -> str:

@@ -128,3 +128,62 @@ def test_a_plate_that_sub_samples_the_batch(shards):
 
     with pytest.raises(ValueError, match=r"plate 'data' of 5 rows, those of the batch, and draws"):
         BatchModel(model, Batches((X[:8], Y[:8]), {}, 5), shards)
+
+
+@pytest.mark.parametrize("shards", [(), ROWS])
+def test_rows_without_data_in_a_factor(shards):
+    """The first ones and the next one: a row alone does not say that it is a likelihood."""
+    seen = torch.arange(ALL) >= 6
+
+    def model(x, y, seen):
+        density = dist.Normal(x @ weights(), 0.3).log_prob(y)
+        pyro.factor("y", (density * seen).sum())
+
+    assert BatchModel(model, Batches((X, Y, seen), {}, 4), shards).scaled == {"y"}
+
+
+def test_a_penalty_stays_one_beside_latent_rows():
+    """Which are drawn before, so that another number of them moved what came later."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        w = weights()
+        pyro.factor("penalty", -w.abs().sum())
+        with pyro.plate("again", len(x)):
+            pyro.sample("y", dist.Normal(x @ w + k, 0.3), obs=y)
+
+    assert BatchModel(model, Batches((X, Y), {}, 5)).scaled == {"k", "y"}
+
+
+@pytest.mark.parametrize("shards", [(), ROWS])
+def test_a_prior_of_the_rows(shards):
+    def with_prior(prior):
+        def model(x, y):
+            level = pyro.sample("level", prior(y))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(level, 0.3), obs=y)
+
+        return model
+
+    batches = Batches((X, Y), {}, 5)
+    for prior in (
+        lambda y: dist.Normal(y.mean(), 1.0),
+        lambda y: dist.Normal(0.0, len(y) ** 0.5),
+        lambda y: dist.Uniform(y.min(), y.max()),
+    ):
+        with pytest.raises(ValueError, match=r"prior of the latent site 'level' depends on the ro"):
+            BatchModel(with_prior(prior), batches, shards)
+    mean = Y.mean()
+    assert BatchModel(with_prior(lambda y: dist.Normal(mean, 1.0)), batches, shards).scaled == {"y"}
+
+
+def test_a_prior_that_changes_from_run_to_run():
+    runs = iter(range(100))
+
+    def model(x, y):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0 + next(runs)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(level, 0.3), obs=y)
+
+    assert BatchModel(model, Batches((X, Y), {}, 5)).scaled == {"y"}
