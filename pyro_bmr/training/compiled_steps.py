@@ -216,7 +216,7 @@ class CompiledSteps(Steps):
 
     def _check_traced(self) -> None:
         of_loss, of_update = self._compare(*self._traced)
-        if not max(of_loss, of_update) <= _TOLERANCE:
+        if not (of_loss <= _TOLERANCE and of_update <= _TOLERANCE):
             msg = (
                 f"the traced step differs from Pyro's by {of_loss:.1e} in the loss and "
                 f"{of_update:.1e} in the update, relatively. Does the program change between steps?"
@@ -243,7 +243,7 @@ class CompiledSteps(Steps):
         with poutine.block(), dry_run(self._loss.model.model, self._loss.guide):
             noise = torch.randn(gradient.noise_size, device="cpu").to(self._state.values)
             torch.manual_seed(0)
-            with FixedNoise(gradient, noise):
+            with self._ranks.together(), FixedNoise(gradient, noise):
                 expected = self._loss(*feed.batch(feed.inputs(cut)))
             parameters = list(self._parameters.values())
             gradients = torch.autograd.grad(
@@ -260,11 +260,12 @@ class CompiledSteps(Steps):
         expected_after = update(state, total, rate, self._clip_norm)
         data = self._loss.batches.tensors.values()
         most_rows = max((len(tensor) for tensor in data if tensor.dim()), default=1)
-        return (
-            # Each row adds about a nat to the loss, and rows of either sign can add up to nothing.
-            _relative_error(loss, expected.detach(), at_least=most_rows),
-            max(map(_relative_error, after[:3], expected_after[:3])),
-        )
+        # Each row adds about a nat to the loss, and rows of either sign can add up to nothing.
+        of_loss = _relative_error(loss, expected.detach(), at_least=most_rows)
+        of_update = max(map(_relative_error, after[:3], expected_after[:3]))
+        # Of the rank with the largest ones, so that all go on in the same way.
+        found = torch.tensor(self._ranks.gather((of_loss, of_update)), device="cpu").amax(0)
+        return float(found[0]), float(found[1])
 
 
 def _move(clip_norm: float | None, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -107,8 +107,9 @@ class Ranks:
         self.check_same(
             "parameters", {n: f"{p.dtype} {tuple(p.shape)}" for n, p in parameters.items()}
         )
+        first = distributed.get_global_rank(self.group, 0)
         for parameter in parameters.values():
-            distributed.broadcast(parameter, group=self.group, group_src=0)
+            distributed.broadcast(parameter, src=first, group=self.group)
 
     def draw_seeds(self) -> tuple[int, int]:
         """Return seeds for the order of rows, another one in each rank, and for noise."""
