@@ -125,6 +125,7 @@ class BatchModel:
     ``doubled`` are those of the ``scaled`` sites that the model scales by about as much itself, by
     a constant. The rows may be those of one of many shards, over which losses are averaged;
     ``shards`` are the numbers of rows in each, and ``own`` the sites that the model scales then.
+    ``takes_any`` is False for a model that takes batches of this size alone.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class BatchModel:
         self.shards = shards or (batches.size,)
         self.scaled, self.own = frozenset[str](), frozenset[str]()
         self.doubled = dict[str, float]()
+        self.takes_any = True
         size = batches.batch_size or 1
         sites = self._sites(size, batches.size)
         observed = {name: site for name, site in sites.items() if site["is_observed"]}
@@ -143,7 +145,7 @@ class BatchModel:
             return
         more = size + 1 if size < batches.size else size - 1
         if all(map(self._is_subsampled, observed.values())) and not self._runs(more):
-            others = sites
+            self.takes_any, others = False, sites
         else:
             others = self._others(sites, more)
             # What a single row adds may be nothing, if it has no data.
@@ -170,6 +172,10 @@ class BatchModel:
         other = copy(self)
         other.model = model
         return other
+
+    def run(self, batch: tuple[Tensor, ...], seed: int = 0) -> Sites:
+        """Return the sites of a trial run on a batch, not scaled."""
+        return run_trial(self.model, *self.batches.arguments(batch), seed)
 
     @property
     def _share(self) -> float:
@@ -289,7 +295,7 @@ class BatchModel:
             return self._run(rows)
         except Exception as error:
             if not self._runs(others):
-                with running("the model", *self._arguments(rows)):
+                with running("the model", *self.batches.arguments(self._take(rows))):
                     raise
             msg = (
                 f"the model runs on {others} rows, but not on {abs(rows)} of them "
@@ -307,13 +313,12 @@ class BatchModel:
             return False
         return True
 
-    def _run(self, rows: int, seed: int = 0) -> Sites:
-        return run_trial(self.model, *self._arguments(rows), seed)
+    def _run(self, rows: int) -> Sites:
+        return self.run(self._take(rows))
 
-    def _arguments(self, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with so many first rows; last ones, if it is negative."""
-        cut = slice(rows) if rows >= 0 else slice(rows, None)
-        return self.batches.arguments(self.batches.take(cut))
+    def _take(self, rows: int) -> tuple[Tensor, ...]:
+        """Return so many first rows; last ones, if it is negative."""
+        return self.batches.take(slice(rows) if rows >= 0 else slice(rows, None))
 
     def _is_subsampled(self, site: Any) -> bool:
         """Tell whether the model itself says of how many rows the batch is a part."""

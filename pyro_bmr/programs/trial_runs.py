@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 from zlib import crc32
@@ -50,14 +51,11 @@ def scaled_log_density(site: Any) -> Tensor:
     return scale_and_mask(density, site["scale"], site["mask"]).double().sum()
 
 
-def is_about(value: Tensor | float, expected: Tensor | float, size: Tensor | float = 0.0) -> bool:
-    """Tell whether log densities are the same but for rounding, of terms of a size."""
-    value, expected, size = (torch.as_tensor(v, device="cpu") for v in (value, expected, size))
-    least = torch.finfo(torch.get_default_dtype()).eps
-    within = _ROUNDING * (expected.abs() + size) + least
-    return bool(((value - expected).abs() <= within) | (value == expected)) or bool(
-        value.isnan() & expected.isnan()
-    )
+def is_about(value: float, expected: float, size: float = 0.0) -> bool:
+    """Tell whether log densities, of terms of a size, are the same but for rounding."""
+    both_nan = math.isnan(value) and math.isnan(expected)
+    least = _ROUNDING * max(size, 1e-2)
+    return both_nan or math.isclose(value, expected, rel_tol=_ROUNDING, abs_tol=least)
 
 
 def shapes(site: Any) -> tuple[torch.Size, torch.Size]:

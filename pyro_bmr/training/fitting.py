@@ -35,6 +35,7 @@ from pyro_bmr.training.fingerprints import fingerprint, fingerprint_run
 from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.options import Options, read_options
 from pyro_bmr.training.ranks import Ranks, read_ranks
+from pyro_bmr.training.shard_checks import check_linear, check_shards
 from pyro_bmr.training.steps import Loss, Steps
 
 if TYPE_CHECKING:
@@ -183,6 +184,8 @@ def fit(
             compile=compile,
             progress=progress,
         )
+        if ranks.size > 1:
+            check_linear(options.estimator)
     told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
     if ranks.are_many:
         ranks.check_same("options", dict(fingerprint({**vars(options), "compile": compile})))
@@ -213,6 +216,7 @@ def run_training(
         loss = Loss(options.estimator, batch_model, guide, feed)
         parameters = _parameters(loss)
     ranks.start(parameters)
+    check_shards(batch_model, ranks)
     num_epochs, patience = options.num_epochs, options.patience
     total = num_epochs * feed.steps
     history = keeper.losses

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer import RenyiELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -117,6 +118,40 @@ def errors(ranks, folder):
         with pyro.plate("data", len(ranks.own_rows()[0]), subsample=torch.arange(len(x))):
             pyro.sample("y", dist.Normal(x @ w, NOISE), obs=y)
 
+    def closing(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, PRIOR).expand([3]).to_event(1))
+        x, y = ranks.own_rows()
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, NOISE), obs=y)
+
+    def centering(x, y=None):
+        return model(x - x.mean(0), y)
+
+    def prior_of_own(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0 + ranks.rank).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, NOISE), obs=y)
+
+    def changing():
+        """Only in the last rank, between tracing and comparing."""
+        runs = iter(range(10**6))
+
+        def program(x, y=None):
+            return model(x * (1.0 + here * (torch.is_grad_enabled() and next(runs))), y)
+
+        ranks.train(True, program=program, num_epochs=1)
+
+    def failing_later():
+        runs = iter(range(10**6))
+
+        def program(x, y=None):
+            # As it is compared, with gradients, for the first time after it is traced.
+            if here and torch.is_grad_enabled() and next(runs) == 3:
+                raise KeyError("no such row")
+            model(x, y)
+
+        ranks.train(True, program=program)
+
     compile_step = compiled_steps.compile_step
 
     def no_compiler(*args):
@@ -144,6 +179,14 @@ def errors(ranks, folder):
         "a plate of the rank": fails(
             ranks, lambda: ranks.train(False, program=subsampling, batch_size=6)
         ),
+        "data of a closure": fails(ranks, lambda: ranks.train(False, program=closing)),
+        "other priors": fails(ranks, lambda: ranks.train(False, program=prior_of_own)),
+        "a mean of rows": fails(ranks, lambda: ranks.train(False, program=centering)),
+        "a bound": fails(
+            ranks, lambda: ranks.train(False, estimator=RenyiELBO(alpha=0.5, num_particles=2))
+        ),
+        "one changes": fails(ranks, changing),
+        "one fails": fails(ranks, failing_later),
         "one row": fails(ranks, lambda: ranks.train(False, data=(x[:1], y[:1]))),
         "a large batch": fails(ranks, lambda: ranks.train(False, batch_size=49)),
         "a loader": fails(ranks, lambda: ranks.train(False, data=(loader,))),

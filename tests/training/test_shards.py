@@ -1,14 +1,18 @@
 """The losses of shards of the rows, averaged, are the loss of all rows, or a refusal says why."""
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO
+from torch import nn
 
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.training.feeds import Shard
+from pyro_bmr.training.shard_checks import check_linear, check_shards
 
 ROWS = (8, 4)
 ALL = sum(ROWS)
@@ -187,3 +191,104 @@ def test_a_prior_that_changes_from_run_to_run():
             pyro.sample("y", dist.Normal(level, 0.3), obs=y)
 
     assert BatchModel(model, Batches((X, Y), {}, 5)).scaled == {"y"}
+
+
+class Alike:
+    """Ranks that find the same, but for the sites that another one scales too."""
+
+    size = 2
+
+    def __init__(self, scaled=()):
+        self.scaled = scaled
+
+    def gather(self, value):
+        return [value, value | {*self.scaled} if isinstance(value, frozenset) else value]
+
+    def give(self, value):
+        return value
+
+    def together(self):
+        return nullcontext()
+
+
+def check(model, *data, steps=2, ranks=None):
+    for feed in own_shards(*data, steps=steps):
+        batch_model = BatchModel(model, feed.batches, feed.shards)
+        check_shards(batch_model, ranks or Alike())
+    return batch_model
+
+
+def weighted(x, y):
+    with pyro.plate("data", len(x)), poutine.scale(scale=y.abs()):
+        pyro.sample("y", dist.Normal(0.0, 0.3), obs=y)
+
+
+def dropout(x, y):
+    w = weights()
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(nn.functional.dropout(x, 0.3) @ w, 0.3), obs=y)
+
+
+def masked(x, y):
+    w = weights()
+    with pyro.plate("data", len(x)), poutine.mask(mask=y > 0):
+        pyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("model", [lengths, several, plate, scale, weighted, dropout, masked])
+def test_sums_of_rows_pass(model, steps):
+    check(model, X, Y, steps=steps)
+
+
+def centering(x, y):
+    w = weights()
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal((x - x.mean(0)) @ w, 0.3), obs=y)
+
+
+def mean_of_rows(x, y):
+    pyro.factor("y", dist.Normal(x @ weights(), 0.3).log_prob(y).mean())
+
+
+def process(x, y):
+    covariance = x @ x.T + torch.eye(len(x))
+    pyro.sample("y", dist.MultivariateNormal(x @ weights(), covariance), obs=y)
+
+
+def first_row(x, y):
+    lengths(x, y)
+    pyro.sample("first", dist.Normal(0.0, 1.0), obs=y[0])
+
+
+def normalized(x, y):
+    w = weights()
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(nn.BatchNorm1d(3)(x) @ w, 0.3), obs=y)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("model", [centering, mean_of_rows, process, first_row, normalized])
+def test_rows_that_depend_on_rows_of_others_are_refused(model, steps):
+    with pytest.raises(ValueError, match=r"the log density of \d rows is .* of their halves"):
+        check(model, X, Y, steps=steps)
+
+
+def test_a_likelihood_of_which_one_shard_has_nothing():
+    """All of its rows add nothing, so it takes the term for a penalty, and the others know more."""
+
+    def model(x, y):
+        w = weights()
+        pyro.factor("rare", (y * (x @ w)).sum())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0).to_event(1), obs=x)
+
+    rare = torch.zeros(ALL)
+    assert check(model, X, rare).scaled == {"x"}
+    assert check(model, X, rare, ranks=Alike({"rare"})).scaled == {"x", "rare"}
+
+
+def test_losses_that_do_not_add_up():
+    check_linear(Trace_ELBO(num_particles=3))
+    with pytest.raises(TypeError, match="got estimator=RenyiELBO and a mesh"):
+        check_linear(RenyiELBO(num_particles=3))
