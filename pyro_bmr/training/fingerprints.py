@@ -14,6 +14,10 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 _RATES = 33
+_AT_ONCE = 1 << 16
+# A multiplier and a shift that mix bits: Steele et al. 2014, "Fast splittable pseudorandom number
+# generators", SplitMix64.
+_MULTIPLIER, _SHIFT = np.uint64(0xBF58476D1CE4E5B9), np.uint64(27)
 
 
 def fingerprint_run(guide: Any, data: Iterable[Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,6 +25,22 @@ def fingerprint_run(guide: Any, data: Iterable[Any], options: Mapping[str, Any])
     told = {name: fingerprint(v) for name, v in options.items() if name != "lr"}
     told |= {"guide": type(guide).__name__, "data": list(map(fingerprint, data))}
     return {**told, "lr": _fingerprint_rate(options["lr"])}
+
+
+def fingerprint_rows(tensors: Iterable[Tensor]) -> int:
+    """Tell rows from others, in any order: a sum of 64 bits, that adds up over parts of them."""
+    parts = [one.detach().cpu() for one in tensors]
+    total = 0
+    for chunk in zip(*(one.split(_AT_ONCE) for one in parts), strict=True):
+        rows = [t.reshape(len(t), -1).contiguous().view(torch.uint8).numpy() for t in chunk]
+        row_bytes = np.concatenate(rows, axis=1)
+        padded = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8)))
+        mixed = np.ones(len(padded), dtype=np.uint64)
+        for words in padded.view(np.uint64).T:
+            mixed = (mixed ^ words) * _MULTIPLIER
+            mixed ^= mixed >> _SHIFT
+        total += int(mixed.sum(dtype=np.uint64))
+    return total % 2**64
 
 
 def _fingerprint_rate(lr: Callable[[float], float]) -> float | list[Any]:

@@ -31,7 +31,7 @@ from pyro_bmr.training.compiled_steps import CompiledSteps
 from pyro_bmr.training.eager_steps import EagerSteps
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.feeds import Feed, Shard, read_feed
-from pyro_bmr.training.fingerprints import fingerprint, fingerprint_run
+from pyro_bmr.training.fingerprints import fingerprint, fingerprint_rows, fingerprint_run
 from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.options import Options, read_options
 from pyro_bmr.training.ranks import Ranks, read_ranks
@@ -120,9 +120,10 @@ def fit(
         Show a progress bar, if there is a terminal or a notebook.
     mesh : DeviceMesh, optional
         Of the processes that train together, of one dimension, from `torch.distributed`. Each calls
-        `fit` with rows of its own, ``batch_size`` is that of all, and the guide of each is left at
-        the same parameters, which begin as those of the first. Rank 0 writes the checkpoint, from
-        which any number of processes go on.
+        `fit` with rows of its own, which have to be independent given the latent sites;
+        ``batch_size`` is that of all, and the guide of each is left at the same parameters, which
+        begin as those of the first. Rank 0 writes the checkpoint, from which any number of
+        processes go on, with the same rows among them.
     noise : str
         With a mesh: each process draws its ``"own"`` weights, which varies less, or all draw the
         ``"same"`` ones, which trains as one process with all rows does.
@@ -137,7 +138,9 @@ def fit(
     ValueError
         If NaN or inf in the data reach the loss or its gradient; with batches, if the data differ
         in length, are not all arguments, or are fewer than a batch; if the model observes nothing,
-        if an option makes no sense, or if the checkpoint is damaged, or of another run.
+        if an option makes no sense, or if the checkpoint is damaged, or of another run. With
+        batches, if a prior depends on the rows of a batch; with a mesh, if F of all rows is not the
+        sum of what single rows add, or models differ between ranks.
     TypeError
         If model or guide are no programs, an option is of another kind, or the rows of a dataset
         are not counted, as those of an ``IterableDataset``.
@@ -188,7 +191,8 @@ def fit(
             check_linear(options.estimator)
     told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
     if ranks.are_many:
-        ranks.check_same("options", dict(fingerprint({**vars(options), "compile": compile})))
+        others = {"compile": compile, "noise": noise, "checkpoint": checkpoint is not None}
+        ranks.check_same("options", dict(fingerprint(vars(options) | others)))
     feed = read_feed(model, guide, args, kwargs, options.batch_size, ranks)
     keeper = _keeper(checkpoint, model, guide, feed, options, ranks)
     return run_training(model, guide, feed, options, keeper, ranks, **told)
@@ -245,7 +249,8 @@ def run_training(
         finally:
             steps.finish()
     if left:
-        keeper.keep(history, steps, parameters, (model, guide), last=True)
+        with ranks.together():
+            keeper.keep(history, steps, parameters, (model, guide), last=True)
     steps.verify()
     return history
 
@@ -274,8 +279,11 @@ def _keeper(
     with ranks.together():
         file = CheckpointFile(check_file(checkpoint), "fit")
         data = (*feed.batches.args, *feed.batches.kwargs.values(), *feed.facts)
-        # Other ranks, or as many as there are now, may have other rows.
-        facts = feed.facts if ranks.are_many else data
+        # Other ranks may have these rows, or another number of ranks.
+        rows = fingerprint_rows(feed.batches.tensors.values()) if ranks.are_many else 0
+    rows = sum(ranks.gather(rows)) % 2**64
+    with ranks.together():
+        facts = (*feed.facts, f"{rows:x}") if ranks.are_many else data
         run = fingerprint_run(guide, facts, vars(options))
         saved = file.read(TRAINING) if ranks.is_first else None
         if saved is not None:

@@ -167,7 +167,13 @@ def errors(ranks, folder):
             compiled_steps.compile_step = compile_step
 
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    kept = {"num_epochs": 2, "checkpoint": folder / "errors.fit"}
+    ranks.train(False, **kept)
     return {
+        "other rows": fails(ranks, lambda: ranks.train(False, data=(x, y.flip(0)), **kept)),
+        "one checkpoint": fails(
+            ranks, lambda: ranks.train(False, checkpoint=kept["checkpoint"] if here else None)
+        ),
         "NaN": fails(ranks, lambda: ranks.train(False, data=(x, bad))),
         "model": fails(ranks, lambda: ranks.train(False, program=failing)),
         "callback": fails(ranks, lambda: ranks.train(False, callback=callback)),

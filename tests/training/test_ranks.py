@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks as program
 
 import pyro_bmr as bmr
+from pyro_bmr.training.fingerprints import fingerprint_rows
 from pyro_bmr.training.ranks import Ranks
 
 SIZES = [1, 2, 4]
@@ -91,6 +92,8 @@ def test_ranks_are_the_same_to_the_last_bit(results, size):
 
 
 ERRORS = {
+    "other rows": ("ValueError", "rank 0 of 2: .*of another run"),
+    "one checkpoint": ("RuntimeError", "different options, checkpoint: False and True"),
     "NaN": ("ValueError", "rank 1 of 2: got 1 NaN or inf in argument 1"),
     "model": ("KeyError", "rank 1 of 2: 'no such row'"),
     "callback": ("OSError", "rank 1 of 2: disk full"),
@@ -138,6 +141,18 @@ def test_other_ranks_go_on_from_a_checkpoint(results):
     for rank in results[4]:
         assert rank["unhurt"]["began"] is None
         assert rank["unhurt"]["parameters"] == results[2][0]["unhurt"]["parameters"]
+
+
+def test_rows_are_told_from_others_in_any_order():
+    x, y = program.make_data()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    whole = fingerprint_rows([x, y])
+    halves = [
+        fingerprint_rows([x[order[part]], y[order[part]]]) for part in (slice(9), slice(9, 48))
+    ]
+    assert sum(halves) % 2**64 == whole
+    others = [x, y[order]], [x[order], y], [x, -y], [x[1:], y[1:]], [y, x], [x, y.double()]
+    assert whole not in {fingerprint_rows(other) for other in others}
 
 
 def test_seeds():
