@@ -104,6 +104,8 @@ def depends_on_rows(site: Any, other: Any) -> bool:
 
 def has_other_prior(site: Any, other: Any) -> bool:
     """Tell whether a value has another log density in another run."""
+    if follows_rows(site, other):
+        return True
     density, more = (s["fn"].log_prob(site["value"]) for s in (site, other))
     return not torch.allclose(density, more, rtol=_ROUNDING, equal_nan=True)
 

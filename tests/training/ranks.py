@@ -38,6 +38,12 @@ def model(x, y=None):
         pyro.sample("y", dist.Normal(x @ w, NOISE), obs=y)
 
 
+def scaled_to_all(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, PRIOR).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)), pyro.poutine.scale(scale=48 / len(x)):
+        pyro.sample("y", dist.Normal(x @ w, NOISE), obs=y)
+
+
 class Ranks:
     def __init__(self):
         self.size, self.rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -64,6 +70,7 @@ def same_noise(ranks, folder):
     return {
         "compiled": ranks.train(True, noise="same"),
         "eager": ranks.train(False, noise="same"),
+        "scaled": ranks.train(False, noise="same", program=scaled_to_all, num_epochs=20),
     }
 
 

@@ -58,7 +58,7 @@ def flatten(parameters):
     return torch.tensor([value for name in sorted(parameters) for value in parameters[name]])
 
 
-@pytest.mark.parametrize("steps", ["compiled", "eager"])
+@pytest.mark.parametrize("steps", ["compiled", "eager", "scaled"])
 @pytest.mark.parametrize("size", SIZES)
 def test_with_the_same_noise_any_number_does_what_one_does(results, steps, size):
     (one,) = results[1]
