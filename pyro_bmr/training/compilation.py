@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_bmr.graphs.operations import find_written, is_random
-from pyro_bmr.training.adam import AdamState
+from pyro_bmr.training.layouts import Layout
 
 aten = torch.ops.aten
 
@@ -107,40 +107,19 @@ class FixedNoise(TorchDispatchMode):
         return result if place is None else result.copy_(self._values[place].view(result.shape))
 
 
-def flatten_gradient(
-    gradient: Gradient, shapes: Sequence[torch.Size]
-) -> Callable[..., tuple[Tensor, ...]]:
-    """Make a function from a vector of all parameters to the gradient, such a vector, and the loss.
+def join_gradient(gradient: Gradient, layout: Layout) -> Callable[..., tuple[Tensor, ...]]:
+    """Make a function from the vectors of a layout to those of the gradient, and the loss.
 
     It also takes the noise, the constants and the batch.
     """
-    sizes = [shape.numel() for shape in shapes]
+    count = len(layout.vectors)
 
-    def differentiate(values: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        parts = zip(values.split(sizes), shapes, strict=True)
-        loss, *gradients = gradient.graph(*(part.view(shape) for part, shape in parts), *rest)
-        return torch.cat([part.reshape(-1) for part in gradients]), loss
+    def differentiate(*inputs: Tensor) -> tuple[Tensor, ...]:
+        parameters = layout.split(inputs[:count]).values()
+        loss, *gradients = gradient.graph(*parameters, *inputs[count:])
+        return *layout.join(dict(zip(layout.shapes, gradients, strict=True))), loss
 
     return differentiate
-
-
-def make_step(
-    differentiate: Callable[..., tuple[Tensor, ...]],
-    move: Callable[..., tuple[Tensor, ...]],
-    combine: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> Callable[..., tuple[Tensor, ...]]:
-    """Join a gradient and the update of the parameters to one function of tensors.
-
-    It takes the parts of an `AdamState`, the learning rate, and what the gradient takes beside the
-    parameters, and returns the parts of the next state and the loss.
-    """
-
-    def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-        state, lr, rest = AdamState(*inputs[:4]), inputs[4], inputs[5:]
-        total, loss = combine(*differentiate(state.values, *rest))
-        return *move(*state, total, lr), loss
-
-    return step
 
 
 def compile_step(

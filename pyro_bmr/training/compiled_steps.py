@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from itertools import islice
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, islice
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from pyro_bmr.display import warn
-from pyro_bmr.programs.dry_run import dry_run
-from pyro_bmr.training.adam import AdamState, update
-from pyro_bmr.training.compilation import (
-    FixedNoise,
-    Gradient,
-    NotStaticError,
-    compile_step,
-    flatten_gradient,
-    make_step,
-    trace_gradient,
-)
+from pyro_bmr.training.adam import AdamState
+from pyro_bmr.training.blocks import Block
+from pyro_bmr.training.compilation import NotStaticError
+from pyro_bmr.training.layouts import Layout
 from pyro_bmr.training.normal_source import NormalSource
 from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
+from pyro_bmr.training.step_checks import check_compiled, check_traced
+from pyro_bmr.training.step_functions import StepFunction, StepMaker
 from pyro_bmr.training.steps import Loss, Steps, blown_up
 
-_TOLERANCE = 1e-5
-# Of updates. A compiler rounds otherwise, and a ReLU that thereby opens moves gradients by more.
-_COMPILED_TOLERANCE = 1e-3
+# Steps that are looked at together, and numbers that a block of them holds.
 _STEPS, _NUMBERS = 64, 1 << 23
 
 
 class CompiledSteps(Steps):
-    """Compiled steps, with all parameters in one vector.
+    """Compiled steps, which change vectors of parameters in place.
 
-    A batch of another size than the first, the last one of an epoch, goes through a traced graph of
-    its own as it is: compiling that too would take longer than it saves.
+    The guide has the parameters of when the vectors were looked at last. A batch of another size
+    than the first, the last one of an epoch, goes through a traced graph of its own as it is:
+    compiling that too would take longer than it saves.
     """
 
     def __init__(
@@ -48,37 +41,47 @@ class CompiledSteps(Steps):
     ) -> None:
         self._loss = loss
         self._ranks = ranks
-        self._parameters = dict(parameters)
-        self._clip_norm = clip_norm
-        # A function without these steps, which would hold what they hold beyond their end.
-        self._move = partial(_move, clip_norm)
-        self._functions = {}
         with ranks.together():
             if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
                 msg = "its parameters have several dtypes or devices"
                 raise NotStaticError(msg)
-            values = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-            self._state, self._before = AdamState.start(values), values
+            self._layout = Layout.of(parameters)
+            self._maker = StepMaker(loss, parameters, self._layout, clip_norm, ranks)
+            self._own = self._maker.detached()
+            self._state = AdamState.like(self._layout.join(self._own))
+            self._views = self._layout.split(self._state.values)
             first, self._other, last = loss.feed.examples()
-            self._traced = gradient, _ = self._function(first)
-        self._check_traced()
+            self._first = self._maker.trace(first)
+        check_traced(self._maker, self._first, self._state, self._other)
         with ranks.together():
-            compiled = self._compile(first)
-        self._functions[loss.feed.count(first)] = gradient, compiled
-        self._check_compiled(gradient, compiled)
-        sizes = [self._function(cut)[0].noise_size for cut in (first, last)]
-        # The losses of a block of steps are looked at together, and its noise is kept until then.
+            compiled = self._maker.compile(self._first, self._state, first)
+        check_compiled(self._maker, compiled, self._state, self._other)
+        self._state.begin(self._layout.join(self._own))
+        with ranks.together():
+            is_odd = self._count(last) != self._count(first)
+            odd = self._maker.trace(last) if is_odd else compiled
+        columns = max(compiled.noise_size, odd.noise_size)
         held = sum(tensor.numel() for tensor in pytree.tree_leaves(first))
-        block = max(1, min(_STEPS, _NUMBERS // max(1, held, *sizes)))
-        self._block = min(ranks.gather(block))
-        self._noise = NormalSource(self._block, max(sizes), values)
+        most = min(_STEPS, max(1, _NUMBERS // max(1, held, columns)))
+        count = min(ranks.gather(_divide(loss.feed.steps - is_odd, most)))
+        self._noise = NormalSource(count, columns, self._state.values[0])
+        self._blocks = {self._count(last): self._make_block(odd, last, 1)}
+        self._blocks[self._count(first)] = self._make_block(compiled, first, count)
 
     @override
     def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
-        losses, ahead = [], zip(cuts, rates, strict=True)
-        while block := list(islice(ahead, self._block)):
-            losses.append(self._run_block(*zip(*block, strict=True)))
-            self.steps_done += len(block)
+        losses, ahead = [], iter(cuts)
+        # In one transfer, which a GPU would have to wait for.
+        left = self._state.values[0].new_tensor(rates)
+        while some := list(islice(ahead, _STEPS)):
+            try:
+                losses.append(self._take_steps(some, left))
+            except BaseException:
+                # An interrupt may come in the middle of a step.
+                torch._foreach_copy_(list(self._views.values()), list(self._own.values()))
+                raise
+            left = left[len(some) :]
+            self.steps_done += len(some)
         return torch.cat(losses)
 
     @override
@@ -86,15 +89,9 @@ class CompiledSteps(Steps):
         self._noise.renew()
 
     @override
-    @torch.no_grad()
-    def finish(self) -> None:
-        for name, value in self._split(self._state.values).items():
-            self._parameters[name].copy_(value)
-
-    @override
     def verify(self) -> None:
         try:
-            self._check_traced()
+            check_traced(self._maker, self._first, self._state, self._other)
         except NotStaticError as reason:
             warn(
                 f"the program changed while it was trained, which fit did not follow: {reason} "
@@ -103,11 +100,11 @@ class CompiledSteps(Steps):
 
     @override
     def pack(self) -> dict[str, Any]:
-        values, means, squares = (self._split(part) for part in self._state[:3])
+        means, squares = map(self._layout.split, (self._state.means, self._state.squares))
         steps = float(self._state.steps)
         rows = [
-            pack_parameter(name, values[name], means[name], squares[name], steps)
-            for name in self._parameters
+            pack_parameter(name, value, means[name], squares[name], steps)
+            for name, value in self._views.items()
         ]
         noise = self._noise.states()
         return {"parameters": rows, "steps_done": self.steps_done, "noise": noise}
@@ -116,162 +113,76 @@ class CompiledSteps(Steps):
     @torch.no_grad()
     def go_on_from(self, packed: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
         own = unpack_parameters(packed["parameters"], parameters)
-        values = torch.cat([p.detach().reshape(-1) for p in own.values()])
-        if values.shape != self._state.values.shape:
+        if len(own) != len(self._own):
             msg = (
                 "the checkpoint has parameters that came into being after the first step, which a "
                 "compiled program has not. Expected the same program and options; train with "
                 "compile=False"
             )
             raise ValueError(msg)
-        state = AdamState.start(values)
+        state = self._state
+        state.begin(self._layout.join(self._own))
         moved = list(moments(packed["parameters"], own))
         if len(moved) == len(own):
-            _, means, squares, steps = zip(*moved, strict=True)
-            mean, square = (torch.cat([t.reshape(-1) for t in one]) for one in (means, squares))
-            state = AdamState(values, mean, square, state.steps + max(steps))
-        self._state, self._before = state, values
+            _, *both, steps = zip(*moved, strict=True)
+            for vectors, saved in zip((state.means, state.squares), both, strict=True):
+                torch._foreach_copy_(list(self._layout.split(vectors).values()), list(saved))
+            state.steps.fill_(max(steps))
         self.steps_done = packed["steps_done"]
         self._noise.set_states(packed["noise"])
 
     @torch.no_grad()
-    def _run_block(self, cuts: Sequence[Any], rates: Sequence[float]) -> Tensor:
-        start = (self._before, self._state)
-        noise = self._noise.draw(len(cuts))
-        steps = list(zip(cuts, self._state.values.new_tensor(rates), noise, strict=True))
-        losses = [self._advance(*step) for step in steps]
-        finite = torch.stack(losses).isfinite()
-        if not finite.all():
-            self._before, self._state = start
-            bad = int(finite.to(torch.uint8).argmin())
-            for step in steps[:bad]:
-                self._advance(*step)
-            last_finite = self._state._replace(values=self._before)
-            culprits = blown_up(self._split(self._state.values))
-            self._advance(*steps[bad])
-            culprits = culprits or blown_up(self._split(self._state.values))
-            self._state = last_finite
-            raise self._fail(bad, culprits)
-        if not self._state.values.isfinite().all():
-            culprits = blown_up(self._split(self._state.values))
-            self._state = self._state._replace(values=self._before)
-            raise self._fail(len(steps) - 1, culprits)
-        return torch.stack(losses)
+    def _take_steps(self, cuts: Sequence[Any], rates: Tensor) -> Tensor:
+        """Take steps and look at what came of them: either the guide gets it, or all stops."""
+        found: list[Tensor] = []
+        for size, some in groupby(cuts, self._count):
+            block = self._find_block(size, cuts)
+            while few := list(islice(some, block.count)):
+                self._noise.draw(len(few))
+                found.append(block.run(few, rates[: len(few)]))
+                rates = rates[len(few) :]
+        losses = torch.cat(found)
+        extremes = [vector.norm(torch.inf) for vector in self._state.values]
+        if not torch.cat([losses, torch.stack(extremes)]).isfinite().all():
+            raise self._give_up(cuts, losses.isfinite().tolist())
+        torch._foreach_copy_(list(self._own.values()), list(self._views.values()))
+        return losses
 
-    def _advance(self, cut: Any, rate: Tensor, noise: Tensor) -> Tensor:
-        gradient, step = self._function(cut)
-        *state, loss = step(*self._inputs(gradient, self._state, rate, noise, cut))
-        self._before, self._state = self._state.values, AdamState(*state)
-        return loss
+    def _give_up(self, cuts: Sequence[Any], finite: Sequence[bool]) -> FloatingPointError:
+        bad = len(cuts) - 1 if all(finite) else finite.index(False)
+        culprits = blown_up(self._views)
+        if not culprits:
+            function = self._maker.trace(cuts[bad])
+            self._noise.draw(1)
+            inputs = self._maker.read(function.gradient, self._noise.numbers[0], cuts[bad])
+            told = self._ranks.average(function.differentiate(*self._state.values, *inputs))
+            culprits = blown_up(self._layout.split(told[:-1]))
+        return self._fail(bad, culprits)
 
-    def _function(self, cut: Any) -> tuple[Gradient, Callable[..., Any]]:
-        """Return the traced gradient and the step for a batch of this size."""
-        feed = self._loss.feed
-        size = feed.count(cut)
-        if size not in self._functions:
-            parameters = list(self._parameters.values())
-            gradient = trace_gradient(self._loss, parameters, feed.batch(feed.inputs(cut)))
-            differentiate = self._differentiate(gradient)
-            step = make_step(differentiate, self._move, self._ranks.average)
-            self._functions[size] = gradient, step
-        return self._functions[size]
+    def _find_block(self, size: int, cuts: Sequence[Any]) -> Block:
+        if size not in self._blocks:
+            cut = next(one for one in cuts if self._count(one) == size)
+            self._blocks[size] = self._make_block(self._maker.trace(cut), cut, 1)
+        return self._blocks[size]
 
-    def _differentiate(self, gradient: Gradient) -> Callable[..., tuple[Tensor, ...]]:
-        """Return a function of a cut in the place of its batch."""
-        whole = flatten_gradient(gradient, [p.shape for p in self._parameters.values()])
-        before_batch, feed = 2 + len(gradient.constants), self._loss.feed
+    @torch.no_grad()
+    def _make_block(self, function: StepFunction, cut: Any, count: int) -> Block:
+        def arrange(place: Tensor, rate: Tensor, noise: Tensor, cut: Any) -> list[Tensor]:
+            read = self._maker.read(function.gradient, noise, cut)
+            return [*self._state.tensors, place, rate, *read]
 
-        def differentiate(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return whole(*inputs[:before_batch], *feed.batch(inputs[before_batch:]))
+        block = Block(function.step, arrange, count, cut, self._noise.numbers)
+        if self._state.steps.is_cuda and not self._ranks.are_many:
+            # So nothing moves.
+            self._state.finite.fill_(False)
+            block.capture()
+            self._state.finite.fill_(True)
+        return block
 
-        return differentiate
-
-    def _compile(self, cut: Any) -> Callable[..., Any]:
-        """Compile the step as one; between ranks in two parts, which wait for no other rank."""
-        gradient, step = self._function(cut)
-        values = self._state.values
-        rate, noise = values.new_zeros(()), values.new_empty(gradient.noise_size)
-        inputs = self._inputs(gradient, self._state, rate, noise, cut)
-        if not self._ranks.are_many:
-            return compile_step(step, inputs)
-        differentiate = self._differentiate(gradient)
-        return make_step(
-            compile_step(differentiate, [values, *inputs[5:]]),
-            compile_step(self._move, [*self._state, torch.zeros_like(values), rate]),
-            self._ranks.average,
-        )
-
-    def _inputs(
-        self, gradient: Gradient, state: AdamState, rate: Tensor, noise: Tensor, cut: Any
-    ) -> list[Tensor]:
-        noise = noise[: gradient.noise_size]
-        return [*state, rate, noise, *gradient.constants, *self._loss.feed.inputs(cut)]
-
-    def _split(self, vector: Tensor) -> dict[str, Tensor]:
-        parts = vector.split([p.numel() for p in self._parameters.values()])
-        return {
-            name: part.view(p.shape)
-            for (name, p), part in zip(self._parameters.items(), parts, strict=True)
-        }
-
-    def _check_traced(self) -> None:
-        of_loss, of_update = self._compare(*self._traced)
-        if not (of_loss <= _TOLERANCE and of_update <= _TOLERANCE):
-            msg = (
-                f"the traced step differs from Pyro's by {of_loss:.1e} in the loss and "
-                f"{of_update:.1e} in the update, relatively. Does the program change between steps?"
-            )
-            raise NotStaticError(msg)
-
-    def _check_compiled(self, gradient: Gradient, compiled: Callable[..., Any]) -> None:
-        of_loss, of_update = self._compare(gradient, compiled)
-        # The loss is a sum over all elements, whose rounding depends on the order of summation.
-        values = self._state.values
-        rounding = torch.finfo(values.dtype).eps * len(values) ** 0.5
-        if not (of_loss <= max(_TOLERANCE, rounding) and of_update <= _COMPILED_TOLERANCE):
-            msg = (
-                f"the compiled step differs from the traced one by {of_loss:.1e} in the loss and "
-                f"{of_update:.1e} in the update, relatively, which rounding does not explain"
-            )
-            raise NotStaticError(msg)
-
-    def _compare(self, gradient: Gradient, step: Callable[..., Any]) -> tuple[float, float]:
-        """Compare a step with Pyro's, on another batch, with the same noise; relative errors."""
-        cut, feed = self._other, self._loss.feed
-        # So high that the update is most of what is compared.
-        rate = self._state.values.new_tensor(1e3)
-        with poutine.block(), dry_run(self._loss.model.model, self._loss.guide):
-            noise = torch.randn(gradient.noise_size, device="cpu").to(self._state.values)
-            torch.manual_seed(0)
-            with self._ranks.together(), FixedNoise(gradient, noise):
-                expected = self._loss(*feed.batch(feed.inputs(cut)))
-            parameters = list(self._parameters.values())
-            gradients = torch.autograd.grad(
-                expected, parameters, allow_unused=True, materialize_grads=True
-            )
-            total = torch.cat([part.reshape(-1) for part in gradients])
-            total, expected = self._ranks.average(total, expected)
-            # Of the size of the gradient, as after many steps: smaller ones would blow up rounding.
-            square = (0.5 + torch.rand_like(total)) * total.square().max()
-            state = self._state._replace(square=square, steps=self._state.steps + 3)
-            torch.manual_seed(0)
-            with torch.no_grad():
-                *after, loss = step(*self._inputs(gradient, state, rate, noise, cut))
-        expected_after = update(state, total, rate, self._clip_norm)
-        data = self._loss.batches.tensors.values()
-        most_rows = max((len(tensor) for tensor in data if tensor.dim()), default=1)
-        # Each row adds about a nat to the loss, and rows of either sign can add up to nothing.
-        of_loss = _relative_error(loss, expected.detach(), at_least=most_rows)
-        of_update = max(map(_relative_error, after[:3], expected_after[:3]))
-        # Of the rank with the largest ones, so that all go on in the same way.
-        found = torch.tensor(self._ranks.gather((of_loss, of_update)), device="cpu").amax(0)
-        return float(found[0]), float(found[1])
+    def _count(self, cut: Any) -> int:
+        return self._loss.feed.count(cut)
 
 
-def _move(clip_norm: float | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-    *state, total, rate = inputs
-    return tuple(update(AdamState(*state), total, rate, clip_norm))
-
-
-def _relative_error(values: Tensor, expected: Tensor, at_least: float = 1e-30) -> float:
-    return float((values - expected).abs().max() / expected.abs().max().clamp(min=at_least))
+def _divide(steps: int, most: int) -> int:
+    """Divide steps into blocks of one size, at most so large, with few left over."""
+    return steps // math.ceil(steps / most)

@@ -87,33 +87,27 @@ class EagerSteps(Steps):
         """Average gradients and loss over ranks; an error in one of them is that of all."""
         if not self._ranks.are_many:
             return loss
-        total, loss = self._ranks.average(self._flat_gradient(), loss)
+        *parts, loss = self._ranks.average([*self._gradients(), loss])
         if not loss.isfinite():
             self._ranks.raise_first(None)
-        sizes = [parameter.numel() for parameter in self._shared.values()]
-        for parameter, part in zip(self._shared.values(), total.split(sizes), strict=True):
-            parameter.grad = part.view(parameter.shape).to(parameter)
+        for parameter, part in zip(self._shared.values(), parts, strict=True):
+            parameter.grad = part
         return loss
 
     def _give_up(self, error: Exception) -> None:
         """Take part in what the other ranks wait for, and tell them of an error."""
         if self._ranks.are_many:
-            nothing = self._flat_gradient()
-            self._ranks.average(nothing, nothing.new_full((), torch.nan))
+            gradients = self._gradients()
+            self._ranks.average([*gradients, gradients[0].new_full((), torch.nan)])
             self._ranks.raise_first(error)
 
-    def _flat_gradient(self) -> Tensor:
-        gradients = (
+    def _gradients(self) -> list[Tensor]:
+        return [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self._shared.values()
-        )
-        return torch.cat([gradient.reshape(-1) for gradient in gradients])
+        ]
 
     @override
     def renew_noise(self) -> None:
-        pass
-
-    @override
-    def finish(self) -> None:
         pass
 
     @override

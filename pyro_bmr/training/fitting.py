@@ -232,22 +232,17 @@ def run_training(
         with ranks.together():
             keeper.go_on(steps, parameters, (model, guide))
         bar.update(task, description="training")
-        try:
-            while len(history) < num_epochs and not _has_stalled(history, patience):
-                begin = len(history) * feed.steps
-                rates = [options.lr((begin + i) / total) for i in range(feed.steps)]
-                cuts = _begin_epoch(feed, steps, ranks)
-                history.append(float(steps.run(cuts, rates).mean()))
-                bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
-                with ranks.together():
-                    keeper.keep(history, steps, parameters, (model, guide))
-                    if callback is not None or ranks.are_many:
-                        steps.finish()
-                    if callback is not None:
-                        callback(Epoch(len(history) - 1, history[-1], guide))
-                ranks.check_values(parameters)
-        finally:
-            steps.finish()
+        while len(history) < num_epochs and not _has_stalled(history, patience):
+            begin = len(history) * feed.steps
+            rates = [options.lr((begin + i) / total) for i in range(feed.steps)]
+            cuts = _begin_epoch(feed, steps, ranks)
+            history.append(float(steps.run(cuts, rates).mean()))
+            bar.update(task, advance=1, note=f"F = {history[-1]:.1f}")
+            with ranks.together():
+                keeper.keep(history, steps, parameters, (model, guide))
+                if callback is not None:
+                    callback(Epoch(len(history) - 1, history[-1], guide))
+            ranks.check_values(parameters)
     if left:
         with ranks.together():
             keeper.keep(history, steps, parameters, (model, guide), last=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from torch import Tensor
 _STREAMS = 4
 # Fewer are drawn faster than threads are woken.
 _THREADS_FROM = 1 << 18
+_MULTIPLE = 4
 
 
 class NormalSource:
@@ -21,7 +23,8 @@ class NormalSource:
     """
 
     def __init__(self, rows: int, columns: int, like: Tensor) -> None:
-        self._numbers = like.new_empty(rows, columns)
+        # Rows are aligned, as compiled code wants its inputs.
+        self.numbers = like.new_zeros(rows, math.ceil(columns / _MULTIPLE) * _MULTIPLE)
         count = _STREAMS if like.device.type == "cpu" else 1
         self._generators = [torch.Generator(like.device) for _ in range(count)]
         self._threads = ThreadPoolExecutor(count)
@@ -33,17 +36,17 @@ class NormalSource:
         for generator, seed in zip(self._generators, seeds, strict=False):
             generator.manual_seed(seed)
 
-    def draw(self, rows: int) -> Tensor:
-        """Draw a matrix of at most the source's rows, which overwrites the one before."""
-        numbers = self._numbers[:rows]
+    def draw(self, rows: int) -> None:
+        """Draw so many of the rows of ``numbers`` anew."""
+        numbers = self.numbers[:rows]
         parts = numbers.view(-1).tensor_split(len(self._generators))
 
         def fill(part: Tensor, generator: torch.Generator) -> None:
             part.normal_(generator=generator)
 
-        fill_all = self._threads.map if numbers.numel() > _THREADS_FROM else map
-        list(fill_all(fill, parts, self._generators))
-        return numbers
+        # On a GPU one thread does, whose stream is that of the caller.
+        many = numbers.numel() > _THREADS_FROM and len(parts) > 1
+        list((self._threads.map if many else map)(fill, parts, self._generators))
 
     def states(self) -> list[Tensor]:
         """Return where the source is."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -88,14 +89,16 @@ class Ranks:
         return self.gather(value if self.is_first else None)[0]  # type: ignore[return-value]
 
     @torch.no_grad()
-    def average(self, vector: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Average a vector and a number over the ranks."""
+    def average(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Average tensors of one device over the ranks, all in one message."""
         if not self.are_many:
-            return vector, number
-        both = torch.cat([vector, number.reshape(1).to(vector)])
-        distributed.all_reduce(both, group=self.group)
-        both /= self.size
-        return both[:-1], both[-1]
+            return tensors
+        dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+        whole = torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors])
+        distributed.all_reduce(whole, group=self.group)
+        whole /= self.size
+        parts = whole.split([tensor.numel() for tensor in tensors])
+        return [one.view(t.shape).to(t.dtype) for one, t in zip(parts, tensors, strict=True)]
 
     @torch.no_grad()
     def start(self, parameters: dict[str, Tensor]) -> None:

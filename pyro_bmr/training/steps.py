@@ -47,15 +47,14 @@ class Steps(ABC):
 
     @abstractmethod
     def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
-        """Take a step for each batch, and return the losses; cuts are those of a `Feed`."""
+        """Take a step for each batch, and return the losses; cuts are those of a `Feed`.
+
+        The guide is left with what came of them, or with what it was before if that is not finite.
+        """
 
     @abstractmethod
     def renew_noise(self) -> None:
         """Draw from where torch's generator is now on."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Leave the parameters in the guide."""
 
     @abstractmethod
     def verify(self) -> None:

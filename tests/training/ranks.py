@@ -17,7 +17,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 import pyro_bmr as bmr
-from pyro_bmr.training import compiled_steps, fitting, keeping
+from pyro_bmr.training import fitting, keeping, step_functions
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.rates import hold_and_fall
 
@@ -159,7 +159,7 @@ def errors(ranks, folder):
 
         ranks.train(True, program=program)
 
-    compile_step = compiled_steps.compile_step
+    compile_step = step_functions.compile_step
 
     def no_compiler(*args):
         if here:
@@ -167,11 +167,11 @@ def errors(ranks, folder):
         return compile_step(*args)
 
     def without_compiler():
-        compiled_steps.compile_step = no_compiler
+        step_functions.compile_step = no_compiler
         try:
             ranks.train(True)
         finally:
-            compiled_steps.compile_step = compile_step
+            step_functions.compile_step = compile_step
 
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
     kept = {"num_epochs": 2, "checkpoint": folder / "errors.fit"}

@@ -18,7 +18,7 @@ import pyro_bmr as bmr
 from conftest import DEVICES, Network
 from pyro_bmr.demo import Regression
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.training import compilation, compiled_steps, fitting, options
+from pyro_bmr.training import compilation, compiled_steps, fitting, options, step_functions
 
 X = torch.linspace(-1, 1, 90).reshape(30, 3).sin()
 Y = X @ torch.tensor([1.0, -2.0, 0.0]) + 0.3
@@ -446,33 +446,27 @@ def test_a_seed_fixes_the_result_whether_or_not_the_program_is_known(compiled, m
     assert len(compilation._COMPILED) == 1
 
 
-def off_by(relatively, make):
-    """Make steps whose parameters come out otherwise."""
+def off_by(relatively, step, values=0):
+    """Let the vector of parameters come out otherwise, which is the argument of this number."""
 
-    def changed(*args):
-        step = make(*args)
+    def run(*inputs):
+        step(*inputs)
+        inputs[values].add_(relatively * inputs[values].abs().max())
+        return ()
 
-        def run(*inputs):
-            values, *rest = step(*inputs)
-            return values + relatively * values.abs().max(), *rest
-
-        return run
-
-    return changed
+    return run
 
 
 @pytest.mark.parametrize(("relatively", "refused"), [(1e-4, False), (1e-2, True)])
 def test_a_compiler_may_round_otherwise(relatively, refused, compiled, recwarn, monkeypatch):
     """By as much as a ReLU that opens moves a gradient, but no more."""
-    monkeypatch.setattr(
-        compiled_steps, "compile_step", off_by(relatively, lambda step, _example: step)
-    )
+    monkeypatch.setattr(step_functions, "compile_step", lambda step, _: off_by(relatively, step))
     bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2)
     told = "without compiling.*compiled step differs from the traced one.*rounding"
     assert refused == any(re.search(told, str(w.message)) for w in recwarn.list)
 
 
 def test_a_traced_step_may_not(compiled, monkeypatch):
-    monkeypatch.setattr(compiled_steps, "make_step", off_by(1e-4, compiled_steps.make_step))
+    monkeypatch.setattr(step_functions, "_move", off_by(1e-4, step_functions._move, values=2))
     with pytest.warns(UserWarning, match="without compiling.*traced step differs from Pyro's"):
         bmr.fit(model, AutoNormal(model), X, Y, num_epochs=2)
