@@ -64,19 +64,24 @@ class Block:
     def capture(self) -> None:
         """Launch the steps as one from now on; they must move nothing while this is prepared."""
         try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self.take_steps(1)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.take_steps(self.count)
+            with torch.cuda.device(self._losses.device):
+                graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                # Libraries set themselves up for each stream when they are first called.
+                with torch.cuda.stream(stream):
+                    self.take_steps(1)
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    self.take_steps(self.count)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             warn(f"each step is launched by itself, which is slower: {reason}")
         else:
             self._replay = graph.replay
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether steps on this device can be launched as one."""
+    return device.type == "cuda"
 
 
 def _repeat(tensor: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from pyro_bmr.display import warn
 from pyro_bmr.training.adam import AdamState
-from pyro_bmr.training.blocks import Block
+from pyro_bmr.training.blocks import Block, can_capture
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.layouts import Layout
 from pyro_bmr.training.normal_source import NormalSource
@@ -22,7 +22,7 @@ from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.step_checks import check_compiled, check_traced
 from pyro_bmr.training.step_functions import StepFunction, StepMaker
-from pyro_bmr.training.steps import Loss, Steps, blown_up
+from pyro_bmr.training.steps import HUGE, Loss, Steps, blown_up
 
 # Steps that are looked at together, and numbers that a block of them holds.
 _STEPS, _NUMBERS = 64, 1 << 23
@@ -143,7 +143,7 @@ class CompiledSteps(Steps):
                 rates = rates[len(few) :]
         losses = torch.cat(found)
         extremes = [vector.norm(torch.inf) for vector in self._state.values]
-        if not torch.cat([losses, torch.stack(extremes)]).isfinite().all():
+        if not (losses.isfinite().all() & (torch.stack(extremes) < HUGE).all()):
             raise self._give_up(cuts, losses.isfinite().tolist())
         torch._foreach_copy_(list(self._own.values()), list(self._views.values()))
         return losses
@@ -157,7 +157,7 @@ class CompiledSteps(Steps):
             inputs = self._maker.read(function.gradient, self._noise.numbers[0], cuts[bad])
             told = self._ranks.average(function.differentiate(*self._state.values, *inputs))
             culprits = blown_up(self._layout.split(told[:-1]))
-        return self._fail(bad, culprits)
+        return self._fail(bad, culprits, f" that was looked at, after step {self.steps_done}")
 
     def _find_block(self, size: int, cuts: Sequence[Any]) -> Block:
         if size not in self._blocks:
@@ -172,7 +172,7 @@ class CompiledSteps(Steps):
             return [*self._state.tensors, place, rate, *read]
 
         block = Block(function.step, arrange, count, cut, self._noise.numbers)
-        if self._state.steps.is_cuda and not self._ranks.are_many:
+        if can_capture(self._state.steps.device) and not self._ranks.are_many:
             # So nothing moves.
             self._state.finite.fill_(False)
             block.capture()

@@ -102,9 +102,7 @@ class EagerSteps(Steps):
             self._ranks.raise_first(error)
 
     def _gradients(self) -> list[Tensor]:
-        return [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in self._shared.values()
-        ]
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._shared.values()]
 
     @override
     def renew_noise(self) -> None:

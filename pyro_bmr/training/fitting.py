@@ -34,6 +34,7 @@ from pyro_bmr.training.feeds import Feed, Shard, read_feed
 from pyro_bmr.training.fingerprints import fingerprint, fingerprint_rows, fingerprint_run
 from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.options import Options, read_options
+from pyro_bmr.training.precision import products
 from pyro_bmr.training.ranks import Ranks, read_ranks
 from pyro_bmr.training.shard_checks import check_linear, check_shards
 from pyro_bmr.training.steps import Loss, Steps
@@ -60,6 +61,7 @@ def fit(
     estimator: str | ELBO = "global",
     clip_norm: float | None = None,
     patience: int | None = None,
+    precision: str | None = None,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
     callback: Callback | None = None,
@@ -104,6 +106,10 @@ def fit(
         Longer gradients are shortened to this length.
     patience : int, optional
         Stop when F, averaged over so many epochs, is no lower than over as many epochs before.
+    precision : str, optional
+        Of products of float32 matrices, as of `torch.set_float32_matmul_precision`: ``"highest"``,
+        ``"high"`` (TensorFloat32, where a GPU has it) or ``"medium"`` (bfloat16). None leaves
+        torch's switches as they are; steps are checked at full precision whatever they say.
     checkpoint : str or Path, optional
         A file that is written after epochs, as often as costs no more than a hundredth of the time,
         and at the end. If it exists, the training goes on from there, and ends, bit for bit, as it
@@ -182,6 +188,7 @@ def fit(
             estimator=estimator,
             clip_norm=clip_norm,
             patience=patience,
+            precision=precision,
             seed=seed,
             callback=callback,
             compile=compile,
@@ -225,7 +232,8 @@ def run_training(
     total = num_epochs * feed.steps
     history = keeper.losses
     left = len(history) < num_epochs and not _has_stalled(history, patience)
-    with progress_bar("epochs", progress and ranks.is_first) as bar, ranks.own_noise(parameters):
+    noise, shown = ranks.own_noise(parameters), progress and ranks.is_first
+    with products(options.precision), noise, progress_bar("epochs", shown) as bar:
         task = bar.add_task("compiling", total=num_epochs, completed=len(history), note="")
         compile = compile and left and total >= _COMPILE_FROM
         steps = _make_steps(loss, parameters, options.clip_norm, ranks, compile)

@@ -9,6 +9,7 @@ from typing import Any
 from pyro.infer import ELBO
 
 from pyro_bmr.arguments.checks import (
+    check_choice,
     check_function,
     check_kind,
     check_switch,
@@ -19,6 +20,7 @@ from pyro_bmr.arguments.checks import (
     refuse,
 )
 from pyro_bmr.estimators.elbos import GlobalELBO, LocalELBO, MomentsELBO
+from pyro_bmr.training.precision import PRECISIONS
 from pyro_bmr.training.rates import Rate, read_rate
 
 ESTIMATORS: Mapping[str, Callable[[], ELBO]] = {
@@ -38,6 +40,7 @@ class Options:
     estimator: ELBO
     clip_norm: float | None
     patience: int | None
+    precision: str | None
     seed: int | None
 
 
@@ -49,6 +52,7 @@ def read_options(
     estimator: Any,
     clip_norm: Any,
     patience: Any,
+    precision: Any,
     seed: Any,
     callback: Any,
     compile: Any,
@@ -66,8 +70,15 @@ def read_options(
         estimator=_read_estimator(estimator),
         clip_norm=read_optional(clip_norm, read_positive, "clip_norm"),
         patience=read_optional(patience, read_count, "patience"),
+        precision=_read_precision(precision),
         seed=None if seed is None else read_seed(seed),
     )
+
+
+def _read_precision(precision: Any) -> str | None:
+    if precision is not None:
+        check_choice("precision", precision, PRECISIONS)
+    return precision
 
 
 def _read_estimator(estimator: Any) -> ELBO:

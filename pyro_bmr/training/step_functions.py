@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ class StepFunction:
     """
 
     gradient: Gradient
-    differentiate: Callable[..., Sequence[Tensor]]
+    differentiate: Callable[..., tuple[Tensor, ...]]
     step: Callable[..., Any]
 
     @property
@@ -89,7 +89,7 @@ class StepMaker:
         return partial(_move, self.clip_norm, 3 * len(self.layout.vectors) + 2)
 
     def _join(
-        self, differentiate: Callable[..., Sequence[Tensor]], move: Callable[..., Any]
+        self, differentiate: Callable[..., tuple[Tensor, ...]], move: Callable[..., Any]
     ) -> Callable[..., Any]:
         """Make a step of its parts, between which ranks average the gradient."""
         count, average = len(self.layout.vectors), self.ranks.average

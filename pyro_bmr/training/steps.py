@@ -15,7 +15,7 @@ from pyro_bmr.training.feeds import Feed
 from pyro_bmr.training.ranks import Ranks
 
 # Squares of larger parameters overflow in float32.
-_HUGE = 1e18
+HUGE = 1e18
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,18 @@ class Steps(ABC):
     def go_on_from(self, packed: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
         """Go to where other steps were, of any kind; what does not fit raises a ValueError."""
 
-    def _fail(self, step: int, culprits: Sequence[str]) -> FloatingPointError:
+    def _fail(self, step: int, culprits: Sequence[str], known: str = "") -> FloatingPointError:
         blown = f"{list(culprits)} blew up" if culprits else "no parameter is out of range"
         missing = self._loss.batches.describe_missing()
         found = f"; there are {missing}, which the model has to mask" if missing else ""
         return FloatingPointError(
             "the loss or its gradient became NaN or infinite at step "
-            f"{self.steps_done + step}; {blown}. The guide was left in its last finite state. "
-            "Expected finite losses: try a smaller lr, clip_norm=, a smaller init_scale of the "
-            f"guide, or look for extreme values in the data{found}"
+            f"{self.steps_done + step}; {blown}. The guide was left in its last finite state"
+            f"{known}. Expected finite losses: try a smaller lr, clip_norm=, a smaller init_scale "
+            f"of the guide, or look for extreme values in the data{found}"
         )
 
 
 def blown_up(tensors: Mapping[str, Tensor]) -> list[str]:
     """Name the tensors that are not finite, or too large to square."""
-    return [name for name, tensor in tensors.items() if not (tensor.abs() < _HUGE).all()]
+    return [name for name, tensor in tensors.items() if not (tensor.abs() < HUGE).all()]
