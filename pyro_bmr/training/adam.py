@@ -16,9 +16,9 @@ class AdamState:
     ``finite`` says whether all losses so far were; after one that was not, no step moves anything.
     """
 
-    values: Sequence[Tensor]
-    means: Sequence[Tensor]
-    squares: Sequence[Tensor]
+    values: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
     steps: Tensor
     finite: Tensor
 
@@ -35,7 +35,7 @@ class AdamState:
         """Return the state of these ``tensors``."""
         *vectors, steps, finite = tensors
         count = len(vectors) // 3
-        values, means, squares = (vectors[i : i + count] for i in range(0, 3 * count, count))
+        values, means, squares = (list(vectors[i : i + count]) for i in range(0, 3 * count, count))
         return cls(values, means, squares, steps, finite)
 
     @property

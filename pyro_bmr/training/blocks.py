@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_bmr.display import warn
+from pyro_bmr.training.feeds import Cut
 
 # Compiled code takes tensors for aligned to so many bytes.
 _ALIGNED = 16
 
 # Makes the inputs of a step from the place of its loss, its rate, its noise and its batch.
-Arrange = Callable[[Tensor, Tensor, Tensor, Any], Sequence[Tensor]]
+Arrange = Callable[[Tensor, Tensor, Tensor, Cut], Sequence[Tensor]]
 
 
 class Block:
@@ -27,27 +27,24 @@ class Block:
     """
 
     def __init__(
-        self, step: Callable[..., Any], arrange: Arrange, count: int, cut: Any, noise: Tensor
+        self, step: Callable[..., Any], arrange: Arrange, count: int, cut: Cut, noise: Tensor
     ) -> None:
         self._step = step
         self.count = count
         self._rates, self._losses = (_repeat(noise.new_zeros(()), count) for _ in range(2))
-        leaves, structure = pytree.tree_flatten(cut)
-        self._cuts = [_repeat(leaf, count) for leaf in leaves]
-        cuts = [pytree.tree_unflatten(one, structure) for one in zip(*self._cuts, strict=True)]
+        self._cuts = [_repeat(tensor, count).unbind() for tensor in cut]
+        cuts = zip(*self._cuts, strict=True)
         slots = zip(self._losses, self._rates, noise[:count], cuts, strict=True)
         self._inputs = [arrange(*slot) for slot in slots]
         self._replay: Callable[[], Any] | None = None
 
     @torch.no_grad()
-    def run(self, cuts: Sequence[Any], rates: Tensor) -> Tensor:
+    def run(self, cuts: Sequence[Cut], rates: Tensor) -> Tensor:
         """Take a step for each of some batches, with the noise that is there."""
         count = len(cuts)
         self._rates[:count] = rates
-        for places, leaves in zip(
-            self._cuts, zip(*map(pytree.tree_leaves, cuts), strict=True), strict=True
-        ):
-            torch._foreach_copy_(list(places[:count].unbind()), list(leaves))
+        for places, tensors in zip(self._cuts, zip(*cuts, strict=True), strict=True):
+            torch._foreach_copy_(places[:count], tensors)
         if self._replay is not None and count == self.count:
             self._replay()
         else:

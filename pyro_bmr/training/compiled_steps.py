@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from pyro_bmr.display import warn
 from pyro_bmr.training.adam import AdamState
 from pyro_bmr.training.blocks import Block, can_capture
 from pyro_bmr.training.compilation import NotStaticError
+from pyro_bmr.training.feeds import Cut
 from pyro_bmr.training.layouts import Layout
 from pyro_bmr.training.normal_source import NormalSource
 from pyro_bmr.training.ranks import Ranks
@@ -50,6 +50,7 @@ class CompiledSteps(Steps):
             self._own = self._maker.detached()
             self._state = AdamState.like(self._layout.join(self._own))
             self._views = self._layout.split(self._state.values)
+            self._places, self._moved = list(self._own.values()), list(self._views.values())
             first, self._other, last = loss.feed.examples()
             self._first = self._maker.trace(first)
         check_traced(self._maker, self._first, self._state, self._other)
@@ -58,18 +59,18 @@ class CompiledSteps(Steps):
         check_compiled(self._maker, compiled, self._state, self._other)
         self._state.begin(self._layout.join(self._own))
         with ranks.together():
-            is_odd = self._count(last) != self._count(first)
+            is_odd = _count(last) != _count(first)
             odd = self._maker.trace(last) if is_odd else compiled
         columns = max(compiled.noise_size, odd.noise_size)
-        held = sum(tensor.numel() for tensor in pytree.tree_leaves(first))
+        held = sum(tensor.numel() for tensor in first)
         most = min(_STEPS, max(1, _NUMBERS // max(1, held, columns)))
         count = min(ranks.gather(_divide(loss.feed.steps - is_odd, most)))
         self._noise = NormalSource(count, columns, self._state.values[0])
-        self._blocks = {self._count(last): self._make_block(odd, last, 1)}
-        self._blocks[self._count(first)] = self._make_block(compiled, first, count)
+        self._blocks = {_count(last): self._make_block(odd, last, 1)}
+        self._blocks[_count(first)] = self._make_block(compiled, first, count)
 
     @override
-    def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
+    def run(self, cuts: Iterable[Cut], rates: Sequence[float]) -> Tensor:
         losses, ahead = [], iter(cuts)
         # In one transfer, which a GPU would have to wait for.
         left = self._state.values[0].new_tensor(rates)
@@ -78,7 +79,7 @@ class CompiledSteps(Steps):
                 losses.append(self._take_steps(some, left))
             except BaseException:
                 # An interrupt may come in the middle of a step.
-                torch._foreach_copy_(list(self._views.values()), list(self._own.values()))
+                torch._foreach_copy_(self._moved, self._places)
                 raise
             left = left[len(some) :]
             self.steps_done += len(some)
@@ -132,23 +133,23 @@ class CompiledSteps(Steps):
         self._noise.set_states(packed["noise"])
 
     @torch.no_grad()
-    def _take_steps(self, cuts: Sequence[Any], rates: Tensor) -> Tensor:
+    def _take_steps(self, cuts: Sequence[Cut], rates: Tensor) -> Tensor:
         """Take steps and look at what came of them: either the guide gets it, or all stops."""
         found: list[Tensor] = []
-        for size, some in groupby(cuts, self._count):
+        for size, some in groupby(cuts, _count):
             block = self._find_block(size, cuts)
             while few := list(islice(some, block.count)):
                 self._noise.draw(len(few))
                 found.append(block.run(few, rates[: len(few)]))
                 rates = rates[len(few) :]
         losses = torch.cat(found)
-        extremes = [vector.norm(torch.inf) for vector in self._state.values]
-        if not (losses.isfinite().all() & (torch.stack(extremes) < HUGE).all()):
+        extremes = torch._foreach_norm(self._state.values, torch.inf)
+        if not (self._state.finite & (torch.stack(extremes) < HUGE).all()):
             raise self._give_up(cuts, losses.isfinite().tolist())
-        torch._foreach_copy_(list(self._own.values()), list(self._views.values()))
+        torch._foreach_copy_(self._places, self._moved)
         return losses
 
-    def _give_up(self, cuts: Sequence[Any], finite: Sequence[bool]) -> FloatingPointError:
+    def _give_up(self, cuts: Sequence[Cut], finite: Sequence[bool]) -> FloatingPointError:
         bad = len(cuts) - 1 if all(finite) else finite.index(False)
         culprits = blown_up(self._views)
         if not culprits:
@@ -159,15 +160,15 @@ class CompiledSteps(Steps):
             culprits = blown_up(self._layout.split(told[:-1]))
         return self._fail(bad, culprits, f" that was looked at, after step {self.steps_done}")
 
-    def _find_block(self, size: int, cuts: Sequence[Any]) -> Block:
+    def _find_block(self, size: int, cuts: Sequence[Cut]) -> Block:
         if size not in self._blocks:
-            cut = next(one for one in cuts if self._count(one) == size)
+            cut = next(one for one in cuts if _count(one) == size)
             self._blocks[size] = self._make_block(self._maker.trace(cut), cut, 1)
         return self._blocks[size]
 
     @torch.no_grad()
-    def _make_block(self, function: StepFunction, cut: Any, count: int) -> Block:
-        def arrange(place: Tensor, rate: Tensor, noise: Tensor, cut: Any) -> list[Tensor]:
+    def _make_block(self, function: StepFunction, cut: Cut, count: int) -> Block:
+        def arrange(place: Tensor, rate: Tensor, noise: Tensor, cut: Cut) -> list[Tensor]:
             read = self._maker.read(function.gradient, noise, cut)
             return [*self._state.tensors, place, rate, *read]
 
@@ -179,8 +180,10 @@ class CompiledSteps(Steps):
             self._state.finite.fill_(True)
         return block
 
-    def _count(self, cut: Any) -> int:
-        return self._loss.feed.count(cut)
+
+def _count(cut: Cut) -> int:
+    """How many rows a batch has."""
+    return len(cut[0])
 
 
 def _divide(steps: int, most: int) -> int:

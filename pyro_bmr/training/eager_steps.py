@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
+from pyro_bmr.training.feeds import Cut
 from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.steps import Loss, Steps, blown_up
@@ -36,7 +37,7 @@ class EagerSteps(Steps):
         self._adam: torch.optim.Adam | None = None
 
     @override
-    def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
+    def run(self, cuts: Iterable[Cut], rates: Sequence[float]) -> Tensor:
         losses = []
         for step, (cut, rate) in enumerate(zip(cuts, rates, strict=True)):
             try:
@@ -62,7 +63,7 @@ class EagerSteps(Steps):
         self.steps_done += len(losses)
         return torch.stack(losses)
 
-    def _differentiate(self, cut: Any, rate: float, step: int) -> tuple[Tensor, torch.optim.Adam]:
+    def _differentiate(self, cut: Cut, rate: float, step: int) -> tuple[Tensor, torch.optim.Adam]:
         """Leave the gradients at the parameters, and return the loss."""
         feed = self._loss.feed
         batch = feed.batch(feed.inputs(cut))

@@ -54,8 +54,12 @@ def _read_shard(batches: Batches, batch_size: int | None, ranks: Ranks) -> Shard
     return Shard(replace(batches, batch_size=-(-batches.size // steps)), steps, rows)
 
 
+# The first of them has a row for each of the batch.
+Cut = tuple[Tensor, ...]
+
+
 class Feed(ABC):
-    """The batches of each epoch; a ``cut`` is what a step is given to make its batch of."""
+    """The batches of each epoch; a ``cut`` are the tensors that a step makes its batch of."""
 
     batches: Batches
     # The generators of its own that it shuffles with, and what tells it from others.
@@ -70,19 +74,15 @@ class Feed(ABC):
         """How many batches an epoch has."""
 
     @abstractmethod
-    def epoch(self) -> Iterable[Any]:
+    def epoch(self) -> Iterable[Cut]:
         """Cut all rows into batches, in another order each time."""
 
     @abstractmethod
-    def examples(self) -> tuple[Any, Any, Any]:
+    def examples(self) -> tuple[Cut, Cut, Cut]:
         """Return a first cut, another one of its size, and one of the last batch's size."""
 
     @abstractmethod
-    def count(self, cut: Any) -> int:
-        """How many rows a cut has."""
-
-    @abstractmethod
-    def inputs(self, cut: Any) -> tuple[Tensor, ...]:
+    def inputs(self, cut: Cut) -> Cut:
         """Return the tensors that a step takes for a cut."""
 
     @abstractmethod
@@ -104,25 +104,21 @@ class Rows(Feed):
         return -(-self.batches.size // (self.batches.batch_size or 1))
 
     @override
-    def epoch(self) -> Iterable[Tensor]:
+    def epoch(self) -> Iterable[Cut]:
         size = self.batches.size
         order = torch.randperm(size, device="cpu").to(self._device)
-        return order.split(self.batches.batch_size or size)
+        return zip(order.split(self.batches.batch_size or size), strict=True)
 
     @override
-    def examples(self) -> tuple[Tensor, Tensor, Tensor]:
+    def examples(self) -> tuple[Cut, Cut, Cut]:
         rows = self._all()
         first = rows[: self.batches.batch_size]
         other = rows.flip(0)[: self.batches.batch_size]
-        return first, other, first[: len(rows) % len(first) or len(first)]
+        return (first,), (other,), (first[: len(rows) % len(first) or len(first)],)
 
     @override
-    def count(self, cut: Tensor) -> int:
-        return len(cut)
-
-    @override
-    def inputs(self, cut: Tensor) -> tuple[Tensor, ...]:
-        return cut, *self._tensors
+    def inputs(self, cut: Cut) -> Cut:
+        return *cut, *self._tensors
 
     @override
     def batch(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -152,14 +148,14 @@ class Shard(Rows):
         return self._steps
 
     @override
-    def epoch(self) -> Iterable[Tensor]:
+    def epoch(self) -> Iterable[Cut]:
         order = torch.randperm(self.batches.size, generator=self.generator, device="cpu")
         size = self.batches.batch_size or len(order)
         filled = order[torch.arange(self.steps * size, device="cpu") % len(order)]
-        return filled.to(self._device).split(size)
+        return zip(filled.to(self._device).split(size), strict=True)
 
     @override
-    def examples(self) -> tuple[Tensor, Tensor, Tensor]:
+    def examples(self) -> tuple[Cut, Cut, Cut]:
         first, other, _ = super().examples()
         return first, other, first
 
@@ -178,21 +174,17 @@ class Loaded(Feed):
         return len(self.stream)
 
     @override
-    def epoch(self) -> Iterable[tuple[Tensor, ...]]:
+    def epoch(self) -> Iterable[Cut]:
         return self.stream.epoch()
 
     @override
-    def examples(self) -> tuple[Any, Any, Any]:
+    def examples(self) -> tuple[Cut, Cut, Cut]:
         size, take = self.batches.batch_size or 1, self.batches.take
         last = slice(self.batches.size % size or size)
         return take(slice(size)), take(slice(-size, None)), take(last)
 
     @override
-    def count(self, cut: tuple[Tensor, ...]) -> int:
-        return len(cut[0])
-
-    @override
-    def inputs(self, cut: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def inputs(self, cut: Cut) -> Cut:
         return cut
 
     @override

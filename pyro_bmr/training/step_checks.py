@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -12,6 +11,7 @@ from torch import Tensor
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.training.adam import AdamState, shorten, update
 from pyro_bmr.training.compilation import FixedNoise, NotStaticError
+from pyro_bmr.training.feeds import Cut
 from pyro_bmr.training.precision import full_precision
 from pyro_bmr.training.step_functions import StepFunction, StepMaker
 
@@ -23,7 +23,7 @@ _RATE = 1e3
 _STEPS = 3
 
 
-def check_traced(maker: StepMaker, traced: StepFunction, state: AdamState, cut: Any) -> None:
+def check_traced(maker: StepMaker, traced: StepFunction, state: AdamState, cut: Cut) -> None:
     """Raise a `NotStaticError` if a step is not Pyro's; what is in the state is lost."""
     of_loss, of_update = _compare(maker, traced, state, cut)
     if not (of_loss <= _TOLERANCE and of_update <= _TOLERANCE):
@@ -34,7 +34,7 @@ def check_traced(maker: StepMaker, traced: StepFunction, state: AdamState, cut: 
         raise NotStaticError(msg)
 
 
-def check_compiled(maker: StepMaker, compiled: StepFunction, state: AdamState, cut: Any) -> None:
+def check_compiled(maker: StepMaker, compiled: StepFunction, state: AdamState, cut: Cut) -> None:
     """Raise a `NotStaticError` if rounding does not explain how a step differs from Pyro's."""
     of_loss, of_update = _compare(maker, compiled, state, cut)
     # The loss is a sum over all elements, whose rounding depends on the order of summation.
@@ -49,7 +49,7 @@ def check_compiled(maker: StepMaker, compiled: StepFunction, state: AdamState, c
 
 
 def _compare(
-    maker: StepMaker, function: StepFunction, state: AdamState, cut: Any
+    maker: StepMaker, function: StepFunction, state: AdamState, cut: Cut
 ) -> tuple[float, float]:
     """Compare a step with Pyro's, with the same noise; relative errors of loss and update."""
     loss, feed = maker.loss, maker.loss.feed

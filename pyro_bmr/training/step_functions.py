@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_bmr.training.adam import AdamState, advance
 from pyro_bmr.training.compilation import Gradient, compile_step, join_gradient, trace_gradient
+from pyro_bmr.training.feeds import Cut
 from pyro_bmr.training.layouts import Layout
 from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.steps import Loss
@@ -46,7 +47,7 @@ class StepMaker:
     clip_norm: float | None
     ranks: Ranks
 
-    def trace(self, cut: Any) -> StepFunction:
+    def trace(self, cut: Cut) -> StepFunction:
         """Trace a step for batches of the size of this one."""
         feed = self.loss.feed
         batch = feed.batch(feed.inputs(cut))
@@ -59,7 +60,7 @@ class StepMaker:
 
         return StepFunction(gradient, differentiate, self._join(differentiate, self._move))
 
-    def compile(self, traced: StepFunction, state: AdamState, cut: Any) -> StepFunction:
+    def compile(self, traced: StepFunction, state: AdamState, cut: Cut) -> StepFunction:
         """Compile a step as one; between ranks in two parts, which wait for no other rank.
 
         What is in the state is lost.
@@ -74,7 +75,7 @@ class StepMaker:
         move = compile_step(self._move, [*before, *gradient])
         return StepFunction(traced.gradient, differentiate, self._join(differentiate, move))
 
-    def read(self, gradient: Gradient, noise: Tensor, cut: Any) -> list[Tensor]:
+    def read(self, gradient: Gradient, noise: Tensor, cut: Cut) -> list[Tensor]:
         """Return what a step takes beside the state, a place for the loss, and the rate."""
         noise = noise[: gradient.noise_size]
         return [noise, *gradient.constants, *self.loss.feed.inputs(cut)]

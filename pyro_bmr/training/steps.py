@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.training.feeds import Feed
+from pyro_bmr.training.feeds import Cut, Feed
 from pyro_bmr.training.ranks import Ranks
 
 # Squares of larger parameters overflow in float32.
@@ -46,7 +46,7 @@ class Steps(ABC):
     _ranks: Ranks
 
     @abstractmethod
-    def run(self, cuts: Iterable[Any], rates: Sequence[float]) -> Tensor:
+    def run(self, cuts: Iterable[Cut], rates: Sequence[float]) -> Tensor:
         """Take a step for each batch, and return the losses; cuts are those of a `Feed`.
 
         The guide is left with what came of them, or with what it was before if that is not finite.
