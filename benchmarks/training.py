@@ -74,12 +74,16 @@ class Network:
         return self.rows // self.batch_size
 
     def data(self) -> tuple[Tensor, Tensor]:
-        """Return random inputs and targets."""
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(self.rows, self.widths[0], generator=generator)
-        if self.widths[-1] == 1:
-            return x, torch.randn(self.rows, generator=generator)
-        return x, torch.randint(self.widths[-1], (self.rows,), generator=generator)
+        """Return random inputs and targets, on torch's default device."""
+        device = torch.get_default_device()
+        with torch.device("cpu"):
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(self.rows, self.widths[0], generator=generator)
+            if self.widths[-1] == 1:
+                y = torch.randn(self.rows, generator=generator)
+            else:
+                y = torch.randint(self.widths[-1], (self.rows,), generator=generator)
+        return x.to(device), y.to(device)
 
     def model(self, language: Any, dist: Any, scale: Any, relu: Any) -> Callable[..., None]:
         """Return the model in Pyro or in NumPyro, which spell it alike."""
@@ -207,13 +211,13 @@ def numpyro_epoch(network: Network) -> Callable[[], None]:
     import numpyro
     from numpyro.infer import SVI, Trace_ELBO, autoguide, init_to_uniform
 
-    x, y = (jax.numpy.array(values.numpy()) for values in network.data())
+    x, y = (jax.numpy.array(values.numpy(force=True)) for values in network.data())
     model = network.model(numpyro, numpyro.distributions, numpyro.handlers.scale, jax.nn.relu)
     guide = autoguide.AutoNormal(model, init_loc_fn=init_to_uniform(radius=0.1))
     svi = SVI(model, guide, numpyro.optim.Adam(network.lr), Trace_ELBO())
     state = svi.init(jax.random.PRNGKey(0), x[: network.batch_size], y[: network.batch_size])
     orders = [torch.randperm(network.rows).view(-1, network.batch_size) for _ in range(10)]
-    shuffles = cycle([jax.numpy.array(order.int().numpy()) for order in orders])
+    shuffles = cycle([jax.numpy.array(order.int().numpy(force=True)) for order in orders])
 
     @jax.jit
     def scan(state: Any, shuffle: Any) -> Any:
