@@ -3,18 +3,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz notebooks lint style types imports docs benchmark clean
+.PHONY: demo test test-all fuzz notebooks lint style types imports docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pyro_bmr demo
 
 # Compiling in the process itself: workers that each import torch cost more than they bring.
+PYTEST := OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest
+AT_ONCE := -n auto --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) $(AT_ONCE) -m "not rare"
+
+# Also what is slow and rarely fails alone; before a release.
+test-all: $(VENV)/installed
+	$(PYTEST) $(AT_ONCE)
 
 # 56 times as many cases as `make test` tries of them; Pyro itself refuses one in ten of the models.
 fuzz: $(VENV)/installed
-	FUZZ=56 OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest tests/fuzz
+	FUZZ=56 $(PYTEST) tests/fuzz
 
 # Executes them in place, so that what they show comes from this command.
 notebooks: $(VENV)/installed

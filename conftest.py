@@ -3,6 +3,34 @@
 import pyro
 import pytest
 
+# By time: none of these files shall begin when the other workers are nearly done.
+LONGEST = (
+    "test_ranks.py",
+    "test_pruning.py",
+    "test_training.py",
+    "test_network_experiments.py",
+    "test_export.py",
+    "test_compaction.py",
+    "test_notebooks.py",
+    "test_docs.py",
+    "test_estimators.py",
+    "test_what_svi_takes.py",
+    "test_checkpoints.py",
+    "test_numpyro.py",
+    "test_guide_programs.py",
+    "test_models.py",
+    "test_horseshoe.py",
+    "test_saving.py",
+    "test_guides.py",
+    "test_hierarchical.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(autouse=True)
 def fresh_pyro():

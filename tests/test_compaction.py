@@ -154,17 +154,20 @@ def assert_same(model, guide, compaction, args, tolerance=1e-6):
             assert (expected - found).abs().max() <= tolerance * expected.abs().max()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["module_mlp", "functional_gru", "gru_cell", "lenet", "residual_cnn", "residual_cnn_with_norms",
-     "vit"],
-)  # fmt: skip
-def test_compacted_equals_masked(name, prepared_once):
+MASKS = {
+    **dict.fromkeys(("module_mlp", "functional_gru", "lenet"), 200),
+    **dict.fromkeys(("gru_cell", "residual_cnn", "residual_cnn_with_norms", "vit"), 20),
+}
+MANY = [pytest.param(name, 200, marks=pytest.mark.rare) for name in list(MASKS)[-2:]]
+
+
+@pytest.mark.parametrize(("name", "examples"), [*MASKS.items(), *MANY])
+def test_compacted_equals_masked(name, examples, prepared_once):
     network, factors, structure = prepared_once(name)
     sizes = set()
 
     @settings(
-        max_examples=200 if name not in {"gru_cell", "residual_cnn"} else 20,
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         database=None,

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ROOT / "benchmarks" / "networks"
-SLICE = ["--networks", "lenet-300-100", "--seeds", "0", "--rounds", "1", "--epochs", "0.1"]
+SLICE = ["--networks", "lenet-300-100", "--seeds", "0", "--rounds", "1"]
+SLICE += ["--epochs", "0.1", "--draws", "10"]
 MEASURED = ["seconds", "predictive_ms", "dense_predictive_ms"]
 
 
@@ -72,7 +73,8 @@ def test_a_slice_runs(data, whole):
 
 
 @pytest.mark.parametrize(
-    ("method", "trained"), [("bmr", "round-0.seconds"), ("magnitude", "round-1.pt")]
+    ("method", "trained"),
+    [pytest.param("bmr", "round-0.seconds", marks=pytest.mark.rare), ("magnitude", "round-1.pt")],
 )
 def test_a_killed_run_goes_on(data, tmp_path, whole, method, trained):
     run = start(data, tmp_path, method)

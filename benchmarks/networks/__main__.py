@@ -111,8 +111,10 @@ def _options() -> argparse.Namespace:
     add("--epochs", type=float, default=1.0, help="part of the epochs, for a try; needs --output")
     add("--rows", type=int, help="of the data, so many, for a try; needs --output")
     add("--rounds", type=int, help="so many, for a try; needs --output")
+    add("--draws", type=int, help="of the weights, so many, for a try; needs --output")
     options = parser.parse_args()
-    if (options.epochs != 1 or options.rows or options.rounds) and options.output == RESULTS:
+    a_try = options.epochs != 1 or options.rows or options.rounds or options.draws
+    if a_try and options.output == RESULTS:
         parser.error("this is for a try. Expected --output, another file than that of the docs")
     return options
 
@@ -125,6 +127,7 @@ def _take_part(problem: Problem, options: argparse.Namespace) -> Problem:
     return replace(
         problem,
         schedule=replace(schedule, first=first, rounds=tuple(rounds)),
+        draws=options.draws or problem.draws,
         **{name: getattr(problem, name)[rows] for name in ("x", "y", "x_test", "y_test")},
         strange={name: images[rows] for name, images in problem.strange.items()},
     )

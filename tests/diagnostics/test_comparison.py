@@ -60,7 +60,7 @@ def line():
     result = bmr.reduce(guide, select=bmr.top_k(1))
     pairs = {"full": (line.model, guide), "reduced": result}
     random = torch.get_rng_state()
-    comparison = bmr.compare(pairs, line.x, line.y, num_samples=2000, test=test)
+    comparison = bmr.compare(pairs, line.x, line.y, num_samples=1000, test=test)
     assert torch.equal(torch.get_rng_state(), random)
     return line, test, result, comparison
 

@@ -63,6 +63,7 @@ def test_finds_the_exact_mean_field_posterior(estimator, compile, compiled, recw
     torch.testing.assert_close(scales, scale, rtol=0.3, atol=0)
 
 
+@pytest.mark.rare
 def test_agrees_with_svi_over_five_seeds(compiled):
     """The same settings by fit and by Pyro's loop end at the same F within seed noise."""
     x = torch.randn(64, 4)
