@@ -11,9 +11,15 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+# The other notebooks call what these, the pages of the documentation or other tests call too.
+OFTEN = {"arviz_for_svi", "group_study", "own_model", "quickstart"}
+MARKED = [
+    pytest.param(path, id=path.stem, marks=[] if path.stem in OFTEN else pytest.mark.rare)
+    for path in NOTEBOOKS
+]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MARKED)
 def test_every_cell_of_a_notebook(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pyro.clear_param_store()

@@ -27,6 +27,7 @@ def test_the_true_coefficients_stay_and_most_others_go(centred, seed):
     assert result.delta_f < 0
 
 
+@pytest.mark.rare
 def test_a_dense_guide_drops_at_least_90_of_95():
     x, y, coefficients = horseshoe.make_data(2)
     start = horseshoe.train_mean_field(horseshoe.make_model(centred=True), x, y, 2)
