@@ -81,7 +81,7 @@ def log_evidence(counts, background):
     return math.log(torch.trapezoid(log_joint.exp(), rate))
 
 
-@pytest.mark.parametrize("family", ["gamma", "normal"])
+@pytest.mark.parametrize("family", ["gamma", pytest.param("normal", marks=pytest.mark.rare)])
 def test_rates_above_a_background(family):
     """Against the evidence of either model, by quadrature; q is close to the posterior."""
     pyro.set_rng_seed(0)

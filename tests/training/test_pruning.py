@@ -218,7 +218,11 @@ def weights(result):
 
 @pytest.mark.parametrize(
     "family",
-    [AutoNormal, AutoMultivariateNormal, lambda m: bmr.mean_field(m, gamma=["precision"])],
+    [
+        AutoNormal,
+        pytest.param(AutoMultivariateNormal, marks=pytest.mark.rare),
+        lambda m: bmr.mean_field(m, gamma=["precision"]),
+    ],
     ids=["normal", "multivariate", "gamma"],
 )
 def test_a_resumed_run_ends_as_an_uninterrupted_one(family, data, tmp_path, monkeypatch):
