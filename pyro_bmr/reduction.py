@@ -20,7 +20,7 @@ from pyro_bmr.programs.site_kinds import DataShapeError
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.decision import Decision, decide
-from pyro_bmr.selection.flags import naive_delta_f
+from pyro_bmr.selection.flags import flag_scales, naive_delta_f
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.problem import Problem, UnitsOnDemand, assign, read_problem
 from pyro_bmr.selection.realised import ROWS, make_meter, measure_realised
@@ -28,7 +28,7 @@ from pyro_bmr.selection.scores import ElementScores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.selection.stages import Stage, run_stages
 from pyro_bmr.selection.summaries import note_held, sum_released, summarize, summarize_layers
-from pyro_bmr.selection.training_state import describe_training
+from pyro_bmr.selection.training_state import describe_scales, describe_training
 from pyro_bmr.selection.unread import find_unread
 
 
@@ -163,7 +163,7 @@ def reduce_for(
     whole = decide(problem.origin, scores.factors, scores.kept, spiked)
     meter, notes = _find_meter(whole) if args or kwargs else (None, ())
     units = UnitsOnDemand(problem, spiked)
-    releasable = [n for f in scores.factors for n in f.released() if n in spiked]
+    releasable = [n for f in scores.factors for n in f.releasable if n in spiked]
     scores = replace(scores, decision=None if meter is None else replace(whole, meter=meter))
     if problem.origin.moments is None:
         find = partial(find_unread, releasable=releasable, known=units)
@@ -172,8 +172,14 @@ def reduce_for(
         select = by_evidence() if meter is None else by_free_energy()
     chosen, stages = run_stages(scores, groupings, select, units.structure)
     decision = whole.and_drop(chosen).in_order(units.structure_if_read())
-    notes += (*note_held(stages), *units.notes, *describe_training(scores, whole, meter))
-    return _conclude(problem, scores, stages, decision, meter, notes)
+    flags = flag_scales(scores.factors)
+    training = (
+        describe_scales(scores, flags)
+        if meter is None
+        else describe_training(scores, whole, meter)
+    )
+    notes += (*note_held(stages), *units.notes, *training)
+    return _conclude(problem, scores, stages, decision, meter, flags.wide, notes)
 
 
 def _conclude(
@@ -182,6 +188,7 @@ def _conclude(
     stages: tuple[Stage, ...],
     decision: Decision,
     meter: Meter | None,
+    wide: Mapping[str, int],
     notes: tuple[str, ...],
 ) -> Reduction:
     """Carry out what was decided, and write down what it does."""
@@ -191,6 +198,7 @@ def _conclude(
     rows = summarize(
         *(scores, decision.masks, remaining, problem.reasons, problem.absent),
         released=sum_released(stages),
+        wide=wide,
         realised=None if realised is None else realised.by_site,
     )
     if isinstance(guide, Posterior):

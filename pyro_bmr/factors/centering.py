@@ -96,6 +96,8 @@ def _merge(factors: Sequence[Factor], order: Sequence[str]) -> JointFactor:
 def _recenter_independent(
     factor: IndependentFactor, centers: Mapping[str, Center]
 ) -> IndependentFactor:
+    if factor.site.center is None and factor.site.name not in centers:
+        return factor
     center = _target(factor.site, factor.kept()[factor.site.name], centers)
     device = factor.loc.device
     before = _offsets([factor.site], device)
@@ -103,12 +105,7 @@ def _recenter_independent(
     step = (before - after).to(factor.loc).reshape(factor.loc.shape)
     # What is pruned may be at minus infinity.
     shifted = factor.loc + torch.where(factor.kept()[factor.site.name], step, 0)
-    moved = factor.site.center is not None or center is not None
-    return replace(
-        factor,
-        site=replace(factor.site, center=center),
-        loc=shifted if moved else factor.loc,
-    )
+    return replace(factor, site=replace(factor.site, center=center), loc=shifted)
 
 
 def _recenter_joint(factor: JointFactor, centers: Mapping[str, Center]) -> JointFactor:

@@ -203,6 +203,11 @@ class Factor(ABC):
     ) -> dict[str, float]:
         """By site of ``masks``, its part of the joint ΔF in nats of all that is dropped."""
 
+    @property
+    def releasable(self) -> tuple[str, ...]:
+        """The sites that `released` tells of."""
+        return tuple(self.released())
+
     def released(self) -> dict[str, Tensor]:
         """By site, ΔF in nats of each element if nothing depends on it any more.
 
@@ -231,6 +236,16 @@ class Factor(ABC):
             By site, for each axis the indices that stay, or None for all; a site that is not here
             stays as it is.
         """
+
+
+def everything(like: Tensor) -> Tensor:
+    """Return a mask that keeps all of a tensor: one element, which is expanded."""
+    return torch.ones((), dtype=torch.bool, device=like.device).expand(like.shape)
+
+
+def is_everything(mask: Tensor) -> bool:
+    """Tell whether a mask is from `everything`, without a look at the device."""
+    return mask.numel() > 1 and not any(mask.stride())
 
 
 def check_finite(name: str, what: str, values: Tensor) -> None:

@@ -120,6 +120,11 @@ class GammaFactor(Factor):
         name = self.site.name
         return {name: total_dropped(scores[name], masks[name])} if name in masks else {}
 
+    @property
+    def releasable(self) -> tuple[str, ...]:
+        """See `Factor.releasable`."""
+        return tuple(name for name, prior in self.priors.items() if prior.divergence is not None)
+
     @override
     def released(self) -> dict[str, Tensor]:
         return {

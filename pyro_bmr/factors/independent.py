@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +21,13 @@ from pyro_bmr.factors.factor import (
     Terms,
     check_finite,
     check_positive,
+    everything,
 )
 from pyro_bmr.factors.vanishing import put_at_zero, vanishes
 from pyro_bmr.mathematics.evidence import delta_f_released, delta_f_spike, total_dropped
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.sweep import sweep
+from pyro_bmr.mathematics.transfers import find_extremes
 from pyro_bmr.programs.sites import Indices, Site, take
 
 
@@ -79,12 +82,7 @@ class IndependentFactor(Factor):
         name = self.site.name
         check_finite(name, "location", self.loc)
         check_finite(name, "scale", self.scale)
-        # The extremes of what the guide optimises are the extremes of the scale.
-        extremes = self.scale.new_ones(1)
-        if self.scale.numel():
-            extremes = torch.stack(torch.aminmax(self.scale))
-        if not (self._scale_transform(extremes) > 0).all():
-            check_positive(name, self._scale_transform(self.scale))
+        check_positive(name, self._scale_transform(self.scale))
 
     @override
     def locations(self) -> dict[str, Tensor]:
@@ -103,8 +101,7 @@ class IndependentFactor(Factor):
 
     @override
     def kept(self) -> dict[str, Tensor]:
-        everything = torch.ones((), dtype=torch.bool, device=self.loc.device).expand(self.loc.shape)
-        return {self.site.name: everything if self.mask is None else self.mask}
+        return {self.site.name: everything(self.loc) if self.mask is None else self.mask}
 
     @override
     def draws(self, names: Collection[str], normals: Normals) -> Iterator[dict[str, Tensor]]:
@@ -150,6 +147,12 @@ class IndependentFactor(Factor):
     ) -> dict[str, float]:
         name = self.site.name
         return {name: total_dropped(scores[name], masks[name])} if name in masks else {}
+
+    @property
+    def releasable(self) -> tuple[str, ...]:
+        """See ``Factor.releasable``."""
+        known = self.prior is not None and (self.prior.divergence or self.prior.gaussian)
+        return (self.site.name,) if known else ()
 
     @override
     def released(self) -> dict[str, Tensor]:
@@ -240,6 +243,22 @@ class IndependentFactor(Factor):
     @property
     def _scale_transform(self) -> Any:
         return transform_to(self.scale_constraint or constraints.real)
+
+
+def check_factors(factors: Sequence[Factor]) -> None:
+    """Check factors, the independent ones by their extremes: see ``Factor.check``."""
+    independent = [f for f in factors if isinstance(f, IndependentFactor) and f.loc.numel()]
+    locs = find_extremes([factor.loc for factor in independent])
+    scales = find_extremes([factor.scale for factor in independent])
+    sound = set()
+    for factor, loc, scale in zip(independent, locs, scales, strict=True):
+        # The extremes of what the guide optimises are the extremes of the scale.
+        ends = torch.tensor(scale, dtype=factor.scale.dtype, device="cpu")
+        if all(map(math.isfinite, (*loc, *scale))) and (factor._scale_transform(ends) > 0).all():
+            sound.add(factor.site.name)
+    for factor in factors:
+        if sound.isdisjoint(site.name for site in factor.sites):
+            factor.check()
 
 
 def independent_terms(

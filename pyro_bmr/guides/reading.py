@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.independent import check_factors
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.guides.autoguides import check_called, read_parameter, read_value
 from pyro_bmr.guides.families import is_refused, is_registered, list_refused, read_factors
@@ -40,8 +41,7 @@ def read_guide(guide: Any, origin: Origin | None = None) -> tuple[Factor, ...]:
     """
     with torch.no_grad():
         factors = _read(guide, read_origin(guide) if origin is None else origin)
-    for factor in factors:
-        factor.check()
+    check_factors(factors)
     return factors
 
 

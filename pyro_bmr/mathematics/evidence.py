@@ -144,9 +144,14 @@ def delta_f_of_set(posterior: Correlated, log_prior: Tensor, drop: Tensor) -> Te
 
 def total_dropped(scores: Tensor, mask: Tensor) -> float:
     """Add up the scores of what a mask drops, in float64 whatever their dtype."""
+    return float(sum_dropped(scores, mask))
+
+
+def sum_dropped(scores: Tensor, mask: Tensor) -> Tensor:
+    """Do the same as `total_dropped`, and leave the sum where it is."""
     # As bytes, a mask is many times faster to compute with than as booleans.
     parts = sweep(_sum_dropped, scores, mask.view(torch.uint8))
-    return float(torch.stack(parts).sum())
+    return torch.stack(parts).sum()
 
 
 def _write_spike(

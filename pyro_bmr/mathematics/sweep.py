@@ -13,8 +13,8 @@ from pyro_bmr.display import warn
 
 # From so many elements on, compiling (seconds, once per process) is worth it.
 _COMPILE_FROM = 1 << 20
-_COMPILED_CHUNK = 1 << 22
-_EAGER_CHUNK = 1 << 16
+# What fits into the cache of a CPU; elsewhere a launch costs more than its intermediate results.
+_ON_CPU, _ELSEWHERE = (1 << 16, 1 << 22), (1 << 22, 1 << 30)
 
 
 def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> list[Any]:
@@ -22,22 +22,24 @@ def sweep(kernel: Callable[..., Any], *tensors: Tensor, context: Any = None) -> 
 
     The kernel, a module-level function of ``context`` and a chunk of each tensor, may write to the
     chunks. Intermediate results are as small as a chunk. Tensors of a million elements and more go
-    through `torch.compile`; without a C++ compiler they do not, and a warning says so once.
+    through `torch.compile`, on an accelerator as a whole, since nothing is stored in between;
+    without a C++ compiler they do not, and a warning says so once.
     """
-    size = _EAGER_CHUNK
+    device = tensors[0].device.type
+    size, compiled_size = _ON_CPU if device == "cpu" else _ELSEWHERE
     many = max(tensor.numel() for tensor in tensors) >= _COMPILE_FROM
-    if many and _can_compile(tensors[0].device.type):
-        kernel, size = _compiled(kernel), _COMPILED_CHUNK
+    if many and _can_compile(device):
+        kernel, size = _compiled(kernel), compiled_size
     return [kernel(context, *chunk) for chunk in _chunks(size, *tensors)]
 
 
 def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    shape = max((t.shape for t in tensors), key=torch.Size.numel)
     if all(t.numel() == 1 or (t.shape == shape and t.is_contiguous()) for t in tensors):
         shape = torch.Size([shape.numel()])
-        tensors = tuple(t.reshape(-1).expand(shape) for t in tensors)
-    elif not shape:
-        shape = torch.Size([1])
+        tensors = tuple(t.reshape(-1) for t in tensors)
+    else:
+        shape = torch.broadcast_shapes(*(t.shape for t in tensors)) or torch.Size([1])
     rows = max(1, size // max(1, shape[1:].numel()))
     yield from zip(*(t.expand(shape).split(rows) for t in tensors), strict=True)
 

@@ -70,7 +70,9 @@ def set_rests(
 
     def set_rest(site: Site, kept: Tensor) -> Site:
         one = _find_spike(site, reduced_prior)
-        return site if one is None or not kept.all() else replace(site, rest=one.rest)
+        if one is None or one.rest == site.rest or not kept.all():
+            return site
+        return replace(site, rest=one.rest)
 
     def set_all(factor: Factor) -> Factor:
         kept = factor.kept()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.estimators.meter import Meter
-from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.factor import Factor, is_everything
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.guides.common_noise import NoiseCoupling, couple
 from pyro_bmr.guides.pruned_guide import Origin, PrunedGuide
@@ -33,7 +33,6 @@ def decide(
     structure: Structure | None = None,
 ) -> Decision:
     """Write down what goes of a posterior, and how to tell whether that has been trained since."""
-    masks = {name: mask.contiguous() for name, mask in masks.items()}
     order = _order(factors, structure)
     shared = {name: tensor.detach().clone() for name, tensor in _find_shared(origin).items()}
     return Decision(origin, factors, masks, spiked, _sample(factors), order, shared)
@@ -69,7 +68,7 @@ class Decision:
 
     def and_drop(self, masks: Mapping[str, Tensor]) -> Decision:
         """Drop also what masks, by reducible site, are False for."""
-        return replace(self, masks={n: m & masks.get(n, m) for n, m in self.masks.items()})
+        return replace(self, masks={n: _both(m, masks.get(n, m)) for n, m in self.masks.items()})
 
     def in_order(self, structure: Structure | None) -> Decision:
         """Put producers of units after what reads them."""
@@ -195,6 +194,11 @@ def _order(factors: tuple[Factor, ...], structure: Structure | None) -> tuple[st
         order.append(next(free, next(iter(ahead))))
         del ahead[order[-1]]
     return tuple(order)
+
+
+def _both(one: Tensor, other: Tensor) -> Tensor:
+    """Keep what two masks keep, in memory of its own only if need be."""
+    return other if is_everything(one) else one & other
 
 
 def _sample(factors: tuple[Factor, ...]) -> dict[str, Tensor]:

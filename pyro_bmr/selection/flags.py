@@ -16,7 +16,8 @@ elsewhere it may be right, and is worth a look.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from pyro.distributions import constraints
@@ -26,6 +27,7 @@ from torch.distributions import transform_to
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
+from pyro_bmr.mathematics.transfers import find_extremes, to_numbers
 from pyro_bmr.selection.scores import ElementScores
 
 NOISE = 0.05
@@ -36,22 +38,40 @@ def count_undecided(delta_f: Tensor, pruned_before: int) -> int:
     return int((delta_f.abs() < NOISE).count_nonzero()) - pruned_before
 
 
-def count_wide(factor: Factor) -> dict[str, int]:
-    """Count by site the elements whose posterior is over 5 % wider than their Gaussian prior."""
-    widest = {
-        name: prior.gaussian.scale * math.exp(NOISE)
-        for name, prior in factor.priors.items()
-        if prior.gaussian is not None
+@dataclass(frozen=True)
+class ScaleFlags:
+    """What to doubt in posterior scales.
+
+    ``wide``, by site, counts the elements whose posterior is over 5 % wider than their Gaussian
+    prior; ``equal`` names the sites of independent elements that all have the same scale.
+    """
+
+    wide: Mapping[str, int]
+    equal: tuple[str, ...]
+
+
+def flag_scales(factors: Sequence[Factor]) -> ScaleFlags:
+    """Look at all scales; those of independent elements are mostly told by their extremes."""
+    independent = [f for f in factors if type(f) is IndependentFactor and f.scale.numel()]
+    ends = find_extremes([factor.scale for factor in independent])
+    highest = {f.site.name: high for f, (_, high) in zip(independent, ends, strict=True)}
+    equal = tuple(
+        factor.site.name
+        for factor, (low, high) in zip(independent, ends, strict=True)
+        if low == high and factor.mask is None and factor.scale.numel() > 1
+    )
+    limits = [(factor, _limits(factor)) for factor in factors]
+    by_site = {name: limit for _, mine in limits for name, limit in mine.items() if limit.numel()}
+    lowest = dict(zip(by_site, to_numbers([t.amin() for t in by_site.values()]), strict=True))
+    wider = {
+        name: one
+        for factor, mine in limits
+        if any(not highest.get(name, math.inf) <= lowest.get(name, math.inf) for name in mine)
+        for name, one in _WIDER.get(type(factor), _wider)(factor, mine).items()
     }
-    by_site = _WIDER.get(type(factor), _wider)(factor, widest)
-    return {name: int(wider.count_nonzero()) for name, wider in by_site.items()}
-
-
-def count_pruned(kept: Tensor) -> int:
-    """Count the elements that a mask drops; it may be one element, expanded."""
-    if not any(kept.stride()) and kept.numel():
-        return 0 if kept.flatten()[0] else kept.numel()
-    return kept.numel() - int(kept.count_nonzero())
+    counts = to_numbers([one.count_nonzero() for one in wider.values()])
+    none = dict.fromkeys((name for _, mine in limits for name in mine), 0)
+    return ScaleFlags(none | dict(zip(wider, counts, strict=True)), equal)
 
 
 def naive_delta_f(
@@ -71,6 +91,20 @@ def naive_delta_f(
     return sum(parts.values()) if correlated else None
 
 
+def _limits(factor: Factor) -> dict[str, Tensor]:
+    """By site with a Gaussian prior, from where on a scale, as the factor has it, is too wide."""
+    widest = {
+        name: prior.gaussian.scale * math.exp(NOISE)
+        for name, prior in factor.priors.items()
+        if prior.gaussian is not None
+    }
+    if type(factor) is not IndependentFactor:
+        return widest
+    # What the guide optimises grows with the scale, so it can be compared as it is.
+    transform = transform_to(factor.scale_constraint or constraints.real)
+    return {name: transform.inv(limit).to(factor.scale) for name, limit in widest.items()}
+
+
 def _wider(factor: Factor, widest: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # The scale of what was pruned before is 0.
     marginals = factor.marginals() if widest else {}
@@ -80,13 +114,7 @@ def _wider(factor: Factor, widest: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _wider_independent(
     factor: IndependentFactor, widest: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    # What the guide optimises grows with the scale, so it can be compared as it is.
-    transform = transform_to(factor.scale_constraint or constraints.real)
-    limits = {n: transform.inv(t).to(factor.scale) for n, t in widest.items()}
-    # Mostly none is wider, which one pass tells.
-    if not factor.scale.numel() or all((factor.scale.amax() <= t).all() for t in limits.values()):
-        return {name: torch.zeros((), dtype=torch.bool, device="cpu") for name in limits}
-    wider = {n: factor.scale > t for n, t in limits.items()}
+    wider = {name: factor.scale > limit for name, limit in widest.items()}
     return wider if factor.mask is None else {n: t & factor.mask for n, t in wider.items()}
 
 

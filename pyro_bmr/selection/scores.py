@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.factors.factor import Factor, Search
+from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.switched import SwitchedFactor
+from pyro_bmr.mathematics.evidence import sum_dropped
+from pyro_bmr.mathematics.transfers import to_numbers
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.group_members import GroupLayer
 
@@ -50,10 +54,11 @@ class Scores(ABC):
     @cached_property
     def unscored(self) -> dict[str, int]:
         """By name, how many items cannot go."""
-        return {
-            name: int(scores.isposinf().sum()) if scores.numel() and scores.max().isinf() else 0
-            for name, scores in self.delta_f.items()
-        }
+        some = {name: scores for name, scores in self.delta_f.items() if scores.numel()}
+        highest = dict(zip(some, to_numbers([one.max() for one in some.values()]), strict=True))
+        closed = [name for name, high in highest.items() if high == math.inf]
+        counts = to_numbers([some[name].isposinf().sum() for name in closed])
+        return dict.fromkeys(self.delta_f, 0) | dict(zip(closed, counts, strict=True))
 
     @abstractmethod
     def elimination(self) -> dict[str, Tensor]:
@@ -317,7 +322,8 @@ class ElementScores(Scores):
     @override
     def released_delta_f(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         unread = masks.unread if isinstance(masks, TrimmedMasks) else {}
-        released = {name: one for f in self.factors for name, one in f.released().items()}
+        factors = (f for f in self.factors if not unread.keys().isdisjoint(f.releasable))
+        released = {name: one for f in factors for name, one in f.released().items()}
         return {
             name: float(torch.where(mine, released[name] - self.delta_f[name], 0).sum())
             for name, mine in unread.items()
@@ -332,8 +338,30 @@ class ElementScores(Scores):
 
     @override
     def joint_delta_f(self, masks: Mapping[str, Tensor]) -> float:
-        parts = [sum(f.delta_f(self.delta_f, masks).values()) for f in self.factors]
-        return sum(parts) + sum(self.released_delta_f(masks).values())
+        return sum(self.parts(masks).values()) + sum(self.released_delta_f(masks).values())
+
+    def parts(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return by site its part of the joint ΔF of what masks drop, in nats, as spikes.
+
+        Parameters
+        ----------
+        masks : mapping
+            By reducible site, True for what is kept.
+
+        Returns
+        -------
+        dict of float
+            Of the sites of ``masks``.
+        """
+        parts: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
+        for factor in self.factors:
+            if type(factor) is not IndependentFactor:
+                parts |= factor.delta_f(self.delta_f, masks)
+            elif factor.priors and factor.site.name in masks:
+                name = factor.site.name
+                sums[name] = sum_dropped(self.delta_f[name], masks[name])
+        return parts | dict(zip(sums, to_numbers(list(sums.values())), strict=True))
 
     @override
     def item_sums(self, by_site: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_bmr.factors.factor import Factor
+from pyro_bmr.factors.factor import Factor, is_everything
 from pyro_bmr.factors.switched import SwitchedFactor
-from pyro_bmr.selection.flags import count_pruned, count_wide
+from pyro_bmr.mathematics.transfers import to_numbers
 from pyro_bmr.selection.scores import ElementScores
 from pyro_bmr.selection.stages import Stage
 from pyro_bmr.units.producers_and_readers import HELD
@@ -24,31 +24,33 @@ def summarize(
     reasons: Mapping[str, str],
     absent: Mapping[str, torch.Size],
     released: Mapping[str, float],
+    wide: Mapping[str, int],
     realised: Mapping[str, float] | None = None,
 ) -> tuple[SiteSummary, ...]:
     """Tell site by site what a reduction did.
 
     ``chosen``: what the selection kept. ``remaining``: the factors after it, in the same order.
     ``reasons``: of sites that stayed whole. ``absent``: shapes of those of them that the guide does
-    not hold. ``released``: what ΔF is less than that of spikes, in nats. ``realised``: ΔF
-    as measured, if it was.
+    not hold. ``released``: what ΔF is less than that of spikes, in nats. ``wide``: how many
+    elements are wider than their prior. ``realised``: ΔF as measured, if it was.
     """  # noqa: DOC201
     rows = []
+    delta_f = scores.parts(chosen)
+    kept, kept_before = _count_kept(remaining), _count_kept(scores.factors)
     for before, after in zip(scores.factors, remaining, strict=True):
-        delta_f = before.delta_f(scores.delta_f, chosen)
-        kept, kept_before, wide = after.kept(), before.kept(), count_wide(before)
         shrunk = before.reduced if isinstance(before, SwitchedFactor) else {}
+        taken = after.kept() if shrunk else {}
         rows += [
             SiteSummary(
                 site.name,
                 tuple(site.shape),
-                int(kept[site.name].count_nonzero()),
+                kept[site.name],
                 delta_f.get(site.name, 0.0) + released.get(site.name, 0.0),
                 _note(site.name, scores, wide.get(site.name, 0), reasons),
                 scores.unscored.get(site.name, 0),
                 wide.get(site.name, 0),
-                count_pruned(kept_before[site.name]),
-                int((kept[site.name] & ~chosen[site.name]).sum()) if site.name in shrunk else 0,
+                site.shape.numel() - kept_before[site.name],
+                int((taken[site.name] & ~chosen[site.name]).sum()) if site.name in shrunk else 0,
                 None if realised is None else realised.get(site.name, 0.0),
             )
             for site in before.sites
@@ -249,6 +251,15 @@ _WHOLE = "not reduced: "
 
 # So many sites that stayed whole for the same reason have rows of their own.
 _FEW = 3
+
+
+def _count_kept(factors: tuple[Factor, ...]) -> dict[str, int]:
+    """Count by site what has not been pruned."""
+    counts = {site.name: site.shape.numel() for factor in factors for site in factor.sites}
+    kept = {name: kept for factor in factors for name, kept in factor.kept().items()}
+    masks = {name: mask for name, mask in kept.items() if not is_everything(mask)}
+    found = to_numbers([mask.count_nonzero() for mask in masks.values()])
+    return counts | dict(zip(masks, found, strict=True))
 
 
 def _note(name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str]) -> str:

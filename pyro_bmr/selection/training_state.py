@@ -14,7 +14,7 @@ from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.selection.decision import Decision
-from pyro_bmr.selection.flags import count_wide
+from pyro_bmr.selection.flags import ScaleFlags
 from pyro_bmr.selection.scores import ElementScores
 
 # Of what the evidence promises, the part that F may still fall by in one step.
@@ -22,12 +22,25 @@ _MOST_FALL = 0.5
 _MOST_WIDE = 0.05
 
 
+def describe_scales(scores: ElementScores, flags: ScaleFlags) -> tuple[str, ...]:
+    """Say in words if the scales of a guide look untrained."""
+    notes = []
+    if flags.equal:
+        names = ", ".join(flags.equal)
+        notes.append(f"all posterior scales of {names} are equal, as before any training")
+    wide, total = sum(flags.wide.values()), sum(one.numel() for one in scores.delta_f.values())
+    if wide > _MOST_WIDE * total:
+        notes.append(
+            f"{wide:,} of {total:,} posterior scales are over 5 % wider than their prior: as a "
+            "rule the guide has not been trained to its end"
+        )
+    return tuple(notes)
+
+
 def describe_training(
-    scores: ElementScores, decision: Decision, meter: Meter | None
+    scores: ElementScores, decision: Decision, meter: Meter
 ) -> tuple[str, ...]:
-    """Say in words if a guide is far from the optimum of F; measured, if there is a meter."""
-    if meter is None:
-        return (*_equal_scales(scores), *_wide_scales(scores))
+    """Say in words if a guide is, as measured, far from the optimum of F."""
     fall, error = measure_step(decision, meter)
     promised = -sum(float(one.clamp(max=0).sum()) for one in scores.delta_f.values())
     if fall <= max(1.0, 3 * error, _MOST_FALL * promised):
@@ -92,28 +105,3 @@ def _move_joint(
 
 
 _MOVES: Any = {IndependentFactor: _move_independent, JointFactor: _move_joint}
-
-
-def _equal_scales(scores: ElementScores) -> tuple[str, ...]:
-    names = [
-        factor.site.name
-        for factor in scores.factors
-        if isinstance(factor, IndependentFactor)
-        and factor.mask is None
-        and factor.scale.numel() > 1
-        and factor.scale.min() == factor.scale.max()
-    ]
-    if not names:
-        return ()
-    return (f"all posterior scales of {', '.join(names)} are equal, as before any training",)
-
-
-def _wide_scales(scores: ElementScores) -> tuple[str, ...]:
-    wide = sum(sum(count_wide(factor).values()) for factor in scores.factors)
-    total = sum(one.numel() for one in scores.delta_f.values())
-    if wide <= _MOST_WIDE * total:
-        return ()
-    return (
-        f"{wide:,} of {total:,} posterior scales are over 5 % wider than their prior: as a rule "
-        "the guide has not been trained to its end",
-    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from pyro_bmr.mathematics.transfers import to_numbers
 from pyro_bmr.selection.problem import UnitsOnDemand
 from pyro_bmr.units.producers_and_readers import Axis
 
@@ -23,7 +24,7 @@ def find_unread(
     slice of a site is dropped whole, or the units of the model are not known.
     """
     exact = {name: mask for name, mask in masks.items() if name in known.zeroed}
-    if not any(_has_dropped_slice(mask) for mask in exact.values()):
+    if not any(to_numbers([some for mask in exact.values() for some in _dropped_slices(mask)])):
         return {}
     units = known.if_any()
     if units is None:
@@ -45,8 +46,10 @@ def find_unread(
     return {name: (mine & still[name]).to(masks[name].device) for name, mine in found.items()}
 
 
-def _has_dropped_slice(mask: Tensor) -> bool:
-    return any(not mask.any(dim).all() for dim in range(mask.dim()))
+def _dropped_slices(mask: Tensor) -> Iterator[Tensor]:
+    """Tell of each axis whether a slice along it is dropped whole."""
+    for dim in range(mask.dim()):
+        yield ~mask.any(dim).all()
 
 
 def _belonging(
