@@ -174,9 +174,7 @@ def reduce_for(
     decision = whole.and_drop(chosen).in_order(units.structure_if_read())
     flags = flag_scales(scores.factors)
     training = (
-        describe_scales(scores, flags)
-        if meter is None
-        else describe_training(scores, whole, meter)
+        describe_scales(scores, flags) if meter is None else describe_training(scores, whole, meter)
     )
     notes += (*note_held(stages), *units.notes, *training)
     return _conclude(problem, scores, stages, decision, meter, flags.wide, notes)

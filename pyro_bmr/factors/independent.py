@@ -256,9 +256,9 @@ def check_factors(factors: Sequence[Factor]) -> None:
         ends = torch.tensor(scale, dtype=factor.scale.dtype, device="cpu")
         if all(map(math.isfinite, (*loc, *scale))) and (factor._scale_transform(ends) > 0).all():
             sound.add(factor.site.name)
-    for factor in factors:
-        if sound.isdisjoint(site.name for site in factor.sites):
-            factor.check()
+    for other in factors:
+        if sound.isdisjoint(site.name for site in other.sites):
+            other.check()
 
 
 def independent_terms(

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmr.mathematics.gaussian import Diagonal
-from pyro_bmr.priors.families import Reading, UnreadablePriorError, read_rows
+from pyro_bmr.priors.families import (
+    Reading,
+    UnreadablePriorError,
+    check_readings,
+    read_rows,
+)
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Any]]
 """Runs the model with given rows of sub-sampling plates, by name, and returns its nodes."""
@@ -22,18 +26,20 @@ Read = Callable[[Mapping[str, Any]], list[Tensor]]
 
 def read_prior(name: str, nodes: Mapping[str, Any], run: Run) -> Reading:
     """Read the prior of a site of a trace, or raise an `UnreadablePriorError` that says why not."""
+    found, useless = check_readings({name: read_unchecked(name, nodes, run)})
+    if useless:
+        raise UnreadablePriorError(useless[name])
+    return found[name]
 
-    def read(nodes: Mapping[str, Any]) -> list[Tensor]:
-        one = read_rows(nodes[name])
-        gaussian = [] if one.gaussian is None else [one.gaussian.loc, one.gaussian.scale]
-        return [one.log_density, one.masked, *gaussian]
 
-    joint = read_rows(nodes[name]).joint
-    density, masked, *gaussian = read_in_all_rows(name, nodes, run, read)
-    if masked.numel() and masked.all():
-        msg = "it is masked out"
-        raise UnreadablePriorError(msg)
-    return Reading(density, masked, Diagonal(*gaussian) if gaussian else None, joint)
+def read_unchecked(name: str, nodes: Mapping[str, Any], run: Run) -> Reading:
+    """Read the prior of a site of a trace, without a look at its numbers: see `check_readings`."""
+    here = read_rows(nodes[name])
+
+    def read(seen: Mapping[str, Any]) -> list[Tensor]:
+        return (here if seen is nodes else read_rows(seen[name])).tensors
+
+    return here.with_tensors(read_in_all_rows(name, nodes, run, read))
 
 
 def read_in_all_rows(name: str, nodes: Mapping[str, Any], run: Run, read: Read) -> list[Tensor]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -33,6 +34,7 @@ from torch.distributions import (
 from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.moments import Moments
+from pyro_bmr.mathematics.transfers import to_host
 from pyro_bmr.programs.distributions import (
     CORRELATED,
     PrunedDistribution,
@@ -173,29 +175,63 @@ class Reading:
     gaussian: Diagonal | None = None
     joint: Moments | None = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All but those of ``joint``."""
+        gaussian = [] if self.gaussian is None else [self.gaussian.loc, self.gaussian.scale]
+        return [self.log_density, self.masked, *gaussian]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is one number per tensor."""
+        return self.joint is None and all(tensor.numel() == 1 for tensor in self.tensors)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Reading:
+        """Return it with others in the place of ``tensors``."""
+        density, masked, *gaussian = tensors
+        return Reading(density, masked, Diagonal(*gaussian) if gaussian else None, self.joint)
+
 
 def read_rows(node: Any) -> Reading:
-    """Read the prior of a site of a trace, in the rows of plates that this has.
-
-    A density of 0 at zero, or one that is no number, is an `UnreadablePriorError`.
-    """  # noqa: DOC201, DOC501
+    """Read the prior of a site of a trace, in the rows of plates that this has."""
     fn = node["fn"]
     core = find_core(fn)
     if is_transformed_by_support(core):
         core = find_core(core.base_dist)
     density = detach_provenance(log_density_at_zero(fn)).detach()
-    density = _masked(density, node["mask"], fn.event_dim)
-    if density.isnan().any() or (density == -torch.inf).any():
-        msg = "its prior density at zero is 0 or not a number"
-        raise UnreadablePriorError(msg)
-    bare = detach_provenance(log_density_at_zero(core)).detach()
-    masked = density.isposinf() & ~bare.isposinf()
+    masked = torch.zeros_like(density, dtype=torch.bool)
+    if _is_masked(node):
+        density = _masked(density, node["mask"], fn.event_dim)
+        bare = detach_provenance(log_density_at_zero(core)).detach()
+        masked = density.isposinf() & ~bare.isposinf()
     if isinstance(core, CORRELATED):
         return Reading(density, masked, joint=_read_joint(node, core))
     if not isinstance(core, Normal):
         return Reading(density, masked)
     loc, scale = (_collapse(t).detach().double() for t in (core.loc, core.scale))
     return Reading(density, masked, Diagonal(loc, scale))
+
+
+def check_readings(readings: Mapping[str, Reading]) -> tuple[dict[str, Reading], dict[str, str]]:
+    """Say by site which readings are of no use, and why; small ones go to the CPU for that.
+
+    Readings of one element per tensor, which are most, go there together.
+    """  # noqa: DOC201
+    small = {name: one for name, one in readings.items() if one.is_small}
+    moved = iter(to_host([tensor for one in small.values() for tensor in one.tensors]))
+    there = {
+        name: one.with_tensors([next(moved) for _ in one.tensors]) for name, one in small.items()
+    }
+    found = {name: there.get(name, one) for name, one in readings.items()}
+    useless = {name: why for name, one in found.items() if (why := _find_fault(one))}
+    return {name: one for name, one in found.items() if name not in useless}, useless
+
+
+def _find_fault(reading: Reading) -> str:
+    density, masked = reading.log_density, reading.masked
+    if density.isnan().any() or (density == -torch.inf).any():
+        return "its prior density at zero is 0 or not a number"
+    return "it is masked out" if masked.numel() and masked.all() else ""
 
 
 def _read_joint(node: Any, core: Any) -> Moments:
@@ -206,7 +242,7 @@ def _read_joint(node: Any, core: Any) -> Moments:
             "rows; pass arguments that show all rows"
         )
         raise UnreadablePriorError(msg)
-    if not (node["mask"] is None or node["mask"] is True) or _has_mask(node["fn"]):
+    if _is_masked(node):
         msg = f"its prior is a {type(core).__name__}, of which some is masked"
         raise UnreadablePriorError(msg)
     shape = node["fn"].shape()
@@ -225,6 +261,10 @@ def _read_joint(node: Any, core: Any) -> Moments:
 
 # More correlated elements than this take too much memory.
 MOST_JOINT = 4_096
+
+
+def _is_masked(node: Any) -> bool:
+    return not (node["mask"] is None or node["mask"] is True) or _has_mask(node["fn"])
 
 
 def _has_mask(fn: Any) -> bool:

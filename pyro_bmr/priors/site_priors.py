@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.factors.program import ProgramFactor
-from pyro_bmr.priors.all_rows import read_prior
+from pyro_bmr.priors.all_rows import read_unchecked
 from pyro_bmr.priors.dependence import find_parents
 from pyro_bmr.priors.divergences import read_divergences
 from pyro_bmr.priors.expected_priors import expect_priors
@@ -23,6 +23,7 @@ from pyro_bmr.priors.families import (
     Reading,
     UnreadablePriorError,
     UnregisteredPriorError,
+    check_readings,
     is_transformed_by_support,
 )
 from pyro_bmr.programs.distributions import find_core, find_element_support, is_positive
@@ -92,6 +93,14 @@ def read_priors(
             reasons[name] = obstacles[name]
         else:
             readable[name] = found
+    readings = {n: one.reading for n, one in readable.items() if one.reading is not None}
+    sound, useless = check_readings(readings)
+    reasons |= useless
+    readable = {
+        name: replace(one, reading=sound.get(name))
+        for name, one in readable.items()
+        if name not in useless
+    }
     parents = find_parents(
         runs,
         {name: node["fn"] for name, node in latent.items()},
@@ -196,7 +205,7 @@ def _read(
     _check_shape(node, site)
     # As the model has it: that of the guide may be a copy, which torch does not take for the same.
     support = find_element_support(node["fn"].support)
-    reading = read_prior(site.name, nodes, runs.at_rows) if density else None
+    reading = read_unchecked(site.name, nodes, runs.at_rows) if density else None
     if reading is not None and reading.joint is not None and parents:
         msg = f"its prior is correlated, and depends on {_listed(parents)}"
         raise UnreadablePriorError(msg)

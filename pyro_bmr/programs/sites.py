@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -145,6 +146,8 @@ def is_scaled(node: Any) -> bool:
     plates = 1.0
     for frame in node["cond_indep_stack"]:
         plates *= (frame.full_size or frame.size) / frame.size
+    if isinstance(node["scale"], float | int):
+        return not math.isclose(node["scale"], plates, rel_tol=1e-5)
     scale = read_scale(node).double()
     return not torch.allclose(scale, scale.new_tensor(plates))
 

@@ -102,7 +102,7 @@ def _limits(factor: Factor) -> dict[str, Tensor]:
         return widest
     # What the guide optimises grows with the scale, so it can be compared as it is.
     transform = transform_to(factor.scale_constraint or constraints.real)
-    return {name: transform.inv(limit).to(factor.scale) for name, limit in widest.items()}
+    return {n: transform.inv(limit).to(factor.scale.dtype) for n, limit in widest.items()}
 
 
 def _wider(factor: Factor, widest: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def _wider(factor: Factor, widest: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _wider_independent(
     factor: IndependentFactor, widest: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    wider = {name: factor.scale > limit for name, limit in widest.items()}
+    wider = {n: factor.scale > limit.to(factor.scale.device) for n, limit in widest.items()}
     return wider if factor.mask is None else {n: t & factor.mask for n, t in wider.items()}
 
 
