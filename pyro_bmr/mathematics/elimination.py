@@ -39,6 +39,11 @@ def mark_path(like: Tensor, order: list[Tensor], costs: list[Tensor]) -> Tensor:
     return path
 
 
+# So many steps are made at least before the host looks whether one was too dear; the further the
+# walk is, the more, so that it waits a number of times that grows with the logarithm of the steps.
+_UNSEEN = 16
+
+
 def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor:
     # The rows of a Cholesky factor R whose pivots are chosen on the way: what is left of the
     # covariance is Σ − Rᵀ R, of which a step needs one row and the diagonal.
@@ -49,16 +54,22 @@ def _eliminate_dense(posterior: Dense, log_prior: Tensor, stop: float) -> Tensor
     count = int(candidate.sum())
     root = covariance.new_empty(count, len(loc))
     order, costs = [], []
+    seen = 0
     for step in range(count):
         variance.clamp_min_(torch.finfo(loc.dtype).tiny)
         scores = shift + 0.5 * (variance.log() + loc.square() / variance)
-        best = torch.where(candidate, scores, torch.inf).argmin()
-        if scores[best] > stop:
-            break
+        # A vector of one index: the host does not need to know it.
+        best = torch.where(candidate, scores, torch.inf).argmin(keepdim=True)
         order.append(best)
         costs.append(scores[best])
+        if step + 1 >= seen + max(_UNSEEN, seen // 4) or step + 1 == count:
+            dear = (torch.cat(costs[seen:]) > stop).tolist()
+            if True in dear:
+                end = seen + dear.index(True)
+                return mark_path(posterior.loc, order[:end], costs[:end])
+            seen = step + 1
         candidate[best] = False
-        column = covariance[best] - root[:step, best] @ root[:step]
+        column = covariance[best][0] - root[:step, best][:, 0] @ root[:step]
         column /= variance[best].sqrt()
         loc -= column * (loc[best] / variance[best].sqrt())
         variance -= column.square()
