@@ -139,7 +139,8 @@ def test_elimination_waits_less_and_less(monkeypatch, stop):
     def waits(size: int) -> tuple[int, int]:
         generator = torch.Generator(device="cpu").manual_seed(0)
         root = torch.randn(size, size, generator=generator, dtype=torch.float64)
-        tril = torch.linalg.cholesky(root @ root.mT / size + torch.eye(size, dtype=torch.float64))
+        covariance = root @ root.mT / size + torch.eye(size, dtype=torch.float64)
+        tril = torch.linalg.cholesky(0.2 * covariance)
         loc = 0.3 * torch.randn(size, generator=generator, dtype=torch.float64)
         posterior = Dense(loc.to(DEVICE), tril.to(DEVICE))
         log_prior = torch.full_like(posterior.loc, -0.92)
