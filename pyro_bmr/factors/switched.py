@@ -91,9 +91,10 @@ class SwitchedFactor(Factor):
 
     def refused(self, scores: Mapping[str, Tensor]) -> dict[str, int]:
         """Count, by site, the elements with a prior that cannot take the reduced one."""
+        closed = {name: scores[name].isposinf() for name in self.priors}
+        finite = {name: prior.log_density_at_zero.isfinite() for name, prior in self.priors.items()}
         return {
-            name: int((scores[name].isposinf() & prior.log_density_at_zero.isfinite()).sum())
-            for name, prior in self.priors.items()
+            name: int((one & finite[name].to(one.device)).sum()) for name, one in closed.items()
         }
 
     @abstractmethod

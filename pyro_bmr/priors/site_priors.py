@@ -348,7 +348,8 @@ def _priors(
             continue
         exact = (Prior(reading.log_density, reading.gaussian), torch.zeros((), device="cpu"))
         prior, error = expected.get(name, exact)
-        infinite = prior.log_density_at_zero.isinf() & ~reading.masked
+        infinite = prior.log_density_at_zero.isinf()
+        infinite = infinite & ~reading.masked.to(infinite.device)
         if infinite.numel() and infinite.all():
             reasons[name] = "its prior density at zero is infinite"
             continue

@@ -108,7 +108,8 @@ def _limits(factor: Factor) -> dict[str, Tensor]:
 def _wider(factor: Factor, widest: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # The scale of what was pruned before is 0.
     marginals = factor.marginals() if widest else {}
-    return {name: marginals[name].scale > limit for name, limit in widest.items()}
+    scales = {name: marginals[name].scale for name in widest}
+    return {name: scale > widest[name].to(scale.device) for name, scale in scales.items()}
 
 
 def _wider_independent(
