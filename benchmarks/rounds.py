@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 import pyro_bmr as bmr
 from pyro_bmr.datasets import load_mnist
+from pyro_bmr.programs.fingerprints import fingerprint_run
 from pyro_bmr.selection.scores import Scores
-from pyro_bmr.training.fingerprints import fingerprint_run
 from pyro_bmr.training.states import Program
 
 RESULTS = Path(__file__).with_suffix(".csv")

@@ -18,7 +18,6 @@ from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.feeds import Cut
 from pyro_bmr.training.layouts import Layout
 from pyro_bmr.training.normal_source import NormalSource
-from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.step_checks import check_compiled, check_traced
 from pyro_bmr.training.step_functions import StepFunction, StepMaker

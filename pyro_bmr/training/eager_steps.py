@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
+from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.training.feeds import Cut
-from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.steps import Loss, Steps, blown_up
 

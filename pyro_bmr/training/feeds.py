@@ -14,8 +14,8 @@ from typing_extensions import override
 from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.programs.batches import Batches
 from pyro_bmr.programs.calls import without_inference_mode
+from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.programs.streams import Stream, read_stream_or_data
-from pyro_bmr.training.ranks import Ranks
 
 
 def read_feed(

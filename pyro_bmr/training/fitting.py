@@ -22,7 +22,9 @@ from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
+from pyro_bmr.programs.fingerprints import fingerprint, fingerprint_rows, fingerprint_run
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.ranks import Ranks, read_ranks
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
@@ -31,11 +33,9 @@ from pyro_bmr.training.compiled_steps import CompiledSteps
 from pyro_bmr.training.eager_steps import EagerSteps
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.feeds import Feed, Shard, read_feed
-from pyro_bmr.training.fingerprints import fingerprint, fingerprint_rows, fingerprint_run
 from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.options import Options, read_options
 from pyro_bmr.training.precision import products
-from pyro_bmr.training.ranks import Ranks, read_ranks
 from pyro_bmr.training.shard_checks import check_linear, check_shards
 from pyro_bmr.training.steps import Loss, Steps
 

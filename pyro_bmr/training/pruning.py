@@ -26,8 +26,10 @@ from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.alone import alone
+from pyro_bmr.programs.fingerprints import fingerprint_run
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.ranks import read_ranks
 from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import reduce
@@ -40,11 +42,9 @@ from pyro_bmr.training.checkpoint_files import UnusableError
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.epochs import Callback, Epoch
 from pyro_bmr.training.feeds import read_feed
-from pyro_bmr.training.fingerprints import fingerprint_run
 from pyro_bmr.training.fitting import fit, run_training
 from pyro_bmr.training.keeping import Keeper
 from pyro_bmr.training.options import read_options
-from pyro_bmr.training.ranks import read_ranks
 from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_bmr.programs.batches import BatchModel
 from pyro_bmr.programs.enumeration import is_enumerated
+from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.programs.trial_runs import is_about, log_density, scaled_log_density
-from pyro_bmr.training.ranks import Ranks
 
 _NOT_LINEAR = (RenyiELBO, ReweightedWakeSleep, TraceTailAdaptive_ELBO, TraceTMC_ELBO)
 # Rows that a model is tried on; an even number, for halves.

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.training.adam import AdamState, advance
 from pyro_bmr.training.compilation import Gradient, compile_step, join_gradient, trace_gradient
 from pyro_bmr.training.feeds import Cut
 from pyro_bmr.training.layouts import Layout
-from pyro_bmr.training.ranks import Ranks
 from pyro_bmr.training.steps import Loss
 
 

@@ -11,8 +11,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_bmr.programs.batches import Batches, BatchModel
+from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.training.feeds import Cut, Feed
-from pyro_bmr.training.ranks import Ranks
 
 # Squares of larger parameters overflow in float32.
 HUGE = 1e18

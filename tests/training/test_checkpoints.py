@@ -16,9 +16,9 @@ from torch import nn
 
 import pyro_bmr as bmr
 from pyro_bmr.files.plans import read_plan, write_plan
+from pyro_bmr.programs.fingerprints import fingerprint
 from pyro_bmr.training import keeping
 from pyro_bmr.training.checkpoint_files import CheckpointFile
-from pyro_bmr.training.fingerprints import fingerprint
 from pyro_bmr.training.generators import pack_generators, set_generators
 
 X = torch.linspace(-1, 1, 48).reshape(12, 4)

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks as program
 
 import pyro_bmr as bmr
-from pyro_bmr.training.fingerprints import fingerprint_rows
-from pyro_bmr.training.ranks import Ranks
+from pyro_bmr.programs.fingerprints import fingerprint_rows
+from pyro_bmr.programs.ranks import Ranks
 
 SIZES = [1, 2, 4]
 

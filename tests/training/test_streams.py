@@ -23,9 +23,9 @@ from torch.utils.data import (
 
 import pyro_bmr as bmr
 from pyro_bmr.estimators.measurement import common_draws, streamed_draws
+from pyro_bmr.programs.fingerprints import fingerprint
 from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.training import keeping
-from pyro_bmr.training.fingerprints import fingerprint
 from pyro_bmr.training.generators import pack_generators
 
 torch.manual_seed(0)

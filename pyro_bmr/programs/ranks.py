@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 
 from pyro_bmr.arguments.checks import check_choice, refuse, refuse_kind
 from pyro_bmr.display import warn
-from pyro_bmr.training.fingerprints import fingerprint
+from pyro_bmr.programs.fingerprints import fingerprint
 
 _T = TypeVar("_T")
 
