@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_function, refuse_kind
 from pyro_bmr.estimators.meter import Meter
@@ -16,6 +17,7 @@ from pyro_bmr.factors.switched import with_reduced_priors
 from pyro_bmr.mathematics.reduced_priors import ReducedPrior, Spike
 from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.programs.alone import alone
+from pyro_bmr.programs.ranks import ONE, Ranks, read_ranks
 from pyro_bmr.programs.site_kinds import DataShapeError
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
@@ -24,12 +26,16 @@ from pyro_bmr.selection.flags import flag_scales, naive_delta_f
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
 from pyro_bmr.selection.problem import Problem, UnitsOnDemand, assign, read_problem
 from pyro_bmr.selection.realised import ROWS, make_meter, measure_realised
-from pyro_bmr.selection.scores import ElementScores, score
+from pyro_bmr.selection.scores import ElementScores, Scores, score
 from pyro_bmr.selection.selections import Selection, by_evidence
-from pyro_bmr.selection.stages import Stage, run_stages
+from pyro_bmr.selection.stages import Stage, checked_masks, run_stages
 from pyro_bmr.selection.summaries import note_held, sum_released, summarize, summarize_layers
 from pyro_bmr.selection.training_state import describe_scales, describe_training
 from pyro_bmr.selection.unread import find_unread
+
+if TYPE_CHECKING:
+    # Of which a build of torch may have none.
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @alone("reduce")
@@ -44,6 +50,7 @@ def reduce(
     groups: Grouping | Sequence[Grouping] = elements,
     select: Selection | None = None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
+    mesh: DeviceMesh | None = None,
 ) -> Reduction:
     r"""Reduce a trained guide: score every nested sparse prior, and prune what is not worth it.
 
@@ -97,6 +104,9 @@ def reduce(
         elements that ``select`` does not keep take this prior, and the posterior
         :math:`q \, r / p`; ``masks`` is True where an element keeps its prior. That needs a
         Gaussian prior, and for `Laplace` a posterior of independent elements.
+    mesh : DeviceMesh, optional
+        Of the processes that reduce the guide together, as in `fit`: each gives rows of its own,
+        the free energy is that of all rows, and all come to the same result.
 
     Returns
     -------
@@ -113,6 +123,14 @@ def reduce(
         If the guide was never called, is not finite, or stands inside ``poutine.scale`` or
         ``poutine.mask``, if a named site cannot be reduced or cannot take its reduced prior, or if
         ``select`` returns a mask that does not fit.
+    RuntimeError
+        If ranks of a mesh have different posteriors, or priors that depend on their rows. What goes
+        wrong in one of them is raised in all, with its number.
+
+    Warns
+    -----
+    UserWarning
+        If no site can be reduced; if this is one of many processes, and measures by itself.
 
     References
     ----------
@@ -136,7 +154,9 @@ def reduce(
     0.0% pruned, 1 of 2 shrunk, ΔF = -0.41 nats
     ...
     """
-    return reduce_for("reduce", guide, args, kwargs, model, sites, groups, select, reduced_prior)
+    ranks = ONE if mesh is None and not (args or kwargs) else read_ranks(mesh, verb="reduce")
+    given = guide, args, kwargs, model, sites, groups, select, reduced_prior
+    return reduce_for("reduce", *given, ranks)
 
 
 def reduce_for(
@@ -149,11 +169,32 @@ def reduce_for(
     groups: Grouping | Sequence[Grouping],
     select: Selection | None,
     reduced_prior: ReducedPrior | Mapping[str, ReducedPrior] = Spike(),
+    ranks: Ranks = ONE,
 ) -> Reduction:
     """Reduce a guide, as `reduce` does; errors name the verb that the user called."""
+    given = guide, args, kwargs, model, sites, groups, select, reduced_prior
+    with ranks.together():
+        result = _reduce(verb, *given, ranks)
+        ranks.check_values(_take_numbers(result), "parts of the result")
+    return result
+
+
+def _reduce(
+    verb: str,
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    model: Callable[..., Any] | None,
+    sites: Iterable[str] | None,
+    groups: Grouping | Sequence[Grouping],
+    select: Selection | None,
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+    ranks: Ranks,
+) -> Reduction:
     _check_options(select, reduced_prior)
     groupings = list_groupings(groups)
     problem = read_problem(verb, guide, args, kwargs, model, sites, reduced_prior, groupings)
+    ranks.check_no_loader(problem.origin.stream)
     problem, reduced_priors = assign(problem, reduced_prior)
     problem.warn_if_empty()
     _check_stages(groupings, reduced_priors)
@@ -161,7 +202,7 @@ def reduce_for(
     scores = score(with_reduced_priors(factors, reduced_priors))
     spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
     whole = decide(problem.origin, scores.factors, scores.kept, spiked)
-    meter, notes = _find_meter(whole) if args or kwargs else (None, ())
+    meter, notes = _find_meter(whole, ranks) if args or kwargs else (None, ())
     units = UnitsOnDemand(problem, spiked)
     releasable = [n for f in scores.factors for n in f.releasable if n in spiked]
     scores = replace(scores, decision=None if meter is None else replace(whole, meter=meter))
@@ -169,8 +210,9 @@ def reduce_for(
         find = partial(find_unread, releasable=releasable, known=units)
         scores = replace(scores, find_unread=find)
     if select is None:
-        select = by_evidence() if meter is None else by_free_energy()
-    chosen, stages = run_stages(scores, groupings, select, units.structure)
+        select = by_evidence() if meter is None else by_free_energy(progress=ranks.is_first)
+    agreed = partial(_select_alike, select=select, ranks=ranks)
+    chosen, stages = run_stages(scores, groupings, agreed, units.structure)
     decision = whole.and_drop(chosen).in_order(units.structure_if_read())
     flags = flag_scales(scores.factors)
     training = (
@@ -218,14 +260,33 @@ def _conclude(
     )
 
 
-def _find_meter(decision: Decision) -> tuple[Meter | None, tuple[str, ...]]:
+def _find_meter(decision: Decision, ranks: Ranks) -> tuple[Meter | None, tuple[str, ...]]:
     """Make a meter if the model observes something; else a note says why there is none."""
     try:
-        return make_meter(decision, ROWS, seed=1), ()
+        return make_meter(decision, ROWS, 1, ranks), ()
     except DataShapeError:
         raise
     except ValueError as reason:
+        if ranks.are_many:
+            raise
         return None, (f"not measured: {reason}",)
+
+
+def _select_alike(scores: Scores, select: Selection, ranks: Ranks) -> Mapping[str, Tensor]:
+    """Select, and check that all ranks come to the same masks."""
+    masks = checked_masks(select, scores)
+    ranks.check_values(masks, "masks of")
+    return masks
+
+
+def _take_numbers(result: Reduction) -> dict[str, Any]:
+    """Take what has to be the same in all ranks: masks, parameters, and what was measured."""
+    guide = result.guide
+    parameters = guide.named_parameters() if isinstance(guide, torch.nn.Module) else ()
+    masks = {f"mask of {name}": mask for name, mask in result.masks.items()}
+    scores = {f"scores of {name}": one for name, one in result.scores.items()}
+    measured = {"realised": result.realised, "delta_f": result.delta_f}
+    return {**masks, **scores, **measured, **dict(parameters)}
 
 
 def _check_options(select: Any, reduced_prior: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -12,7 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import check_kind, read_count
+from pyro_bmr.arguments.checks import check_kind, read_count, read_optional
 from pyro_bmr.estimators.elbos import UnbiasedELBO
 from pyro_bmr.estimators.meter import BLOCK, Meter
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
@@ -22,8 +23,13 @@ from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.pairs import Pair, check_programs
+from pyro_bmr.programs.ranks import Ranks, read_ranks
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import Stream
+
+if TYPE_CHECKING:
+    # Of which a build of torch may have none.
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @alone("free_energy")
@@ -35,6 +41,7 @@ def free_energy(
     num_samples: int = 100,
     batch_size: int | None = None,
     estimator: ELBO | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[float, float]:
     r"""Estimate the free energy of a model and its guide, in nats.
 
@@ -58,6 +65,9 @@ def free_energy(
     estimator : ELBO, optional
         By default one that is unbiased for every reparameterised guide; those of `pyro.infer` work
         too.
+    mesh : DeviceMesh, optional
+        Of the processes that measure together, as in `fit`: each gives rows of its own, and all get
+        the free energy of all rows.
 
     Returns
     -------
@@ -67,7 +77,15 @@ def free_energy(
     Raises
     ------
     ValueError
-        If a number makes no sense, or if both ``batch_size`` and ``estimator`` are given.
+        If a number makes no sense, or if an ``estimator`` is given with ``batch_size`` or ``mesh``.
+    RuntimeError
+        If ranks of a mesh have different guides, or priors that depend on their rows. What goes
+        wrong in one of them is raised in all, with its number.
+
+    Warns
+    -----
+    UserWarning
+        If this is one of many processes, and no mesh is given.
 
     Examples
     --------
@@ -82,34 +100,52 @@ def free_energy(
     >>> abs(mean - exact) < 4 * error
     True
     """
+    ranks = read_ranks(mesh, verb="free_energy")
+    with ranks.together():
+        given = args, kwargs, num_samples, batch_size, estimator
+        return _measure(model, guide, *given, ranks)
+
+
+def _measure(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    num_samples: int,
+    batch_size: int | None,
+    estimator: ELBO | None,
+    ranks: Ranks,
+) -> tuple[float, float]:
     check_programs("free_energy", model, guide)
     num_samples = read_count("num_samples", num_samples, 2)
     if estimator is not None:
         check_kind("estimator", estimator, ELBO, "a loss such as pyro.infer.Trace_ELBO()")
     data = read_data(model, guide, args, kwargs)
-    if batch_size is None:
+    batch_size = read_optional(batch_size, read_count, "batch_size")
+    if batch_size is None and not ranks.are_many:
         return mean_and_error(free_energy_draws(model, guide, *data, num_samples, estimator))
-    batch_size = read_count("batch_size", batch_size)
     if estimator is not None:
+        other = "a mesh" if batch_size is None else f"batch_size={batch_size}"
         msg = (
-            f"free_energy got batch_size={batch_size} and an estimator. Expected one of them: "
-            "batches are measured by the unbiased estimator"
+            f"free_energy got {other} and an estimator. Expected one of them: batches, and the "
+            "rows of many ranks, are measured by the unbiased estimator"
         )
         raise ValueError(msg)
-    return _measure_batches((model, guide), *data, num_samples, batch_size)
+    return _measure_parts((model, guide), *data, num_samples, batch_size or sys.maxsize, ranks)
 
 
-def _measure_batches(
+def _measure_parts(
     pair: Pair,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     num_samples: int,
     batch_size: int,
+    ranks: Ranks,
 ) -> tuple[float, float]:
     """Average passes over the rows, each of them one estimate."""
-    seed = int(torch.randint(2**31, (), device="cpu"))
+    seed = ranks.give(int(torch.randint(2**31, (), device="cpu")))
     with explained_refusals(*pair, args, kwargs), running("the model and its guide", args, kwargs):
-        meter = Meter(pair, args, kwargs, batch_size, seed)
+        meter = Meter(pair, args, kwargs, batch_size, seed, None, ranks)
         count = BLOCK * math.ceil(meter.parts * num_samples / BLOCK)
         draws = meter.measure(pair, 0, count, {})
     passes = draws[: meter.parts * num_samples].reshape(num_samples, meter.parts)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
-from pyro_bmr.programs.site_kinds import is_likelihood
+from pyro_bmr.programs.ranks import ONE, Ranks
+from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 from pyro_bmr.programs.streams import Stream
 
 # Estimates that are made at once.
@@ -37,6 +38,8 @@ BLOCK = 4
 FEWEST_PARTS = 8
 
 Gradient = tuple[dict[str, Tensor], ...]
+
+_T = TypeVar("_T")
 
 
 class Meter:
@@ -57,6 +60,7 @@ class Meter:
         batch_size: int,
         seed: int,
         stream: Stream | None = None,
+        ranks: Ranks = ONE,
     ) -> None:
         args, kwargs = without_inference_mode(args, kwargs)
         self._args, self._kwargs, self._seed = args, kwargs, seed
@@ -65,24 +69,30 @@ class Meter:
         self._batches = Batches(args, kwargs, None)
         self._batch_model: Callable[..., Any] = self._model
         self._plate = ""
-        self._rows, size = 1, 1
-        self._stream = stream
+        self._rows, self._size, self.parts = 1, 1, 1
+        self._stream, self.ranks, self.batch_size = stream, ranks, batch_size
         with poutine.block(), torch.no_grad():
             plates = self._find_plates(batch_size)
             if stream is not None:
                 self._batches = stream.batches
                 self._batch_model = BatchModel(self._model, stream.batches)
-                self._rows, size = stream.batches.size, stream.batches.batch_size or 1
+                self._rows = stream.batches.size
+                self.parts = math.ceil(self._rows / (stream.batches.batch_size or 1))
+            elif ranks.size > 1:
+                self._rows, self.parts = self._split_rows_of_ranks(plates)
             elif plates:
-                self._plate, (self._rows, size) = max(plates.items(), key=lambda plate: plate[1])
+                self._plate, sizes = max(plates.items(), key=lambda plate: plate[1])
+                self._rows, self._size = sizes
+                self.parts = math.ceil(self._rows / self._size)
             else:
-                self._rows, size = self._split_arguments(batch_size)
-        self.batch_size, self.parts = batch_size, math.ceil(self._rows / size)
-        self._size = size
+                self._rows, self.parts = self._split_arguments()
+        self._rows_of_ranks = set(ranks.gather(self._rows))
+        self._is_finite = True
         self._at_once = not self._plate and stream is None
         with poutine.block(), torch.no_grad(), dry_run(*example):
             first_args, first_kwargs = self._take(0)
             self._elbo.learn(self._batch_model, self._guide, *first_args, **first_kwargs)
+        self._check_same_sites()
 
     def again(self, seed: int) -> Meter:
         """Return a meter of the same rows that has other random numbers."""
@@ -100,10 +110,25 @@ class Meter:
 
         Both are multiples of `BLOCK`.
         """
+
+        def run() -> Tensor:
+            blocks = self._run_blocks(pair, start, stop, couplings)
+            nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
+            return torch.cat([nothing, *(block.cpu() for block in blocks)])
+
         with torch.no_grad():
-            blocks = list(self._run_blocks(pair, start, stop, couplings))
-        nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
-        return torch.cat([nothing, *(block.cpu() for block in blocks)])
+            draws = self._run_alike(run)
+        self._is_finite = bool(draws.isfinite().all())
+        return torch.stack(self.ranks.gather(draws, f"estimates {start} to {stop}")).mean(0)
+
+    def raise_not_finite(self, what: str) -> NoReturn:
+        """Raise a ValueError of estimates that are NaN or infinite, in the rank where they are."""
+        error = ValueError(
+            f"the free energy {what} is NaN or infinite. Expected a finite one: look for NaN in "
+            "the data, or for observations that the model cannot make"
+        )
+        self.ranks.raise_first(None if self._is_finite else error)
+        raise error
 
     def differentiate(
         self, pair: Pair, count: int, couplings: Mapping[str, NoiseCoupling]
@@ -115,8 +140,9 @@ class Meter:
         guide: Any = pair[1]
         parts = [dict(part.named_parameters()) for part in guide.parts]
         parameters = [parameter for part in parts for parameter in part.values()]
-        halves = [[torch.zeros_like(one) for one in parameters] for _ in range(2)]
-        with torch.enable_grad():
+
+        def run() -> list[list[Tensor]]:
+            halves = [[torch.zeros_like(one) for one in parameters] for _ in range(2)]
             for draws in self._run_blocks(pair, 0, count, couplings):
                 for half, some in zip(halves, draws.chunk(2), strict=True):
                     found = torch.autograd.grad(
@@ -124,11 +150,24 @@ class Meter:
                     )
                     for total, one in zip(half, found, strict=True):
                         total += 0 if one is None else one
+            return halves
+
+        with torch.enable_grad():
+            halves = self._run_alike(run)
         first, second = (
             tuple({name: next(ahead) for name in part} for part in parts)
-            for ahead in map(iter, halves)
+            for ahead in (iter(self.ranks.average_all(half)) for half in halves)
         )
         return first, second
+
+    def _run_alike(self, run: Callable[[], _T]) -> _T:
+        """Run once more, one draw at a time, if vmap follows a program in some ranks only."""
+        before = self._at_once
+        found = run()
+        if before and len(set(self.ranks.gather(self._at_once, "how draws were taken"))) > 1:
+            self._at_once = False
+            found = run()
+        return found
 
     def _run_blocks(
         self, pair: Pair, start: int, stop: int, couplings: Mapping[str, NoiseCoupling]
@@ -152,7 +191,7 @@ class Meter:
         # Without rows of their own, all take all.
         parted = self._at_once and self.parts > 1
         rows = [self._pick_rows(cell) for cell in cells] if parted else []
-        if self._at_once and len(set(map(len, rows))) <= 1:
+        if self._at_once and self._are_of_one_size(cells):
             stacked = {name: torch.stack([one[name] for one in noise]) for name in couplings}
             try:
                 _set_seed(_to_seed(self._seed, block))
@@ -165,6 +204,14 @@ class Meter:
             _set_seed(_to_seed(self._seed, cell))
             draws.append(self._run(one, *self._take(cell)))
         return torch.stack(draws).double()
+
+    def _are_of_one_size(self, cells: range) -> bool:
+        """Tell whether estimates take as many rows each, in every rank."""
+        larger = [
+            {cell % self.parts < rows % self.parts for cell in cells}
+            for rows in self._rows_of_ranks
+        ]
+        return all(len(sizes) == 1 for sizes in larger)
 
     def _run_at_once(self, noise: Mapping[str, Tensor], rows: Sequence[Tensor]) -> Tensor:
         batches = self._batches.take(torch.stack(list(rows))) if rows else ()
@@ -235,35 +282,81 @@ class Meter:
         }
         return {name: sizes for name, sizes in taken.items() if sizes[1] < sizes[0]}
 
-    def _split_arguments(self, batch_size: int) -> tuple[int, int]:
+    def _split_arguments(self) -> tuple[int, int]:
         """Split the rows of all tensors among the arguments, if the likelihood is a sum over them.
 
-        Returns their number, and how many go together: those of a block of estimates are a batch.
+        Returns their number, and how many parts they are in.
         """
         rows = self._count_rows()
-        if rows < FEWEST_PARTS * batch_size:
-            return 1, 1
-        size = math.ceil(rows / (BLOCK * math.ceil(rows / batch_size)))
-        batches = Batches(self._args, self._kwargs, size)
-        with suppress(ValueError):
-            batch_model = BatchModel(self._model, batches)
-            if self._adds_up(size):
-                self._batches, self._batch_model = batches, batch_model
-                return rows, size
+        parts = _count_parts(rows, self.batch_size)
+        if parts > 1:
+            with suppress(ValueError):
+                batches = Batches(self._args, self._kwargs, math.ceil(rows / parts))
+                batch_model = BatchModel(self._model, batches)
+                if self._adds_up(batches):
+                    self._batches, self._batch_model = batches, batch_model
+                    return rows, parts
         return 1, 1
+
+    def _split_rows_of_ranks(self, plates: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+        """Split the rows of each rank into as many parts as the one with most rows needs.
+
+        Returns the number of rows in this one, and how many parts they are in.
+        """
+        Batches(self._args, self._kwargs, 1).check()
+        own = self._count_rows()
+        rows = self.ranks.gather_rows(own)
+        plated = sorted({name for names in self.ranks.gather(list(plates)) for name in names})
+        if plated and len(set(rows)) > 1:
+            msg = (
+                f"the model has the sub-sampling plates {plated}, and ranks have {rows} rows, of "
+                "which each would count for another part of all. Expected as many rows in each, or "
+                "a plate as long as these, pyro.plate('data', len(x))"
+            )
+            raise ValueError(msg)
+        parts = 1 if plated else max(_count_parts(count, self.batch_size) for count in rows)
+        parts = min(parts, *rows)
+        batches = Batches(self._args, self._kwargs, math.ceil(own / parts))
+        if parts > 1 and not all(self.ranks.gather(self._adds_up(batches))):
+            parts, batches = 1, Batches(self._args, self._kwargs, own)
+        self._batches = batches
+        self._batch_model = BatchModel(self._model, batches, self.ranks.size)
+        return own, parts
+
+    def _check_same_sites(self) -> None:
+        """Raise an error that names the latent sites that are not the same in all ranks."""
+        if self.ranks.size == 1:
+            return
+        args, kwargs = self._take(0)
+        with poutine.block(), torch.no_grad(), dry_run(*self._pair):
+            _set_seed(0)
+            guide = poutine.trace(self._guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(self._model, trace=guide)
+            model = poutine.trace(replayed).get_trace(*args, **kwargs)
+        terms = {
+            f"{name!r} of {what}": [node["value"], node["fn"].log_prob(node["value"])]
+            for what, trace in (("the guide", guide), ("the model", model))
+            for name, node in trace.nodes.items()
+            if is_latent(node) and name in guide.nodes
+        }
+        self.ranks.check_values(
+            terms,
+            "draws or densities of",
+            "the same parameters in all ranks, and priors that do not depend on the rows of one",
+        )
 
     def _count_rows(self) -> int:
         """Return how many rows all tensors among the arguments have; 0 if these differ."""
         lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
         return lengths.pop() if len(lengths) == 1 else 0
 
-    def _adds_up(self, size: int) -> bool:
+    def _adds_up(self, everything: Batches) -> bool:
         """Tell whether the parts of the log likelihood at one draw have the whole as their mean.
 
-        Of so many rows as have to be there at least: what ties rows together does so in these.
+        Of few rows: what ties rows together does so in these.
         """
-        everything = Batches(self._args, self._kwargs, size)
-        rows = FEWEST_PARTS * size
+        size = everything.batch_size or 1
+        rows = size * min(FEWEST_PARTS, everything.size // size)
         args, kwargs = everything.arguments(everything.take(slice(rows)))
         batches = Batches(args, kwargs, size)
         batch_model = BatchModel(self._model, batches)
@@ -313,6 +406,13 @@ class _WholePlates(Messenger):
             size = msg["fn"].size
             if size > self._rows or (msg["fn"].subsample_size or size) < size:
                 raise ValueError(msg["name"])
+
+
+def _count_parts(rows: int, batch_size: int) -> int:
+    """Return into how many parts so many rows are split; a block of estimates has a batch."""
+    if rows < FEWEST_PARTS * batch_size:
+        return 1
+    return math.ceil(rows / math.ceil(rows / (BLOCK * math.ceil(rows / batch_size))))
 
 
 def _was_called(module: Any) -> bool:

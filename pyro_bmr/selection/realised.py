@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
 from pyro_bmr.estimators.meter import BLOCK, Meter
+from pyro_bmr.programs.ranks import ONE, Ranks
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.selection.decision import Decision
 
@@ -29,15 +30,20 @@ class Realised:
     error: float
 
 
-def make_meter(decision: Decision, batch_size: int, seed: int) -> Meter:
-    """Make a meter for what a decision leads to; ValueError if the model cannot be measured."""
+def make_meter(decision: Decision, batch_size: int, seed: int, ranks: Ranks = ONE) -> Meter:
+    """Make a meter for what a decision leads to; ValueError if the model cannot be measured.
+
+    One that the decision has is of the ``ranks`` that the new one is of.
+    """
     meter = decision.meter
-    if meter is not None and meter.batch_size == batch_size:
-        return meter.again(seed)
+    if meter is not None:
+        if meter.batch_size == batch_size:
+            return meter.again(seed)
+        ranks = meter.ranks
     origin = decision.origin
     pair = decision.assemble()[:2]
     with explained_refusals(*pair, origin.args, origin.kwargs):
-        return Meter(pair, origin.args, origin.kwargs, batch_size, seed, origin.stream)
+        return Meter(pair, origin.args, origin.kwargs, batch_size, seed, origin.stream, ranks)
 
 
 def measure_realised(decision: Decision, meter: Meter) -> Realised:

@@ -112,11 +112,7 @@ class Trials:
     def _check_finite(self) -> None:
         self._compare(self._first, self._first, BLOCK)
         if not self._first.draws.isfinite().all():
-            msg = (
-                "the free energy of the guide is NaN or infinite. Expected a finite one: look for "
-                "NaN in the data, or for observations that the model cannot make"
-            )
-            raise ValueError(msg)
+            self._meter.raise_not_finite("of the guide")
 
 
 @dataclass

@@ -45,6 +45,8 @@ from pyro_bmr.training.states import Program, State
 class Checkpoint:
     """The file of a run of `prune`, which ``run`` tells from others; no file without ``path``.
 
+    Of many ranks the first one writes it, and all go on from it.
+
     It holds the last whole state, and the training that goes on from there.
     """
 
@@ -64,14 +66,20 @@ class Checkpoint:
         and the random number generators as they were. A file that is damaged, not a checkpoint, or
         one of another run, raises a ValueError and changes nothing.
         """
-        saved = None if self._file is None else self._file.read(_CONTENT)
-        if saved is None:
+        saved, ranks = None, self.program.ranks
+        with ranks.together():
+            if self._file is not None and ranks.is_first:
+                saved = self._file.read(_CONTENT)
+        content = ranks.give(None if saved is None else saved.content)
+        if content is None:
             return None
         self._undo = remember(self.guide, self.program.model)
         try:
-            self.program.call(self.guide)
-            saved.check_run(self._full_run)
-            self._state, self._training = saved.content["state"], saved.content["training"]
+            with ranks.together():
+                self.program.call(self.guide)
+                if saved is not None:
+                    saved.check_run(self._full_run)
+            self._state, self._training = content["state"], content["training"]
             return None if self._state is None else self._go_back(self._state, reduce)
         except BaseException:
             self._undo()
@@ -89,7 +97,7 @@ class Checkpoint:
 
     def write(self, last: State, ahead: int) -> None:
         """Write a whole state, and how many selections are ahead."""
-        if self._file is not None:
+        if self._writes:
             self._state = {
                 "last": _pack(last),
                 "ahead": ahead,
@@ -103,13 +111,18 @@ class Checkpoint:
         """Return what keeps the next training; None without a file."""
         if self._file is None:
             return None
-        keeper = Keeper(self._training, self._write, self._undo, self.program.generators)
+        write = self._write if self._writes else None
+        keeper = Keeper(self._training, write, self._undo, self.program.generators)
         self._training, self._undo = None, lambda: None
         return keeper
 
     def _write(self, training: Mapping[str, Any] | None) -> None:
         content = {"state": self._state, "training": training}
         cast(CheckpointFile, self._file).write(self._full_run, content)
+
+    @property
+    def _writes(self) -> bool:
+        return self._file is not None and self.program.ranks.is_first
 
     @property
     def _file(self) -> CheckpointFile | None:

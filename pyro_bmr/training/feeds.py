@@ -33,9 +33,7 @@ def read_feed(
             given = without_inference_mode(data.args, data.kwargs)
             batches = Batches(*given, 1 if ranks.are_many else batch_size)
             batches.check()
-        elif ranks.are_many:
-            msg = "got a loader and a mesh. Expected tensors of the rows of this rank with a mesh"
-            raise TypeError(msg)
+        ranks.check_no_loader(data.stream)
     if data.stream is not None:
         return Loaded(data.stream)
     return _read_shard(batches, batch_size, ranks) if ranks.are_many else Rows(batches)
@@ -43,11 +41,8 @@ def read_feed(
 
 def _read_shard(batches: Batches, batch_size: int | None, ranks: Ranks) -> Shard:
     """Find how many of its rows a rank takes in each of the steps that all take together."""
-    rows = ranks.gather(batches.size)
+    rows = ranks.gather_rows(batches.size)
     size = sum(rows) if batch_size is None else batch_size
-    if min(rows) < 2:
-        msg = f"got {rows} rows in the ranks of the mesh. Expected two or more in each"
-        raise ValueError(msg)
     if size > sum(rows):
         refuse("batch_size", batch_size, f"{sum(rows)} at most, the rows of all ranks")
     steps = -(-sum(rows) // size)

@@ -176,7 +176,7 @@ def fit(
     >>> round(guide.median()["mean"].item())
     5
     """
-    ranks = read_ranks(mesh, noise)
+    ranks = read_ranks(mesh, noise, "fit")
     with ranks.together():
         check_programs("fit", model, guide)
         if checkpoint is not None:
@@ -202,6 +202,9 @@ def fit(
         ranks.check_same("options", dict(fingerprint(vars(options) | others)))
     feed = read_feed(model, guide, args, kwargs, options.batch_size, ranks)
     keeper = _keeper(checkpoint, model, guide, feed, options, ranks)
+    if options.seed is not None:
+        pyro.set_rng_seed(options.seed)
+    ranks.start_noise()
     return run_training(model, guide, feed, options, keeper, ranks, **told)
 
 
@@ -217,9 +220,7 @@ def run_training(
     compile: bool,
     progress: bool,
 ) -> list[float]:
-    """Do what `fit` does, with what it has read."""
-    if options.seed is not None:
-        pyro.set_rng_seed(options.seed)
+    """Do what `fit` does, with what it has read, from where the generators are."""
     data = feed.batches.args, feed.batches.kwargs
     with ranks.together(), explained_refusals(model, guide, *data):
         batch_model = BatchModel(model, feed.batches, feed.shards)

@@ -14,6 +14,7 @@ from pyro_bmr.estimators.meter import BLOCK, FEWEST_PARTS, Meter
 from pyro_bmr.guides.common_noise import NoiseCoupling
 from pyro_bmr.programs.batches import Batches
 from pyro_bmr.programs.pairs import Pair
+from pyro_bmr.programs.ranks import ONE, Ranks
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import Stream
 from pyro_bmr.selection.realised import ROWS
@@ -29,7 +30,7 @@ class FreeEnergies:
 
     Of few rows, all are in each of ``num_samples`` estimates. Of many, an estimate is of a part of
     them: at first all rows come once, or little more, and at last ``num_samples`` times. Of a
-    ``stream`` the arguments are an example.
+    ``stream`` the arguments are an example. Each of many ``ranks`` has rows of its own.
     """
 
     def __init__(
@@ -38,14 +39,15 @@ class FreeEnergies:
         kwargs: Mapping[str, Any],
         num_samples: int,
         stream: Stream | None,
+        ranks: Ranks = ONE,
     ) -> None:
         self._args, self._kwargs, self._num_samples = args, kwargs, num_samples
-        self._stream = stream
+        self._stream, self._ranks = stream, ranks
         self._meter: Meter | None = None
         batches = Batches(args, kwargs, 1) if stream is None else stream.batches
         lengths = {len(t) if t.dim() else 0 for t in batches.tensors.values()}
         rows = max(lengths, default=0) if stream is None else batches.size
-        self._are_many = rows >= FEWEST_PARTS * ROWS
+        self._has_meter = ranks.are_many or rows >= FEWEST_PARTS * ROWS
 
     def measure(self, pair: Pair, couplings: Mapping[str, NoiseCoupling]) -> Tensor:
         """Return the first estimates of F in nats, float64, on the CPU."""
@@ -53,7 +55,11 @@ class FreeEnergies:
         if meter is None:
             return self._measure_whole(pair, couplings)
         nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
-        return self.extend(pair, couplings, nothing, max(_FEWEST, meter.parts))
+        first = self._num_samples if meter.parts == 1 else max(_FEWEST, meter.parts)
+        draws = self.extend(pair, couplings, nothing, first)
+        if self._ranks.are_many and not draws.isfinite().all():
+            meter.raise_not_finite("after training")
+        return draws
 
     def extend(
         self, pair: Pair, couplings: Mapping[str, NoiseCoupling], draws: Tensor, count: int
@@ -77,10 +83,11 @@ class FreeEnergies:
         return complexity - accuracy
 
     def _find_meter(self, example: Pair) -> Meter | None:
-        """Make the meter when there is a first program to measure; None if rows are few."""
-        if self._meter is None and self._are_many:
+        """Make the meter when there is a first program to measure; None if one has few rows."""
+        if self._meter is None and self._has_meter:
+            how = ROWS, _SEED, self._stream, self._ranks
             with explained_refusals(*example, self._args, self._kwargs):
-                self._meter = Meter(example, self._args, self._kwargs, ROWS, _SEED, self._stream)
+                self._meter = Meter(example, self._args, self._kwargs, *how)
             # A likelihood that is no sum over rows is measured whole.
-            self._are_many = self._meter.parts > 1
-        return self._meter if self._are_many else None
+            self._has_meter = self._ranks.are_many or self._meter.parts > 1
+        return self._meter if self._has_meter else None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from inspect import isfunction, signature
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -26,13 +26,14 @@ from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.files.whole_files import check_file
 from pyro_bmr.guides.wrapped_guides import check_unweighted
 from pyro_bmr.programs.alone import alone
-from pyro_bmr.programs.fingerprints import fingerprint_run
+from pyro_bmr.programs.batches import Batches
+from pyro_bmr.programs.fingerprints import fingerprint, fingerprint_run
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
-from pyro_bmr.programs.ranks import read_ranks
-from pyro_bmr.programs.streams import read_stream_or_data
+from pyro_bmr.programs.ranks import Ranks, read_ranks
+from pyro_bmr.programs.streams import Data, read_stream_or_data
 from pyro_bmr.programs.wrappers import unwrap
-from pyro_bmr.reduction import reduce
+from pyro_bmr.reduction import reduce_for
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
@@ -47,6 +48,10 @@ from pyro_bmr.training.keeping import Keeper
 from pyro_bmr.training.options import read_options
 from pyro_bmr.training.rates import hold_and_fall
 from pyro_bmr.training.states import Program
+
+if TYPE_CHECKING:
+    # Of which a build of torch may have none.
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @alone("prune")
@@ -68,6 +73,8 @@ def prune(
     checkpoint: str | Path | None = None,
     seed: int | None = None,
     callback: Callback | None = None,
+    mesh: DeviceMesh | None = None,
+    noise: str = "own",
     **fit_options: Any,
 ) -> Reduction:
     r"""Train, reduce, train what remains, and so on as long as the free energy falls.
@@ -116,6 +123,9 @@ def prune(
         For `pyro.set_rng_seed`.
     callback : callable, optional
         As of `fit`, called after each epoch of each training.
+    mesh, noise
+        As of `fit`: many processes prune one guide, each with rows of its own. What goes is decided
+        by the free energy of all rows, and all end with the same result.
     **fit_options
         ``batch_size``, ``lr``, ``estimator``, ``clip_norm``, ``patience``, ``compile`` and
         ``progress``, as in `fit`.
@@ -133,6 +143,14 @@ def prune(
         As `fit` and `reduce`; or if the checkpoint is damaged, or of another run.
     TypeError
         If an option is unknown, or ``model`` and ``guide`` are no programs.
+    RuntimeError
+        If ranks of a mesh have different options, parameters, or priors that depend on their rows.
+        What goes wrong in one of them is raised in all, with its number.
+
+    Warns
+    -----
+    UserWarning
+        As `fit` and `reduce`; if this is one of many processes, and no mesh is given.
 
     References
     ----------
@@ -154,121 +172,142 @@ def prune(
     >>> result.kept_round.free_energy < result.rounds[0].free_energy
     True
     """
-    check_programs("prune", model, guide)
-    check_unweighted(guide)
-    unknown = sorted(fit_options.keys() - _FIT_DEFAULTS.keys())
-    if unknown:
-        msg = (
-            f"prune got the unknown options {unknown}. Expected its own, or those of fit; keywords "
-            "of the model as in kwargs={'offset': offset}"
-        )
-        raise TypeError(msg)
-    ranks = read_ranks(None, "own")
-    check_choice("algorithm", algorithm, ("measured", "paper"))
-    num_samples = read_count("num_samples", num_samples, 2)
-    num_epochs = read_count("num_epochs", num_epochs, 0)
-    refit_epochs = read_optional(refit_epochs, read_count, "refit_epochs")
-    max_rounds = read_count("max_rounds", max_rounds, 0)
-    names = read_names("sites", sites)
-    names = None if names is None else tuple(sorted(set(names)))
-    if select is not None:
-        check_function("select", select, "a selection, such as pyro_bmr.by_evidence()")
-    list_groupings(groups)
-    if checkpoint is not None:
-        check_path(checkpoint, "checkpoint")
-    told = {**_FIT_DEFAULTS, "num_epochs": num_epochs or 1, "seed": seed, "callback": callback}
-    told |= fit_options
-    checked = read_options(**told)
-    data = read_stream_or_data(model, guide, args, kwargs, checked.batch_size)
-    given, keywords = data.args, data.kwargs
-    if read_columns((*args, *read_keywords(kwargs).values())):
-        # Tables as they are, with the names of their columns.
-        given, keywords = args, read_keywords(kwargs)
-    if data.stream is not None:
-        given, keywords = (data.stream.loader,), read_keywords(kwargs)
-        checked = replace(checked, batch_size=None)  # its loader has a size of its own
-    program = Program(model, data.args, data.kwargs, num_samples, data.stream)
-    full_model = unwrap(model, PrunedModel)
+    ranks = read_ranks(mesh, noise, "prune")
+    with ranks.together():
+        check_programs("prune", model, guide)
+        check_unweighted(guide)
+        unknown = sorted(fit_options.keys() - _FIT_DEFAULTS.keys())
+        if unknown:
+            msg = (
+                f"prune got the unknown options {unknown}. Expected its own, or those of fit; "
+                "keywords of the model as in kwargs={'offset': offset}"
+            )
+            raise TypeError(msg)
+        check_choice("algorithm", algorithm, ("measured", "paper"))
+        num_samples = read_count("num_samples", num_samples, 2)
+        num_epochs = read_count("num_epochs", num_epochs, 0)
+        refit_epochs = read_optional(refit_epochs, read_count, "refit_epochs")
+        max_rounds = read_count("max_rounds", max_rounds, 0)
+        names = read_names("sites", sites)
+        names = None if names is None else tuple(sorted(set(names)))
+        if select is not None:
+            check_function("select", select, "a selection, such as pyro_bmr.by_evidence()")
+        list_groupings(groups)
+        if checkpoint is not None:
+            check_path(checkpoint, "checkpoint")
+        told = {**_FIT_DEFAULTS, "num_epochs": num_epochs or 1, "seed": seed, "callback": callback}
+        told |= fit_options
+        checked = read_options(**told)
+        data = read_stream_or_data(model, guide, args, kwargs, checked.batch_size)
+        given, keywords = data.args, data.kwargs
+        if read_columns((*args, *read_keywords(kwargs).values())):
+            # Tables as they are, with the names of their columns.
+            given, keywords = args, read_keywords(kwargs)
+        if data.stream is not None:
+            given, keywords = (data.stream.loader,), read_keywords(kwargs)
+            checked = replace(checked, batch_size=None)  # its loader has a size of its own
+        ranks.check_no_loader(data.stream)
+        program = Program(model, data.args, data.kwargs, num_samples, data.stream, ranks)
+        full_model = unwrap(model, PrunedModel)
 
-    if not (num_epochs or refit_epochs):
-        msg = "got num_epochs=0 and no refit_epochs. Expected a number of epochs to train with"
-        raise ValueError(msg)
-    measured = algorithm == "measured"
-    if select is None:
-        measuring = by_free_energy(progress=told["progress"])
-        selections = (measuring, by_evidence()) if measured else (by_evidence(),)
-    else:
-        selections = (select,)
-    if measured and not callable(told["lr"]):
-        checked = replace(checked, lr=hold_and_fall(checked.lr(0.0)))
-    epochs_done = count()
-
-    def reduced(parent: Any, **options: Any) -> Reduction:
-        told = {"kwargs": keywords, "model": full_model, "sites": names}
-        return reduce(parent, *given, **told, **options)
-
-    def train(model: Any, guide: Any, num_epochs: int, round: int) -> None:
-        def tell(one: Epoch) -> None:
-            if callback is not None:
-                callback(replace(one, epoch=next(epochs_done), round=round))
-
-        feed = read_feed(model, guide, given, keywords, checked.batch_size, ranks)
-        own = replace(checked, num_epochs=num_epochs, seed=None)
-        shown = {name: told[name] for name in ("compile", "progress")}
-        run_training(
-            model, guide, feed, own, saved.keeper() or Keeper(), ranks, callback=tell, **shown
-        )
-
-    options: dict[str, Any] = {**vars(checked), "num_epochs": num_epochs}
-    options |= {"refit_epochs": refit_epochs, "num_samples": num_samples, "algorithm": algorithm}
-    options |= {"sites": names, "select": select, "groups": groups}
-    path, run = None, {}
-    if checkpoint is not None:
-        facts = () if data.stream is None else data.stream.facts
-        path = check_file(checkpoint)
-        run = fingerprint_run(guide, (*data.args, *data.kwargs.values(), *facts), options)
-    saved = Checkpoint(path, run, guide, program, full_model)
-    if measured:
-        selections = (*selections, _keep_all)
-    state = saved.load(reduced)
-    if state is None:
-        if seed is not None:
-            pyro.set_rng_seed(seed)
-        if num_epochs:
-            train(model, guide, num_epochs, round=0)
-        program.call(guide)
-        # Labels name positive sites.
-        labels = groups if isfunction(groups) else elements
-        whole = reduced(guide, select=_keep_all, groups=labels)
-        state = program.start(whole, guide), len(selections)
-        saved.write(*state)
-    last, left = state
-    ahead = list(selections[max(0, len(selections) - left) :])
-    while ahead and len(last.rounds) <= max_rounds:
-        one = ahead.pop(0)
-        reduction = reduced(last.reduction.guide, select=one, groups=groups)
-        trains_only = one is _keep_all
-        if reduction.sparsity == last.reduction.sparsity and not trains_only:
-            continue
-        realised = program.measure_change(last, reduction)
-        epochs = refit_epochs or num_epochs
-        try:
-            train(reduction.model, reduction.guide, epochs, round=len(last.rounds))
-        except BaseException as error:
-            if not isinstance(error, UnusableError):
-                program.go_back(last)
-            raise
-        after = program.go_on(last, reduction, realised)
-        if measured:
-            last, after = program.settle(last, after)
-        pays = after.is_lower(last) if trains_only else after.is_below(last)
-        if measured and not pays:
-            last = last.refuse(after)
-            program.go_back(last)
+        if not (num_epochs or refit_epochs):
+            msg = "got num_epochs=0 and no refit_epochs. Expected a number of epochs to train with"
+            raise ValueError(msg)
+        measured = algorithm == "measured"
+        if select is None:
+            measuring = by_free_energy(progress=told["progress"] and ranks.is_first)
+            selections = (measuring, by_evidence()) if measured else (by_evidence(),)
         else:
-            last, ahead = after, list(selections)
-        saved.write(last, len(ahead))
-    return program.finish(last)
+            selections = (select,)
+        if measured and not callable(told["lr"]):
+            checked = replace(checked, lr=hold_and_fall(checked.lr(0.0)))
+        epochs_done = count()
+
+        def reduced(parent: Any, **options: Any) -> Reduction:
+            how = {"groups": elements, "select": None, "ranks": ranks, **options}
+            with torch.no_grad():
+                return reduce_for("reduce", parent, given, keywords, full_model, names, **how)
+
+        def train(model: Any, guide: Any, num_epochs: int, round: int) -> None:
+            def tell(one: Epoch) -> None:
+                if callback is not None:
+                    callback(replace(one, epoch=next(epochs_done), round=round))
+
+            feed = read_feed(model, guide, given, keywords, checked.batch_size, ranks)
+            own = replace(checked, num_epochs=num_epochs, seed=None)
+            shown = {name: told[name] for name in ("compile", "progress")}
+            keeper = saved.keeper() or Keeper()
+            with ranks.settled():
+                run_training(model, guide, feed, own, keeper, ranks, callback=tell, **shown)
+
+        options: dict[str, Any] = {**vars(checked), "num_epochs": num_epochs}
+        options |= {
+            "refit_epochs": refit_epochs,
+            "num_samples": num_samples,
+            "algorithm": algorithm,
+        }
+        options |= {"sites": names, "select": select, "groups": groups}
+        if ranks.are_many:
+            same = {**options, "max_rounds": max_rounds, "compile": told["compile"]}
+            same["has a checkpoint"] = checkpoint is not None
+            ranks.check_same("options", dict(fingerprint(same)))
+        path, run = None, {}
+        if checkpoint is not None:
+            path = check_file(checkpoint)
+            run = fingerprint_run(guide, _find_facts(data, ranks), options)
+        saved = Checkpoint(path, run, guide, program, full_model)
+        if measured:
+            selections = (*selections, _keep_all)
+        state = saved.load(reduced)
+        if state is None:
+            if seed is not None:
+                pyro.set_rng_seed(seed)
+            ranks.start_noise()
+            if num_epochs:
+                train(model, guide, num_epochs, round=0)
+            program.call(guide)
+            # Labels name positive sites.
+            labels = groups if isfunction(groups) else elements
+            whole = reduced(guide, select=_keep_all, groups=labels)
+            state = program.start(whole, guide), len(selections)
+            saved.write(*state)
+        last, left = state
+        ahead = list(selections[max(0, len(selections) - left) :])
+        while ahead and len(last.rounds) <= max_rounds:
+            one = ahead.pop(0)
+            reduction = reduced(last.reduction.guide, select=one, groups=groups)
+            trains_only = one is _keep_all
+            if reduction.sparsity == last.reduction.sparsity and not trains_only:
+                continue
+            realised = program.measure_change(last, reduction)
+            epochs = refit_epochs or num_epochs
+            try:
+                train(reduction.model, reduction.guide, epochs, round=len(last.rounds))
+            except BaseException as error:
+                if not isinstance(error, UnusableError):
+                    program.go_back(last)
+                raise
+            after = program.go_on(last, reduction, realised)
+            if measured:
+                last, after = program.settle(last, after)
+            pays = after.is_lower(last) if trains_only else after.is_below(last)
+            if measured and not pays:
+                last = last.refuse(after)
+                program.go_back(last)
+            else:
+                last, ahead = after, list(selections)
+            saved.write(last, len(ahead))
+        return program.finish(last)
+
+
+def _find_facts(data: Data, ranks: Ranks) -> tuple[Any, ...]:
+    """Return what tells data from others; of many ranks, how many rows all have."""
+    if ranks.are_many:
+        batches = Batches(data.args, data.kwargs, 1)
+        batches.check()
+        return (sum(ranks.gather_rows(batches.size)),)
+    facts = () if data.stream is None else data.stream.facts
+    return (*data.args, *data.kwargs.values(), *facts)
 
 
 def _keep_all(scores: Scores) -> dict[str, Tensor]:

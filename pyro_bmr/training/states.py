@@ -20,6 +20,7 @@ from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.programs.dry_run import find_tensors
 from pyro_bmr.programs.given_values import PriorMessenger
 from pyro_bmr.programs.overwriting import overwrite
+from pyro_bmr.programs.ranks import ONE, Ranks
 from pyro_bmr.programs.streams import Stream
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary
@@ -64,7 +65,7 @@ class State:
 class Program:
     """The user's model with its arguments, and how many draws it is measured with.
 
-    Of a ``stream`` the arguments are an example.
+    Of a ``stream`` the arguments are an example; each of many ``ranks`` has rows of its own.
     """
 
     model: Callable[..., Any]
@@ -72,11 +73,13 @@ class Program:
     kwargs: Mapping[str, Any]
     num_samples: int
     stream: Stream | None = None
+    ranks: Ranks = ONE
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """The generators of its own that a loader shuffles with."""
-        return [] if self.stream is None else self.stream.generators
+        """The generators of its own that a loader shuffles with, or that noise of ranks is of."""
+        own = [] if self.stream is None else self.stream.generators
+        return [*own, *self.ranks.generators]
 
     def start(self, reduction: Reduction, guide: Any) -> State:
         """Measure what the first training made of a guide."""
@@ -166,7 +169,7 @@ class Program:
 
     @cached_property
     def _free_energies(self) -> FreeEnergies:
-        return FreeEnergies(self.args, self.kwargs, self.num_samples, self.stream)
+        return FreeEnergies(self.args, self.kwargs, self.num_samples, self.stream, self.ranks)
 
 
 def subtract(after: Tensor, before: Tensor) -> Tensor:
