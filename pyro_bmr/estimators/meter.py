@@ -306,22 +306,27 @@ class Meter:
         Batches(self._args, self._kwargs, 1).check()
         own = self._count_rows()
         rows = self.ranks.gather_rows(own)
-        plated = sorted({name for names in self.ranks.gather(list(plates)) for name in names})
-        if plated and len(set(rows)) > 1:
+        parts = min(max(_count_parts(count, self.batch_size) for count in rows), *rows)
+        model = self._stand_for_all(own, parts)
+        scales_itself = any(self.ranks.gather(bool(plates) or not model.scaled))
+        if scales_itself and len(set(rows)) > 1:
             msg = (
-                f"the model has the sub-sampling plates {plated}, and ranks have {rows} rows, of "
-                "which each would count for another part of all. Expected as many rows in each, or "
-                "a plate as long as these, pyro.plate('data', len(x))"
+                f"the model has a sub-sampling plate, and ranks have {rows} rows, each of which "
+                "would count for another part of all. Expected as many rows in each rank, or a "
+                "plate as long as these, pyro.plate('data', len(x))"
             )
             raise ValueError(msg)
-        parts = 1 if plated else max(_count_parts(count, self.batch_size) for count in rows)
-        parts = min(parts, *rows)
-        batches = Batches(self._args, self._kwargs, math.ceil(own / parts))
-        if parts > 1 and not all(self.ranks.gather(self._adds_up(batches))):
-            parts, batches = 1, Batches(self._args, self._kwargs, own)
-        self._batches = batches
-        self._batch_model = BatchModel(self._model, batches, self.ranks.size)
+        if parts > 1 and (
+            scales_itself or not all(self.ranks.gather(self._adds_up(model.batches)))
+        ):
+            parts, model = 1, self._stand_for_all(own, 1)
+        self._batches, self._batch_model = model.batches, model
         return own, parts
+
+    def _stand_for_all(self, rows: int, parts: int) -> BatchModel:
+        """Let a part of the rows of a rank stand for those of all ranks."""
+        batches = Batches(self._args, self._kwargs, math.ceil(rows / parts))
+        return BatchModel(self._model, batches, self.ranks.size)
 
     def _check_same_sites(self) -> None:
         """Raise an error that names the latent sites that are not the same in all ranks."""

@@ -26,10 +26,19 @@ class OwnNames(PyroModule):
 
 
 _serial = count()
+_kinds: set[str] = set()
 
 
 def unused_name(kind: str) -> str:
     """Name a module so that nothing in the param store is taken for its parameters."""
+    _kinds.add(kind)
     taken = tuple(pyro.get_param_store().keys())
     names = (f"{kind}{i}" for i in _serial)
     return next(n for n in names if not any(key.startswith(f"{n}.") for key in taken))
+
+
+def shared_name(name: str) -> str:
+    """Name a parameter as other processes do, each of which has a count of its own."""
+    first, _, rest = name.partition(".")
+    kind = first.rstrip("0123456789")
+    return f"{kind}.{rest}" if kind in _kinds else name

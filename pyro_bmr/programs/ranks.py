@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from pyro_bmr.arguments.checks import check_choice, refuse, refuse_kind
 from pyro_bmr.display import warn
 from pyro_bmr.programs.fingerprints import fingerprint
+from pyro_bmr.programs.own_names import shared_name
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=Exception)
@@ -157,9 +158,8 @@ class Ranks:
         """Let all ranks begin at the parameters of the first."""
         if not self.are_many:
             return
-        self.check_same(
-            "parameters", {n: f"{p.dtype} {tuple(p.shape)}" for n, p in parameters.items()}
-        )
+        described = {shared_name(n): f"{p.dtype} {tuple(p.shape)}" for n, p in parameters.items()}
+        self.check_same("parameters", described)
         first = distributed.get_global_rank(self.group, 0)
         for parameter in parameters.values():
             distributed.broadcast(parameter, src=first, group=self.group)
@@ -188,7 +188,9 @@ class Ranks:
         """Raise a RuntimeError where tensors or numbers are not the same, to the last bit."""
         if not self.are_many:
             return
-        first, *others = self.gather({n: _to_bits(one) for n, one in values.items()}, what)
+        first, *others = self.gather(
+            {shared_name(n): _to_bits(one) for n, one in values.items()}, what
+        )
         for rank, other in enumerate(others, 1):
             names = _find_different(first, other)
             if names:
