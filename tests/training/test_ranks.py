@@ -1,9 +1,6 @@
 """Processes that train together do what one does with all rows, and fail together."""
 
-import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,44 +23,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def launch(size, scenarios, folder, *options):
-    """Run scenarios under torchrun; return what each rank found."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
-    command += ["--nproc-per-node", str(size), program.__file__, ",".join(scenarios), str(folder)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        # Without it processes that start again do not find each other: torch's issue 135712.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [
-        json.loads((folder / f"{scenarios[0]}-{size}-{rank}.json").read_text())
-        for rank in range(size)
-    ]
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """By number of processes, of each rank."""
-    scenarios = {size: ["same_noise", "exact"] for size in SIZES}
-    scenarios[2] += ["errors", "unhurt"]
-    scenarios[4] += ["unhurt"]
-    folder = tmp_path_factory.mktemp("ranks")
-    return {size: launch(size, names, folder) for size, names in scenarios.items()}
-
-
 def flatten(parameters):
     return torch.tensor([value for name in sorted(parameters) for value in parameters[name]])
 
 
 @pytest.mark.parametrize("steps", ["compiled", "eager", "scaled"])
 @pytest.mark.parametrize("size", SIZES)
-def test_with_the_same_noise_any_number_does_what_one_does(results, steps, size):
-    (one,) = results[1]
+def test_with_the_same_noise_any_number_does_what_one_does(of_ranks, steps, size):
+    (one,) = of_ranks["1"]
     losses, parameters = one["same_noise"][steps]
-    for rank in results[size]:
+    for rank in of_ranks[str(size)]:
         own_losses, own = rank["same_noise"][steps]
         torch.testing.assert_close(flatten(own), flatten(parameters), atol=1e-6, rtol=1e-6)
         assert own_losses == pytest.approx(losses, rel=1e-5)
@@ -71,21 +40,22 @@ def test_with_the_same_noise_any_number_does_what_one_does(results, steps, size)
 
 @pytest.mark.parametrize(("how", "within"), [("whole", 0.02), ("batches", 0.1), ("noise", 0.15)])
 @pytest.mark.parametrize("size", SIZES)
-def test_scales_are_those_of_exact_regression(results, how, within, size):
+def test_scales_are_those_of_exact_regression(of_ranks, how, within, size):
     """A likelihood that counted wrongly would be off by the root of the number of ranks."""
     x, y = program.make_data()
     precision = 1 / program.PRIOR**2 + x.square().sum(0) / program.NOISE**2
     scale, mean = precision.rsqrt(), (x.T @ y) / program.NOISE**2 / precision
     found = {
-        name.split(".")[0]: torch.tensor(v) for name, v in results[size][0]["exact"][how].items()
+        name.split(".")[0]: torch.tensor(v)
+        for name, v in of_ranks[str(size)][0]["exact"][how].items()
     }
     torch.testing.assert_close(softplus(found["scales"]), scale, rtol=within, atol=0)
     assert ((found["locs"] - mean).abs() < 3 * within * scale.clamp(min=0.1)).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_ranks_are_the_same_to_the_last_bit(results, size):
-    first, *others = results[size]
+def test_ranks_are_the_same_to_the_last_bit(of_ranks, size):
+    first, *others = of_ranks[str(size)]
     for other in others:
         assert other["exact"] == first["exact"]
         assert other["same_noise"] == first["same_noise"]
@@ -118,29 +88,28 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("what", ERRORS)
-def test_an_error_of_one_rank_is_that_of_all(results, what):
+def test_an_error_of_one_rank_is_that_of_all(of_ranks, what):
     """In time, and the ranks can train after it."""
     kind, message = ERRORS[what]
-    for rank in results[2]:
+    for rank in of_ranks["2"]:
         found, text, seconds = rank["errors"][what]
         assert found == kind
         assert re.search(message, text)
         assert kind is None or seconds < 10
 
 
-def test_a_killed_rank_is_started_again_and_all_go_on(results, tmp_path):
-    stopped = launch(2, ["killed"], tmp_path, "--max-restarts=1")
-    for before, after in zip(results[2], stopped, strict=True):
+def test_a_killed_rank_is_started_again_and_all_go_on(of_ranks):
+    for before, after in zip(of_ranks["2"], of_ranks["killed"], strict=True):
         assert after["killed"].pop("began") > 5
         assert before["unhurt"].pop("began") == 0
         assert after["killed"] == before["unhurt"]
 
 
-def test_other_ranks_go_on_from_a_checkpoint(results):
+def test_other_ranks_go_on_from_a_checkpoint(of_ranks):
     """Of two ranks, which four find."""
-    for rank in results[4]:
+    for rank in of_ranks["4"]:
         assert rank["unhurt"]["began"] is None
-        assert rank["unhurt"]["parameters"] == results[2][0]["unhurt"]["parameters"]
+        assert rank["unhurt"]["parameters"] == of_ranks["2"][0]["unhurt"]["parameters"]
 
 
 def test_rows_are_told_from_others_in_any_order():
