@@ -139,10 +139,7 @@ class Ranks:
         if not (self.are_many and tensors):
             return tensors
         self.gather(None, "an average")
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        total, _ = self.average(flat, flat.new_zeros(()))
-        parts = total.split([tensor.numel() for tensor in tensors])
-        return [part.view(t.shape).to(t) for part, t in zip(parts, tensors, strict=True)]
+        return self.average(tensors)
 
     def start_noise(self) -> None:
         """Let noise begin at the same place in all ranks, where torch's generator of the first is.
