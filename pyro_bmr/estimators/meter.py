@@ -29,6 +29,7 @@ from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
 from pyro_bmr.programs.ranks import ONE, Ranks
+from pyro_bmr.programs.shard_checks import check_shards
 from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 from pyro_bmr.programs.streams import Stream
 
@@ -307,26 +308,20 @@ class Meter:
         own = self._count_rows()
         rows = self.ranks.gather_rows(own)
         parts = min(max(_count_parts(count, self.batch_size) for count in rows), *rows)
-        model = self._stand_for_all(own, parts)
-        scales_itself = any(self.ranks.gather(bool(plates) or not model.scaled))
-        if scales_itself and len(set(rows)) > 1:
-            msg = (
-                f"the model has a sub-sampling plate, and ranks have {rows} rows, each of which "
-                "would count for another part of all. Expected as many rows in each rank, or a "
-                "plate as long as these, pyro.plate('data', len(x))"
-            )
-            raise ValueError(msg)
-        if parts > 1 and (
-            scales_itself or not all(self.ranks.gather(self._adds_up(model.batches)))
-        ):
-            parts, model = 1, self._stand_for_all(own, 1)
+        model = self._stand_for_all(own, parts, rows)
+        check_shards(model, self.ranks)
+        if parts > 1:
+            scales_itself = bool(plates) or not model.scaled
+            adds_up = not scales_itself and self._adds_up(model.batches)
+            if not all(self.ranks.gather(adds_up)):
+                parts, model = 1, self._stand_for_all(own, 1, rows)
         self._batches, self._batch_model = model.batches, model
         return own, parts
 
-    def _stand_for_all(self, rows: int, parts: int) -> BatchModel:
-        """Let a part of the rows of a rank stand for those of all ranks."""
-        batches = Batches(self._args, self._kwargs, math.ceil(rows / parts))
-        return BatchModel(self._model, batches, self.ranks.size)
+    def _stand_for_all(self, own: int, parts: int, rows: Sequence[int]) -> BatchModel:
+        """Let a part of the own rows stand for those of all ranks, each of which has so many."""
+        batches = Batches(self._args, self._kwargs, math.ceil(own / parts))
+        return BatchModel(self._model, batches, rows)
 
     def _check_same_sites(self) -> None:
         """Raise an error that names the latent sites that are not the same in all ranks."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pyro_bmr.display import warn
+from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.training.adam import AdamState
 from pyro_bmr.training.blocks import Block, can_capture
 from pyro_bmr.training.compilation import NotStaticError

@@ -14,6 +14,7 @@ from typing_extensions import override
 from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.programs.batches import Batches
 from pyro_bmr.programs.calls import without_inference_mode
+from pyro_bmr.programs.fingerprints import fingerprint_rows
 from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.programs.streams import Stream, read_stream_or_data
 
@@ -37,6 +38,15 @@ def read_feed(
     if data.stream is not None:
         return Loaded(data.stream)
     return _read_shard(batches, batch_size, ranks) if ranks.are_many else Rows(batches)
+
+
+def find_facts(batches: Batches, ranks: Ranks, others: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what tells data from others; of many ranks, whichever of them has which rows."""
+    if not ranks.are_many:
+        return (*batches.args, *batches.kwargs.values(), *others)
+    batches.check()
+    told = fingerprint_rows(batches.tensors.values())
+    return sum(ranks.gather_rows(batches.size)), f"{sum(ranks.gather(told)) % 2**64:x}"
 
 
 def _read_shard(batches: Batches, batch_size: int | None, ranks: Ranks) -> Shard:
@@ -134,7 +144,7 @@ class Shard(Rows):
     def __init__(self, batches: Batches, steps: int, shards: Sequence[int]) -> None:
         super().__init__(batches)
         self._steps = steps
-        self.shards, self.facts = shards, (sum(shards),)
+        self.shards = shards
         self.generator = torch.Generator("cpu")
 
     @property

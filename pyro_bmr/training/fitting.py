@@ -22,21 +22,21 @@ from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import BatchModel
 from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
-from pyro_bmr.programs.fingerprints import fingerprint, fingerprint_rows, fingerprint_run
+from pyro_bmr.programs.fingerprints import fingerprint, fingerprint_run
 from pyro_bmr.programs.pairs import check_programs
 from pyro_bmr.programs.ranks import Ranks, read_ranks
 from pyro_bmr.programs.refusals import explained_refusals
+from pyro_bmr.programs.shard_checks import check_linear, check_shards
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.compiled_steps import CompiledSteps
 from pyro_bmr.training.eager_steps import EagerSteps
 from pyro_bmr.training.epochs import Callback, Epoch
-from pyro_bmr.training.feeds import Feed, Shard, read_feed
+from pyro_bmr.training.feeds import Feed, Shard, find_facts, read_feed
 from pyro_bmr.training.keeping import TRAINING, Keeper
 from pyro_bmr.training.options import Options, read_options
 from pyro_bmr.training.precision import products
-from pyro_bmr.training.shard_checks import check_linear, check_shards
 from pyro_bmr.training.steps import Loss, Steps
 
 if TYPE_CHECKING:
@@ -282,12 +282,7 @@ def _keeper(
     generators = (*feed.generators, *ranks.generators)
     with ranks.together():
         file = CheckpointFile(check_file(checkpoint), "fit")
-        data = (*feed.batches.args, *feed.batches.kwargs.values(), *feed.facts)
-        # Other ranks may have these rows, or another number of ranks.
-        rows = fingerprint_rows(feed.batches.tensors.values()) if ranks.are_many else 0
-    rows = sum(ranks.gather(rows)) % 2**64
-    with ranks.together():
-        facts = (*feed.facts, f"{rows:x}") if ranks.are_many else data
+        facts = find_facts(feed.batches, ranks, feed.facts)
         run = fingerprint_run(guide, facts, vars(options))
         saved = file.read(TRAINING) if ranks.is_first else None
         if saved is not None:

@@ -30,8 +30,8 @@ from pyro_bmr.programs.batches import Batches
 from pyro_bmr.programs.fingerprints import fingerprint, fingerprint_run
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.programs.pairs import check_programs
-from pyro_bmr.programs.ranks import Ranks, read_ranks
-from pyro_bmr.programs.streams import Data, read_stream_or_data
+from pyro_bmr.programs.ranks import read_ranks
+from pyro_bmr.programs.streams import read_stream_or_data
 from pyro_bmr.programs.wrappers import unwrap
 from pyro_bmr.reduction import reduce_for
 from pyro_bmr.results import Reduction
@@ -42,7 +42,7 @@ from pyro_bmr.selection.selections import Selection, by_evidence
 from pyro_bmr.training.checkpoint_files import UnusableError
 from pyro_bmr.training.checkpoints import Checkpoint
 from pyro_bmr.training.epochs import Callback, Epoch
-from pyro_bmr.training.feeds import read_feed
+from pyro_bmr.training.feeds import find_facts, read_feed
 from pyro_bmr.training.fitting import fit, run_training
 from pyro_bmr.training.keeping import Keeper
 from pyro_bmr.training.options import read_options
@@ -254,7 +254,9 @@ def prune(
         path, run = None, {}
         if checkpoint is not None:
             path = check_file(checkpoint)
-            run = fingerprint_run(guide, _find_facts(data, ranks), options)
+            facts = () if data.stream is None else data.stream.facts
+            facts = find_facts(Batches(data.args, data.kwargs, 1), ranks, facts)
+            run = fingerprint_run(guide, facts, options)
         saved = Checkpoint(path, run, guide, program, full_model)
         if measured:
             selections = (*selections, _keep_all)
@@ -298,16 +300,6 @@ def prune(
                 last, ahead = after, list(selections)
             saved.write(last, len(ahead))
         return program.finish(last)
-
-
-def _find_facts(data: Data, ranks: Ranks) -> tuple[Any, ...]:
-    """Return what tells data from others; of many ranks, how many rows all have."""
-    if ranks.are_many:
-        batches = Batches(data.args, data.kwargs, 1)
-        batches.check()
-        return (sum(ranks.gather_rows(batches.size)),)
-    facts = () if data.stream is None else data.stream.facts
-    return (*data.args, *data.kwargs.values(), *facts)
 
 
 def _keep_all(scores: Scores) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
-from ranks import NOISE, PRIOR, fails, model
+from ranks import NOISE, PRIOR, fails, make_data, model
 
 import pyro_bmr as bmr
 from pyro_bmr.training import keeping
@@ -36,6 +36,12 @@ def read(result):
     }
 
 
+def subsampling(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, PRIOR).expand([3]).to_event(1))
+    with pyro.plate("data", len(make_data()[0]), subsample=torch.arange(len(x))):
+        pyro.sample("y", dist.Normal(x @ w, NOISE), obs=y)
+
+
 def measuring(ranks, folder):
     x, y = ranks.own_rows()
     guide = make_guide(x, y)
@@ -46,6 +52,8 @@ def measuring(ranks, folder):
         "reduced": read(bmr.reduce(guide, x, y, **rows)),
         "reduced in parts": read(bmr.reduce(guide, x, y, select=in_parts, **rows)),
     }
+    scaled = make_guide(x, y, program=subsampling)
+    found["plate of all"] = bmr.free_energy(subsampling, scaled, x, y, num_samples=40, **rows)
     torch.manual_seed(ranks.rank)
     # Of correlated weights these are drawn, and not what is computed from them for each row.
     joint = make_guide(x, y, AutoMultivariateNormal)
@@ -79,11 +87,6 @@ def measuring_errors(ranks, folder):
             z = pyro.sample("z", dist.Normal(x @ w, NOISE))
             pyro.sample("y", dist.Normal(z, NOISE), obs=y)
 
-    def subsampling(x, y=None):
-        w = pyro.sample("w", dist.Normal(0.0, PRIOR).expand([3]).to_event(1))
-        with pyro.plate("data", 48, subsample=torch.arange(len(x))):
-            pyro.sample("y", dist.Normal(x @ w, NOISE), obs=y)
-
     def select(scores):
         if here:
             raise KeyError("no such mask")
@@ -111,7 +114,6 @@ def measuring_errors(ranks, folder):
         "latent rows": lambda: bmr.free_energy(
             latent_rows, AutoNormal(latent_rows), x, y, mesh=ranks.mesh
         ),
-        "a plate of all": lambda: reduce(program=subsampling),
         "a selection": lambda: reduce(select=select),
         "other masks": lambda: reduce(select=unlike),
         "one row": lambda: reduce(x=x[: 2 - here], y=y[: 2 - here]),
