@@ -127,8 +127,8 @@ def prune(
         As of `fit`: many processes prune one guide, each with rows of its own. What goes is decided
         by the free energy of all rows, and all end with the same result.
     **fit_options
-        ``batch_size``, ``lr``, ``estimator``, ``clip_norm``, ``patience``, ``compile`` and
-        ``progress``, as in `fit`.
+        ``batch_size``, ``lr``, ``estimator``, ``clip_norm``, ``patience``, ``precision``,
+        ``compile`` and ``progress``, as in `fit`.
 
     Returns
     -------
