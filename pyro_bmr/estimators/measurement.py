@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, read_count, read_optional
 from pyro_bmr.estimators.elbos import UnbiasedELBO
-from pyro_bmr.estimators.meter import BLOCK, Meter
+from pyro_bmr.estimators.meter import Meter
+from pyro_bmr.estimators.parts_of_rows import BLOCK
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.batches import BatchModel

@@ -13,30 +13,27 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
-from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_bmr.estimators.elbos import UnbiasedELBO
+from pyro_bmr.estimators.parts_of_rows import (
+    BLOCK,
+    adds_up,
+    count_parts,
+    count_rows,
+    find_plates,
+)
 from pyro_bmr.guides.common_noise import CommonNoise, NoiseCoupling, draw_noise
 from pyro_bmr.programs.batched_draws import evaluate_at_once
 from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.calls import without_inference_mode
-from pyro_bmr.programs.dry_run import dry_run, find_modules
-from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
+from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
 from pyro_bmr.programs.ranks import ONE, Ranks
 from pyro_bmr.programs.shard_checks import check_shards
-from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
+from pyro_bmr.programs.site_kinds import is_latent
 from pyro_bmr.programs.streams import Stream
-
-# Estimates that are made at once.
-BLOCK = 4
-# Rows are split if there are so many batches; fewer save little, and leave much to chance.
-FEWEST_PARTS = 8
 
 Gradient = tuple[dict[str, Tensor], ...]
 
@@ -73,7 +70,7 @@ class Meter:
         self._rows, self._size, self.parts = 1, 1, 1
         self._stream, self.ranks, self.batch_size = stream, ranks, batch_size
         with poutine.block(), torch.no_grad():
-            plates = self._find_plates(batch_size)
+            plates = find_plates(example, self._batches, batch_size)
             if stream is not None:
                 self._batches = stream.batches
                 self._batch_model = BatchModel(self._model, stream.batches)
@@ -250,51 +247,18 @@ class Meter:
         start = part * self._size
         return order[torch.arange(start, start + self._size, device="cpu") % self._rows]
 
-    def _find_plates(self, batch_size: int) -> dict[str, tuple[int, int]]:
-        """Find sub-sampling plates: by name, the number of rows and how many they take.
-
-        A model that has none of them among the rows of a few batches is not run on all, which may
-        not fit.
-        """
-        rows = FEWEST_PARTS * batch_size
-        # A guide that was never called would learn its shapes from the few rows.
-        if self._count_rows() > rows and all(map(_was_called, find_modules(self._pair[1]))):
-            # What fails with fewer rows than there are is tried with all of them.
-            with suppress(Exception), _WholePlates(rows):
-                few = Batches(self._args, self._kwargs, batch_size)
-                self._trace_plates(*few.arguments(few.take(slice(rows))))
-                return {}
-        return self._trace_plates(self._args, self._kwargs)
-
-    def _trace_plates(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, tuple[int, int]]:
-        with dry_run(*self._pair):
-            guide = poutine.trace(self._guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(self._model, trace=guide)
-            model = poutine.trace(replayed).get_trace(*args, **kwargs)
-        sites = {name: site for name, site in model.nodes.items() if site["type"] == "sample"}
-        if not any(map(is_likelihood, sites.values())):
-            msg = f"the model observes nothing with these arguments; its sites are {sorted(sites)}"
-            raise ValueError(msg)
-        fns = {name: site["fn"] for name, site in sites.items() if site_is_subsample(site)}
-        taken = {
-            name: (int(fn.size), int(fn.subsample_size or fn.size)) for name, fn in fns.items()
-        }
-        return {name: sizes for name, sizes in taken.items() if sizes[1] < sizes[0]}
-
     def _split_arguments(self) -> tuple[int, int]:
         """Split the rows of all tensors among the arguments, if the likelihood is a sum over them.
 
         Returns their number, and how many parts they are in.
         """
-        rows = self._count_rows()
-        parts = _count_parts(rows, self.batch_size)
+        rows = count_rows(self._batches)
+        parts = count_parts(rows, self.batch_size)
         if parts > 1:
             with suppress(ValueError):
                 batches = Batches(self._args, self._kwargs, math.ceil(rows / parts))
                 batch_model = BatchModel(self._model, batches)
-                if self._adds_up(batches):
+                if adds_up(self._pair, batches):
                     self._batches, self._batch_model = batches, batch_model
                     return rows, parts
         return 1, 1
@@ -305,15 +269,14 @@ class Meter:
         Returns the number of rows in this one, and how many parts they are in.
         """
         Batches(self._args, self._kwargs, 1).check()
-        own = self._count_rows()
+        own = count_rows(self._batches)
         rows = self.ranks.gather_rows(own)
-        parts = min(max(_count_parts(count, self.batch_size) for count in rows), *rows)
+        parts = min(max(count_parts(count, self.batch_size) for count in rows), *rows)
         model = self._stand_for_all(own, parts, rows)
-        check_shards(model, self.ranks)
         if parts > 1:
             scales_itself = bool(plates) or not model.scaled
-            adds_up = not scales_itself and self._adds_up(model.batches)
-            if not all(self.ranks.gather(adds_up)):
+            can_be_split = not scales_itself and adds_up(self._pair, model.batches)
+            if not all(self.ranks.gather(can_be_split)):
                 parts, model = 1, self._stand_for_all(own, 1, rows)
         self._batches, self._batch_model = model.batches, model
         return own, parts
@@ -321,7 +284,9 @@ class Meter:
     def _stand_for_all(self, own: int, parts: int, rows: Sequence[int]) -> BatchModel:
         """Let a part of the own rows stand for those of all ranks, each of which has so many."""
         batches = Batches(self._args, self._kwargs, math.ceil(own / parts))
-        return BatchModel(self._model, batches, rows)
+        model = BatchModel(self._model, batches, rows)
+        check_shards(model, self.ranks)
+        return model
 
     def _check_same_sites(self) -> None:
         """Raise an error that names the latent sites that are not the same in all ranks."""
@@ -345,43 +310,6 @@ class Meter:
             "the same parameters in all ranks, and priors that do not depend on the rows of one",
         )
 
-    def _count_rows(self) -> int:
-        """Return how many rows all tensors among the arguments have; 0 if these differ."""
-        lengths = {len(t) if t.dim() else 0 for t in self._batches.tensors.values()}
-        return lengths.pop() if len(lengths) == 1 else 0
-
-    def _adds_up(self, everything: Batches) -> bool:
-        """Tell whether the parts of the log likelihood at one draw have the whole as their mean.
-
-        Of few rows: what ties rows together does so in these.
-        """
-        size = everything.batch_size or 1
-        rows = size * min(FEWEST_PARTS, everything.size // size)
-        args, kwargs = everything.arguments(everything.take(slice(rows)))
-        batches = Batches(args, kwargs, size)
-        batch_model = BatchModel(self._model, batches)
-        with dry_run(*self._pair):
-            guide = poutine.trace(self._guide).get_trace(*args, **kwargs)
-
-            def log_likelihood(model: Any, args: Any, kwargs: Any) -> Tensor:
-                def run(model: Any) -> Trace:
-                    replayed = poutine.replay(model, trace=guide)
-                    return poutine.trace(replayed).get_trace(*args, **kwargs)
-
-                trace = run(model)
-                enumeration = find_enumerated(trace, guide.nodes)
-                if enumeration.sites:
-                    trace = run(enumeration(model))
-                return sum_log_likelihood(trace, enumeration)
-
-            whole = log_likelihood(self._model, args, kwargs)
-            parts = torch.arange(rows, device="cpu").split(size)
-            mean = sum(
-                log_likelihood(batch_model, *batches.arguments(batches.take(part)))
-                for part in parts
-            ) / len(parts)
-        return bool(torch.isclose(torch.as_tensor(mean, device=whole.device), whole, rtol=1e-4))
-
     def _model(self, *args: Any, **kwargs: Any) -> Any:
         with ValueMessenger(self._indices):
             return self._pair[0](*args, **kwargs)
@@ -389,34 +317,6 @@ class Meter:
     def _guide(self, *args: Any, **kwargs: Any) -> Any:
         with ValueMessenger(self._indices):
             return self._pair[1](*args, **kwargs)
-
-
-class _WholePlates(Messenger):
-    """Raises a ValueError at a plate of more rows than so many, or that takes a part of them.
-
-    Before its indices are used: on a GPU those beyond the rows could not be caught.
-    """
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self._rows = rows
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            size = msg["fn"].size
-            if size > self._rows or (msg["fn"].subsample_size or size) < size:
-                raise ValueError(msg["name"])
-
-
-def _count_parts(rows: int, batch_size: int) -> int:
-    """Return into how many parts so many rows are split; a block of estimates has a batch."""
-    if rows < FEWEST_PARTS * batch_size:
-        return 1
-    return math.ceil(rows / math.ceil(rows / (BLOCK * math.ceil(rows / batch_size))))
-
-
-def _was_called(module: Any) -> bool:
-    return not isinstance(module, AutoGuide) or module.prototype_trace is not None
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
-from pyro_bmr.estimators.meter import BLOCK, Meter
+from pyro_bmr.estimators.meter import Meter
+from pyro_bmr.estimators.parts_of_rows import BLOCK
 from pyro_bmr.programs.ranks import ONE, Ranks
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.selection.decision import Decision

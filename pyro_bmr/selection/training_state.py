@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_bmr.estimators.measurement import mean_and_error
-from pyro_bmr.estimators.meter import BLOCK, Meter
+from pyro_bmr.estimators.meter import Meter
+from pyro_bmr.estimators.parts_of_rows import BLOCK
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.independent import IndependentFactor
 from pyro_bmr.factors.joint import JointFactor

@@ -12,7 +12,7 @@ from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
-from pyro_bmr.estimators.meter import BLOCK
+from pyro_bmr.estimators.parts_of_rows import BLOCK
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.factors.gamma import GammaFactor
 from pyro_bmr.factors.independent import IndependentFactor

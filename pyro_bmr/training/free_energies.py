@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.estimators.measurement import common_draws, streamed_draws
-from pyro_bmr.estimators.meter import BLOCK, FEWEST_PARTS, Meter
+from pyro_bmr.estimators.meter import Meter
+from pyro_bmr.estimators.parts_of_rows import BLOCK, FEWEST_PARTS
 from pyro_bmr.guides.common_noise import NoiseCoupling
 from pyro_bmr.programs.batches import Batches
 from pyro_bmr.programs.pairs import Pair

@@ -18,7 +18,8 @@ from torch.nn.functional import softplus
 
 import pyro_bmr as bmr
 from pyro_bmr.estimators.measurement import mean_and_error
-from pyro_bmr.estimators.meter import BLOCK, Meter
+from pyro_bmr.estimators.meter import Meter
+from pyro_bmr.estimators.parts_of_rows import BLOCK
 
 ROWS = 30
 
