@@ -27,6 +27,8 @@ from pyro_bmr.training.steps import HUGE, Loss, Steps, blown_up
 # Steps that are looked at together, and numbers that a block of them holds.
 _STEPS, _NUMBERS = 64, 1 << 23
 
+Shapes = tuple[torch.Size, ...]
+
 
 class CompiledSteps(Steps):
     """Compiled steps, which change vectors of parameters in place.
@@ -59,15 +61,15 @@ class CompiledSteps(Steps):
         check_compiled(self._maker, compiled, self._state, self._other)
         self._state.begin(self._layout.join(self._own))
         with ranks.together():
-            is_odd = _count(last) != _count(first)
+            is_odd = _shapes(last) != _shapes(first)
             odd = self._maker.trace(last) if is_odd else compiled
         columns = max(compiled.noise_size, odd.noise_size)
         held = sum(tensor.numel() for tensor in first)
         most = min(_STEPS, max(1, _NUMBERS // max(1, held, columns)))
         count = min(ranks.gather(_divide(loss.feed.steps - is_odd, most)))
         self._noise = NormalSource(count, columns, self._state.values[0])
-        self._blocks = {_count(last): self._make_block(odd, last, 1)}
-        self._blocks[_count(first)] = self._make_block(compiled, first, count)
+        self._blocks = {_shapes(last): self._make_block(odd, last, 1)}
+        self._blocks[_shapes(first)] = self._make_block(compiled, first, count)
 
     @override
     def run(self, cuts: Iterable[Cut], rates: Sequence[float]) -> Tensor:
@@ -136,8 +138,8 @@ class CompiledSteps(Steps):
     def _take_steps(self, cuts: Sequence[Cut], rates: Tensor) -> Tensor:
         """Take steps and look at what came of them: either the guide gets it, or all stops."""
         found: list[Tensor] = []
-        for size, some in groupby(cuts, _count):
-            block = self._find_block(size, cuts)
+        for shapes, some in groupby(cuts, _shapes):
+            block = self._find_block(shapes, cuts)
             while few := list(islice(some, block.count)):
                 self._noise.draw(len(few))
                 found.append(block.run(few, rates[: len(few)]))
@@ -160,11 +162,11 @@ class CompiledSteps(Steps):
             culprits = blown_up(self._layout.split(told[:-1]))
         return self._fail(bad, culprits, f" that was looked at, after step {self.steps_done}")
 
-    def _find_block(self, size: int, cuts: Sequence[Cut]) -> Block:
-        if size not in self._blocks:
-            cut = next(one for one in cuts if _count(one) == size)
-            self._blocks[size] = self._make_block(self._maker.trace(cut), cut, 1)
-        return self._blocks[size]
+    def _find_block(self, shapes: Shapes, cuts: Sequence[Cut]) -> Block:
+        if shapes not in self._blocks:
+            cut = next(one for one in cuts if _shapes(one) == shapes)
+            self._blocks[shapes] = self._make_block(self._maker.trace(cut), cut, 1)
+        return self._blocks[shapes]
 
     @torch.no_grad()
     def _make_block(self, function: StepFunction, cut: Cut, count: int) -> Block:
@@ -181,9 +183,9 @@ class CompiledSteps(Steps):
         return block
 
 
-def _count(cut: Cut) -> int:
-    """How many rows a batch has."""
-    return len(cut[0])
+def _shapes(cut: Cut) -> Shapes:
+    """Return what a step is traced for."""
+    return tuple(tensor.shape for tensor in cut)
 
 
 def _divide(steps: int, most: int) -> int:

@@ -25,7 +25,7 @@ import pyro_bmr as bmr
 from pyro_bmr.estimators.measurement import common_draws, streamed_draws
 from pyro_bmr.programs.fingerprints import fingerprint
 from pyro_bmr.programs.streams import read_stream_or_data
-from pyro_bmr.training import keeping
+from pyro_bmr.training import fitting, keeping
 from pyro_bmr.training.generators import pack_generators
 
 torch.manual_seed(0)
@@ -120,6 +120,31 @@ def test_compiled_steps_of_a_loader():
         return guide.median()["w"]
 
     torch.testing.assert_close(fit(True), fit(False), atol=0.15, rtol=0)
+
+
+def test_compiled_steps_of_batches_that_are_padded_to_other_widths(monkeypatch):
+    monkeypatch.setattr(fitting, "_COMPILE_FROM", 1)
+
+    def of_sums(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=x.sum(-1))
+
+    def pad(rows):
+        width = 1 + int(max(row for (row,) in rows) >= 8)
+        return (torch.stack([torch.full((width,), 3.0 / width) for _ in rows]),)
+
+    class Numbers(torch.utils.data.Dataset):
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, row):
+            return (row,)
+
+    guide = AutoNormal(of_sums)
+    loader = DataLoader(Numbers(), batch_size=4, collate_fn=pad)
+    bmr.fit(of_sums, guide, loader, num_epochs=300, lr=lambda t: 0.1 * (1 - t), progress=False)
+    assert abs(guide.median()["mean"] - 3.0) < 0.1
 
 
 def test_rows_that_a_sampler_chooses():
