@@ -104,19 +104,20 @@ def draw(table: pd.DataFrame) -> Figure:
     axes[0].set_title("time", loc="left")
     axes[1].set_title("memory beyond what was there", loc="left")
     axes[1].set_ylim(0.05, 1.5e4)
-    for ax, starts in zip(axes, (((1e3, 3e-3, 1), (20, 2.0, 3)), ((1e3, 0.1, 1), (20, 15, 2)))):
-        for start in starts:
-            _draw_slope(ax, *start)
+    _draw_slopes(axes[0], (1e3, 3e-3, 1), (20, 2.0, 3))
+    _draw_slopes(axes[1], (1e3, 0.1, 1), (20, 15, 2))
     lines, names = axes[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-def _draw_slope(ax: Axes, x: float, y: float, power: int) -> None:
-    width = 10 ** (1.2 / power)
-    ax.plot([x, x * width], [y, y * width**power], color="0.55", lw=1)
-    ax.annotate(f"∝ n{'  ²³'[power] if power > 1 else ''}", (x * width, y * width**power),
-                color="0.4", fontsize=9, xytext=(3, 0), textcoords="offset points")  # fmt: skip
+def _draw_slopes(ax: Axes, *starts: tuple[float, float, int]) -> None:
+    for x, y, power in starts:
+        end = x * 10 ** (1.2 / power), y * 10**1.2
+        ax.plot([x, end[0]], [y, end[1]], color="0.55", lw=1)
+        name = f"∝ n{' ²³'[power - 1].strip()}"
+        offset = {"xytext": (3, 0), "textcoords": "offset points"}
+        ax.annotate(name, end, color="0.4", fontsize=9, **offset)
 
 
 def fill(page: str, sources: Mapping[str, pd.DataFrame]) -> str:
@@ -139,9 +140,7 @@ def exponents_table(sources: Mapping[str, pd.DataFrame]) -> str:
     for verb, call in CALLS.items():
         largest = table[table["verb"] == verb].sort_values("size").iloc[-1]
         found = [exponents.loc[verb, what] for what in QUANTITIES]
-        cells = [
-            f"{one['exponent']:.2f} ({one['least']:.2f} to {one['most']:.2f})" for one in found
-        ]
+        cells = [f"{x['exponent']:.2f} ({x['least']:.2f} to {x['most']:.2f})" for x in found]
         sizes = [f"{found[0]['from']:,.0f} to {found[0]['to']:,.0f}"]
         rows.append([call, *sizes, *cells, f"{largest['seconds']:.3g} s", f"{largest['MiB']:,.0f}"])
     head = ["", "elements", "time", "memory", "seconds at the largest", "MiB"]
@@ -216,9 +215,9 @@ def dense_sentence(sources: Mapping[str, pd.DataFrame]) -> str:
     peak = one["MiB"] * 2**20 / 1e9 * factor**2
     hours = one["seconds"] * factor**most / 3600
     return (
-        f"A dense posterior of {DENSE:,} elements is {matrix:.0f} GB for one matrix; the search among "
-        f"them would hold {peak:.0f} GB, and take {hours:,.0f} hours of this thread, at the steepest "
-        f"slope that was measured, {most:.2f}."
+        f"A dense posterior of {DENSE:,} elements is {matrix:.0f} GB for one matrix; the search "
+        f"among them would hold {peak:.0f} GB, and take {hours:,.0f} hours of this thread, at the "
+        f"steepest slope that was measured, {most:.2f}."
     )
 
 
