@@ -1,8 +1,8 @@
 """The page of ``scaling.py``: exponents, figure, and what follows for a billion weights.
 
 Everything comes from files: ``scaling.csv``, ``memory.csv`` and ``shards.csv``. An exponent is the
-slope of a least-squares line through the logarithms of the four largest sizes, a factor of 30; the
-least and the most are the slopes between neighbours among these.
+slope of a least-squares line through the logarithms of the four largest sizes, a decade and a half;
+the least and the most are the slopes between neighbours among these.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ RESULTS, EXPONENTS = HERE / "scaling.csv", HERE / "scaling_exponents.csv"
 PAGE = ROOT / "docs" / "how-it-grows.md"
 FIGURE = ROOT / "docs" / "images" / "scaling.png"
 
-UPPER = 30
+# So many sizes of half a decade each.
+UPPER = 4
 QUANTITIES = ("seconds", "MiB")
 FLOAT32, FLOAT64, PARAMETERS = 4, 8, 2
 WEIGHTS = (10**9, 10**10)
@@ -76,7 +77,7 @@ def find_exponents(table: pd.DataFrame) -> pd.DataFrame:
     """Fit a power of the size to time and memory of each verb, at its largest sizes."""
     rows = []
     for verb, of_verb in table.groupby("verb", sort=False):
-        upper = of_verb[of_verb["size"] * UPPER >= of_verb["size"].max()].sort_values("size")
+        upper = of_verb.nlargest(UPPER, "size").sort_values("size")
         size = np.log(upper["size"].to_numpy(float))
         for what in QUANTITIES:
             value = np.log(upper[what].to_numpy())
