@@ -1,8 +1,9 @@
 """How time and memory of the verbs grow with the number of elements, over three decades and more.
 
-Run with ``python benchmarks/scaling.py``, which goes on where it was stopped; writes
-``benchmarks/scaling.csv``, the exponents in ``benchmarks/scaling_exponents.csv``, and figure and
-tables of ``docs/how-it-grows.md`` (``--page``: these alone, from the files that are there).
+Run with ``python benchmarks/scaling.py``, which takes a quarter of an hour on two cores that others
+use too, and goes on where it was stopped; writes ``benchmarks/scaling.csv``, the exponents in
+``benchmarks/scaling_exponents.csv``, and figure and tables of ``docs/how-it-grows.md`` (``--page``:
+these alone, from the files that are there).
 
 Each verb at each size has a process and a thread of its own, and is called once before, at a small
 size. Seconds are the least of three calls, or of fewer if these take longer than 20 seconds; memory

@@ -102,11 +102,12 @@ def draw(table: pd.DataFrame) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="elements", ylabel=label, xlim=(2, 3e8))
         ax.set_xticks(10.0 ** np.arange(1, 9))
         ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
     axes[0].set_title("time", loc="left")
     axes[1].set_title("memory beyond what was there", loc="left")
-    axes[1].set_ylim(0.05, 1.5e4)
-    _draw_slopes(axes[0], (1e3, 3e-3, 1), (20, 2.0, 3))
-    _draw_slopes(axes[1], (1e3, 0.1, 1), (20, 15, 2))
+    axes[1].set_ylim(0.5, 4e3)
+    _draw_slopes(axes[0], (1e6, 1.5e-3, 1), (20, 2.0, 3))
+    _draw_slopes(axes[1], (1e6, 0.8, 1), (20, 15, 2))
     lines, names = axes[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=4, frameon=False)
     return figure
@@ -143,8 +144,8 @@ def exponents_table(sources: Mapping[str, pd.DataFrame]) -> str:
         found = [exponents.loc[verb, what] for what in QUANTITIES]
         cells = [f"{x['exponent']:.2f} ({x['least']:.2f} to {x['most']:.2f})" for x in found]
         sizes = [f"{found[0]['from']:,.0f} to {found[0]['to']:,.0f}"]
-        rows.append([call, *sizes, *cells, f"{largest['seconds']:.3g} s", f"{largest['MiB']:,.0f}"])
-    head = ["", "elements", "time", "memory", "seconds at the largest", "MiB"]
+        rows.append([call, *sizes, *cells, f"{largest['seconds']:.2f}", f"{largest['MiB']:,.0f}"])
+    head = ["", "elements", "time", "memory", "seconds of the most", "MiB of the most"]
     return _markdown(head, rows)
 
 
