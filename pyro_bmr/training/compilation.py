@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_bmr.graphs.operations import find_written, is_random
-from pyro_bmr.training.layouts import Layout
+from pyro_bmr.training.layouts import VectorLayout
 
 aten = torch.ops.aten
 
@@ -107,7 +107,7 @@ class FixedNoise(TorchDispatchMode):
         return result if place is None else result.copy_(self._values[place].view(result.shape))
 
 
-def join_gradient(gradient: Gradient, layout: Layout) -> Callable[..., tuple[Tensor, ...]]:
+def join_gradient(gradient: Gradient, layout: VectorLayout) -> Callable[..., tuple[Tensor, ...]]:
     """Make a function from the vectors of a layout to those of the gradient, and the loss.
 
     It also takes the noise, the constants and the batch.

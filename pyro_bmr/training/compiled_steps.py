@@ -17,7 +17,7 @@ from pyro_bmr.training.adam import AdamState
 from pyro_bmr.training.blocks import Block, can_capture
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.feeds import Cut
-from pyro_bmr.training.layouts import Layout
+from pyro_bmr.training.layouts import VectorLayout
 from pyro_bmr.training.normal_source import NormalSource
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.step_checks import check_compiled, check_traced
@@ -47,7 +47,7 @@ class CompiledSteps(Steps):
             if len({(p.dtype, p.device) for p in parameters.values()}) > 1:
                 msg = "its parameters have several dtypes or devices"
                 raise NotStaticError(msg)
-            self._layout = Layout.of(parameters)
+            self._layout = VectorLayout.of(parameters)
             self._maker = StepMaker(loss, parameters, self._layout, clip_norm, ranks)
             self._own = self._maker.detached()
             self._state = AdamState.like(self._layout.join(self._own))

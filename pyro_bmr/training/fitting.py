@@ -322,6 +322,12 @@ def _parameters(loss: Loss) -> dict[str, Tensor]:
             raise
         reason = str(error).partition("\n")[0].rstrip(":")
         raise _refuse_missing(missing, f"a first step stops with ValueError: {reason}") from error
+    if value.is_complex():
+        msg = (
+            f"the free energy came out as a complex number, of {value.dtype}. Expected "
+            "observations of real numbers: observe real and imaginary parts as two"
+        )
+        raise ValueError(msg)
     parameters = unconstrained_parameters(capture.trace)
     if not parameters:
         msg = "model and guide have no parameters. Expected a guide to train, such as AutoNormal"

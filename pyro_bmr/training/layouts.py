@@ -13,7 +13,7 @@ _LARGE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Layout:
+class VectorLayout:
     """Which parameters are in which vector: all small ones in the first, each large one in its own.
 
     ``shapes`` are those of the parameters, by name.
@@ -23,7 +23,7 @@ class Layout:
     vectors: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Tensor]) -> Layout:
+    def of(cls, parameters: Mapping[str, Tensor]) -> VectorLayout:
         """Lay out parameters."""
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         small = tuple(name for name, shape in shapes.items() if shape.numel() < _LARGE)

@@ -14,7 +14,7 @@ from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.training.adam import AdamState, advance
 from pyro_bmr.training.compilation import Gradient, compile_step, join_gradient, trace_gradient
 from pyro_bmr.training.feeds import Cut
-from pyro_bmr.training.layouts import Layout
+from pyro_bmr.training.layouts import VectorLayout
 from pyro_bmr.training.steps import Loss
 
 
@@ -43,7 +43,7 @@ class StepMaker:
 
     loss: Loss
     parameters: Mapping[str, Tensor]
-    layout: Layout
+    layout: VectorLayout
     clip_norm: float | None
     ranks: Ranks
 

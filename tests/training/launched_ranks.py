@@ -1,4 +1,4 @@
-"""Runs what each rank does in the tests of many processes: ``python launched_ranks.py FOLDER``.
+"""Runs what ranks do in the tests of many processes: ``python launched_ranks.py FOLDER LAUNCH``.
 
 By the agent of ``torchrun``. The ranks are forked from this process, which imports once for all.
 """
@@ -16,11 +16,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 FIT = ["same_noise", "exact"]
 LAUNCHES = {
-    "1": (1, [*FIT, "measuring"]),
-    "2": (2, [*FIT, "errors", "unhurt", "measuring", "measuring_errors", "pruned"]),
-    "4": (4, [*FIT, "unhurt", "pruned"]),
-    # Each in one process after the other.
-    "killed": (2, ["pruned_killed", "killed"]),
+    "1": (1, FIT),
+    "2": (2, [*FIT, "errors", "unhurt"]),
+    "4": (4, [*FIT, "unhurt"]),
+    "killed": (2, ["killed"]),
+    "measured 1": (1, ["measuring"]),
+    "measured 2": (2, ["measuring", "measuring_errors", "pruned"]),
+    "measured 4": (4, ["pruned"]),
+    "measured, killed": (2, ["pruned_killed"]),
 }
 
 
@@ -53,8 +56,8 @@ def run(names, folder):
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     results = {}
-    for name in sys.argv[2:] or LAUNCHES:
+    for name in sys.argv[2:]:
         results[name] = launch(
-            *LAUNCHES[name], folder / ("killed" if name == "killed" else "whole")
+            *LAUNCHES[name], folder / ("killed" if "killed" in name else "whole")
         )
     (folder / "results.json").write_text(json.dumps(results))

@@ -205,8 +205,8 @@ def errors(ranks, folder):
 
 
 def killed(ranks, folder):
-    """The last rank is killed in the eighth epoch, before which it was once in another scenario."""
-    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"
+    """The last rank is killed in the eighth epoch, if it runs for the first time."""
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     return unhurt(ranks, folder, kill_at=8 if first and ranks.rank == ranks.size - 1 else None)
 
 

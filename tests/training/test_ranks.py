@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks as program
+from started_ranks import start_ranks
 
 import pyro_bmr as bmr
 from pyro_bmr.programs.fingerprints import fingerprint_rows
@@ -21,6 +22,11 @@ SIZES = [1, 2, 4]
 pytestmark = pytest.mark.skipif(
     not distributed.is_gloo_available(), reason="this build of torch has no gloo"
 )
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory):
+    return start_ranks(tmp_path_factory.mktemp("ranks"), "1", "2", "4", "killed")
 
 
 def flatten(parameters):

@@ -1,4 +1,4 @@
-"""What many processes found, which are started once for all tests of them."""
+"""What many processes found, which are started once for all tests of a file."""
 
 import json
 import os
@@ -6,13 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-
-@pytest.fixture(scope="session")
-def of_ranks(tmp_path_factory):
-    """By launch, of each rank, what each scenario found."""
-    folder = tmp_path_factory.mktemp("ranks")
+def start_ranks(folder, *launches):
+    """Return by launch, of each rank, what each scenario found."""
     program = Path(__file__).with_name("launched_ranks.py")
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -22,7 +18,7 @@ def of_ranks(tmp_path_factory):
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     done = subprocess.run(
-        [sys.executable, str(program), str(folder)],
+        [sys.executable, str(program), str(folder), *launches],
         **{"capture_output": True, "text": True, "env": environment, "check": False},
     )
     assert done.returncode == 0, done.stderr[-3000:]
