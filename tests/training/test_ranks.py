@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,10 @@ def flatten(parameters):
     return torch.tensor([value for name in sorted(parameters) for value in parameters[name]])
 
 
-@pytest.mark.parametrize("steps", ["compiled", "eager", "scaled"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [*product(SIZES, ["compiled", "eager"]), *product(SIZES[:2], ["scaled"])],
+)
 def test_with_the_same_noise_any_number_does_what_one_does(of_ranks, steps, size):
     (one,) = of_ranks["1"]
     losses, parameters = one["same_noise"][steps]
@@ -44,8 +47,14 @@ def test_with_the_same_noise_any_number_does_what_one_does(of_ranks, steps, size
         assert own_losses == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize(("how", "within"), [("whole", 0.02), ("batches", 0.1), ("noise", 0.15)])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "how", "within"),
+    [
+        *product(SIZES, ["whole"], [0.02]),
+        *product(SIZES, ["noise"], [0.15]),
+        *product(SIZES[:2], ["batches"], [0.1]),
+    ],
+)
 def test_scales_are_those_of_exact_regression(of_ranks, how, within, size):
     """A likelihood that counted wrongly would be off by the root of the number of ranks."""
     x, y = program.make_data()
