@@ -11,6 +11,7 @@ LONGEST = (
     "test_network_experiments.py",
     "test_export.py",
     "test_compaction.py",
+    "test_measured_ranks.py",
     "test_notebooks.py",
     "test_docs.py",
     "test_estimators.py",
