@@ -194,8 +194,6 @@ def fit(
             compile=compile,
             progress=progress,
         )
-        if ranks.size > 1:
-            check_linear(options.estimator)
     told: dict[str, Any] = {"callback": callback, "compile": compile, "progress": progress}
     if ranks.are_many:
         others = {"compile": compile, "noise": noise, "checkpoint": checkpoint is not None}
@@ -223,6 +221,8 @@ def run_training(
     """Do what `fit` does, with what it has read, from where the generators are."""
     data = feed.batches.args, feed.batches.kwargs
     with ranks.together(), explained_refusals(model, guide, *data):
+        if ranks.size > 1:
+            check_linear(options.estimator)
         batch_model = BatchModel(model, feed.batches, feed.shards)
         _warn_of_scales(batch_model)
         loss = Loss(options.estimator, batch_model, guide, feed)

@@ -7,7 +7,7 @@ import signal
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
 from ranks import NOISE, PRIOR, fails, make_data, model
 
@@ -121,6 +121,7 @@ def measuring_errors(ranks, folder):
         "an estimator": lambda: bmr.free_energy(
             model, make_guide(x, y), x, y, estimator=Trace_ELBO(), mesh=ranks.mesh
         ),
+        "a loss": lambda: prune(estimator=RenyiELBO()),
         "a callback": lambda: prune(callback=callback),
         "a checkpoint": lambda: prune(checkpoint=folder if ranks.rank == 0 else folder / "x"),
         "no mesh": lambda: reduce(mesh=None, select=bmr.by_evidence()),

@@ -105,6 +105,7 @@ ERRORS = {
     "one row": ("ValueError", r"got \[2, 1\] rows in the ranks"),
     "a loader": ("TypeError", "Expected tensors of the rows of this rank"),
     "an estimator": ("ValueError", "got a mesh and an estimator. Expected one of them"),
+    "a loss": ("TypeError", "got estimator=RenyiELBO and a mesh"),
     "a callback": ("OSError", "rank 1 of 2: disk full"),
     "a checkpoint": ("IsADirectoryError", "rank 0 of 2: .* is a folder"),
     "no mesh": (None, "one of 2 processes, and measures by itself"),
