@@ -44,7 +44,7 @@ docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees -c docs . build/docs
 
 benchmark: $(VENV)/installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only -s
+	$(BIN)/python -m pytest benchmarks/test_reduce.py --benchmark-only -s
 
 # torch goes first and by its exact version; anything else may pull another build of it.
 $(VENV)/installed: pyproject.toml constraints.txt tests/moments/without-dependencies.txt
