@@ -1,6 +1,6 @@
 """`reduce` against one bare compiled kernel of its formula, on the same tensors, in one run.
 
-Run with ``python -m pytest benchmarks/test_reduce.py --benchmark-only -s``; writes ``benchmarks/reduce.csv``.
+Run with ``make benchmark``; writes ``benchmarks/reduce.csv``.
 The kernel turns what the guide optimises (location and unconstrained scale) into ΔF, in float64
 inside as the package does; a second one starts from the scale itself, which is less work than
 reading a guide. `reduce` reads the guide, checks it, runs the model for its priors, scores,

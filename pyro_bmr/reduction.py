@@ -172,54 +172,40 @@ def reduce_for(
     ranks: Ranks = ONE,
 ) -> Reduction:
     """Reduce a guide, as `reduce` does; errors name the verb that the user called."""
-    given = guide, args, kwargs, model, sites, groups, select, reduced_prior
     with ranks.together():
-        result = _reduce(verb, *given, ranks)
+        _check_options(select, reduced_prior)
+        groupings = list_groupings(groups)
+        problem = read_problem(verb, guide, args, kwargs, model, sites, reduced_prior, groupings)
+        ranks.check_no_loader(problem.origin.stream)
+        problem, reduced_priors = assign(problem, reduced_prior)
+        problem.warn_if_empty()
+        _check_stages(groupings, reduced_priors)
+        factors = meet_priors(problem.factors, problem.priors)
+        scores = score(with_reduced_priors(factors, reduced_priors))
+        spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
+        whole = decide(problem.origin, scores.factors, scores.kept, spiked)
+        meter, notes = _find_meter(whole, ranks) if args or kwargs else (None, ())
+        units = UnitsOnDemand(problem, spiked)
+        releasable = [n for f in scores.factors for n in f.releasable if n in spiked]
+        scores = replace(scores, decision=None if meter is None else replace(whole, meter=meter))
+        if problem.origin.moments is None:
+            find = partial(find_unread, releasable=releasable, known=units)
+            scores = replace(scores, find_unread=find)
+        if select is None:
+            select = by_evidence() if meter is None else by_free_energy(progress=ranks.is_first)
+        agreed = partial(_select_alike, select=select, ranks=ranks)
+        chosen, stages = run_stages(scores, groupings, agreed, units.structure)
+        decision = whole.and_drop(chosen).in_order(units.structure_if_read())
+        flags = flag_scales(scores.factors)
+        training = (
+            describe_scales(scores, flags)
+            if meter is None
+            else describe_training(scores, whole, meter)
+        )
+        notes += (*note_held(stages), *units.notes, *training)
+        result = _conclude(problem, scores, stages, decision, meter, flags.wide, notes)
         ranks.check_values(_take_numbers(result), "parts of the result")
     return result
-
-
-def _reduce(
-    verb: str,
-    guide: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
-    model: Callable[..., Any] | None,
-    sites: Iterable[str] | None,
-    groups: Grouping | Sequence[Grouping],
-    select: Selection | None,
-    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
-    ranks: Ranks,
-) -> Reduction:
-    _check_options(select, reduced_prior)
-    groupings = list_groupings(groups)
-    problem = read_problem(verb, guide, args, kwargs, model, sites, reduced_prior, groupings)
-    ranks.check_no_loader(problem.origin.stream)
-    problem, reduced_priors = assign(problem, reduced_prior)
-    problem.warn_if_empty()
-    _check_stages(groupings, reduced_priors)
-    factors = meet_priors(problem.factors, problem.priors)
-    scores = score(with_reduced_priors(factors, reduced_priors))
-    spiked = {name for name, one in reduced_priors.items() if isinstance(one, Spike)}
-    whole = decide(problem.origin, scores.factors, scores.kept, spiked)
-    meter, notes = _find_meter(whole, ranks) if args or kwargs else (None, ())
-    units = UnitsOnDemand(problem, spiked)
-    releasable = [n for f in scores.factors for n in f.releasable if n in spiked]
-    scores = replace(scores, decision=None if meter is None else replace(whole, meter=meter))
-    if problem.origin.moments is None:
-        find = partial(find_unread, releasable=releasable, known=units)
-        scores = replace(scores, find_unread=find)
-    if select is None:
-        select = by_evidence() if meter is None else by_free_energy(progress=ranks.is_first)
-    agreed = partial(_select_alike, select=select, ranks=ranks)
-    chosen, stages = run_stages(scores, groupings, agreed, units.structure)
-    decision = whole.and_drop(chosen).in_order(units.structure_if_read())
-    flags = flag_scales(scores.factors)
-    training = (
-        describe_scales(scores, flags) if meter is None else describe_training(scores, whole, meter)
-    )
-    notes += (*note_held(stages), *units.notes, *training)
-    return _conclude(problem, scores, stages, decision, meter, flags.wide, notes)
 
 
 def _conclude(

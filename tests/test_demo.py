@@ -5,6 +5,8 @@ import gzip
 import importlib
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -280,6 +282,15 @@ def test_the_map_names_every_module():
     _, where = (ROOT / "CONTRIBUTING.md").read_text().split("## Where is what")
     named = set(re.findall(r"`(\w+)`", where)) - {"pyro_bmr", "reduce"}
     assert named == {path.stem for path in modules | folders}
+
+
+def test_the_benchmark_of_the_makefile_can_be_collected():
+    path = re.search(r"pytest (\S+) --benchmark-only", (ROOT / "Makefile").read_text())[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", path, "--collect-only", "-q"],
+        **{"cwd": ROOT, "capture_output": True, "text": True, "check": False},
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_one_name_one_class():

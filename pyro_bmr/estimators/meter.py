@@ -30,8 +30,8 @@ from pyro_bmr.programs.calls import without_inference_mode
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger
 from pyro_bmr.programs.pairs import Pair
+from pyro_bmr.programs.rank_checks import check_shards
 from pyro_bmr.programs.ranks import ONE, Ranks
-from pyro_bmr.programs.shard_checks import check_shards
 from pyro_bmr.programs.site_kinds import is_latent
 from pyro_bmr.programs.streams import Stream
 

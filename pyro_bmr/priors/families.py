@@ -213,10 +213,7 @@ def read_rows(node: Any) -> Reading:
 
 
 def check_readings(readings: Mapping[str, Reading]) -> tuple[dict[str, Reading], dict[str, str]]:
-    """Say by site which readings are of no use, and why; small ones go to the CPU for that.
-
-    Readings of one element per tensor, which are most, go there together.
-    """  # noqa: DOC201
+    """Return readings that are of use, small ones on the CPU, and why the others are of none."""
     small = {name: one for name, one in readings.items() if one.is_small}
     moved = iter(to_host([tensor for one in small.values() for tensor in one.tensors]))
     there = {

@@ -120,7 +120,7 @@ class Ranks:
 
     def give(self, value: _T) -> _T:
         """Return the value of the first rank."""
-        return self.gather(value if self.is_first else None)[0]  # type: ignore[return-value]
+        return self.gather(value)[0]
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_bmr.graphs.operations import find_written, is_random
-from pyro_bmr.training.layouts import VectorLayout
+from pyro_bmr.training.vectors import VectorLayout
 
 aten = torch.ops.aten
 

@@ -17,12 +17,12 @@ from pyro_bmr.training.adam import AdamState
 from pyro_bmr.training.blocks import Block, can_capture
 from pyro_bmr.training.compilation import NotStaticError
 from pyro_bmr.training.feeds import Cut
-from pyro_bmr.training.layouts import VectorLayout
 from pyro_bmr.training.normal_source import NormalSource
 from pyro_bmr.training.saved_parameters import moments, pack_parameter, unpack_parameters
 from pyro_bmr.training.step_checks import check_compiled, check_traced
 from pyro_bmr.training.step_functions import StepFunction, StepMaker
 from pyro_bmr.training.steps import HUGE, Loss, Steps, blown_up
+from pyro_bmr.training.vectors import VectorLayout
 
 # Steps that are looked at together, and numbers that a block of them holds.
 _STEPS, _NUMBERS = 64, 1 << 23

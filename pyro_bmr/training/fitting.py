@@ -24,9 +24,9 @@ from pyro_bmr.programs.dry_run import unconstrained_parameters
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.fingerprints import fingerprint, fingerprint_run
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.programs.rank_checks import check_linear, check_shards
 from pyro_bmr.programs.ranks import Ranks, read_ranks
 from pyro_bmr.programs.refusals import explained_refusals
-from pyro_bmr.programs.shard_checks import check_linear, check_shards
 from pyro_bmr.programs.undoing import remember
 from pyro_bmr.training.checkpoint_files import CheckpointFile
 from pyro_bmr.training.compilation import NotStaticError

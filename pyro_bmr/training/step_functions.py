@@ -14,8 +14,8 @@ from pyro_bmr.programs.ranks import Ranks
 from pyro_bmr.training.adam import AdamState, advance
 from pyro_bmr.training.compilation import Gradient, compile_step, join_gradient, trace_gradient
 from pyro_bmr.training.feeds import Cut
-from pyro_bmr.training.layouts import VectorLayout
 from pyro_bmr.training.steps import Loss
+from pyro_bmr.training.vectors import VectorLayout
 
 
 @dataclass(frozen=True)

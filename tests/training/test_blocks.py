@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_bmr as bmr
 from conftest import DEVICES
-from pyro_bmr.training import compiled_steps, fitting, layouts, step_functions
+from pyro_bmr.training import compiled_steps, fitting, step_functions, vectors
 
 ROWS = 100
 
@@ -119,12 +119,12 @@ def test_blocks_divide_an_epoch_evenly():
 
 def test_large_parameters_are_vectors_of_their_own(traced, monkeypatch):
     losses, expected = train(10)
-    monkeypatch.setattr(layouts, "_LARGE", 2)
+    monkeypatch.setattr(vectors, "_LARGE", 2)
     again, found = train(10)
     assert losses == pytest.approx(again, rel=1e-6)
     torch.testing.assert_close(found, expected)
     _, clipped = train(10, clip_norm=0.5)
-    monkeypatch.setattr(layouts, "_LARGE", 1 << 20)
+    monkeypatch.setattr(vectors, "_LARGE", 1 << 20)
     torch.testing.assert_close(clipped, train(10, clip_norm=0.5)[1], rtol=1e-3, atol=1e-4)
 
 

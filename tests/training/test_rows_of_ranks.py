@@ -11,7 +11,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
 from pyro_bmr.programs.batches import Batches, BatchModel
-from pyro_bmr.programs.shard_checks import check_linear, check_shards
+from pyro_bmr.programs.rank_checks import check_linear, check_shards
 from pyro_bmr.training.feeds import Shard
 
 ROWS = (8, 4)
