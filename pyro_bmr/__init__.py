@@ -1,6 +1,7 @@
 """Bayesian model reduction for Pyro: prune a trained posterior by its free energy."""
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from pyro_bmr import baselines as baselines
 from pyro_bmr import extend as extend
@@ -50,8 +51,11 @@ from pyro_bmr.sparsities import measure_sparsities
 from pyro_bmr.training.fitting import fit
 from pyro_bmr.training.pruning import prune
 from pyro_bmr.tuning import tune_prior
+from pyro_bmr.versions import __version__ as __version__
 
-__version__ = version("pyro-bmr")
+if TYPE_CHECKING:
+    from pyro_bmr import datasets as datasets
+    from pyro_bmr import testing as testing
 
 # Not load, nn, baselines, extend and types, which a star import would surprise with.
 __all__ = [
@@ -116,3 +120,17 @@ __all__ = [
     "tune_prior",
     "units",
 ]
+
+# Modules that are loaded when they are asked for, as `bmr.datasets`.
+_ON_ACCESS = ("datasets", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_ACCESS:
+        return import_module(f"{__name__}.{name}")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_ACCESS})

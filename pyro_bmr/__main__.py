@@ -1,4 +1,4 @@
-"""Command line: ``python -m pyro_bmr demo``."""
+"""Command line: ``python -m pyro_bmr demo`` and ``python -m pyro_bmr versions``."""
 
 from __future__ import annotations
 
@@ -15,29 +15,38 @@ from rich.table import Table
 
 from pyro_bmr import datasets, demo
 from pyro_bmr.estimators.measurement import free_energy
+from pyro_bmr.plots.canvas import load_pyplot
 from pyro_bmr.plots.networks import plot_network
 from pyro_bmr.reduction import reduce
 from pyro_bmr.training.fitting import fit
+from pyro_bmr.versions import draw_versions
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m pyro_bmr", description=__doc__)
-    command = parser.add_subparsers(required=True).add_parser(
-        "demo", help="train a Bayesian network, reduce it, and compare"
-    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("demo", help="train a Bayesian network, reduce it, and compare")
     command.add_argument("--data", default="diabetes", choices=["diabetes", "boston"])
     command.add_argument("--data-dir", type=Path, help="where uci/NAME.csv lies")
     command.add_argument("--epochs", type=int, default=300)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--figure", type=Path, default=Path("demo.png"), help="where to save it")
     command.set_defaults(run=_run_demo)
+    command = commands.add_parser("versions", help="what to add to a report of an error")
+    command.set_defaults(run=_print_versions)
     options = parser.parse_args(argv)
     options.run(options)
 
 
+def _print_versions(_: argparse.Namespace) -> None:
+    Console().print(draw_versions())
+
+
 def _run_demo(options: argparse.Namespace) -> None:
     """Train, reduce, compare."""
+    # What the last line needs is missed by the first.
+    load_pyplot()
     # Where there is no terminal, as wide as print(result).
     console = Console(width=None if sys.stdout.isatty() else 100)
     data = datasets.load(options.data, options.data_dir)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyro
 import torch
 from rich.table import Table
@@ -40,6 +39,9 @@ from pyro_bmr.selection.decision import assemble
 from pyro_bmr.units.axes import find_structure
 from pyro_bmr.units.influence import find_needed
 from pyro_bmr.units.producers_and_readers import Structure
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @alone("compact")
@@ -137,6 +139,8 @@ class Compaction(Portable, Tabular):
         DataFrame
             Indexed by layer; columns ``kind``, ``before``, ``after`` and ``note``.
         """
+        import pandas as pd
+
         rows = [
             {
                 "layer": layer.name,

@@ -8,15 +8,17 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn import datasets
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_path, show
+from pyro_bmr.extras import import_extra
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Columns to predict, in the CSV files; all others are inputs.
 TARGETS = {
@@ -126,9 +128,11 @@ def load(name: str, directory: str | Path | None = None) -> RegressionData:
     >>> load("diabetes").x.shape
     torch.Size([442, 10])
     """
+    import pandas as pd
+
     _check_name(name, ["diabetes", *TARGETS])
     if name == "diabetes":
-        return _data(name, datasets.load_diabetes(as_frame=True).frame, ("target",))
+        return _data(name, _sklearn().load_diabetes(as_frame=True).frame, ("target",))
     directory = _choose(directory)
     if directory is None:
         return _data(name, _download(name), TARGETS[name])
@@ -345,7 +349,7 @@ def _download(name: str) -> pd.DataFrame:
 
 def _fetch(name: str, path: str, **options: Any) -> Any:
     try:
-        return datasets.fetch_openml(data_id=_OPENML[name], **options)
+        return _sklearn().fetch_openml(data_id=_OPENML[name], **options)
     except OSError as error:
         msg = (
             f"{name} could not be downloaded from OpenML ({error}). Expected a connection, or "
@@ -353,6 +357,10 @@ def _fetch(name: str, path: str, **options: Any) -> Any:
             f"{path}"
         )
         raise ConnectionError(msg) from error
+
+
+def _sklearn() -> Any:
+    return import_extra("sklearn.datasets", "scikit-learn", "sklearn", "these data")
 
 
 def _data(name: str, frame: pd.DataFrame, targets: tuple[str, ...]) -> RegressionData:

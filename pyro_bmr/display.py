@@ -7,11 +7,13 @@ import warnings
 from abc import ABC, abstractmethod
 from html import escape
 from io import StringIO
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pandas as pd
 from rich.console import Console, RenderableType, RichCast
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Tabular(ABC):

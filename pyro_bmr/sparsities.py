@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -21,6 +20,9 @@ from pyro_bmr.reduction import reduce_for
 from pyro_bmr.selection.groups import Grouping, elements
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, by_evidence, count_items, top_k
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @alone("measure_sparsities")
@@ -190,6 +192,8 @@ class Sparsities(Tabular):
             The columns are those of `Sparsity`, in nats, and ``stop``, True where `by_evidence`
             stops by itself.
         """
+        import pandas as pd
+
         rows = [{**asdict(point), "stop": False} for point in self.points]
         rows += [{**asdict(self.stop), "stop": True}]
         return pd.DataFrame(rows).sort_values(["sparsity", "stop"], ignore_index=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -27,6 +26,9 @@ from pyro_bmr.programs.switching import NewPrior
 from pyro_bmr.selection.decision import assemble
 from pyro_bmr.selection.groups import Labelling, read_labels
 from pyro_bmr.selection.problem import assign, read_problem
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @alone("tune_prior")
@@ -204,6 +206,8 @@ class TunedPrior(Tabular):
             Indexed by site; columns ``shape``, ``tuned`` (elements), ``before``, ``after`` (the
             smallest and largest scale) and ``note``.
         """
+        import pandas as pd
+
         columns = ("shape", "tuned", "before", "after", "note")
         rows = [{"site": s.name, **{c: getattr(s, c) for c in columns}} for s in self.sites]
         return pd.DataFrame(rows, columns=["site", *columns]).set_index("site")

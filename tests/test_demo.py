@@ -88,7 +88,7 @@ def test_boston_from_openml(monkeypatch):
         return sklearn_datasets._base.Bunch(frame=frame)
 
     monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
-    monkeypatch.setattr(datasets.datasets, "fetch_openml", fetch)
+    monkeypatch.setattr(sklearn_datasets, "fetch_openml", fetch)
     data = datasets.load("boston")
     assert called["data_id"] == 531
     assert data.inputs == ("crim", "chas")
@@ -111,7 +111,7 @@ def test_mnist(monkeypatch):
         return pixels, torch.cat([data.y, data.y_test]).numpy().astype(str).astype(object)
 
     monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
-    monkeypatch.setattr(datasets.datasets, "fetch_openml", fetch)
+    monkeypatch.setattr(sklearn_datasets, "fetch_openml", fetch)
     downloaded = datasets.load_mnist()
     assert torch.equal(downloaded.x, data.x) and torch.equal(downloaded.y_test, data.y_test)
 
@@ -167,7 +167,7 @@ def test_cifar10_from_openml(monkeypatch):
         return pixels.float().numpy(), target
 
     monkeypatch.delenv("PYRO_BMR_DATA", raising=False)
-    monkeypatch.setattr(datasets.datasets, "fetch_openml", fetch)
+    monkeypatch.setattr(sklearn_datasets, "fetch_openml", fetch)
     data = datasets.load_cifar10()
     assert called["data_id"] == 40927
     assert data.x.shape == (50_000, 3, 32, 32) and data.x_test.shape == (2, 3, 32, 32)

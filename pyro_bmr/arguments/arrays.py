@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Number
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-import xarray as xr
-from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What torch has no type for, and what holds the same numbers.
 _WIDER = {"uint16": "int64", "uint32": "int64", "uint64": "int64", "longdouble": "float64"}
@@ -78,6 +78,11 @@ def check_tensor(tensor: Tensor, place: str) -> None:
 
 
 def _read(value: Any, place: str) -> np.ndarray:
+    if type(value) is np.ndarray:
+        return value
+    import pandas as pd
+    import xarray as xr
+
     if isinstance(value, pd.DataFrame):
         return _read_frame(value, place)
     if isinstance(value, pd.Series):
@@ -96,6 +101,8 @@ def _read(value: Any, place: str) -> np.ndarray:
 
 
 def _read_frame(frame: pd.DataFrame, place: str) -> np.ndarray:
+    from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
+
     kinds = zip(map(str, frame.columns), frame.dtypes, strict=True)
     others = {name: str(kind) for name, kind in kinds if not is_numeric_dtype(kind)}
     if others:
@@ -110,6 +117,8 @@ def _read_frame(frame: pd.DataFrame, place: str) -> np.ndarray:
 
 
 def _refuse(value: Any, place: str, what: str, expected: str) -> ValueError:
+    import xarray as xr
+
     shape = getattr(value, "shape", None)
     size = "" if shape is None or isinstance(value, xr.Dataset) else f" of shape {tuple(shape)}"
     return ValueError(f"got {place}, a {type(value).__name__}{size} {what}. Expected {expected}")

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-import xarray as xr
-
 Names = tuple[str, ...]
 
 
@@ -31,6 +28,11 @@ def find_axis(
 
 
 def _read_names(value: Any) -> Names:
+    if not (hasattr(value, "columns") or hasattr(value, "coords")):
+        return ()
+    import pandas as pd
+    import xarray as xr
+
     if isinstance(value, pd.DataFrame):
         names = value.columns.tolist()
     elif isinstance(value, xr.DataArray) and value.ndim == 2 and value.dims[1] in value.coords:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -44,6 +43,9 @@ from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.moments.names import Layout
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.selection.problem import read_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @alone("average")
@@ -372,6 +374,8 @@ class Average(Tabular):
             Indexed by site; columns ``total``, ``expected`` (elements present on average), and
             ``P > 1/2`` and ``P > 0.95`` (how many).
         """
+        import pandas as pd
+
         rows = {name: count_present(p) for name, p in self.presence.items()}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("site")
 

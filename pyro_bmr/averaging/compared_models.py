@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -19,6 +18,9 @@ from pyro_bmr.averaging.model_table import Families
 from pyro_bmr.display import Tabular
 from pyro_bmr.mathematics.normal_mixtures import quantiles
 from pyro_bmr.moments.names import Layout
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -222,6 +224,8 @@ class ModelComparison(Tabular):
             Indexed by model; columns ``kept`` (how many elements), ``delta_f`` in nats, ``prior``,
             ``probability``, and one per partition with the family of the model.
         """
+        import pandas as pd
+
         count = sum(
             (k.reshape(len(k), -1).sum(1) for k in self.kept.values()), torch.zeros_like(self.prior)
         )
@@ -247,6 +251,8 @@ class ModelComparison(Tabular):
             Indexed by partition and family; columns ``models`` (how many), ``prior`` and
             ``probability``.
         """
+        import pandas as pd
+
         prior = self._sum_families(self.prior)
         rows = [
             (partition, family, len(models), prior[partition][family], probability)
@@ -272,6 +278,8 @@ class ModelComparison(Tabular):
             Indexed by element; columns ``full mean`` and ``full sd``, ``mean`` and ``sd``, and
             ``presence``, the probability that it is present.
         """
+        import pandas as pd
+
         mean, variance, presence = self.mean, self.variance, self.presence
         if model is not None:
             i = self._find(model)

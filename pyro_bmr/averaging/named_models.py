@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -135,6 +134,8 @@ class AllOf:
 
 def list_models(models: Any) -> dict[str, Any]:
     """Read a table of sub-models: a mapping from names, or a data frame with a row for each."""
+    import pandas as pd
+
     expected = f"sub-models by name, each of them {SUB_MODEL}"
     if isinstance(models, pd.DataFrame):
         columns = list(map(str, models.columns))
@@ -170,6 +171,8 @@ class ModelReader:
         return np.stack([self._read(f"models[{name!r}]", m) for name, m in models.items()])
 
     def _read(self, place: str, value: Any) -> np.ndarray:
+        import pandas as pd
+
         masks = getattr(value, "masks", None)
         if isinstance(masks, Mapping):
             if getattr(value, "shrunk", 0):

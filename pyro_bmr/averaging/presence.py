@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -18,6 +17,9 @@ from pyro_bmr.averaging.model_space import read_spaces
 from pyro_bmr.display import Tabular
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.selection.problem import read_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @alone("presence")
@@ -161,6 +163,8 @@ class Presence(Tabular):
             present on average), ``P > 1/2`` and ``P > 0.95`` (how many), ``standard_error`` (the
             largest; 0 where exact) and ``found by``.
         """
+        import pandas as pd
+
         rows = []
         for name, p in self.probability.items():
             error = self.standard_error.get(name)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from pyro_bmr.averaging.occam_window import Window
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Of a window, so many models and of each so many absent elements are printed.
 _ROWS = 10
@@ -20,6 +24,8 @@ def title_window(window: Window) -> str:
 
 def frame_window(window: Window) -> pd.DataFrame:
     """Make a data frame with one row per model, the most probable ones."""
+    import pandas as pd
+
     left, masks = window.factor.kept(), window.masks
     rows = []
     for i in range(min(_ROWS, len(window))):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import xarray as xr
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
@@ -25,6 +24,10 @@ from pyro_bmr.programs.calls import read_call
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.pairs import check_programs
+from pyro_bmr.versions import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 ARVIZ = int(version("arviz").partition(".")[0])
 
@@ -295,13 +298,9 @@ def _check_coords(dimensions: Dimensions, datasets: Mapping[str, xr.Dataset]) ->
 
 
 def _attributes() -> dict[str, str]:
-    try:
-        own = version("pyro-bmr")
-    except PackageNotFoundError:
-        own = "unknown"
     return {
         "creation_library": "pyro_bmr",
-        "creation_library_version": own,
+        "creation_library_version": __version__,
         "inference_library": "pyro",
         "inference_library_version": version("pyro-ppl"),
     }
@@ -309,6 +308,8 @@ def _attributes() -> dict[str, str]:
 
 def join_groups(datasets: Mapping[str, xr.Dataset]) -> Any:
     """Make an ``InferenceData`` or a ``DataTree``, whichever the installed ArviZ works on."""
+    import xarray as xr
+
     if ARVIZ >= 1:
         return xr.DataTree.from_dict(dict(datasets))
     with warnings.catch_warnings():

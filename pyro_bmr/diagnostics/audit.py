@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.table import Table
-from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from pyro_bmr.diagnostics.audit_steps import take_steps
@@ -32,6 +30,9 @@ from pyro_bmr.selection.flags import NOISE
 from pyro_bmr.selection.realised import ROWS, make_meter
 from pyro_bmr.selection.scores import score
 from pyro_bmr.selection.training_state import describe_training
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ERRORS = 3.0
 
@@ -224,6 +225,8 @@ class Audit(Tabular):
             Indexed by site; columns ``predicted``, ``realised``, ``error``, ``excess`` and
             ``bound`` (nats), and ``verdict``.
         """
+        import pandas as pd
+
         names = ["predicted", "realised", "error", "excess", "bound", "verdict"]
         rows = [{"site": c.name} | {name: getattr(c, name) for name in names} for c in self._all]
         return pd.DataFrame(rows).set_index("site")
@@ -267,6 +270,8 @@ class Audit(Tabular):
 
 def _bound(error: float, draws: Tensor, rounding: float) -> float:
     # As far out for the few draws that there are as three errors are for many.
+    from scipy.special import ndtr, stdtrit
+
     errors = stdtrit(len(draws) - 1, ndtr(_ERRORS))
     return float(errors * error + NOISE + 4 * rounding * draws.abs().max())
 

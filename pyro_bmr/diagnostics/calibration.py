@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _BINS = 15
 
@@ -16,6 +20,8 @@ def bin_confidences(probabilities: Tensor, classes: Tensor, num_bins: int = _BIN
     one has its centre for ``confidence`` and the ``accuracy`` 0.
     Source: Guo et al. (2017), "On calibration of modern neural networks", arXiv:1706.04599.
     """
+    import pandas as pd
+
     bins, confidence, right = _bin(probabilities, classes, num_bins)
     counts = torch.bincount(bins, minlength=num_bins)
     sums = (

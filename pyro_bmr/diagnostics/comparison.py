@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -23,6 +22,9 @@ from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.pairs import read_pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @alone("compare")
@@ -190,6 +192,8 @@ class Comparison(Tabular):
             Indexed by model; one column per score, each followed by its standard error, as
             ``rmse_error``; and ``bad_k``.
         """
+        import pandas as pd
+
         frame = _frame(self.scores)
         return frame.assign(bad_k=pd.Series(self.bad_k)) if self.bad_k else frame
 
@@ -287,6 +291,8 @@ def _split(complexity: Tensor, accuracy: Tensor) -> dict[str, Score]:
 
 
 def _frame(scores: Mapping[str, Mapping[str, Score]]) -> pd.DataFrame:
+    import pandas as pd
+
     rows = {
         name: {
             key: value
@@ -300,6 +306,8 @@ def _frame(scores: Mapping[str, Mapping[str, Score]]) -> pd.DataFrame:
 
 def _write(scores: Mapping[str, Mapping[str, Score]], sign: str = "") -> pd.DataFrame:
     """Write each score with its error, one column per model."""
+    import pandas as pd
+
     present = [key for key in _LABELS if any(key in mine for mine in scores.values())]
 
     def write(score: Score | None, digits: int) -> str:

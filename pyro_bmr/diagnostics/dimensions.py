@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _SAMPLE_DIMS = ("chain", "draw")
 
@@ -50,6 +52,8 @@ class Dimensions:
 
         Where they are ``drawn``, an axis of draws, one chain, is before those that are named.
         """
+        import xarray as xr
+
         arrays, sizes = {}, dict[str, int]()
         for name, (dims, tensor) in variables.items():
             array = _as_array(tensor)

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyro_bmr.diagnostics.arviz_data import ARVIZ, join_groups
@@ -23,6 +22,8 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
     ``log_likelihood`` is in nats, at independent draws: ``(S, n)``, of 25 draws or more.
     Source: Vehtari et al. (2024), "Pareto smoothed importance sampling", arXiv:1507.02646.
     """
+    import xarray as xr
+
     if len(log_likelihood) < _FEWEST:
         msg = (
             f"got {len(log_likelihood)} draws for elpd_loo. Expected {_FEWEST} or more, so that "

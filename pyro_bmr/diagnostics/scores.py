@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from pyro_bmr.diagnostics.calibration import bin_confidences, calibration_error
 from pyro_bmr.diagnostics.draws import Draws, Observed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RESAMPLES = 200
 

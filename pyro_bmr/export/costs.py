@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.table import Table
 from torch import Tensor, nn
@@ -20,6 +19,9 @@ from pyro_bmr.export.modules import export_program
 from pyro_bmr.guides.reading import read_guide
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.pairs import read_pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @alone("measure_costs")
@@ -171,6 +173,8 @@ class Costs(Tabular):
             milliseconds and as ratio to the first network's ``forward (ms)``, ``forward speed-up``,
             ``predictive (ms)``, ``predictive speed-up``.
         """
+        import pandas as pd
+
         first = self.rows[0]
         rows = [
             {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_bmr.files.whole_files import check_file, replace_file
+from pyro_bmr.versions import __version__
 
 # In the first, the sum was over the plan alone.
 _FORMAT = 2
@@ -29,7 +29,7 @@ def write_plan(path: str | Path, plan: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     packed = _pack(plan, "", tensors)
-    content = {"format": _FORMAT, "version": _version(), "plan": packed}
+    content = {"format": _FORMAT, "version": __version__, "plan": packed}
     text = json.dumps({**content, _SUM: _digest(content, tensors)})
     with replace_file(path) as unfinished:
         save_file(tensors, unfinished, {_KEY: text})
@@ -63,7 +63,7 @@ def read_plan(path: str | Path, check: Callable[[Any], None] | None = None) -> A
     if newer:
         msg = (
             f"{path} has the format {saved_format} and was saved by pyro-bmr {saved_version}. "
-            f"Expected a format up to {_FORMAT}, which this version, {_version()}, knows: "
+            f"Expected a format up to {_FORMAT}, which this version, {__version__}, knows: "
             "pip install --upgrade pyro-bmr"
         )
         raise ValueError(msg)
@@ -126,10 +126,3 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[value[_TENSOR]]
         return {key: _unpack(v, tensors) for key, v in value.items()}
     return [_unpack(v, tensors) for v in value] if isinstance(value, list) else value
-
-
-def _version() -> str:
-    try:
-        return version("pyro-bmr")
-    except PackageNotFoundError:
-        return "unknown"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 
 from pyro_bmr.moments.names import Layout, is_numbered
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Labels = Sequence[Any]
 
 
 def align_vector(place: str, value: Any, layout: Layout) -> Any:
     """Bring a labelled vector over all elements into their order; leave what has no labels."""
+    import pandas as pd
+    import xarray as xr
+
     if isinstance(value, pd.DataFrame) and value.shape[1] == 1:
         value = value.iloc[:, 0]
     if isinstance(value, pd.Series):
@@ -31,6 +35,8 @@ def align_vector(place: str, value: Any, layout: Layout) -> Any:
 
 def align_site(place: str, value: Any, layout: Layout, site: str) -> Any:
     """Bring an array of one site into the order of its dimensions and coordinates."""
+    import xarray as xr
+
     dims = layout.dims.get(site, ())
     if not isinstance(value, xr.DataArray) or not dims or value.ndim != len(dims):
         return value
@@ -42,6 +48,9 @@ def align_site(place: str, value: Any, layout: Layout, site: str) -> Any:
 
 def align_matrix(place: str, value: Any, layout: Layout) -> Any:
     """Bring the rows and columns of a labelled matrix into the order of the elements."""
+    import pandas as pd
+    import xarray as xr
+
     if isinstance(value, pd.DataFrame):
         numbered = is_numbered(value.index) and is_numbered(value.columns)
         if numbered and value.shape == (layout.size, layout.size):

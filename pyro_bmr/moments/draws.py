@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 # What ArviZ calls the axes of draws; the last one is that of arviz.extract.
 _CHAIN, _DRAW, _SAMPLE = "chain", "draw", "sample"
@@ -13,6 +15,8 @@ _CHAIN, _DRAW, _SAMPLE = "chain", "draw", "sample"
 
 def read_draws(samples: Mapping[Any, Any]) -> dict[str, Any]:
     """Return arrays by name: of ArviZ's data the posterior group, with chain and draw in front."""
+    import xarray as xr
+
     group = find_group(samples, "posterior")
     if isinstance(samples, xr.Dataset):
         group = samples
@@ -31,6 +35,8 @@ def read_draws(samples: Mapping[Any, Any]) -> dict[str, Any]:
 
 def find_group(samples: Mapping[Any, Any], name: str) -> xr.Dataset | None:
     """Find a group of InferenceData or of a DataTree."""
+    import xarray as xr
+
     if isinstance(samples, xr.Dataset) or name not in samples:
         return None
     group = samples[name]
@@ -41,6 +47,8 @@ def find_group(samples: Mapping[Any, Any], name: str) -> xr.Dataset | None:
 
 def _lead(value: Any) -> Any:
     """Bring the axes of draws to the front; None if a named array has none."""
+    import xarray as xr
+
     if not isinstance(value, xr.DataArray):
         return value
     if _SAMPLE in value.dims and _DRAW not in value.dims:

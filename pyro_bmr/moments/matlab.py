@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.sparse import csc_array, issparse
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -24,6 +22,8 @@ class Unordered(dict[str, Any]):
 
 def read_mat(path: str | PathLike[str]) -> dict[str, Any]:
     """Read the variables of a file, by name."""
+    from scipy.io import loadmat
+
     with Path(path).open("rb") as file:
         head = file.read(520)
     if head.startswith((b"MATLAB 7.3", _HDF5)) or head[512:] == _HDF5:
@@ -41,6 +41,8 @@ def read_mat(path: str | PathLike[str]) -> dict[str, Any]:
 
 def _convert(value: Any) -> Any:
     """Convert what scipy reads."""
+    from scipy.sparse import issparse
+
     if issparse(value):
         return value.toarray()
     if not isinstance(value, np.ndarray):
@@ -121,6 +123,8 @@ def _struct(file: Any, group: Any) -> Any:
 
 def _sparse(group: Any) -> np.ndarray:
     """Read columns of rows ``ir`` and numbers ``data``, which begin at ``jc``."""
+    from scipy.sparse import csc_array
+
     starts = np.asarray(group["jc"][()], dtype=np.int64)
     shape = int(group.attrs["MATLAB_sparse"]), len(starts) - 1
     if "ir" not in group:

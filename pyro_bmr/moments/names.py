@@ -6,15 +6,16 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyro_bmr.arguments.arrays import check_tensor, is_array, is_number, read_rows, to_tensor
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse, refuse_kind
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What a vector without names is called.
 ALONE = "theta"
@@ -56,6 +57,9 @@ class Layout:
 
 def read_vector(value: Any, names: Sequence[str] | None) -> tuple[Tensor, Layout]:
     """Read a mean: a mapping or a Dataset by site, a named array, or a vector with names."""
+    import pandas as pd
+    import xarray as xr
+
     if isinstance(value, xr.Dataset):
         value = {str(name): value[name] for name in value}
     if isinstance(value, Mapping):
@@ -79,6 +83,8 @@ def read_vector(value: Any, names: Sequence[str] | None) -> tuple[Tensor, Layout
 
 def is_numbered(index: pd.Index) -> bool:
     """Tell whether an index is the one that pandas makes where no labels are given."""
+    import pandas as pd
+
     return isinstance(index, pd.RangeIndex) and index.equals(pd.RangeIndex(len(index)))
 
 
@@ -122,6 +128,8 @@ def _read_series(
 
 
 def _read_mapping(value: Mapping[Any, Any], names: Any) -> tuple[Tensor, Layout]:
+    import xarray as xr
+
     if names is not None:
         refuse("names", names, "none beside a mapping, whose keys are the names")
     if not value:

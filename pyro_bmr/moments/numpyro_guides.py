@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse, refuse_kind
 from pyro_bmr.display import warn
@@ -17,6 +16,8 @@ _SHAPED = ("Independent", "ExpandedDistribution")
 
 def read_numpyro(guide: Any, params: Any, sites: Any, prior: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a posterior: of the sites on the real line that have a prior."""
+    from scipy.linalg import block_diag
+
     if not (hasattr(guide, "prototype_trace") and hasattr(guide, "prefix")):
         refuse_kind("guide", guide, "an autoguide of NumPyro")
     trace = guide.prototype_trace
@@ -154,6 +155,8 @@ def _dependent(guide: Any, latent: Mapping[str, Any]) -> list[str]:
 
 def _moments(fn: Any, shape: Any) -> tuple[np.ndarray, np.ndarray]:
     """Read the mean and the covariance of a Normal prior."""
+    from scipy.linalg import block_diag
+
     mean: Any = np.broadcast_to(_float(fn.mean), shape)
     core = _core(fn)
     if type(core).__name__ == "Normal":

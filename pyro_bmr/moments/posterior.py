@@ -6,9 +6,8 @@ import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -21,6 +20,9 @@ from pyro_bmr.moments.names import Layout, read_vector
 from pyro_bmr.moments.numpyro_guides import read_numpyro
 from pyro_bmr.moments.samples import read_samples
 from pyro_bmr.moments.spreads import read_along, read_spread
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Of so many independent elements a matrix of covariances can be made.
 _LARGEST = 20_000
@@ -395,6 +397,8 @@ class Posterior(Tabular):
             Indexed by name; columns ``mean``, ``sd``, and ``prior mean`` and ``prior sd`` if the
             prior is known.
         """
+        import pandas as pd
+
         columns = {"mean": self.mean, "sd": self.variance.sqrt()}
         if self.prior_spread is not None:
             columns["prior mean"] = self.prior_mean
@@ -417,6 +421,8 @@ class Posterior(Tabular):
 
     def _shown(self) -> pd.DataFrame:
         """Return the summary, of many elements without those between the first and the last."""
+        import pandas as pd
+
         frame = self.summary()
         if len(frame) <= _MOST_ROWS:
             return frame

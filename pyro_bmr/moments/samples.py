@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse
@@ -82,6 +81,8 @@ def _match(draws: Mapping[str, Any]) -> tuple[SampleMoments, dict[str, Any]]:
 
 def _read(name: str, value: Any) -> Tensor:
     """Read draws in the shape ``(chains, draws, ...)``; axes without names begin with the draws."""
+    import xarray as xr
+
     numbers = read_numbers(f"the draws of {name!r}", value)
     if isinstance(value, xr.DataArray):
         return numbers
@@ -92,6 +93,8 @@ def _read(name: str, value: Any) -> Tensor:
 
 def _label(mean: Tensor, draws: Any) -> Any:
     """Give a mean the dimensions and coordinates of its draws."""
+    import xarray as xr
+
     if not isinstance(draws, xr.DataArray):
         return mean
     return draws.isel(chain=0, draw=0, drop=True).copy(data=mean.cpu().numpy())
@@ -108,6 +111,8 @@ def _independent(moments: SampleMoments) -> bool:
 
 def _warn(what: str, moments: SampleMoments, mean: Mapping[str, Any]) -> None:
     """Warn of what a Gaussian does not hold: few draws, or another shape."""
+    import xarray as xr
+
     if moments.correlated and not moments.odd:
         return
 

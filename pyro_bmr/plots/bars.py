@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING
 
 from pyro_bmr.arguments.checks import check_choice
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes, signed, text_color
 from pyro_bmr.plots.posteriors import check_reduction
 from pyro_bmr.results import Reduction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = None) -> Axes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 
 from pyro_bmr.arguments.checks import check_kind, read_names
+from pyro_bmr.extras import import_extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe & Ito (2008), "Color Universal Design": those that also stand out from black and white.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -21,8 +23,9 @@ SMALL = 8.5
 
 def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the user's axes, or those of a new figure of this size in inches."""
+    plt = load_pyplot()
     if ax is not None:
-        check_kind("ax", ax, Axes, "axes to draw on, as of plt.subplots()[1]")
+        check_kind("ax", ax, plt.Axes, "axes to draw on, as of plt.subplots()[1]")
         return ax
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
@@ -58,12 +61,13 @@ def signed(value: float) -> str:
 def _read_axes(
     axes: Any, count: int, expected: str, width: float, height: float, options: dict[str, Any]
 ) -> np.ndarray:
+    plt = load_pyplot()
     if axes is None:
         new = plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
         return new.reshape(-1)
     check_kind("axes", axes, (np.ndarray, list, tuple), expected)
     found = np.asarray(axes, dtype=object).reshape(-1)
-    if len(found) != count or not all(isinstance(one, Axes) for one in found):
+    if len(found) != count or not all(isinstance(one, plt.Axes) for one in found):
         msg = f"got axes= with {len(found)} axes. Expected {expected}"
         raise ValueError(msg)
     return found
@@ -71,7 +75,12 @@ def _read_axes(
 
 def text_color() -> Any:
     """Return the colour of text, which stands out from the background in every style."""
-    return plt.rcParams["text.color"]
+    return load_pyplot().rcParams["text.color"]
+
+
+def load_pyplot() -> Any:
+    """Import ``matplotlib.pyplot``, or say how to install it."""
+    return import_extra("matplotlib.pyplot", "matplotlib", "plots", "figures")
 
 
 def series_styles() -> Iterator[dict[str, Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import (
@@ -20,6 +20,9 @@ from pyro_bmr.plots.canvas import (
 )
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
 from pyro_bmr.results import Reduction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = None) -> Axes:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.plots.canvas import (
@@ -24,6 +22,9 @@ from pyro_bmr.plots.canvas import (
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import Round
 from pyro_bmr.sparsities import Sparsities
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
@@ -208,6 +209,8 @@ def _draw_changes(ax: Axes, rounds: Sequence[Round]) -> None:
 
 def _label_symlog(ax: Axes, linear: float) -> None:
     """Ticks of a symlog axis: some in the linear part, and decades beyond, not too many."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
     low, high = ax.get_ylim()
     decades = [linear * 10**power for power in range(16) if linear * 10**power < max(-low, high)]
     decades = decades[:: len(decades) // 6 + 1]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Normal
@@ -30,6 +29,9 @@ from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.decision import Decision
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_element(

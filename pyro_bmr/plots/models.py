@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from scipy.stats import norm
 
 from pyro_bmr.arguments.checks import check_kind, read_number
 from pyro_bmr.averaging.compared_models import ModelComparison
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, four_axes, signed, text_color
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 
 def plot_models(
@@ -99,6 +100,8 @@ def _list_models(comparison: ModelComparison) -> pd.DataFrame:
 
 
 def _list_elements(comparison: ModelComparison, model: str | None, mass: float) -> pd.DataFrame:
+    from scipy.stats import norm
+
     frame = comparison.parameters(model)
     reach = norm.ppf((1 + mass) / 2)
     if model is None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_names
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, read_labels, text_color, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
 from pyro_bmr.results import Reduction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST_EDGES = 20_000
 
@@ -117,6 +117,9 @@ def _draw(
     largest: list[float],
     labels: Sequence[str] | None,
 ) -> None:
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgba_array
+
     heights = [np.linspace(1, 0, size + 2)[1:-1] for size in sizes]
     for place, (loc, kept) in enumerate(layers):
         out, source = kept.nonzero().T.numpy()

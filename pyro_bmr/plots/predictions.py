@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from pyro import poutine
 from torch import Tensor
 
@@ -20,6 +19,9 @@ from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data, read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import read_pairs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LEVELS = (0.5, 0.9)
 

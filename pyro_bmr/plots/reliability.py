@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 
 from pyro_bmr.plots.canvas import GREY, SMALL, one_axes, series_styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
@@ -53,6 +54,8 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
     """
     tables = _check(comparison)
     ax = one_axes(ax, 5.0, 4.6)
+    from matplotlib.collections import PathCollection
+
     largest = max(float(table["count"].max()) for table in tables.values())
     lowest = 1.0
     for (name, table), style in zip(tables.items(), series_styles(), strict=False):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,6 +14,9 @@ from pyro_bmr.arguments.checks import read_names, refuse
 from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.display import warn
 from pyro_bmr.moments.names import read_numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Of columns of length one, what counts as nothing.
 _NOTHING = 1e-8
@@ -35,6 +37,8 @@ class Design:
 
     def frame(self, subjects: Sequence[str]) -> pd.DataFrame:
         """As a table."""
+        import pandas as pd
+
         index = pd.Index(subjects, name="subject")
         return pd.DataFrame(self.values.cpu().numpy(), index=index, columns=list(self.covariates))
 
@@ -46,6 +50,8 @@ def read_design(
 
     ``by_name``: the subjects have names, which the index of a table is matched with.
     """
+    import pandas as pd
+
     count = len(subjects)
     if design is None:
         design = np.ones((count, 1))

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import pandas as pd
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse, refuse_kind
@@ -104,6 +102,8 @@ class FirstLevels:
 
 def read_subjects(posteriors: Any) -> dict[str, Posterior]:
     """Read posteriors by subject: a mapping, a Series, or a sequence."""
+    import pandas as pd
+
     if isinstance(posteriors, pd.Series):
         posteriors = posteriors.to_dict()
     if isinstance(posteriors, Posterior):
@@ -287,6 +287,8 @@ def _with_moments(
     free_energy: float | None,
 ) -> Posterior:
     """Give another posterior the names and shapes of this one."""
+    import xarray as xr
+
     layout = posterior.layout
     mean: dict[str, Any] = dict(layout.split(own[0]))
     for name, labels in layout.labels.items():

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-import pandas as pd
 import torch
 from rich.console import Group
 from rich.table import Table
-from scipy.special import ndtr
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, refuse
@@ -36,6 +34,9 @@ from pyro_bmr.second_level.group_prior import (
     read_group_mean,
 )
 from pyro_bmr.second_level.left_out import LeftOut, predict_left_out
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @torch.inference_mode(False)
@@ -127,6 +128,8 @@ def group_level(
     >>> result.summary().loc[("group", "A(1,1)"), "mean"].round(2)
     np.float64(0.41)
     """
+    import pandas as pd
+
     subjects = read_subjects(posteriors)
     by_name = isinstance(posteriors, Mapping | pd.Series)
     device = next(iter(subjects.values())).mean.device
@@ -212,6 +215,8 @@ class GroupLevel(Tabular):
     @property
     def first_level_delta_f(self) -> pd.Series:
         """By subject, F under the prior of the group minus F under its own, in nats."""
+        import pandas as pd
+
         changes = {subject: float(delta) for subject, (_, delta) in self._refitted.items()}
         return pd.Series(changes, name="delta_f").rename_axis("subject")
 
@@ -284,6 +289,9 @@ class GroupLevel(Tabular):
         DataFrame
             Indexed by both; columns ``mean``, ``sd`` and ``P(> 0)``.
         """
+        import pandas as pd
+        from scipy.special import ndtr
+
         mean = self.posterior.mean.cpu().numpy()
         sd = self.posterior.covariance.diagonal().clamp_min(0).sqrt().cpu().numpy()
         with np.errstate(divide="ignore", invalid="ignore"):

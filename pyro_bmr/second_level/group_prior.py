@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -154,6 +153,8 @@ def read_components(components: Any, parameters: Sequence[str], device: Any) -> 
 
 def read_group_mean(prior: GroupPrior, first: FirstLevels) -> Tensor:
     """Read the prior mean of the group, parameter by parameter."""
+    import pandas as pd
+
     value, parameters = prior.mean, first.parameters
     if value is None:
         return first.prior_mean

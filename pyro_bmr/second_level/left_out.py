@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from rich.table import Table
-from scipy.stats import norm, pearsonr
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import refuse
@@ -18,6 +15,10 @@ from pyro_bmr.display import Tabular
 from pyro_bmr.mathematics.likelihoods import Likelihoods
 from pyro_bmr.mathematics.two_levels import GivenGamma, condition, fit_hyperparameters
 from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 # The prior variance of the covariate, in variances of it among the others: SPM's.
 _WIDER = 4.0
@@ -28,6 +29,9 @@ _POINTS, _REACH, _MOVES = 201, 4.0, 5
 
 def predict_left_out(study: Any, covariate: str | None) -> LeftOut:
     """Predict a covariate of every subject from a fit to the others."""
+    import pandas as pd
+    from scipy.stats import pearsonr
+
     column = _choose(study.design, covariate)
     first, design, level = study.first, study.design.values, study.level
     actual = design[:, column]
@@ -126,6 +130,8 @@ class LeftOut(Tabular):
             A point per subject; those of a level are drawn side by side. Where the covariate has
             levels, circles are those whose true level is the most probable.
         """
+        from scipy.stats import norm
+
         ax = one_axes(ax, 5.6, 4.4)
         table = self.predictions
         actual = table["actual"].to_numpy(float)

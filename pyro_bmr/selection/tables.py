@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.table import Table
 
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary, fold_alike
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def draw_sites(
@@ -58,6 +61,8 @@ def draw_layers(layers: tuple[LayerSummary, ...]) -> Table:
 
 def frame_layers(layers: tuple[LayerSummary, ...]) -> pd.DataFrame:
     """Make a data frame with one row per layer of groups."""
+    import pandas as pd
+
     columns = ["layer", "kind", "groups", "kept", "pruned %", "delta_f"]
     rows = [
         (x.name, x.kind, x.groups, x.kept, 100 * (1 - x.kept / x.groups), x.delta_f) for x in layers
@@ -87,6 +92,8 @@ def draw_rounds(rounds: tuple[Round, ...]) -> Table:
 
 def frame_sites(sites: tuple[SiteSummary, ...], undecided: Mapping[str, int]) -> pd.DataFrame:
     """Make a data frame with one row per site."""
+    import pandas as pd
+
     shrunk = any(site.shrunk for site in sites)
     measured = any(site.realised is not None for site in sites)
     rows = [
@@ -111,6 +118,8 @@ def frame_sites(sites: tuple[SiteSummary, ...], undecided: Mapping[str, int]) ->
 
 def frame_rounds(rounds: tuple[Round, ...]) -> pd.DataFrame:
     """Make a data frame with one row per round."""
+    import pandas as pd
+
     columns = [field.name for field in fields(Round)]
     return pd.DataFrame([asdict(r) for r in rounds], columns=columns).set_index("index")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from pyro_bmr.estimators.measurement import mean_and_error
@@ -60,6 +59,8 @@ class Trials:
         Measured until it is clear, by so many errors, on which side of each number ``around`` it
         is, or for long.
         """
+        from scipy.special import ndtr, stdtrit
+
         self._tried = _Measured(self.start.and_drop(masks))
         wanted = BLOCK
         while True:

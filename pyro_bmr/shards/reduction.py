@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Set
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch.distributions import Distribution, Normal
 
@@ -25,6 +24,9 @@ from pyro_bmr.display import progress_bar
 from pyro_bmr.selection.selections import ByEvidence, Selection, TopK, by_evidence
 from pyro_bmr.shards.job import Job, masks_name
 from pyro_bmr.shards.layout import SPREADS, find_sites
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _COLUMNS = ["file", "shape", "elements", "kept", "delta_f"]
 
@@ -105,6 +107,8 @@ def reduce_files(
     >>> read_masks(folder / "out" / "part-1.masks.safetensors")["w"]
     tensor([False, False,  True])
     """
+    import pandas as pd
+
     shards, folder = _read_paths(paths), _read_folder(out)
     if folder.resolve() in {p for s in shards for p in (s.resolve().parent, s.parent.resolve())}:
         refuse("out", str(folder), "another folder than that of the shards")

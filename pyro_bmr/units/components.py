@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pyro_bmr.units.labelled import FIXED, MERGED, AxisOrigin, Ints, Product, spread
 from pyro_bmr.units.labels import Labels
@@ -69,6 +67,9 @@ class Components:
 
 def _connect(pairs: list[tuple[Ints, Ints]], count: int) -> tuple[Ints, int, Ints]:
     """Return by label its component, how many there are, and what meets `FIXED`."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first, second = (
         np.concatenate([np.zeros(0, np.int64), *(pair[i] for pair in pairs)]) for i in (0, 1)
     )
