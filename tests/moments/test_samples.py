@@ -1,6 +1,7 @@
 """Draws in every form against numpy, with and without a Pyro model."""
 
 import warnings
+from importlib.metadata import version
 
 import arviz as az
 import numpy as np
@@ -14,6 +15,7 @@ import pyro_bmr as bmr
 from pyro_bmr.guides.pruned_guide import Origin
 from pyro_bmr.guides.reading import read_guide
 
+NEW = int(version("arviz").partition(".")[0]) >= 1
 RANDOM = np.random.default_rng(0)
 ROOT = RANDOM.normal(size=(4, 4))
 DRAWS = RANDOM.normal(size=(4, 300, 4)) @ ROOT.T + 1.0  # of 4 chains
@@ -21,10 +23,14 @@ W, B = DRAWS[..., :3], DRAWS[..., 3]
 FLAT = DRAWS.reshape(-1, 4)
 
 
+def from_dict(groups, **named):
+    return az.from_dict(groups, **named) if NEW else az.from_dict(**groups, **named)
+
+
 def data(**groups):
     posterior = {"w": W, "b": B, "lp__": B**2, "mu": np.zeros((4, 300, 7))}
     coords = {"input": ["age", "sex", "bmi"]}
-    return az.from_dict(posterior=posterior, dims={"w": ["input"]}, coords=coords, **groups)
+    return from_dict({"posterior": posterior} | groups, dims={"w": ["input"]}, coords=coords)
 
 
 def model():
@@ -33,21 +39,27 @@ def model():
 
 
 def tree(inference_data):
+    if NEW:
+        return inference_data
     groups = {name: inference_data[name] for name in inference_data.groups()}
     return xr.DataTree.from_dict(groups)
 
 
+def dataset():
+    return tree(data())["posterior"].to_dataset()
+
+
 FORMS = {
-    "InferenceData": data(),
+    "what ArviZ makes": data(),
     "a tree": tree(data()),
     "a node of a tree": tree(data())["posterior"],
-    "a Dataset": data().posterior,
+    "a Dataset": dataset(),
     "extracted": az.extract(data()),
     "arrays by chain": {"w": W, "b": B, "lp__": B},
     "arrays": {"w": FLAT[:, :3], "b": FLAT[:, 3]},
     "tensors": {"w": torch.tensor(FLAT[:, :3]), "b": torch.tensor(FLAT[:, 3])},
-    "named arrays": {"b": data().posterior["b"], "w": data().posterior["w"]},
-    "axes in another order": data().posterior.transpose("input", "draw", ..., "chain"),
+    "named arrays": {"b": dataset()["b"], "w": dataset()["w"]},
+    "axes in another order": dataset().transpose("input", "draw", ..., "chain"),
 }
 
 
@@ -70,7 +82,7 @@ def test_draws_that_do_not_fit_the_model():
         ({"lp__": B}, r"samples of \['lp__'\], but the model has"),
         ({"w": W[..., :2], "b": B}, r"'w' have the shape .4, 300, 2."),
         ({"w": FLAT[:, :3], "b": B}, "other numbers of chains and draws"),
-        (az.from_dict(prior={"w": W}), r"the groups \['prior'\]. Expected a group 'posterior'"),
+        (from_dict({"prior": {"w": W}}), r"the groups \['prior'\]. Expected a group 'posterior'"),
     ]:
         with pytest.raises(ValueError, match=message):
             bmr.reduce(samples, model=model)
@@ -138,8 +150,8 @@ def test_poor_moments_are_told():
     skewed["b"] = random.normal(size=2000)
     with pytest.warns(UserWarning, match=r"heavy-tailed, .* are tau, w\[0\], w\[1\]$"):
         bmr.Posterior.from_samples(skewed)
-    coords = az.from_dict(
-        posterior={"w": random.exponential(size=(2, 900, 2))},
+    coords = from_dict(
+        {"posterior": {"w": random.exponential(size=(2, 900, 2))}},
         dims={"w": ["side"]},
         coords={"side": ["left", "right"]},
     )
