@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def fresh_pyro():
-    """Clear the param store, which outlives guides, and seed all generators."""
+def fresh_pyro(monkeypatch):
+    """Clear the param store, which outlives guides, seed all generators, print 100 columns."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+    monkeypatch.setenv("COLUMNS", "100")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -46,9 +47,10 @@ class Tabular(ABC):
 
 
 def _render(renderable: RichCast) -> str:
-    """Render a table without colours, in lines of up to 100 characters."""
+    """Render a table without colours, as wide as the terminal, in lines of up to 100 characters."""
     text = StringIO()
-    Console(file=text, width=100, color_system=None, force_jupyter=False).print(renderable)
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    Console(file=text, width=width, color_system=None, force_jupyter=False).print(renderable)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 

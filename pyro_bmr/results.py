@@ -35,9 +35,9 @@ from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.flags import count_undecided
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary, fold_alike
 from pyro_bmr.selection.tables import (
+    SitesTable,
     draw_layers,
     draw_rounds,
-    draw_sites,
     frame_layers,
     frame_rounds,
     frame_sites,
@@ -398,7 +398,7 @@ class Reduction(Portable, Tabular):
         caption = "\n".join(self._notes)
         return Group(
             *([draw_rounds(self.rounds)] if self.rounds else []),
-            draw_sites(self.sites, self.undecided, self._title, caption),
+            SitesTable(self.sites, self.undecided, self._title, caption),
             *([draw_layers(self.layers)] if self.layers else []),
         )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary, fold_alike
@@ -13,22 +14,41 @@ from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary, fold_
 if TYPE_CHECKING:
     import pandas as pd
 
+_WIDE = 100  # columns, where notes have a column of their own
 
-def draw_sites(
-    sites: tuple[SiteSummary, ...], undecided: Mapping[str, int], title: str, caption: str
-) -> Table:
-    """Draw a table of sites, alike ones in one row; ``undecided``: how many elements of each."""
-    table = Table(title=title, title_justify="left")
+
+@dataclass(frozen=True)
+class SitesTable:
+    """A table of sites, alike ones in one row; what is said of each stands beside or below it."""
+
+    sites: tuple[SiteSummary, ...]
+    undecided: Mapping[str, int]  # by name, how many elements
+    title: str
+    caption: str
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it; notes go below where beside they would have too narrow a column."""
+        sites = fold_alike(self.sites)
+        notes = {site.name: _note(site, self.undecided) for site in sites}
+        beside = options.max_width >= _WIDE
+        table = _draw_sites(sites, notes if beside else {})
+        table.title, table.title_justify = self.title, "left"
+        lines = [] if beside else [f"{name}: {note}" for name, note in notes.items() if note]
+        table.caption, table.caption_justify = "\n".join([*lines, self.caption]).strip(), "left"
+        yield table
+
+
+def _draw_sites(sites: Sequence[SiteSummary], notes: Mapping[str, str]) -> Table:
+    table = Table()
     table.add_column("site", no_wrap=True)
     shrunk = ["shrunk"] if any(site.shrunk for site in sites) else []
     measured = any(site.realised is not None for site in sites)
     nats = ["ΔF (nats)", "realised"] if measured else ["ΔF (nats)"]
     for column in ("shape", "total", "kept", "pruned", *shrunk, *nats):
         table.add_column(column, justify="right")
-    table.add_column("note")
-    if caption:
-        table.caption, table.caption_justify = caption, "left"
-    for site in fold_alike(sites):
+    if notes:
+        table.add_column("note")
+    for site in sites:
         table.add_row(
             site.name,
             " × ".join(map(str, site.shape)),
@@ -37,7 +57,7 @@ def draw_sites(
             f"{1 - site.kept / site.total:.1%}" if site.total else "",
             *(f"{site.shrunk:,}" for _ in shrunk),
             *(_nats(x, site) for x in (site.delta_f, site.realised)[: len(nats)]),
-            _note(site, undecided),
+            *([notes[site.name]] if notes else []),
         )
     return table
 
