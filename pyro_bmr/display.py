@@ -40,10 +40,34 @@ class Tabular(ABC):
     def __repr__(self) -> str:
         return _render(self)
 
+    @property
+    def _head(self) -> str:
+        """HTML that a notebook shows above them."""
+        return ""
+
     def _repr_html_(self) -> str:
-        frames = self._frames().items()
-        tables = [f"<p>{_escape(title)}</p>{frame.to_html()}" for title, frame in frames]
-        return "".join([*tables, *(f"<p>{_escape(note)}</p>" for note in self._notes)])
+        frames = self._frames()
+        show = _fold if len(frames) > 1 else _entitle
+        tables = [
+            show(title, frame, not place) for place, (title, frame) in enumerate(frames.items())
+        ]
+        notes = [f"<p>{escape_lines(note)}</p>" for note in self._notes]
+        return "".join([self._head, *tables, *notes])
+
+
+def _fold(title: str, frame: pd.DataFrame, opened: bool) -> str:
+    state = " open" if opened else ""
+    return f"<details{state}><summary>{escape_lines(title)}</summary>{_table(frame)}</details>"
+
+
+def _entitle(title: str, frame: pd.DataFrame, _opened: bool) -> str:
+    return f"<p>{escape_lines(title)}</p>{_table(frame)}"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    if frame.index.nlevels == 1:  # its name in the row of the columns' names
+        frame = frame.rename_axis(index=None, columns=frame.index.name)
+    return f'<div style="overflow-x:auto">{frame.to_html(na_rep="")}</div>'
 
 
 def _render(renderable: RichCast) -> str:
@@ -78,5 +102,6 @@ def warn(message: str) -> None:
 _INSIDE = {__name__.partition(".")[0], "contextlib", "functools", "pyro", "torch"}
 
 
-def _escape(text: str) -> str:
+def escape_lines(text: str) -> str:
+    """Escape text for HTML, where lines end as they do in it."""
     return escape(text).replace("\n", "<br>")

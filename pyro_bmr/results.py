@@ -23,7 +23,7 @@ from pyro_bmr.compaction import Compaction, compact
 from pyro_bmr.diagnostics.arviz_data import convert
 from pyro_bmr.diagnostics.audit import Audit, run_audit
 from pyro_bmr.diagnostics.refits import Refit
-from pyro_bmr.display import Tabular
+from pyro_bmr.display import Tabular, escape_lines
 from pyro_bmr.export.costs import Costs, measure_costs
 from pyro_bmr.export.portable import Portable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
@@ -33,12 +33,14 @@ from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision
 from pyro_bmr.selection.flags import count_undecided
+from pyro_bmr.selection.pictures import draw_kept
 from pyro_bmr.selection.summaries import LayerSummary, Round, SiteSummary, fold_alike
 from pyro_bmr.selection.tables import (
     SitesTable,
     draw_layers,
     draw_rounds,
     frame_layers,
+    frame_realised,
     frame_rounds,
     frame_sites,
 )
@@ -403,13 +405,21 @@ class Reduction(Portable, Tabular):
         )
 
     def _frames(self) -> dict[str, pd.DataFrame]:
-        frames = {self._title: frame_sites(fold_alike(self.sites), self.undecided)}
+        said = ["undecided", "wide", "unscored"]  # in notes, too
+        sites = frame_sites(fold_alike(self.sites), self.undecided).drop(columns=said)
+        frames = {"sites": sites}
         frames |= {"layers": self.layer_summary()} if self.layers else {}
+        frames |= (
+            {"what came true": frame_realised(self.sites)} if self.realised is not None else {}
+        )
         frames |= {"rounds": self.round_summary().round(3)} if self.rounds else {}
-        return {
-            title: frame.round({"pruned %": 1, "delta_f": 2, "realised": 2})
-            for title, frame in frames.items()
-        }
+        digits = {"pruned %": 1, "delta_f": 2, "realised": 2, "difference": 2}
+        columns = {"delta_f": "ΔF (nats)"}
+        return {title: x.round(digits).rename(columns=columns) for title, x in frames.items()}
+
+    @property
+    def _head(self) -> str:
+        return f"<p>{escape_lines(self._title)}</p>{draw_kept(self.sites)}"
 
     @property
     def _title(self) -> str:

@@ -136,6 +136,18 @@ def frame_sites(sites: tuple[SiteSummary, ...], undecided: Mapping[str, int]) ->
     return pd.DataFrame(rows).set_index("site")
 
 
+def frame_realised(sites: tuple[SiteSummary, ...]) -> pd.DataFrame:
+    """Make a data frame of ΔF predicted and realised, with one row per site that lost elements."""
+    rows = [
+        (site.name, site.delta_f, site.realised)
+        for site in fold_alike(sites)
+        if site.kept < site.total or site.shrunk
+    ]
+    frame = pd.DataFrame(rows, columns=["site", "delta_f", "realised"]).set_index("site")
+    frame.loc["total"] = frame.sum()
+    return frame.assign(difference=frame["realised"] - frame["delta_f"])
+
+
 def frame_rounds(rounds: tuple[Round, ...]) -> pd.DataFrame:
     """Make a data frame with one row per round."""
     import pandas as pd
