@@ -52,10 +52,10 @@ def run(data: datasets.RegressionData, *, epochs: int, seed: int, figure: Path) 
     fit(network, guide, *rows, num_epochs=epochs, batch_size=64, lr=2e-2)
     result = reduce(guide, *rows)
 
-    def score(label: str, model: Any, guide: Any) -> Scores:
+    def score(label: str, model: Any, guide: Any) -> StageScores:
         energy, error = free_energy(model, guide, *rows, num_samples=_DRAWS)
         scores = predictive_scores(model, guide, x[test], y[test], float(target.scale))
-        return Scores(label, MeanScore(energy, error), *scores)
+        return StageScores(label, MeanScore(energy, error), *scores)
 
     stages = [
         score("trained", network, guide),
@@ -153,7 +153,7 @@ def predictive_scores(
 
 
 @dataclass(frozen=True)
-class Scores:
+class StageScores:
     """Of the network at one stage: free energy in nats, and two scores of unseen rows."""
 
     stage: str
@@ -175,7 +175,7 @@ def _found(result: Reduction, inputs: tuple[str, ...]) -> str:
     )
 
 
-def _came_true(result: Reduction, stages: list[Scores]) -> str:
+def _came_true(result: Reduction, stages: list[StageScores]) -> str:
     """Say the prediction beside a measurement with draws of its own."""
     before, after = (stage.free_energy for stage in stages[:2])
     change, error = after.mean - before.mean, math.hypot(before.error, after.error)
@@ -187,7 +187,7 @@ def _came_true(result: Reduction, stages: list[Scores]) -> str:
     )
 
 
-def _scores(stages: list[Scores], epochs: int) -> Table:
+def _scores(stages: list[StageScores], epochs: int) -> Table:
     """Draw the stages beside each other."""
     table = Table(
         "",

@@ -66,7 +66,8 @@ def _entitle(title: str, frame: pd.DataFrame, _opened: bool) -> str:
 
 def _table(frame: pd.DataFrame) -> str:
     if frame.index.nlevels == 1:  # its name in the row of the columns' names
-        frame = frame.rename_axis(index=None, columns=frame.index.name)
+        name, frame = frame.index.name, frame.rename_axis(None)
+        frame.columns.name = name
     return f'<div style="overflow-x:auto">{frame.to_html(na_rep="")}</div>'
 
 

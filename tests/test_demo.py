@@ -33,12 +33,14 @@ def run_demo(capsys, tmp_path, *options):
 
 def test_the_demo(capsys, tmp_path):
     output = run_demo(capsys, tmp_path)
-    assert "diabetes: 354 training and 88 test rows; a 10-50-1 ReLU network" in output
+    assert "diabetes: 354 rows to train on, 88 to test on" in output
+    assert "a 10-50-1 ReLU network" in output
+    assert max(map(len, output.splitlines())) <= 80
     for part in (
         "fc1.weight",
         "ΔF",
         "pruned",
-        "before",
+        "trained",
         "reduced",
         "refitted",
         "predicted",
@@ -52,7 +54,8 @@ def test_the_demo(capsys, tmp_path):
 @needs_uci
 def test_the_demo_on_boston(capsys, tmp_path):
     output = run_demo(capsys, tmp_path, "--data", "boston", "--data-dir", str(SHARED))
-    assert "boston: 405 training and 101 test rows; a 13-50-1 ReLU network" in output
+    assert "boston: 405 rows to train on, 101 to test on" in output
+    assert "a 13-50-1 ReLU network" in output
 
 
 @needs_uci
