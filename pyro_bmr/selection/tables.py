@@ -138,6 +138,8 @@ def frame_sites(sites: tuple[SiteSummary, ...], undecided: Mapping[str, int]) ->
 
 def frame_realised(sites: tuple[SiteSummary, ...]) -> pd.DataFrame:
     """Make a data frame of ΔF predicted and realised, with one row per site that lost elements."""
+    import pandas as pd
+
     rows = [
         (site.name, site.delta_f, site.realised)
         for site in fold_alike(sites)
