@@ -1,4 +1,4 @@
-"""What `benchmarks/memory.py` has measured, and the page that quotes it."""
+"""What `benchmarks/memory.py` has measured, and the pages that quote it."""
 
 import importlib.util
 from pathlib import Path
@@ -13,8 +13,9 @@ spec.loader.exec_module(benchmark)
 TABLE = pd.read_csv(benchmark.RESULTS)
 
 
-def test_the_page_has_what_was_measured():
-    page = benchmark.PAGE.read_text()
+@pytest.mark.parametrize("path", benchmark.PAGES, ids=lambda path: path.stem)
+def test_the_page_has_what_was_measured(path):
+    page = path.read_text()
     assert benchmark.fill(page, TABLE) == page
     assert benchmark.fill(page, TABLE.assign(peak=TABLE["peak"] + 1)) != page
 
