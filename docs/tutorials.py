@@ -1,4 +1,4 @@
-"""The figure of docs/guide/classification.md, drawn by the code of the page itself."""
+"""Draw the figures of the tutorials, by the code of these pages: ``python docs/tutorials.py``."""
 
 import os
 import sys
@@ -10,4 +10,5 @@ sys.path.insert(0, str(DOCS.parent / "tests"))
 from markdown import run_blocks  # noqa: E402
 
 os.chdir(DOCS / "images")
-run_blocks(DOCS / "guide" / "classification.md")
+for page in ("classification", "hierarchical"):
+    run_blocks(DOCS / "guide" / f"{page}.md")
