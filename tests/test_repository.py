@@ -30,7 +30,7 @@ def test_targets_of_make_are_there():
 
 
 def test_jobs_run_what_is_there():
-    """Each job checks out the repository first, and every step is an action of a version or a run."""
+    """Every step is an action of a stated version or a command; nothing may write by default."""
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
         workflow = yaml.safe_load(path.read_text())
         assert workflow["permissions"] == {"contents": "read"}
