@@ -1,24 +1,14 @@
-"""What figures share: axes, colours that the colour-blind tell apart, and markers for print."""
+"""What figures share: axes, the numbers that were drawn on them, names and signs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from pyro_bmr.arguments.checks import check_kind, read_names
-from pyro_bmr.extras import import_extra
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Okabe & Ito (2008), "Color Universal Design": those that also stand out from black and white.
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-GREY = "0.6"
-
-# Small text that can still be read in a notebook.
-SMALL = 8.5
+from pyro_bmr.plots.theme import THEME
 
 
 def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -27,7 +17,8 @@ def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
     if ax is not None:
         check_kind("ax", ax, plt.Axes, "axes to draw on, as of plt.subplots()[1]")
         return ax
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    with plt.rc_context(THEME):
+        return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def two_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndarray:
@@ -63,7 +54,8 @@ def _read_axes(
 ) -> np.ndarray:
     plt = load_pyplot()
     if axes is None:
-        new = plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
+        with plt.rc_context(THEME):
+            new = plt.subplots(figsize=(width, height), layout="constrained", **options)[1]
         return new.reshape(-1)
     check_kind("axes", axes, (np.ndarray, list, tuple), expected)
     found = np.asarray(axes, dtype=object).reshape(-1)
@@ -71,25 +63,3 @@ def _read_axes(
         msg = f"got axes= with {len(found)} axes. Expected {expected}"
         raise ValueError(msg)
     return found
-
-
-def text_color() -> Any:
-    """Return the colour of text, which stands out from the background in every style."""
-    return load_pyplot().rcParams["text.color"]
-
-
-def load_pyplot() -> Any:
-    """Import ``matplotlib.pyplot``, or say how to install it."""
-    return import_extra("matplotlib.pyplot", "matplotlib", "plots", "figures")
-
-
-def series_styles() -> Iterator[dict[str, Any]]:
-    """Go through styles of series that differ in colour, marker and line, over and over."""
-    while True:
-        for color, marker, linestyle in (
-            (VERMILION, "s", "--"),
-            (BLUE, "o", "-"),
-            (GREEN, "^", "-."),
-            (PURPLE, "D", ":"),
-        ):
-            yield {"color": color, "marker": marker, "linestyle": linestyle}

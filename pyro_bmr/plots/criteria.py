@@ -9,16 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bmr.plots.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    PURPLE,
-    SMALL,
-    one_axes,
-    text_color,
-)
+from pyro_bmr.plots.canvas import one_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
+from pyro_bmr.plots.theme import BLUE, GREY, SKY, SMALL, VERMILION, text_color
 from pyro_bmr.results import Reduction
 
 if TYPE_CHECKING:
@@ -124,8 +117,8 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
 
 _STYLES = {
     "ΔF": {"linestyle": "-", "linewidth": 2.2},
-    "SNR": {"linestyle": "--", "linewidth": 1.6, "color": GREEN},
-    "SPR": {"linestyle": "-.", "linewidth": 1.6, "color": PURPLE},
+    "SNR": {"linestyle": "--", "linewidth": 1.6, "color": VERMILION},
+    "SPR": {"linestyle": "-.", "linewidth": 1.6, "color": SKY},
 }
 
 

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_bmr.arguments.checks import check_kind
-from pyro_bmr.plots.canvas import (
-    BLUE,
-    GREY,
-    SMALL,
-    VERMILION,
-    one_axes,
-    signed,
-    text_color,
-    two_axes,
-)
+from pyro_bmr.plots.canvas import one_axes, signed, two_axes
+from pyro_bmr.plots.theme import BLUE, GREY, SMALL, VERMILION, text_color
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import Round
 from pyro_bmr.sparsities import Sparsities

@@ -16,7 +16,7 @@ from pyro_bmr.arguments.checks import show
 from pyro_bmr.factors.switched import SwitchedFactor
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.reduced_priors import Gaussian, Laplace
-from pyro_bmr.plots.canvas import BLUE, GREEN, GREY, SMALL, VERMILION, one_axes, signed, text_color
+from pyro_bmr.plots.canvas import one_axes, signed
 from pyro_bmr.plots.posteriors import (
     ReducedSite,
     choose_site,
@@ -24,6 +24,7 @@ from pyro_bmr.plots.posteriors import (
     name_columns,
     read_sites,
 )
+from pyro_bmr.plots.theme import BLUE, GREY, SKY, SMALL, VERMILION, text_color
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
@@ -137,7 +138,7 @@ def plot_element(
 _STYLES: dict[str, dict[str, Any]] = {
     "prior p": {"color": GREY, "linestyle": "--", "linewidth": 2},
     "posterior q": {"color": BLUE, "linestyle": "-", "linewidth": 2.2},
-    "reduced prior": {"color": GREEN, "linestyle": "-.", "linewidth": 2},
+    "reduced prior": {"color": SKY, "linestyle": "-.", "linewidth": 2},
     "reduced posterior": {"color": VERMILION, "linestyle": ":", "linewidth": 2.6},
 }
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bmr.plots.canvas import SMALL, read_labels, two_axes
+from pyro_bmr.plots.canvas import read_labels, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, name_columns, read_sites
+from pyro_bmr.plots.theme import SMALL
 from pyro_bmr.results import Reduction
 
 _MOST_LABELS = 30

@@ -9,7 +9,8 @@ import numpy as np
 
 from pyro_bmr.arguments.checks import check_kind, read_number
 from pyro_bmr.averaging.compared_models import ModelComparison
-from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, four_axes, signed, text_color
+from pyro_bmr.plots.canvas import four_axes, signed
+from pyro_bmr.plots.theme import BLUE, GREY, SMALL, VERMILION, text_color
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_names
-from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, read_labels, text_color, two_axes
+from pyro_bmr.plots.canvas import read_labels, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
+from pyro_bmr.plots.theme import BLUE, GREY, SMALL, VERMILION, text_color
 from pyro_bmr.results import Reduction
 
 if TYPE_CHECKING:

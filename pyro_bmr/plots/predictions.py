@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import read_seed, refuse
 from pyro_bmr.diagnostics.drawn_sites import sort_sites
 from pyro_bmr.diagnostics.draws import draw
-from pyro_bmr.plots.canvas import SMALL, one_axes, series_styles, text_color
+from pyro_bmr.plots.canvas import one_axes
+from pyro_bmr.plots.theme import SMALL, series_styles, text_color
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data, read_data
 from pyro_bmr.programs.dry_run import dry_run

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_bmr.plots.canvas import GREY, SMALL, one_axes, series_styles
+from pyro_bmr.plots.canvas import one_axes
+from pyro_bmr.plots.theme import GREY, SMALL, series_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,8 @@ from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.display import Tabular
 from pyro_bmr.mathematics.likelihoods import Likelihoods
 from pyro_bmr.mathematics.two_levels import GivenGamma, condition, fit_hyperparameters
-from pyro_bmr.plots.canvas import BLUE, GREY, SMALL, VERMILION, one_axes
+from pyro_bmr.plots.canvas import one_axes
+from pyro_bmr.plots.theme import BLUE, GREY, SMALL, VERMILION
 
 if TYPE_CHECKING:
     import pandas as pd
