@@ -69,9 +69,8 @@ def plot_delta_f(result: Reduction, by: str | None = None, ax: Axes | None = Non
     )
     realised = [row.realised for row in rows]
     if any(map(math.isfinite, realised)):
-        style = {"color": VERMILION, "markeredgecolor": "white", "markersize": 7}
-        ax.barh([0], [0], color=BLUE, label="predicted")
-        ax.plot(realised, places, "D", label="realised", **style)
+        (points,) = ax.plot(realised, places, "D", color=VERMILION, label="realised")
+        points.set(markeredgecolor="white", markersize=7)
         _add_legend(ax)
     ends = [0.0, *values, *filter(math.isfinite, realised)]
     margin = 0.03 * ((max(ends) - min(ends)) or 1.0)
@@ -124,8 +123,10 @@ def plot_sites(result: Reduction, by: str | None = None, ax: Axes | None = None)
     colors = [GREY if row.whole else BLUE for row in rows]
     ax.barh(places, kept, color=colors, height=0.62)
     ax.barh([0], [0], color=BLUE, label="kept")
-    gone = {"facecolor": "none", "edgecolor": GREY, "linewidth": 0.8, "hatch": "////"}
-    ax.barh(places, [100.0 - one for one in kept], left=kept, label="pruned", height=0.62, **gone)
+    gone = [100.0 - one for one in kept]
+    bars = ax.barh(places, gone, left=kept, label="pruned", height=0.62, hatch="////")
+    for bar in bars:
+        bar.set(facecolor="none", edgecolor=GREY, linewidth=0.8)
     _add_legend(ax)
     ax.set(xlim=(0, 100), xlabel="of its elements (%)" if by == "site" else "of its groups (%)")
     counts = [f"{row.total - row.pruned:,} of {row.total:,}{row.what}" for row in rows]

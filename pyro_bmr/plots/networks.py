@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_names
 from pyro_bmr.plots.canvas import read_labels, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
-from pyro_bmr.plots.theme import BLUE, GREY, SMALL, VERMILION, text_color
+from pyro_bmr.plots.sources import record
+from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, SMALL, VERMILION, text_color
+from pyro_bmr.plots.unit_order import choose_largest, find_living, order_units
 from pyro_bmr.results import Reduction
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_MOST_EDGES = 20_000
+# Weights, units of a layer, and names of inputs that are not read.
+_MOST_EDGES, _MOST_UNITS, _MOST_NAMES = 20_000, 20, 4
 
 
 def plot_network(
@@ -45,8 +49,10 @@ def plot_network(
     Returns
     -------
     ndarray of Axes
-        Before and after. The width of an edge is the size of its posterior mean, by layer; negative
-        ones are dashed. Units that lead nowhere, or that nothing leads to, are hollow.
+        Before and after: the units that lead to an output, ordered so that lines cross little;
+        below, how many these are. Of more than 20 in a layer the ones with the largest weights are
+        drawn. The width of a line is the size of its posterior mean, by layer; negative ones are
+        dashed.
 
     Raises
     ------
@@ -79,19 +85,19 @@ def plot_network(
     if labels is None and len(columns) == sizes[0]:
         labels = columns
     labels = read_labels(labels, sizes[0], "one per input")
-    height = min(5.5, max(3.6, 0.16 * max(sizes)))
-    axes = two_axes(axes, 10.0, height, ncols=2)
+    before = _Network.read([one.loc for one in chosen], [one.alive for one in chosen])
+    after = _Network.read([one.after for one in chosen], [one.kept for one in chosen])
+    tallest = max(len(units) for units in before.units)
+    axes = two_axes(axes, 10.0, min(5.5, max(3.4, 1.0 + 0.17 * tallest)), ncols=2)
     largest = [float(one.loc.abs().max()) or 1.0 for one in chosen]
-    before = [(one.loc, one.alive) for one in chosen]
-    after = [(one.after, one.kept) for one in chosen]
-    for ax, when, layers in zip(axes, ("before", "after"), (before, after), strict=True):
-        _draw(ax, layers, sizes, largest, labels)
-        left = sum(int(kept.sum()) for _, kept in layers)
-        total = sum(kept.numel() for _, kept in layers)
+    for ax, when, network in zip(axes, ("before", "after"), (before, after), strict=True):
+        _draw(ax, network, largest, labels)
+        left, total = (sum(int(m.sum()) for m in network.kept), sum(m.size for m in network.kept))
         ax.set_title(f"{when}: {left:,} of {total:,} weights", loc="left")
     for name, color, style in (("positive", BLUE, "-"), ("negative", VERMILION, "--")):
         axes[1].plot([], [], color=color, linestyle=style, label=name)
-    axes[1].legend(fontsize=SMALL, loc="lower right", frameon=False)
+    axes[1].legend(**LEGEND, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
+    record(axes, _frame(chosen, before, after))
     return axes
 
 
@@ -111,25 +117,40 @@ def _check_chain(chosen: list[ReducedSite]) -> None:
         raise ValueError(msg)
 
 
-def _draw(
-    ax: Axes,
-    layers: list[tuple[Tensor, Tensor]],
-    sizes: list[int],
-    largest: list[float],
-    labels: Sequence[str] | None,
-) -> None:
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import to_rgba_array
+@dataclass(frozen=True)
+class _Network:
+    """Weights and masks of layers, and by layer of units those that are drawn, in their order."""
 
-    heights = [np.linspace(1, 0, size + 2)[1:-1] for size in sizes]
-    for place, (loc, kept) in enumerate(layers):
-        out, source = kept.nonzero().T.numpy()
-        weight = loc[out, source].numpy() / largest[place]
+    weights: list[np.ndarray]
+    kept: list[np.ndarray]
+    living: list[np.ndarray]
+    units: list[np.ndarray]
+
+    @classmethod
+    def read(cls, weights: list[Tensor], kept: list[Tensor]) -> _Network:
+        values = [(one * mask).numpy() for one, mask in zip(weights, kept, strict=True)]
+        masks = [mask.numpy() for mask in kept]
+        living = find_living(masks)
+        units = choose_largest(values, living, _MOST_UNITS)
+        between = [
+            mask[np.ix_(out, source)]
+            for mask, source, out in zip(masks, units, units[1:], strict=False)
+        ]
+        order = order_units(between)
+        return cls(values, masks, living, [u[o] for u, o in zip(units, order, strict=True)])
+
+
+def _draw(ax: Axes, network: _Network, largest: list[float], labels: Sequence[str] | None) -> None:
+    heights = [1 - (np.arange(len(units)) + 0.5) / max(1, len(units)) for units in network.units]
+    for place, (weights, kept) in enumerate(zip(network.weights, network.kept, strict=True)):
+        drawn = np.ix_(network.units[place + 1], network.units[place])
+        out, source = kept[drawn].nonzero()
+        weight = weights[drawn][out, source] / largest[place]
         # The largest come last, above the others.
         order = np.abs(weight).argsort()
         ends = np.stack([heights[place][source], heights[place + 1][out]], -1)[order]
         size, negative = np.abs(weight)[order], weight[order] < 0
-        opacity = np.clip(min(0.25, 100 / max(1, kept.numel())) + size**1.5, 0, 0.9)
+        opacity = np.clip(min(0.25, 100 / max(1, len(out))) + size**1.5, 0, 0.9)
         edges = LineCollection(
             list(np.stack([np.broadcast_to([place, place + 1.0], ends.shape), ends], -1)),
             colors=to_rgba_array(list(np.where(negative, VERMILION, BLUE)), opacity),
@@ -138,24 +159,43 @@ def _draw(
             zorder=1,
         )
         ax.add_collection(edges)
-    dot = float(np.clip(400 / max(sizes), 4, 60))
-    for place, used in enumerate(_used(layers, sizes)):
-        for chosen, face in ((used, text_color()), (~used, "none")):
-            shown = heights[place][chosen]
-            edge = text_color() if face != "none" else GREY
-            x = np.full(len(shown), place)
-            ax.scatter(x, shown, s=dot, facecolor=face, edgecolor=edge, linewidth=0.8, zorder=2)
+    dot = float(np.clip(400 / max(map(len, heights)), 8, 60))
+    for place, height in enumerate(heights):
+        ax.scatter(np.full(len(height), place), height, s=dot, color=text_color(), zorder=2)
     if labels is not None:
-        for label, y in zip(labels, heights[0], strict=True):
-            ax.text(-0.05, y, label, ha="right", va="center", fontsize=SMALL)
-    ax.set_xlim(-0.3, len(layers) + 0.1)
+        for unit, y in zip(network.units[0], heights[0], strict=True):
+            ax.text(-0.05, y, labels[int(unit)], ha="right", va="center", fontsize=SMALL)
+    for place, (alive, units) in enumerate(zip(network.living, network.units, strict=True)):
+        gone = np.flatnonzero(~alive)
+        what = "input" if place == 0 else "output" if place == len(network.kept) else "unit"
+        part = f"{alive.sum():,} of " if len(gone) else ""
+        lines = [f"{part}{len(alive):,} {what}{'s' if len(alive) > 1 else ''}"]
+        if labels is not None and place == 0 and 0 < len(gone) <= _MOST_NAMES:
+            lines.append(f"not {', '.join(labels[int(unit)] for unit in gone)}")
+        if len(units) < alive.sum():
+            lines.append(f"+ {alive.sum() - len(units):,} not drawn")
+        text = "\n".join(lines)
+        ax.text(place, -0.02, text, ha="center", va="top", fontsize=SMALL, color=GREY)
+    ax.set_xlim(-0.3, len(network.kept) + 0.1)
     ax.set_ylim(0, 1)
     ax.axis("off")
 
 
-def _used(layers: list[tuple[Tensor, Tensor]], sizes: list[int]) -> list[np.ndarray]:
-    """By layer of units, those that lie on a way from an input, or a bias, to an output."""
-    needed = [torch.ones(sizes[-1], dtype=torch.bool, device="cpu")]
-    for _, kept in reversed(layers):
-        needed.insert(0, (kept & needed[0][:, None]).any(0))
-    return [units.numpy() for units in needed]
+def _frame(sites: list[ReducedSite], before: _Network, after: _Network) -> pd.DataFrame:
+    """All weights, those that are not drawn too."""
+    parts = []
+    for place, one in enumerate(sites):
+        out, source = before.kept[place].nonzero()
+        parts.append(
+            pd.DataFrame(
+                {
+                    "site": one.name,
+                    "unit": out,
+                    "reads": source,
+                    "before": before.weights[place][out, source],
+                    "after": after.weights[place][out, source],
+                    "kept": after.kept[place][out, source],
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)

@@ -1,5 +1,6 @@
 """Figures: that the numbers in them are the right ones, and that nothing else changes."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,11 +16,11 @@ import pyro.distributions as dist  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from exact_regression import ExactRegression  # noqa: E402
-from matplotlib.colors import to_rgba  # noqa: E402
 from pyro.infer.autoguide import AutoNormal, init_to_value  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 
 import pyro_bmr as bmr  # noqa: E402
+from pyro_bmr.plots.unit_order import count_crossings, order_units  # noqa: E402
 from pyro_bmr.selection.summaries import (
     LayerSummary,  # noqa: E402
     Round,
@@ -289,19 +290,25 @@ def test_weights_of_other_shapes(result):
 
 def test_a_network(result):
     before, after = bmr.plot_network(result, ["w1", "w2"], labels=["a", "b", "c"])
-    for ax, masks in ((before, None), (after, result.masks)):
-        drawn = [len(edges.get_segments()) for edges in ax.collections[:2]]
-        expected = [15, 5] if masks is None else [int(masks[n].sum()) for n in ("w1", "w2")]
-        assert drawn == expected
+    read = result.masks["w2"].any(0)
+    for ax, lines in (
+        (before, [15, 5]),
+        (after, [int(result.masks["w1"][read].sum()), int(result.masks["w2"].sum())]),
+    ):
+        assert [len(edges.get_segments()) for edges in ax.collections[:2]] == lines
+    table = bmr.plots.data(after)
+    assert len(table) == 20
+    assert table.groupby("site").kept.sum().to_dict() == {
+        name: int(result.masks[name].sum()) for name in ("w1", "w2")
+    }
     with pytest.raises(ValueError, match="the outputs of one the inputs of the next"):
         bmr.plot_network(result, ["w2", "w1"])
     with pytest.raises(ValueError, match="got 2 labels. Expected 3"):
         bmr.plot_network(result, ["w1", "w2"], labels=["a", "b"])
 
 
-def test_the_units_that_are_used():
-    """A unit that nothing reads, and an input that only it reads, are hollow."""
-    shapes = {"w1": (2, 2), "w2": (1, 2)}
+def chain(shapes, masks):
+    """A reduction of a chain of layers by given masks."""
 
     def model():
         for name, shape in shapes.items():
@@ -309,11 +316,59 @@ def test_the_units_that_are_used():
 
     guide = AutoNormal(model)
     guide()
+    return bmr.reduce(guide, select=lambda scores: masks)
+
+
+def ends_of_lines(ax):
+    return {tuple(point) for part in ax.collections[:2] for s in part.get_segments() for point in s}
+
+
+def test_only_units_that_live_are_drawn():
+    """No line ends beside a unit; neither what nothing reads nor an input of only that is there."""
     masks = {"w1": torch.tensor([[True, False], [True, True]]), "w2": torch.tensor([[True, False]])}
-    _, after = bmr.plot_network(bmr.reduce(guide, select=lambda scores: masks))
-    dots = after.collections[2:]
-    assert [len(part.get_offsets()) for part in dots] == [1, 1, 1, 1, 1, 0]
-    assert to_rgba(dots[0].get_facecolor()[0]) == to_rgba(plt.rcParams["text.color"])
+    _, after = bmr.plot_network(
+        chain({"w1": (2, 2), "w2": (1, 2)}, masks), labels=["read", "unread"]
+    )
+    dots = {tuple(point) for part in after.collections[2:] for point in part.get_offsets()}
+    assert len(dots) == 3 and ends_of_lines(after) == dots
+    assert [len(part.get_segments()) for part in after.collections[:2]] == [1, 1]
+    texts = [text.get_text() for text in after.texts]
+    assert texts == ["read", "1 of 2 inputs\nnot unread", "1 of 2 units", "1 output"]
+
+
+def test_of_a_large_layer_the_largest_units_are_drawn():
+    masks = {n: torch.ones(s, dtype=torch.bool) for n, s in (("w1", (50, 3)), ("w2", (1, 50)))}
+    before, after = bmr.plot_network(chain({"w1": (50, 3), "w2": (1, 50)}, masks))
+    for ax in (before, after):
+        assert [len(part.get_segments()) for part in ax.collections[:2]] == [60, 20]
+        assert ax.texts[1].get_text() == "50 units\n+ 30 not drawn"
+
+
+def count_crossings_by_pairs(mask, order):
+    """By looking at every pair of lines."""
+    place = [{unit: i for i, unit in enumerate(one)} for one in order]
+    lines = [(place[1][out], place[0][source]) for out, source in zip(*mask.nonzero(), strict=True)]
+    return sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in itertools.combinations(lines, 2))
+
+
+def test_units_are_ordered_so_that_lines_cross_little():
+    generator = np.random.default_rng(0)
+    fewer = []
+    for _ in range(20):
+        masks = [generator.random((6, 8)) < 0.3, generator.random((3, 6)) < 0.5]
+        natural = [np.arange(8), np.arange(6), np.arange(3)]
+        order = order_units(masks)
+        for place in (0, 1):
+            expected = count_crossings_by_pairs(masks[place], order[place : place + 2])
+            assert count_crossings([masks[place]], order[place : place + 2]) == expected
+        before, after = (count_crossings(masks, one) for one in (natural, order))
+        assert all(sorted(one) == list(range(len(one))) for one in order) and after <= before
+        fewer.append(after / max(before, 1))
+    assert np.mean(fewer) < 0.4
+    # A tree can be drawn without a crossing.
+    tree = np.zeros((4, 12), dtype=bool)
+    tree[generator.permutation(np.arange(12) % 4), np.arange(12)] = True
+    assert count_crossings([tree], order_units([tree])) == 0
 
 
 def test_sparsities_in_a_figure():
