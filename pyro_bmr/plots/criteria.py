@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import one_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
-from pyro_bmr.plots.theme import BLUE, GREY, SKY, SMALL, VERMILION, text_color
+from pyro_bmr.plots.sources import record
+from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, SKY, VERMILION, text_color
 from pyro_bmr.results import Reduction
 
 if TYPE_CHECKING:
@@ -41,7 +47,8 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
     Returns
     -------
     Axes
-        With points for what was pruned and kept, as they were before the reduction.
+        With points for what was pruned and kept, as they were before the reduction; more than 150
+        pruned ones as shades of how many lie in a cell, with a bar of colours.
 
     Raises
     ------
@@ -73,7 +80,7 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
         which = f"the site {site!r} was not" if site is not None else "no site was"
         msg = f"{which} reduced to spikes. Expected one of {sorted(spiked)}"
         raise ValueError(msg)
-    loc, scale, log_prior, kept = _flat(shown)
+    site_of, loc, scale, log_prior, kept = _flat(shown)
     if not len(loc):
         msg = "every element was pruned before. Expected some to draw: pass the first reduction"
         raise ValueError(msg)
@@ -83,11 +90,11 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
     if not same:
         loc, scale = loc / units, scale / units
     ax = one_axes(ax, 6.8, 4.6)
-    _draw_points(ax, loc, scale, kept)
     # Room for the lines; what lies at 0 ± 0 cannot be drawn on an axis of logarithms.
     low = min(float(scale.min()) / 1.5, 0.5 * float(unit))
     high = max(float(scale.max()), float(unit)) * 1.4
     widest = 1.1 * max(float(loc.abs().max()), 0.7 * float(unit))
+    _draw_points(ax, loc, scale, kept, (-widest, widest, math.log10(low), math.log10(high)))
     grid = torch.from_numpy(np.geomspace(low, high, 600))
     count = int((~kept).sum())
     inside = grid[grid <= unit]
@@ -109,9 +116,12 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
     prior = "" if same else ", in units of the prior's scale σ₀"
     names = shown[0].name if len(shown) == 1 else f"{len(shown)} sites"
     ax.set_title(f"{names}: {count:,} of {len(loc):,} pruned{prior}", loc="left")
-    legend = ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    for handle in legend.get_lines()[:2]:
-        handle.set(markersize=5, alpha=1)
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+    legend = ax.legend(**LEGEND, **place, ncols=5, columnspacing=1.3)
+    for handle in legend.get_lines():
+        handle.set_markersize(5)
+    numbers = {"mean": loc, "scale": scale, "kept": kept}
+    record(ax, pd.DataFrame({"site": site_of} | {n: t.numpy() for n, t in numbers.items()}))
     return ax
 
 
@@ -122,14 +132,17 @@ _STYLES = {
 }
 
 
-def _flat(sites: list[ReducedSite]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All elements that were there and can go."""
-    parts = []
+def _flat(sites: list[ReducedSite]) -> tuple[pd.Categorical[str], Tensor, Tensor, Tensor, Tensor]:
+    """All elements that were there and can go, and of which site each is."""
+    parts, counts = [], []
     for one in sites:
         there = one.alive & one.log_prior.isfinite() & (one.scale > 0)
         parts.append([t[there] for t in (one.loc, one.scale, one.log_prior, one.kept)])
+        counts.append(int(there.sum()))
     loc, scale, log_prior, kept = (torch.cat(part) for part in zip(*parts, strict=True))
-    return loc, scale, log_prior, kept
+    codes = np.repeat(np.arange(len(sites)), counts)
+    site_of = pd.Categorical.from_codes(codes, pd.Index([one.name for one in sites]))
+    return site_of, loc, scale, log_prior, kept
 
 
 def _threshold(values: Tensor, count: int) -> float:
@@ -138,23 +151,52 @@ def _threshold(values: Tensor, count: int) -> float:
     return float(ordered[count - 1 : count + 1].mean())
 
 
-def _draw_points(ax: Axes, loc: Tensor, scale: Tensor, kept: Tensor) -> None:
-    many = len(loc) > 2000
-    size, alpha = (max(0.6, 70 / len(loc) ** 0.5), 0.35) if many else (4.0, 0.8)
-    for chosen, name, style in (
-        (~kept, "pruned", {"marker": "x", "color": GREY}),
-        (kept, "kept", {"marker": "o", "color": BLUE, "markeredgewidth": 0}),
-    ):
-        ax.plot(
-            loc[chosen],
-            scale[chosen],
-            linestyle="",
-            label=f"{name}: {int(chosen.sum()):,}",
-            markersize=size,
-            alpha=alpha,
-            rasterized=many,
-            **style,
+def _draw_points(
+    ax: Axes, loc: Tensor, scale: Tensor, kept: Tensor, extent: tuple[float, float, float, float]
+) -> None:
+    """Draw a point per element; of very many pruned ones, shades of how many lie in a cell."""
+    gone, left = int((~kept).sum()), int(kept.sum())
+    if gone > _FEW:
+        cells = ax.hexbin(
+            *(loc[~kept], scale[~kept]),
+            gridsize=(52, 26),
+            extent=extent,
+            yscale="log",
+            bins="log",
+            mincnt=1,
+            cmap=_SHADES,
+            linewidths=0.1,
+            zorder=1,
         )
+        bar = ax.figure.colorbar(
+            cells, ax=ax, label=f"pruned elements in a cell, {gone:,} in all", pad=0.02
+        )
+        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.ax.spines[:].set_visible(False)
+    elif gone:
+        (crosses,) = ax.plot(loc[~kept], scale[~kept], "x", color=GREY, label=f"pruned: {gone:,}")
+        crosses.set_markersize(5.0)
+    many = left > _MANY
+    ax.plot(
+        loc[kept],
+        scale[kept],
+        "o",
+        color=BLUE,
+        markeredgecolor="none" if many else "white",
+        markeredgewidth=0.5,
+        markersize=max(1.0, 110 / left**0.5) if many else 5.0,
+        alpha=0.4 if many else 1.0,
+        rasterized=many,
+        label=f"kept: {left:,}",
+        zorder=4,
+    )
+
+
+# Pruned elements from which on cells show how many there are, and kept ones for which small points
+# do; and shades that stand out from white and from black.
+_FEW, _MANY = 150, 2000
+_SHADES = LinearSegmentedColormap.from_list("shades", ["0.78", "0.15"])
 
 
 def _draw_line(ax: Axes, scale: Tensor, loc: Callable[[Tensor], Tensor], label: str) -> None:

@@ -183,6 +183,24 @@ def test_criteria_of_a_site(guide, result):
     assert int((mean.abs() + guide.scales.b < np.max(scale)).sum()) == int((~mask).sum())
 
 
+def test_criteria_of_many_elements():
+    """Every pruned element is in a cell, every one that is kept a point."""
+    guide = AutoNormal(
+        lambda: pyro.sample("w", dist.Normal(0.0, 1.0).expand([400]).to_event(1)),
+        init_loc_fn=init_to_value(values={"w": torch.linspace(-1.0, 1.0, 400)}),
+        init_scale=0.3,
+    )
+    guide()
+    result = bmr.reduce(guide)
+    ax = bmr.plot_criteria(result)
+    pruned = int((~result.masks["w"]).sum())
+    assert ax.collections[0].get_array().sum() == pruned > 150
+    assert len(find_line(ax, "kept")[0]) == 400 - pruned
+    table = bmr.plots.data(ax)
+    assert (table["kept"] == result.masks["w"].numpy()).all() and set(table["site"]) == {"w"}
+    np.testing.assert_allclose(table["mean"], np.linspace(-1, 1, 400), rtol=1e-5)
+
+
 def test_criteria_in_units_of_the_prior(guide, result):
     """One line separates the elements of priors that differ, which have no SPR in common."""
     ax = bmr.plot_criteria(result)
