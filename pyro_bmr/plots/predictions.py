@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -15,16 +16,12 @@ from pyro_bmr.arguments.checks import read_seed, refuse
 from pyro_bmr.diagnostics.drawn_sites import sort_sites
 from pyro_bmr.diagnostics.draws import draw
 from pyro_bmr.plots.canvas import one_axes
+from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import SMALL, series_styles, text_color
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data, read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import read_pairs
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_LEVELS = (0.5, 0.9)
 
 
 @alone("plot_predictions")
@@ -39,7 +36,7 @@ def plot_predictions(
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what models predict over an input: the mean, and where 50 % and 90 % lie.
+    """Draw what models predict over an input: the mean, and where 90 % lie.
 
     Parameters
     ----------
@@ -66,8 +63,8 @@ def plot_predictions(
     Returns
     -------
     Axes
-        By model a line, the mean over draws; filled, the bands of the mean of the observation over
-        draws; and between thin lines, 90 % of the observations.
+        By model a line, the mean over draws; filled or hatched, 90 % of the mean of the observation
+        over draws; and between thin lines, 90 % of the observations.
 
     Raises
     ------
@@ -104,19 +101,16 @@ def plot_predictions(
         points = [_read_numbers("data", part) for part in data]
         ax.plot(*points, ".", color=text_color(), markersize=3, alpha=0.4, label="data", zorder=1)
     places = np.arange(len(order)) if x is None else x[order]
-    for (name, one), style in zip(found.items(), series_styles(), strict=False):
-        color, line = style["color"], style["linestyle"]
-        for level in _LEVELS:
-            low, high = _band(one.mean, level)
-            ax.fill_between(places, low[order], high[order], color=color, alpha=0.2, linewidth=0)
-        middle = one.mean.mean(0)[order]
-        ax.plot(places, middle, color=color, linestyle=line, linewidth=2, label=name, zorder=3)
-        for edge in _band(one.draws, _LEVELS[-1]):
-            ax.plot(places, edge[order], color=color, linestyle=line, linewidth=0.9, zorder=2)
+    tables = {name: _tabulate(one, order, places) for name, one in found.items()}
+    for number, ((name, table), style) in enumerate(
+        zip(tables.items(), series_styles(), strict=False)
+    ):
+        _draw_model(ax, name, table, style, number)
     ax.set_xlabel("row, sorted by what is predicted" if x is None else "input")
     ax.set_ylabel(first.site)
-    ax.set_title("filled: 50 % and 90 % of the mean; thin lines: 90 % of the data", loc="left")
+    ax.set_title("bands: 90 % of the mean; thin lines: 90 % of the data", loc="left")
     ax.legend(fontsize=SMALL)
+    record(ax, pd.concat(tables, names=["model", None]).reset_index("model"))
     return ax
 
 
@@ -127,6 +121,44 @@ class _Prediction:
     site: str
     mean: np.ndarray
     draws: np.ndarray
+
+
+def _tabulate(one: _Prediction, order: np.ndarray, places: np.ndarray) -> pd.DataFrame:
+    """List by row the mean, and where 90 % of the mean and of the observations lie."""
+    columns = {"input": places, "mean": one.mean.mean(0)[order]}
+    for name, values in (("mean", one.mean), ("data", one.draws)):
+        low, high = np.quantile(values, [0.05, 0.95], axis=0)
+        columns |= {f"{name} low": low[order], f"{name} high": high[order]}
+    return pd.DataFrame(columns)
+
+
+def _draw_model(
+    ax: Axes, name: str, table: pd.DataFrame, style: Mapping[str, Any], number: int
+) -> None:
+    """Draw a model by its line, marker and hatch, so that colours are not needed."""
+    x, color, line = table["input"], style["color"], {"linestyle": style["linestyle"]}
+    if style["hatch"]:
+        fill = {"facecolor": "none", "edgecolor": color, "hatch": style["hatch"], "linewidth": 0.0}
+    else:
+        fill = {"facecolor": color, "alpha": 0.3, "linewidth": 0.0}
+    ax.fill_between(x, table["mean low"], table["mean high"], **fill)
+    step = max(1, len(table) // 8)
+    ax.plot(
+        x,
+        table["mean"],
+        color=color,
+        marker=style["marker"],
+        # Those of two models do not cover each other.
+        markevery=(number * step // 3 % len(table), step),
+        markersize=6,
+        markerfacecolor="white" if style["hatch"] else color,
+        linewidth=2,
+        label=name,
+        zorder=3,
+        **line,
+    )
+    for edge in ("data low", "data high"):
+        ax.plot(x, table[edge], color=color, linewidth=0.9, zorder=2, **line)
 
 
 def _predict(
@@ -191,7 +223,3 @@ def _read_numbers(option: str, value: Any) -> np.ndarray:
     if not isinstance(numbers, Tensor) or numbers.is_complex():
         refuse(option, value, "an array with a number for each row")
     return numbers.detach().cpu().double().reshape(-1).numpy()
-
-
-def _band(values: np.ndarray, level: float) -> np.ndarray:
-    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)

@@ -467,7 +467,7 @@ def test_predictions():
     np.testing.assert_array_equal(find_line(ax, "full")[0], x)
     np.testing.assert_allclose(find_line(ax, "full")[1], 2 * x, atol=0.05)
     # 90 % of the mean, and 90 % of the data.
-    band = ax.collections[1].get_paths()[0].vertices
+    band = ax.collections[0].get_paths()[0].vertices
     at_end = band[band[:, 0] == 3.0][:, 1]
     np.testing.assert_allclose([at_end.min(), at_end.max()], [6 - 0.987, 6 + 0.987], atol=0.1)
     edges = [line.get_ydata()[-1] for line in ax.lines if line.get_linewidth() < 1]
