@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.plots.canvas import one_axes, signed, two_axes
-from pyro_bmr.plots.theme import BLUE, GREY, SMALL, VERMILION, text_color
+from pyro_bmr.plots.sources import record
+from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, VERMILION, text_color
 from pyro_bmr.results import Reduction
 from pyro_bmr.selection.summaries import Round
 from pyro_bmr.sparsities import Sparsities
@@ -90,12 +95,14 @@ def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
         _label_symlog(ax, linear)
         note = f", linear within ±{linear:,g}"
     ax.set(xlabel="pruned (%)", ylabel=f"ΔF (nats){note}")
-    ax.set_xlim(-2, 102)
+    _stretch(ax, [point.sparsity for point in rows])
     ax.set_title(
         f"full model: F = {sparsities.free_energy:,.1f} ± {sparsities.free_energy_error:.1f} nats",
         loc="left",
     )
-    ax.legend(fontsize=SMALL)
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+    ax.legend(**LEGEND, **place, ncols=3, columnspacing=1.3)
+    record(ax, sparsities.summary())
     return ax
 
 
@@ -112,8 +119,9 @@ def plot_rounds(result: Reduction, axes: Any = None) -> np.ndarray:
     Returns
     -------
     ndarray of Axes
-        The free energy after the training of each round, and ΔF of its reduction before that, as
-        predicted and as realised. In nats; error bars are two standard errors.
+        How far the free energy after the training of each round is above that of the round that was
+        kept, and ΔF of its reduction before that, as predicted and as realised. In nats, where they
+        differ much in logarithms beyond ±1; error bars are two standard errors.
 
     Raises
     ------
@@ -128,8 +136,8 @@ def plot_rounds(result: Reduction, axes: Any = None) -> np.ndarray:
     >>> second = Round(1, 0.5, -2.0, -1.9, 0.1, 6.0, 0.1, kept=True)
     >>> result = Reduction(None, None, {}, {}, (), rounds=(first, second))
     >>> energies, changes = plot_rounds(result)
-    >>> energies.get_ylabel(), changes.get_ylabel()
-    ('F after training (nats)', 'ΔF (nats)')
+    >>> [float(y) for y in energies.lines[1].get_ydata()]
+    [3.0, 0.0]
     """
     if not isinstance(result, Reduction):
         msg = f"got a {type(result).__name__}. Expected what pyro_bmr.prune() returned"
@@ -144,32 +152,28 @@ def plot_rounds(result: Reduction, axes: Any = None) -> np.ndarray:
     _draw_changes(axes[1], rounds[1:])
     shown = rounds[:: len(rounds) // 12 + 1]
     ticks = [r.index for r in shown]
+    record(axes, pd.DataFrame(map(asdict, rounds)).set_index("index").rename_axis("round"))
     axes[1].set_xticks(ticks, [f"{r.index}\n{100 * r.sparsity:.1f}" for r in shown])
     axes[1].set_xlabel("round, and how much is pruned by then (%)")
     return axes
 
 
 def _draw_energies(ax: Axes, rounds: Sequence[Round], kept: Round) -> None:
-    ax.errorbar(
-        [r.index for r in rounds],
-        [r.free_energy for r in rounds],
-        [2 * r.free_energy_error for r in rounds],
-        fmt="o-",
-        color=BLUE,
-        capsize=3,
+    """Draw F above that of the round that was kept, so that late rounds can be told apart."""
+    above = [r.free_energy - kept.free_energy for r in rounds]
+    errors = [2 * r.free_energy_error for r in rounds]
+    index = [r.index for r in rounds]
+    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.errorbar(index, above, errors, fmt="o-", color=BLUE, capsize=3)
+    (circle,) = ax.plot([kept.index], [0.0], "o", color=text_color(), markerfacecolor="none")
+    circle.set(markersize=13, markeredgewidth=1.6)
+    circle.set_label(f"kept: {kept.sparsity:.1%} pruned, F = {kept.free_energy:,.1f} nats")
+    note = _scale_symlog(
+        ax, [v + s * e for v, e in zip(above, errors, strict=True) for s in (-1, 1)]
     )
-    ax.plot(
-        [kept.index],
-        [kept.free_energy],
-        "o",
-        color=text_color(),
-        markerfacecolor="none",
-        markersize=13,
-        markeredgewidth=1.6,
-        label=f"kept: {kept.sparsity:.1%} pruned, F = {kept.free_energy:,.1f} nats",
-    )
-    ax.set_ylabel("F after training (nats)")
-    ax.legend(fontsize=SMALL)
+    ax.set_ylabel(f"F above the kept round\n(nats{note})")
+    ax.legend(**LEGEND, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+    ax.set_title("F after training, above the kept", loc="left")
 
 
 def _draw_changes(ax: Axes, rounds: Sequence[Round]) -> None:
@@ -187,16 +191,44 @@ def _draw_changes(ax: Axes, rounds: Sequence[Round]) -> None:
     )
     errors = [2 * r.realised_error for r in rounds]
     ax.errorbar(index, realised, errors, fmt="o", color=BLUE, capsize=3, label="realised")
-    note = ""
-    sizes = [abs(value) for value in (*predicted, *realised)]
-    if sizes and max(sizes) > 20:
-        ax.set_yscale("symlog", linthresh=1)
-        low, high = min(-1.5, *predicted, *realised), max(1.5, *predicted, *realised)
-        ax.set_ylim(2 * low, 2 * high)
-        _label_symlog(ax, 1.0)
-        note = ", linear within ±1"
-    ax.set_ylabel(f"ΔF (nats){note}")
-    ax.legend(fontsize=SMALL)
+    ax.set_ylabel(f"nats{_scale_symlog(ax, [*predicted, *realised])}")
+    ax.legend(**LEGEND, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
+    ax.set_title("ΔF of the reduction before it", loc="left")
+
+
+def _scale_symlog(ax: Axes, values: Sequence[float]) -> str:
+    """Make large values small, and those within ±1 linear; return how to say so."""
+    if max(map(abs, values), default=0.0) <= 20:
+        return ""
+    ax.set_yscale("symlog", linthresh=1)
+    low, high = min(values), max(values)
+    ax.set_ylim(2 * min(low, -0.75), 2 * max(high, 0.75))
+    _label_symlog(ax, 1.0)
+    return ", linear within ±1"
+
+
+def _stretch(ax: Axes, sparsities: Sequence[float]) -> None:
+    """Give the last percents room where many points are: what is kept in logarithms."""
+    if np.median(sparsities) < 0.75:
+        ax.set_xlim(-2, 102)
+        return
+    least = 100 * min((1 - one for one in sparsities if one < 1), default=0.1)
+
+    def forward(percent: np.ndarray) -> np.ndarray:
+        return -np.log(np.maximum(100 - percent, 0) + 0.5 * least)
+
+    def backward(place: np.ndarray) -> np.ndarray:
+        return 100 + 0.5 * least - np.exp(-place)
+
+    ax.set_xscale("function", functions=(forward, backward))
+    ticks = [0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9]
+    shown = [tick for tick in ticks if 100 - tick >= 1.5 * least]
+    ax.xaxis.set_major_locator(FixedLocator([*shown, 100]))
+    ax.xaxis.set_major_formatter(FuncFormatter(_write_tick))
+    ax.xaxis.set_minor_locator(NullLocator())
+    low, high = forward(np.array([0.0, 100.0]))
+    margin = 0.03 * (high - low)
+    ax.set_xlim(float(backward(low - margin)), 100 + 0.1 * least)
 
 
 def _label_symlog(ax: Axes, linear: float) -> None:

@@ -447,9 +447,11 @@ def test_sparsities_of_an_exact_posterior():
 
 def test_rounds(result):
     energies, changes = bmr.plot_rounds(replace(result, rounds=ROUNDS))
-    assert energies.containers[0].lines[0].get_ydata().tolist() == [900.0, 500.0, 450.0, 460.0]
+    assert energies.containers[0].lines[0].get_ydata().tolist() == [450.0, 50.0, 0.0, 10.0]
     x, y = find_line(energies, "kept")
-    assert (x.item(), y.item()) == (2, 450.0)
+    assert (x.item(), y.item()) == (2, 0.0)
+    assert "F = 450.0 nats" in energies.get_legend_handles_labels()[1][0]
+    assert bmr.plots.data(changes).free_energy.tolist() == [900.0, 500.0, 450.0, 460.0]
     assert find_line(changes, "predicted")[1].tolist() == [-200.0, -3.0, -0.3]
     assert changes.containers[0].lines[0].get_ydata().tolist() == [-190.0, 5.0, 0.5]
     bmr.plot_rounds(replace(result, rounds=ROUNDS[2:3]))[0].figure.draw_without_rendering()
