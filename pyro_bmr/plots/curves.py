@@ -168,10 +168,8 @@ def _draw_energies(ax: Axes, rounds: Sequence[Round], kept: Round) -> None:
     (circle,) = ax.plot([kept.index], [0.0], "o", color=text_color(), markerfacecolor="none")
     circle.set(markersize=13, markeredgewidth=1.6)
     circle.set_label(f"kept: {kept.sparsity:.1%} pruned, F = {kept.free_energy:,.1f} nats")
-    note = _scale_symlog(
-        ax, [v + s * e for v, e in zip(above, errors, strict=True) for s in (-1, 1)]
-    )
-    ax.set_ylabel(f"F above the kept round\n(nats{note})")
+    ends = [v + s * e for v, e in zip(above, errors, strict=True) for s in (-1, 1)]
+    ax.set_ylabel(f"nats{_scale_symlog(ax, ends)}")
     ax.legend(**LEGEND, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     ax.set_title("F after training, above the kept", loc="left")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
@@ -24,7 +25,8 @@ from pyro_bmr.plots.posteriors import (
     name_columns,
     read_sites,
 )
-from pyro_bmr.plots.theme import BLUE, GREY, SKY, SMALL, VERMILION, text_color
+from pyro_bmr.plots.sources import record
+from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, SKY, VERMILION, text_color
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.model_runs import ModelRuns
 from pyro_bmr.programs.sites import Site
@@ -109,7 +111,7 @@ def plot_element(
     ):
         names["posterior q"] = "posterior q, also reduced"
         curves["reduced posterior"] = None
-    ax = one_axes(ax, 7.2, 4.0)
+    ax = one_axes(ax, 7.6, 3.8)
     for name, density in curves.items():
         if density is not None:
             ax.plot(grid, density, label=names[name], **_STYLES[name])
@@ -131,7 +133,9 @@ def plot_element(
     name = f"{site}[{', '.join(told)}]" if place else site
     delta_f = float(result.scores[site][place])
     ax.set_title(f"{name}: ΔF = {signed(delta_f)} nats, {fate}", loc="left")
-    ax.legend(fontsize=SMALL, loc="best", handlelength=1.6)
+    ax.legend(**LEGEND, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=1.6)
+    shown = {name: density.numpy() for name, density in curves.items() if density is not None}
+    record(ax, pd.DataFrame({"theta": grid.numpy()} | shown))
     return ax
 
 
@@ -263,7 +267,7 @@ def _draw_heights(ax: Axes, at_zero: Mapping[str, float], low: float) -> None:
     p, q = (math.exp(value) for value in at_zero.values())
     _draw_arrow(ax, max(q, low), p, text_color())
     for (name, value), marker in zip(at_zero.items(), "sD", strict=True):
-        label = f"{name} = {math.exp(value):.3g}" if value > -7 else f"ln {name} = {value:,.1f}"
+        label = f"{name} = {math.exp(value):.3g}" if value > -7 else f"ln {name} = −{-value:,.1f}"
         ax.plot(
             [0], [math.exp(value)], marker, color=text_color(), markersize=5, label=label, zorder=5
         )

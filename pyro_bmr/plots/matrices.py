@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import read_labels, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, name_columns, read_sites
+from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import SMALL
 from pyro_bmr.results import Reduction
 
-_MOST_LABELS = 30
+# Names along an axis, and elements of which the negative ones are marked.
+_MOST_LABELS, _MOST_MARKS = 30, 250
 
 
 def plot_weights(
@@ -49,7 +53,8 @@ def plot_weights(
     Returns
     -------
     ndarray of Axes
-        Before and after; pruned elements are grey and hatched.
+        Before and after; pruned elements are grey and hatched. Where they are few, dashes mark the
+        negative ones, which in grey look like positive ones.
 
     Raises
     ------
@@ -97,6 +102,7 @@ def plot_weights(
             aspect="auto",
             interpolation="nearest",
         )
+        _mark_negative(ax, shown.T if wide else shown)
         ax.patch.set(facecolor="0.8", edgecolor="0.65", hatch="////")
         along, across = (ax.xaxis, ax.yaxis) if wide else (ax.yaxis, ax.xaxis)
         _label(along, "", units, None)
@@ -117,6 +123,7 @@ def plot_weights(
     axes[-1].set_xlabel("; ".join(filter(None, notes)))
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
     bar.set_label("posterior mean")
+    record(axes, _frame(one))
     return axes
 
 
@@ -143,6 +150,23 @@ def _is_read(sites: dict[str, ReducedSite], reader: str, units: int) -> Tensor:
         )
         raise ValueError(msg)
     return kept.transpose(0, 1).flatten(1).any(1)
+
+
+def _mark_negative(ax: Axes, shown: Tensor) -> None:
+    across, along = (shown < 0).nonzero().T.numpy()
+    if int(shown.isfinite().sum()) <= _MOST_MARKS:
+        ax.plot(along, across, "_", color="white", markersize=6, markeredgewidth=1.4)
+
+
+def _frame(one: ReducedSite) -> pd.DataFrame:
+    """All elements, by their place in the site."""
+    places = pd.MultiIndex.from_product(
+        [range(size) for size in one.loc.shape] or [range(1)],
+        names=[f"axis {axis}" for axis in range(max(1, one.loc.dim()))],
+    )
+    columns = {"before": one.loc, "after": one.after, "alive": one.alive, "kept": one.kept}
+    flat = {name: values.reshape(-1).numpy() for name, values in columns.items()}
+    return pd.DataFrame(flat, index=places)
 
 
 def _color_limit(values: Tensor) -> tuple[float, bool]:

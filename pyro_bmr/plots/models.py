@@ -10,6 +10,7 @@ import numpy as np
 from pyro_bmr.arguments.checks import check_kind, read_number
 from pyro_bmr.averaging.compared_models import ModelComparison
 from pyro_bmr.plots.canvas import four_axes, signed
+from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import BLUE, GREY, SMALL, VERMILION, text_color
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def plot_models(
     _draw_probability(probability, models, comparison)
     _draw_moments(moments, elements, model, mass, len(comparison.elements))
     _draw_presence(presence, elements)
+    record(drawn[:2], models)
+    record(drawn[2:], elements.drop(columns="reach"))
     return drawn
 
 
@@ -183,6 +186,7 @@ def _draw_moments(
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
         ncols=2,
+        borderpad=0,
         frameon=False,
     )
 

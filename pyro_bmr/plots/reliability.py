@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 
 from pyro_bmr.plots.canvas import one_axes
-from pyro_bmr.plots.theme import GREY, SMALL, series_styles
+from pyro_bmr.plots.sources import record
+from pyro_bmr.plots.theme import GREY, LEGEND, SMALL, series_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,13 +54,11 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
     >>> import pandas as pd
     >>> bins = pd.DataFrame({"confidence": [0.6, 0.9], "accuracy": [0.5, 0.9], "count": [10, 30]})
     >>> ax = plot_reliability(SimpleNamespace(calibration={"full": bins}))
-    >>> ax.get_legend_handles_labels()[1]
-    ['full: ECE 2.5%', 'calibrated']
+    >>> ax.get_legend_handles_labels()[1][0].splitlines()
+    ['full: ECE 2.5%', 'of 40 predictions']
     """
     tables = _check(comparison)
-    ax = one_axes(ax, 5.0, 4.6)
-    from matplotlib.collections import PathCollection
-
+    ax = one_axes(ax, 6.6, 4.6)
     largest = max(float(table["count"].max()) for table in tables.values())
     lowest = 1.0
     for (name, table), style in zip(tables.items(), series_styles(), strict=False):
@@ -70,24 +72,52 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
         ax.scatter(
             confidence,
             accuracy,
-            s=12 + 120 * count / largest,
+            s=_area(count, largest),
             color=color,
+            edgecolor="white",
+            linewidth=0.5,
             marker=marker,
-            alpha=0.7,
-            label=f"{name}: ECE {error:.1%}",
+            alpha=0.8,
+            label=f"{name}: ECE {error:.1%}\nof {count.sum():,.0f} predictions",
             zorder=3,
         )
         lowest = min(lowest, confidence.min(), accuracy.min())
     low = max(0.0, lowest - 0.05)
     ax.plot([low, 1], [low, 1], color=GREY, linestyle=":", label="calibrated", zorder=0)
-    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(low, 1.03), ylim=(low, 1.03))
-    ax.set_aspect("equal")
-    ax.set_title("areas: number of predictions", loc="left")
-    legend = ax.legend(fontsize=SMALL)
+    limits = (low - 0.02, 1.03)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=limits, ylim=limits)
+    ax.set_aspect("equal", anchor="W")
+    ax.set_title("how often predictions come true", loc="left")
+    _add_legends(ax, largest)
+    record(ax, pd.concat(tables, names=["model", None]).reset_index("model"))
+    return ax
+
+
+def _area(count: np.ndarray, largest: float) -> np.ndarray:
+    """In square points."""
+    return _SMALLEST + 120 * count / largest
+
+
+_SMALLEST = 12
+
+
+def _add_legends(ax: Axes, largest: float) -> None:
+    """Name the models, and beside the drawing what areas mean, where neither covers anything."""
+    legend = ax.legend(**LEGEND, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes([30])
-    return ax
+    ax.add_artist(legend)
+    legend.set_clip_on(False)
+    decade = 10 ** np.floor(np.log10(largest))
+    counts = sorted({1.0, max(1.0, np.floor(largest / decade) * decade), max(1.0, decade / 2)})
+    dots = [
+        ax.scatter([], [], s=_area(np.array([count]), largest), color=GREY, label=f"{count:,.0f}")
+        for count in counts
+    ]
+    place = {"loc": "lower left", "bbox_to_anchor": (1.02, 0), "labelspacing": 0.8}
+    areas = ax.legend(handles=dots, title="predictions in a bin", **LEGEND, **place)
+    areas.get_title().set_fontsize(SMALL)
 
 
 def _check(comparison: Any) -> dict[str, Any]:

@@ -513,7 +513,17 @@ def test_reliability():
     np.testing.assert_allclose(points[0].get_offsets(), [[0.5, 0.4], [0.9, 0.9]])
     areas = points[0].get_sizes() - 12
     assert areas[1] == pytest.approx(3 * areas[0])
-    assert "full: ECE 2.5%" in ax.get_legend_handles_labels()[1]
+    assert ax.get_legend_handles_labels()[1][0] == "full: ECE 2.5%\nof 40 predictions"
+    # The scale beside it has areas by the same rule.
+    shown = {
+        part.get_label(): part.get_sizes().item()
+        for part in ax.collections
+        if part.get_label().isdigit()
+    }
+    assert {int(count): area for count, area in shown.items()} == {
+        int(count): pytest.approx(12 + areas[1] * int(count) / 30) for count in shown
+    }
+    assert bmr.plots.data(ax)["count"].tolist() == [10, 30, 10, 30]
     with pytest.raises(TypeError, match="without calibration"):
         bmr.plot_reliability(CALIBRATION)
     for calibration in ({}, {"full": CALIBRATION["full"][:0]}):
