@@ -8,6 +8,7 @@ from pyro_bmr.plots.matrices import plot_weights
 from pyro_bmr.plots.models import plot_models
 from pyro_bmr.plots.networks import plot_network
 from pyro_bmr.plots.predictions import plot_predictions
+from pyro_bmr.plots.probabilities import plot_presence
 from pyro_bmr.plots.reliability import plot_reliability
 from pyro_bmr.plots.sources import data
 
@@ -19,6 +20,7 @@ __all__ = [
     "plot_models",
     "plot_network",
     "plot_predictions",
+    "plot_presence",
     "plot_reliability",
     "plot_rounds",
     "plot_sites",

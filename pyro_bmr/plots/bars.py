@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pyro_bmr.arguments.checks import check_choice
-from pyro_bmr.plots.canvas import one_axes, signed
+from pyro_bmr.plots.canvas import one_axes, set_rows, signed, write_right
 from pyro_bmr.plots.posteriors import check_reduction
 from pyro_bmr.plots.sources import record
-from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, SMALL, VERMILION, text_color
+from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, VERMILION, text_color
 from pyro_bmr.results import Reduction
 
 if TYPE_CHECKING:
@@ -213,24 +213,12 @@ def _label_rows(ax: Axes, rows: list[_Row], numbers: list[str], others: list[str
     """Write names on the left and two columns on the right, where no bar can be."""
     width = max(map(len, numbers))
     for place, (row, number, other) in enumerate(zip(rows, numbers, others, strict=True)):
-        ax.annotate(
-            row.text if row.whole else f"{number.rjust(width, _SPACE)}   {other}",
-            (1, place),
-            (8, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            fontsize=SMALL,
-            color=GREY if row.whole else text_color(),
-            annotation_clip=False,
-        )
-    ax.set_yticks(range(len(rows)), [row.name for row in rows])
+        text = row.text if row.whole else f"{number.rjust(width, _SPACE)}   {other}"
+        write_right(ax, place, text, GREY if row.whole else None)
+    set_rows(ax, [row.name for row in rows])
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):
         if row.whole:
             label.set_color(GREY)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.tick_params(axis="y", length=0)
 
 
 def _frame(rows: list[_Row], by: str) -> pd.DataFrame:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.legend import Legend
+from matplotlib.transforms import ScaledTranslation
 
 from pyro_bmr.arguments.checks import check_kind, read_names
-from pyro_bmr.plots.theme import THEME
+from pyro_bmr.plots.theme import LEGEND, SMALL, THEME
 
 
 def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -30,6 +33,36 @@ def four_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndar
     """Return the user's four axes, or those of a new figure, row by row."""
     expected = "four axes, as of plt.subplots(2, 2)[1]"
     return _read_axes(axes, 4, expected, width, height, {"nrows": 2, "ncols": 2} | options)
+
+
+def legend_below(ax: Axes, ncols: int, inches: float = 0.48) -> Legend:
+    """Add a legend in a row below the label of the axis, where it covers nothing."""
+    below = ax.transAxes + ScaledTranslation(0, -inches, ax.figure.dpi_scale_trans)
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below}
+    return ax.legend(**LEGEND, **place, ncols=ncols, columnspacing=1.3, borderaxespad=0)
+
+
+def write_right(ax: Axes, place: float, text: str, color: Any = None) -> None:
+    """Write beside a row, right of what is drawn."""
+    ax.annotate(
+        text,
+        (1, place),
+        (8, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        fontsize=SMALL,
+        color=color,
+        annotation_clip=False,
+    )
+
+
+def set_rows(ax: Axes, names: Sequence[str], fontsize: float | None = None) -> None:
+    """Give each name a row, from the top."""
+    ax.set_yticks(range(len(names)), names, fontsize=fontsize)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
 
 
 def read_labels(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +13,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 from torch import Tensor
 
-from pyro_bmr.plots.canvas import one_axes
+from pyro_bmr.plots.canvas import legend_below, one_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
 from pyro_bmr.plots.sources import record
-from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, SKY, VERMILION, text_color
+from pyro_bmr.plots.theme import BLUE, GREY, SKY, VERMILION, text_color
 from pyro_bmr.results import Reduction
 
 if TYPE_CHECKING:
@@ -116,8 +115,7 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
     prior = "" if same else ", in units of the prior's scale σ₀"
     names = shown[0].name if len(shown) == 1 else f"{len(shown)} sites"
     ax.set_title(f"{names}: {count:,} of {len(loc):,} pruned{prior}", loc="left")
-    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
-    legend = ax.legend(**LEGEND, **place, ncols=5, columnspacing=1.3)
+    legend = legend_below(ax, 5)
     for handle in legend.get_lines():
         handle.set_markersize(5)
     numbers = {"mean": loc, "scale": scale, "kept": kept}

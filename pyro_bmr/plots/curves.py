@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pyro_bmr.arguments.checks import check_kind
-from pyro_bmr.plots.canvas import one_axes, signed, two_axes
+from pyro_bmr.plots.canvas import legend_below, one_axes, signed, two_axes
 from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, VERMILION, text_color
 from pyro_bmr.results import Reduction
@@ -100,8 +100,7 @@ def plot_sparsities(sparsities: Sparsities, ax: Axes | None = None) -> Axes:
         f"full model: F = {sparsities.free_energy:,.1f} ± {sparsities.free_energy_error:.1f} nats",
         loc="left",
     )
-    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
-    ax.legend(**LEGEND, **place, ncols=3, columnspacing=1.3)
+    legend_below(ax, 3)
     record(ax, sparsities.summary())
     return ax
 

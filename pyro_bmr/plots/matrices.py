@@ -102,7 +102,6 @@ def plot_weights(
             aspect="auto",
             interpolation="nearest",
         )
-        _mark_negative(ax, shown.T if wide else shown)
         ax.patch.set(facecolor="0.8", edgecolor="0.65", hatch="////")
         along, across = (ax.xaxis, ax.yaxis) if wide else (ax.yaxis, ax.xaxis)
         _label(along, "", units, None)
@@ -116,6 +115,7 @@ def plot_weights(
         if not read.all():
             line = ax.axvline if wide else ax.axhline
             line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
+        _mark_negative(ax, shown.T if wide else shown)
     notes = ["first axis, sorted by weights kept"] if wide else [axes[-1].get_xlabel()]
     if not read.all():
         where = "beyond" if wide else "below"
