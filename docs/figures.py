@@ -1,14 +1,16 @@
 """Draw the figures of the documentation: ``python docs/figures.py``, in some minutes.
 
-They go to docs/images/figures-NAME.png, all from small networks that are trained here. The figure
-of a network before and after is that of the demo: ``python -m pyro_bmr demo``.
+They go to docs/images/figures-NAME.png, all from small networks that are trained here, and to
+docs/images/demo.png, what ``python -m pyro_bmr demo`` draws. None has more than 150 kB.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,12 +18,14 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from PIL import Image
 from pyro.infer.autoguide import AutoNormal, init_to_sample
 from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_bmr as bmr
 from pyro_bmr import datasets, demo
+from pyro_bmr.__main__ import main as main_of_package
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -31,14 +35,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="such as weights; all by default")
     names = parser.parse_args().names
+    if not names or "demo" in names:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "demo.png"
+            main_of_package(["demo", "--figure", str(path)])
+            save_small(Image.open(path), IMAGES / "demo.png")
     for draw in (draw_regression, draw_rounds, draw_predictions, draw_classes, draw_models):
         for name, axes in draw():
             figure = np.atleast_1d(axes)[0].figure
             if not names or name in names:
-                path = IMAGES / f"figures-{name}.png"
-                figure.savefig(path, dpi=110)
-                print(path)
+                buffer = BytesIO()
+                figure.savefig(buffer, dpi=110)
+                save_small(Image.open(buffer), IMAGES / f"figures-{name}.png")
             plt.close(figure)
+
+
+def save_small(picture: Image.Image, path: Path) -> None:
+    """Save a picture in 64 colours, which its lines and areas do with.
+
+    Parameters
+    ----------
+    picture : Image
+        To save.
+    path : Path
+        Where.
+    """
+    flat = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    flat.save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 Figures = Iterator[tuple[str, Any]]
@@ -60,6 +84,7 @@ def draw_regression() -> Figures:
     by_unit = bmr.reduce(guide, groups=[bmr.units, bmr.elements])
     yield "delta_f", bmr.plot_delta_f(result)
     yield "delta_f-units", bmr.plot_delta_f(by_unit)
+    yield "sites", bmr.plots.plot_sites(result)
     yield "criteria", bmr.plot_criteria(result)
     options: Any = {"reader": "fc2.weight", "labels": data.inputs}
     yield "weights", bmr.plot_weights(result, "fc1.weight", **options)
@@ -68,6 +93,7 @@ def draw_regression() -> Figures:
     kept = int(scores.where(mask, torch.inf).argmin())
     yield "element", bmr.plot_element(result, "fc2.weight", (0, pruned))
     yield "element-kept", bmr.plot_element(result, "fc2.weight", (0, kept))
+    yield "presence", bmr.plots.plot_presence(bmr.presence(guide))
     yield "sparsities", bmr.plot_sparsities(bmr.measure_sparsities(guide, *rows, num_points=14))
 
 
@@ -153,6 +179,7 @@ def draw_models() -> Figures:
     posterior = bmr.Posterior(mean, spread, prior_scale=0.5, names=names)
     grid = bmr.model_grid(commonalities=_options("mean"), differences=_options("group"))
     yield "models", bmr.plot_models(bmr.compare_models(posterior, grid))
+    yield "presence-elements", bmr.plots.plot_presence(bmr.presence(posterior), names)
 
 
 def _options(covariate: str) -> dict[str, dict[str, bool]]:

@@ -6,7 +6,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch.distributions import Normal
 
-PRIOR, BLUE = Normal(0.0, 1.0), "#0072B2"
+from pyro_bmr.plots.theme import BLUE
+
+PRIOR = Normal(0.0, 1.0)
 
 figure, both = plt.subplots(1, 2, figsize=(7.5, 2.9), sharey=True, layout="constrained")
 theta = torch.linspace(-2.6, 2.6, 600)
@@ -23,11 +25,10 @@ for axes, mean in zip(both, (0.1, 0.75), strict=True):
     axes.text(-1.35, 0.27, "prior p", color="0.35", ha="right")
     axes.text(mean + 0.42, 1.0, "posterior q", color=BLUE)
     more = "more" if delta_f < 0 else "less"
+    signed = f"{delta_f:+.1f}".replace("-", "−")
     fate = "goes" if delta_f < 0 else "stays"
-    axes.set_title(
-        f"zero is {more} likely than before:\nΔF = {delta_f:+.1f} nats, the weight {fate}"
-    )
+    axes.set_title(f"zero is {more} likely than before:\nΔF = {signed} nats, the weight {fate}")
     axes.set(xlabel="weight θ", ylim=(0.0, 1.75))
     axes.spines[["top", "right"]].set_visible(False)
 both[0].set_ylabel("density")
-figure.savefig(Path(__file__).parent / "images" / "what-bmr-is.png", dpi=160)
+figure.savefig(Path(__file__).parent / "images" / "what-bmr-is.png", dpi=110)

@@ -157,6 +157,7 @@ PUBLIC = [
     *(getattr(bmr, name) for name in (*bmr.__all__, "load")),
     *(getattr(bmr.extend, name) for name in bmr.extend.__all__),
     *(getattr(bmr.types, name) for name in bmr.types.__all__),
+    *(bmr.plots.data, bmr.plots.plot_presence, bmr.plots.plot_sites),
     *(bmr.baselines.snr, bmr.baselines.spr, bmr.baselines.magnitude, bmr.baselines.random),
     *(bmr.nn.normal, bmr.nn.fan_in_normal, bmr.nn.learned_normal, testing.check_guide_family),
 ]
@@ -196,7 +197,6 @@ def test_few_names_that_do_not_surprise():
     exec("from pyro_bmr import *", names)  # noqa: S102
     assert len(bmr.__all__) <= 60
     assert not names.keys() & {"load", "random", "normal", "nn", "Check", "Window", "Site", "Cost"}
-    assert all(
-        hasattr(bmr, name) for name in (*bmr.__all__, "load", "baselines", "extend", "nn", "types")
-    )
-    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", bmr.__version__)
+    modules = ("baselines", "extend", "nn", "plots", "types")
+    assert all(hasattr(bmr, name) for name in (*bmr.__all__, "load", *modules))
+    assert bmr.__version__.count(".") == 2

@@ -13,14 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from tables import METHODS, NETWORKS, Sources, find_rows
 
+from pyro_bmr.plots.theme import BLUE, GREY, SKY, VERMILION
+
 STYLES = {
-    "bmr": {"color": "#1b6ca8", "marker": "o", "linewidth": 2.2, "zorder": 3},
-    "bmr, units": {"color": "#1b6ca8", "marker": "s", "linestyle": "--", "zorder": 3},
-    "bmr, shares of units": {"color": "#1b6ca8", "marker": "x", "linestyle": ":", "zorder": 3},
-    "sparse vd": {"color": "#d1495b", "marker": "^"},
-    "magnitude": {"color": "#66a182", "marker": "v"},
-    "snr": {"color": "#edae49", "marker": "D"},
-    "bc-gnj": {"color": "#7d5ba6", "marker": "P"},
+    "bmr": {"color": BLUE, "marker": "o", "linewidth": 2.2, "zorder": 3},
+    "bmr, units": {"color": BLUE, "marker": "s", "linestyle": "--", "zorder": 3},
+    "bmr, shares of units": {"color": BLUE, "marker": "x", "linestyle": ":", "zorder": 3},
+    "sparse vd": {"color": VERMILION, "marker": "^", "linestyle": "--"},
+    "magnitude": {"color": "black", "marker": "v", "linestyle": ":"},
+    "snr": {"color": SKY, "marker": "D", "linestyle": "-."},
+    "bc-gnj": {"color": GREY, "marker": "P"},
 }
 CURVES = {"error": "error (%)", "nll": "negative log likelihood", "ece": "calibration error"}
 
@@ -38,10 +40,9 @@ def curves(sources: Sources) -> Figure:
     for row, network in zip(axes, networks, strict=True):
         for ax, (score, label) in zip(row, CURVES.items(), strict=True):
             _draw_curves(ax, sources, network, score)
-            ax.set(ylabel=label, title=NETWORKS[network])
-        row[0].set_xlabel("compression")
+            ax.set(ylabel=label, title=NETWORKS[network], xlabel="compression")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
     return figure
 
 
@@ -102,10 +103,17 @@ def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
         ax.axhline(dense[score].mean(), color="0.5", linestyle=":", label="dense")
     if score == "error":
         known = sources.published[sources.published.network == network]
-        for one in known[known.compression > 1].itertuples():
-            ax.plot(one.compression, one.error, "x", color="black")
-            place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "rotation": 35}
-            ax.annotate(one.method, (one.compression, one.error), **place)
+        # Neighbours have their names on different sides.
+        rows = known[known.compression > 1].sort_values(["error", "compression"])
+        for place, one in enumerate(rows.itertuples()):
+            ax.plot(one.compression, one.error, "x", color="black", zorder=4)
+            side = (
+                {"xytext": (5, 0), "ha": "left"}
+                if place % 2
+                else {"xytext": (-5, 0), "ha": "right"}
+            )
+            style = {"textcoords": "offset points", "fontsize": 7, "va": "center", "zorder": 4}
+            ax.annotate(one.method, (one.compression, one.error), **side, **style)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     ax.xaxis.set_minor_formatter(NullFormatter())

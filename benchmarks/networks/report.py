@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import tables
 from figures import FIGURES
+from PIL import Image
 from tables import Sources, read_sources
 
 HERE = Path(__file__).parent
@@ -29,7 +30,9 @@ def main() -> None:
     sources = read_sources(HERE)
     for name, draw in FIGURES.items():
         figure = draw(sources)
-        figure.savefig(ROOT / "docs" / "images" / f"networks-{name}.png", dpi=90)
+        path = ROOT / "docs" / "images" / f"networks-{name}.png"
+        figure.savefig(path, dpi=90)
+        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
         plt.close(figure)
     for page in PAGES:
         page.write_text(filled(page.read_text(), sources))

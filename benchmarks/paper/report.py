@@ -17,6 +17,7 @@ import pandas as pd
 import tables
 import with_data
 from figures import FIGURES
+from PIL import Image
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -95,7 +96,9 @@ def main() -> None:
     sources = read_sources(parser.parse_args().results)
     for name, draw in FIGURES.items():
         figure = draw(sources.results, sources.published)
-        figure.savefig(ROOT / "docs" / "images" / f"results-{name}.png", dpi=90)
+        path = ROOT / "docs" / "images" / f"results-{name}.png"
+        figure.savefig(path, dpi=90)
+        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
         plt.close(figure)
     for page in PAGES:
         page.write_text(filled(page.read_text(), sources))

@@ -6,7 +6,10 @@ import re
 from sphinx.util.nodes import make_refnode
 
 # Where what users call has its entries.
-PUBLIC = ("pyro_bmr.", "pyro_bmr.baselines.", "pyro_bmr.extend.", "pyro_bmr.nn.", "pyro_bmr.types.")
+PUBLIC = (
+    "pyro_bmr.",
+    *(f"pyro_bmr.{name}." for name in ("baselines", "extend", "nn", "plots", "types")),
+)
 
 
 def setup(app):

@@ -16,10 +16,12 @@ import pyro.distributions as dist  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from exact_regression import ExactRegression  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
 from pyro.infer.autoguide import AutoNormal, init_to_value  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 
 import pyro_bmr as bmr  # noqa: E402
+from pyro_bmr.plots.theme import series_styles  # noqa: E402
 from pyro_bmr.plots.unit_order import count_crossings, order_units  # noqa: E402
 from pyro_bmr.selection.summaries import (
     LayerSummary,  # noqa: E402
@@ -99,6 +101,8 @@ def line_pair():
 
 ONE = {
     "delta_f": lambda result, ax: bmr.plot_delta_f(result, ax=ax),
+    "sites": lambda result, ax: bmr.plots.plot_sites(result, ax=ax),
+    "presence": lambda result, ax: bmr.plots.plot_presence(bmr.presence(result.guide), ax=ax),
     "criteria": lambda result, ax: bmr.plot_criteria(result, ax=ax),
     "element": lambda result, ax: bmr.plot_element(result, "b", 0, ax=ax),
     "sparsities": lambda result, ax: bmr.plot_sparsities(SPARSITIES, ax=ax),
@@ -156,6 +160,96 @@ def test_delta_f_by_layer(result):
         bmr.plot_delta_f(result, by="layer")
     with pytest.raises(ValueError, match="by='unit'. Expected 'site' or 'layer'"):
         bmr.plot_delta_f(result, by="unit")
+
+
+def test_delta_f_as_measured(result):
+    sites = tuple(replace(site, realised=2 * site.delta_f) for site in result.sites)
+    ax = bmr.plot_delta_f(replace(result, sites=sites))
+    (points,) = (line for line in ax.lines if line.get_label() == "realised")
+    drawn = dict(zip([t.get_text() for t in ax.get_yticklabels()], points.get_xdata(), strict=True))
+    assert np.isnan(drawn.pop("precision"))
+    assert drawn == {s.name: 2 * s.delta_f for s in result.sites if s.name in drawn}
+
+
+def test_what_is_left_of_sites(result):
+    ax = bmr.plots.plot_sites(result)
+    kept = [100 * site.kept / site.total for site in result.sites]
+    assert [bar.get_width() for bar in ax.patches[: len(kept)]] == pytest.approx(kept)
+    table = bmr.plots.data(ax)
+    assert table["pruned"].to_dict() == {s.name: s.total - s.kept for s in result.sites}
+    assert table["delta_f"].sum() == pytest.approx(result.delta_f)
+    grouped = replace(result, layers=(LayerSummary("w1", "unit", 5, 2, -3.0),))
+    ax = bmr.plots.plot_sites(grouped)
+    assert ax.patches[0].get_width() == pytest.approx(40)
+    assert [text.get_text() for text in ax.texts] == ["2 of 5 units   ΔF −3.00"]
+
+
+def test_presence_of_a_few_elements(guide):
+    found = bmr.presence(guide, prior=0.3, sites=["b", "w2"])
+    ax = bmr.plots.plot_presence(found)
+    expected = torch.cat([found.probability[name].reshape(-1) for name in found.probability])
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(expected.tolist())
+    assert find_line(ax, "before")[0] == pytest.approx([0.3] * 10)
+    assert {t.get_text() for t in ax.get_yticklabels()} >= {"b[0]", "w2[0,4]"}
+    named = bmr.plots.plot_presence(found, labels=list("abcdefghij"))
+    assert [t.get_text() for t in named.get_yticklabels()] == list("abcdefghij")
+    table = bmr.plots.data(ax)
+    assert table["probability"].sum() == pytest.approx(found.expected_kept, rel=1e-6)
+    with pytest.raises(ValueError, match="got 2 labels. Expected 10"):
+        bmr.plots.plot_presence(found, labels=["a", "b"])
+    with pytest.raises(TypeError, match=r"Expected what pyro_bmr.presence\(\) returned"):
+        bmr.plots.plot_presence(found.probability)
+
+
+def test_presence_of_many_elements():
+    probability = torch.tensor([0.01] * 60 + [0.2] * 20 + [0.7] * 10 + [0.99] * 10)
+    found = bmr.types.Presence({"w": probability}, {}, {"w": 0.0})
+    ax = bmr.plots.plot_presence(found)
+    widths = [bar.get_width() for bar in ax.patches if bar.get_y() != 0.0]
+    assert widths == pytest.approx([10, 10, 20, 60])
+    assert len(bmr.plots.data(ax)) == 100
+    with pytest.raises(ValueError, match="got 1 labels. Expected 0"):
+        bmr.plots.plot_presence(found, labels=["w"])
+
+
+def test_every_figure_has_its_data(result):
+    """Also on axes of one's own; what comes out is a copy."""
+    for draw in (*ONE.values(), *TWO.values()):
+        drawn = draw(result, None)
+        table = bmr.plots.data(drawn)
+        assert isinstance(table, pd.DataFrame) and len(table)
+        del table[table.columns[0]]
+        assert len(bmr.plots.data(drawn).columns) == len(table.columns) + 1
+    models = bmr.plot_models(compared()[0])
+    assert list(bmr.plots.data(models[0]).index) == ["no 0", "no 1", "no 2"]
+    assert len(bmr.plots.data(models[3])) == 4
+    with pytest.raises(ValueError, match="4 axes with 2 frames behind them"):
+        bmr.plots.data(models)
+    for wrong in (plt.subplots()[1], None, "axes", result):
+        with pytest.raises(ValueError, match="Expected what a figure function"):
+            bmr.plots.data(wrong)
+
+
+def lightness(color):
+    """CIE L*, from 0 for black to 100 for white."""
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in to_rgb(color)
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_series_differ_in_grey_and_from_the_background(style):
+    with plt.style.context(style):
+        styles = [one for one, _ in zip(series_styles(), range(4), strict=False)]
+        background = lightness(plt.rcParams["axes.facecolor"])
+    shades = sorted(lightness(one["color"]) for one in styles)
+    assert min(np.diff(shades)) > 14
+    assert min(abs(shade - background) for shade in shades) > 25
+    for what in ("marker", "linestyle", "hatch"):
+        assert len({one[what] for one in styles}) == 4
 
 
 def find_line(ax, label):
