@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def save_small(picture: Image.Image, path: Path) -> None:
-    """Save a picture in 64 colours, which its lines and areas do with.
+    """Save a picture in 256 colours, which its lines and areas do with.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def save_small(picture: Image.Image, path: Path) -> None:
     path : Path
         Where.
     """
-    flat = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    flat = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     flat.save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

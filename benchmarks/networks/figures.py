@@ -24,6 +24,7 @@ STYLES = {
     "snr": {"color": SKY, "marker": "D", "linestyle": "-."},
     "bc-gnj": {"color": GREY, "marker": "P"},
 }
+PUBLISHED = {"DNS": "x", "SWS": "+", "Sparse VD": "1", "BC-GNJ": "2", "BC-GHS": "*"}
 CURVES = {"error": "error (%)", "nll": "negative log likelihood", "ece": "calibration error"}
 
 
@@ -41,8 +42,10 @@ def curves(sources: Sources) -> Figure:
         for ax, (score, label) in zip(row, CURVES.items(), strict=True):
             _draw_curves(ax, sources, network, score)
             ax.set(ylabel=label, title=NETWORKS[network], xlabel="compression")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
+    handles = [ax.get_legend_handles_labels() for ax in axes[:, 0]]
+    once = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
+    place = {"loc": "outside lower center", "ncols": 6, "fontsize": 9, "frameon": False}
+    figure.legend(once.values(), once.keys(), **place)
     return figure
 
 
@@ -103,17 +106,9 @@ def _draw_curves(ax: Axes, sources: Sources, network: str, score: str) -> None:
         ax.axhline(dense[score].mean(), color="0.5", linestyle=":", label="dense")
     if score == "error":
         known = sources.published[sources.published.network == network]
-        # Neighbours have their names on different sides.
-        rows = known[known.compression > 1].sort_values(["error", "compression"])
-        for place, one in enumerate(rows.itertuples()):
-            ax.plot(one.compression, one.error, "x", color="black", zorder=4)
-            side = (
-                {"xytext": (5, 0), "ha": "left"}
-                if place % 2
-                else {"xytext": (-5, 0), "ha": "right"}
-            )
-            style = {"textcoords": "offset points", "fontsize": 7, "va": "center", "zorder": 4}
-            ax.annotate(one.method, (one.compression, one.error), **side, **style)
+        for one in known[known.compression > 1].itertuples():
+            mark, label = PUBLISHED[one.method], f"{one.method}, published"
+            ax.plot(one.compression, one.error, mark, color="black", ms=8, label=label, zorder=4)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     ax.xaxis.set_minor_formatter(NullFormatter())

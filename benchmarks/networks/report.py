@@ -32,7 +32,9 @@ def main() -> None:
         figure = draw(sources)
         path = ROOT / "docs" / "images" / f"networks-{name}.png"
         figure.savefig(path, dpi=90)
-        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
         plt.close(figure)
     for page in PAGES:
         page.write_text(filled(page.read_text(), sources))

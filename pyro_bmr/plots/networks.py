@@ -22,7 +22,7 @@ from pyro_bmr.plots.unit_order import choose_largest, find_living, order_units
 from pyro_bmr.results import Reduction
 
 # Weights, units of a layer, and names of inputs that are not read.
-_MOST_EDGES, _MOST_UNITS, _MOST_NAMES = 20_000, 20, 4
+_MOST_EDGES, _MOST_UNITS, _MOST_NAMES = 2_000_000, 20, 6
 
 
 def plot_network(
