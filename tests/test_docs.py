@@ -61,3 +61,16 @@ def test_the_reference_names_everything_public():
         assert short - held == {*pyro_bmr.__all__, *ELSEWHERE}
     assert len(held) == len(HELD)
     assert f"automodule:: {testing.__name__}" in pages["extending"]
+
+
+def test_every_figure_has_a_picture():
+    """In the gallery and in the reference; none is large."""
+    gallery = (DOCS / "guide" / "figures.md").read_text()
+    entries = (DOCS / "api" / "figures.md").read_text().split(".. auto")
+    for name in {*pyro_bmr.plots.__all__} - {"data"}:
+        path = name if name in pyro_bmr.__all__ else f"plots.{name}"
+        assert f"`bmr.{path}(" in gallery
+        (entry,) = (one for one in entries if re.match(rf"function:: (?:[\w.]+\.)?{name}\n", one))
+        assert ".. image:: " in entry
+    large = [path.name for path in DOCS.glob("images/*.png") if path.stat().st_size > 150_000]
+    assert not large

@@ -41,12 +41,10 @@ def data(axes: Any) -> pd.DataFrame:
     >>> data(plot_delta_f(result)).loc["w", "delta_f"]
     np.float64(-2.5)
     """
-    parts = [axes] if isinstance(axes, Axes) else list(np.ravel(axes))
-    frames = {
-        id(_DRAWN[part]): _DRAWN[part]
-        for part in parts
-        if isinstance(part, Axes) and part in _DRAWN
-    }
+    several = isinstance(axes, np.ndarray | list | tuple)
+    parts = list(np.asarray(axes, dtype=object).reshape(-1)) if several else [axes]
+    drawn = [part for part in parts if isinstance(part, Axes) and part in _DRAWN]
+    frames = {id(_DRAWN[part]): _DRAWN[part] for part in drawn}
     if not frames:
         refuse("axes", axes, "what a figure function of pyro_bmr.plots returned")
     if len(frames) > 1:
