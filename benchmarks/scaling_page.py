@@ -17,6 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_bmr.plots.theme import BLUE, GREY, SKY, VERMILION
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS, EXPONENTS = HERE / "scaling.csv", HERE / "scaling_exponents.csv"
@@ -43,15 +45,15 @@ CALLS = {
     "reduce, correlated": "`reduce`, correlated",
     "presence, correlated": "`presence`, correlated, 200 steps",
 }
-# Okabe & Ito (2008); those of correlated posteriors are dashed.
+# Those of correlated posteriors are dashed.
 STYLES = {
-    "fit": ("#D55E00", "o", "-"),
-    "reduce": ("#0072B2", "o", "-"),
-    "presence": ("#56B4E9", "s", "-"),
-    "compact": ("#009E73", "D", "-"),
-    "to_arviz": ("#E69F00", "^", "-"),
-    "reduce, correlated": ("#0072B2", "o", "--"),
-    "presence, correlated": ("#56B4E9", "s", "--"),
+    "fit": (VERMILION, "s", "-"),
+    "reduce": (BLUE, "o", "-"),
+    "presence": (SKY, "^", "-"),
+    "compact": ("black", "D", "-"),
+    "to_arviz": (GREY, "v", "-"),
+    "reduce, correlated": (BLUE, "o", "--"),
+    "presence, correlated": (SKY, "^", "--"),
 }
 
 
