@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-
-import pandas as pd
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING
 
 from pyro_bmr.arguments.checks import check_choice
 from pyro_bmr.plots.canvas import one_axes, set_rows, signed, write_right
@@ -16,6 +14,7 @@ from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, VERMILION, text_color
 from pyro_bmr.results import Reduction
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -222,6 +221,8 @@ def _label_rows(ax: Axes, rows: list[_Row], numbers: list[str], others: list[str
 
 
 def _frame(rows: list[_Row], by: str) -> pd.DataFrame:
+    import pandas as pd
+
     columns = ["name", "delta_f", "realised", "pruned", "total"]
     return pd.DataFrame(map(asdict, rows))[columns].set_index("name").rename_axis(by)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.legend import Legend
-from matplotlib.transforms import ScaledTranslation
 
 from pyro_bmr.arguments.checks import check_kind, read_names
-from pyro_bmr.plots.theme import LEGEND, SMALL, THEME
+from pyro_bmr.plots.theme import LEGEND, SMALL, THEME, load_pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.legend import Legend
 
 
 def one_axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -37,6 +38,8 @@ def four_axes(axes: Any, width: float, height: float, **options: Any) -> np.ndar
 
 def legend_below(ax: Axes, ncols: int, inches: float = 0.48) -> Legend:
     """Add a legend in a row below the label of the axis, where it covers nothing."""
+    from matplotlib.transforms import ScaledTranslation
+
     below = ax.transAxes + ScaledTranslation(0, -inches, ax.figure.dpi_scale_trans)
     place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below}
     return ax.legend(**LEGEND, **place, ncols=ncols, columnspacing=1.3, borderaxespad=0)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import NullLocator, StrMethodFormatter
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import legend_below, one_axes
@@ -20,6 +17,7 @@ from pyro_bmr.plots.theme import BLUE, GREY, SKY, VERMILION, text_color
 from pyro_bmr.results import Reduction
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -71,6 +69,8 @@ def plot_criteria(result: Reduction, site: str | None = None, ax: Axes | None = 
     >>> plot_criteria(reduce(guide)).get_xlabel()
     'posterior mean μ'
     """
+    import pandas as pd
+
     spiked = find_decision(result).spiked
     sites = read_sites(result)
     chosen = [choose_site(sites, site)] if site is not None else list(sites.values())
@@ -132,6 +132,8 @@ _STYLES = {
 
 def _flat(sites: list[ReducedSite]) -> tuple[pd.Categorical[str], Tensor, Tensor, Tensor, Tensor]:
     """All elements that were there and can go, and of which site each is."""
+    import pandas as pd
+
     parts, counts = [], []
     for one in sites:
         there = one.alive & one.log_prior.isfinite() & (one.scale > 0)
@@ -153,6 +155,9 @@ def _draw_points(
     ax: Axes, loc: Tensor, scale: Tensor, kept: Tensor, extent: tuple[float, float, float, float]
 ) -> None:
     """Draw a point per element; of very many pruned ones, shades of how many lie in a cell."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
+
     gone, left = int((~kept).sum()), int(kept.sum())
     if gone > _FEW:
         cells = ax.hexbin(
@@ -162,7 +167,7 @@ def _draw_points(
             yscale="log",
             bins="log",
             mincnt=1,
-            cmap=_SHADES,
+            cmap=LinearSegmentedColormap.from_list("shades", _SHADES),
             linewidths=0.1,
             zorder=1,
         )
@@ -194,7 +199,7 @@ def _draw_points(
 # Pruned elements from which on cells show how many there are, and kept ones for which small points
 # do; and shades that stand out from white and from black.
 _FEW, _MANY = 150, 2000
-_SHADES = LinearSegmentedColormap.from_list("shades", ["0.78", "0.15"])
+_SHADES = ["0.78", "0.15"]
 
 
 def _draw_line(ax: Axes, scale: Tensor, loc: Callable[[Tensor], Tensor], label: str) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pyro_bmr.arguments.checks import check_kind
 from pyro_bmr.plots.canvas import legend_below, one_axes, signed, two_axes
@@ -138,6 +135,8 @@ def plot_rounds(result: Reduction, axes: Any = None) -> np.ndarray:
     >>> [float(y) for y in energies.lines[1].get_ydata()]
     [3.0, 0.0]
     """
+    import pandas as pd
+
     if not isinstance(result, Reduction):
         msg = f"got a {type(result).__name__}. Expected what pyro_bmr.prune() returned"
         raise TypeError(msg)
@@ -206,6 +205,8 @@ def _scale_symlog(ax: Axes, values: Sequence[float]) -> str:
 
 def _stretch(ax: Axes, sparsities: Sequence[float]) -> None:
     """Give the last percents room where many points are: what is kept in logarithms."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
     if np.median(sparsities) < 0.75:
         ax.set_xlim(-2, 102)
         return

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
@@ -85,6 +84,8 @@ def plot_element(
     >>> plot_element(reduce(guide), "w").get_ylabel()
     'density'
     """
+    import pandas as pd
+
     decision = find_decision(result)
     sites = read_sites(result)
     one = choose_site(sites, site)

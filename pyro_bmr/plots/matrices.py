@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_bmr.plots.canvas import read_labels, two_axes
@@ -16,6 +14,10 @@ from pyro_bmr.plots.posteriors import ReducedSite, choose_site, name_columns, re
 from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import SMALL
 from pyro_bmr.results import Reduction
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 # Names along an axis, and elements of which the negative ones are marked.
 _MOST_LABELS, _MOST_MARKS = 30, 250
@@ -160,6 +162,8 @@ def _mark_negative(ax: Axes, shown: Tensor) -> None:
 
 def _frame(one: ReducedSite) -> pd.DataFrame:
     """All elements, by their place in the site."""
+    import pandas as pd
+
     places = pd.MultiIndex.from_product(
         [range(size) for size in one.loc.shape] or [range(1)],
         names=[f"axis {axis}" for axis in range(max(1, one.loc.dim()))],

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_names
@@ -20,6 +16,10 @@ from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, SMALL, VERMILION, text_color
 from pyro_bmr.plots.unit_order import choose_largest, find_living, order_units
 from pyro_bmr.results import Reduction
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 # Weights, units of a layer, and names of inputs that are not read.
 _MOST_EDGES, _MOST_UNITS, _MOST_NAMES = 2_000_000, 20, 6
@@ -141,6 +141,9 @@ class _Network:
 
 
 def _draw(ax: Axes, network: _Network, largest: list[float], labels: Sequence[str] | None) -> None:
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgba_array
+
     heights = [1 - (np.arange(len(units)) + 0.5) / max(1, len(units)) for units in network.units]
     for place, (weights, kept) in enumerate(zip(network.weights, network.kept, strict=True)):
         drawn = np.ix_(network.units[place + 1], network.units[place])
@@ -183,6 +186,8 @@ def _draw(ax: Axes, network: _Network, largest: list[float], labels: Sequence[st
 
 def _frame(sites: list[ReducedSite], before: _Network, after: _Network) -> pd.DataFrame:
     """All weights, those that are not drawn too."""
+    import pandas as pd
+
     parts = []
     for place, one in enumerate(sites):
         out, source = before.kept[place].nonzero()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -22,6 +21,10 @@ from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import convert_data, read_data
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.pairs import read_pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @alone("plot_predictions")
@@ -88,6 +91,8 @@ def plot_predictions(
     >>> ax.get_ylabel()
     'y'
     """
+    import pandas as pd
+
     programs, seed = read_pairs(pairs), read_seed(seed)
     args, keywords = read_data(*next(iter(programs.values())), args, kwargs)
     options: Any = {"kwargs": keywords, "num_samples": num_samples, "seed": seed}
@@ -125,6 +130,8 @@ class _Prediction:
 
 def _tabulate(one: _Prediction, order: np.ndarray, places: np.ndarray) -> pd.DataFrame:
     """List by row the mean, and where 90 % of the mean and of the observations lie."""
+    import pandas as pd
+
     columns = {"input": places, "mean": one.mean.mean(0)[order]}
     for name, values in (("mean", one.mean), ("data", one.draws)):
         low, high = np.quantile(values, [0.05, 0.95], axis=0)

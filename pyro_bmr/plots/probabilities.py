@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, refuse
@@ -16,6 +15,10 @@ from pyro_bmr.moments.names import Layout
 from pyro_bmr.plots.canvas import legend_below, one_axes, read_labels, set_rows, write_right
 from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import BLUE, SMALL, VERMILION, text_color
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 
 def plot_presence(
@@ -79,6 +82,8 @@ _SHADES = ("#FFFFFF", "#C6D9E7", "#6FA3C7", BLUE)
 
 
 def _tabulate(found: Presence) -> pd.DataFrame:
+    import pandas as pd
+
     parts = []
     for name, probability in found.probability.items():
         size = probability.numel()

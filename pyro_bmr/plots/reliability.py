@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 
 from pyro_bmr.plots.canvas import one_axes
 from pyro_bmr.plots.sources import record
@@ -57,6 +54,8 @@ def plot_reliability(comparison: Any, ax: Axes | None = None) -> Axes:
     >>> ax.get_legend_handles_labels()[1][0].splitlines()
     ['full: ECE 2.5%', 'of 40 predictions']
     """
+    import pandas as pd
+
     tables = _check(comparison)
     ax = one_axes(ax, 6.6, 4.6)
     largest = max(float(table["count"].max()) for table in tables.values())
@@ -103,6 +102,8 @@ _SMALLEST = 12
 
 def _add_legends(ax: Axes, largest: float) -> None:
     """Name the models, and beside the drawing what areas mean, where neither covers anything."""
+    from matplotlib.collections import PathCollection
+
     legend = ax.legend(**LEGEND, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 
 from pyro_bmr.arguments.checks import refuse
+from pyro_bmr.plots.theme import load_pyplot
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 
 def data(axes: Any) -> pd.DataFrame:
@@ -41,9 +44,10 @@ def data(axes: Any) -> pd.DataFrame:
     >>> data(plot_delta_f(result)).loc["w", "delta_f"]
     np.float64(-2.5)
     """
+    kind = load_pyplot().Axes
     several = isinstance(axes, np.ndarray | list | tuple)
     parts = list(np.asarray(axes, dtype=object).reshape(-1)) if several else [axes]
-    drawn = [part for part in parts if isinstance(part, Axes) and part in _DRAWN]
+    drawn = [part for part in parts if isinstance(part, kind) and part in _DRAWN]
     frames = {id(_DRAWN[part]): _DRAWN[part] for part in drawn}
     if not frames:
         refuse("axes", axes, "what a figure function of pyro_bmr.plots returned")
@@ -55,7 +59,7 @@ def data(axes: Any) -> pd.DataFrame:
 
 def record(axes: Axes | Iterable[Axes], frame: pd.DataFrame) -> None:
     """Remember for as long as the axes live what is drawn on them."""
-    for ax in [axes] if isinstance(axes, Axes) else axes:
+    for ax in axes if isinstance(axes, Iterable) else [axes]:
         _DRAWN[ax] = frame
 
 

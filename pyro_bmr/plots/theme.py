@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
+from pyro_bmr.extras import import_extra
 
 # The hues of Okabe & Ito (2008), "Color Universal Design", that the colour-blind tell apart, the
 # blue darker: lightnesses of 36, 54 and 70 are told apart in grey too.
@@ -31,7 +31,12 @@ LEGEND: dict[str, Any] = {"fontsize": SMALL, "frameon": False}
 
 def text_color() -> Any:
     """Return the colour of text, which stands out from the background in every style."""
-    return plt.rcParams["text.color"]
+    return load_pyplot().rcParams["text.color"]
+
+
+def load_pyplot() -> Any:
+    """Import ``matplotlib.pyplot``, or say how to install it."""
+    return import_extra("matplotlib.pyplot", "matplotlib", "plots", "figures")
 
 
 def series_styles() -> Iterator[dict[str, Any]]:

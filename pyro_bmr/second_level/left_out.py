@@ -92,6 +92,7 @@ class LeftOut(Tabular):
 
     Examples
     --------
+    >>> import pandas as pd
     >>> table = pd.DataFrame({"actual": [1.0, -1.0], "predicted": [0.5, -1.2], "sd": [0.5, 0.5]})
     >>> LeftOut("group", table, None, 1.0, 0.5).plot().get_xlabel()
     'group'
