@@ -199,4 +199,4 @@ def test_few_names_that_do_not_surprise():
     assert not names.keys() & {"load", "random", "normal", "nn", "Check", "Window", "Site", "Cost"}
     modules = ("baselines", "extend", "nn", "plots", "types")
     assert all(hasattr(bmr, name) for name in (*bmr.__all__, "load", *modules))
-    assert bmr.__version__.count(".") == 2
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", bmr.__version__)
