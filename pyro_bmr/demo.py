@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from pyro_bmr import datasets
 from pyro_bmr.estimators.measurement import free_energy
-from pyro_bmr.plots.canvas import load_pyplot
 from pyro_bmr.plots.networks import plot_network
+from pyro_bmr.plots.theme import load_pyplot
 from pyro_bmr.reduction import reduce
 from pyro_bmr.results import Reduction
 from pyro_bmr.training.fitting import fit
