@@ -10,7 +10,7 @@ from pyro_bmr import testing
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+SLOW = ("guide/many-runs.md", "guide/priors.md", "guide/rounds.md")
 AROUND = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
@@ -18,7 +18,14 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+WITH_CODE = [
+    pytest.param(page, id=name(page), marks=[pytest.mark.rare] * name(page).endswith(SLOW))
+    for page in PAGES
+    if "```python" in page.read_text()
+]
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files
     _, outputs = run_blocks(page)

@@ -57,6 +57,7 @@ SLICE = ["--datasets", "yacht", "--estimators", "moments", "--seeds", "0", "--sp
 SLICE += ["--methods", "bmr", "snr", "--epochs", "0.02", "--jobs", "1"]
 
 
+@pytest.mark.rare
 def test_a_slice_runs_and_goes_on(data, command, monkeypatch, capsys):
     """First in processes of its own, then in this one."""
     results = data / "results.csv"

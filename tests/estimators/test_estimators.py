@@ -519,6 +519,7 @@ def test_moments_train_a_recurrent_network():
     assert abs(losses[-1] - sampled) < 0.05 * sampled + 4 * error
 
 
+@pytest.mark.rare
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_fit_compiles_a_recurrent_network(monkeypatch):
     """The compiled steps agree with Pyro's, or `fit` would warn."""

@@ -142,7 +142,9 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path, monkeypatch):
         bmr.prune(*make(), *data, **options | {"lr": lambda done: 0.01 * (1 - done)})
 
 
-@pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize(
+    "family", [AutoNormal, pytest.param(AutoMultivariateNormal, marks=pytest.mark.rare)]
+)
 def test_a_resumed_run_knows_what_its_last_reduction_decided(data, tmp_path, family):
     """Audit and figures ask for the posterior before it."""
     options = OPTIONS | {"max_rounds": 2, "num_epochs": 30, "algorithm": "paper", "seed": 0}
@@ -189,6 +191,7 @@ def test_the_algorithm_of_the_paper_stops_when_nothing_goes(data):
     assert result.sparsity == 0.0
 
 
+@pytest.mark.rare
 def test_what_is_left_is_trained_as_long_as_it_falls(data):
     """Nothing goes, so that all rounds only train: each that counts is lower by two errors."""
     model, guide = make()
@@ -204,7 +207,9 @@ def test_what_is_left_is_trained_as_long_as_it_falls(data):
     assert [r.counts for r in ended.rounds] == [True, False]
 
 
-@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize(
+    "family", [AutoDiagonalNormal, pytest.param(AutoMultivariateNormal, marks=pytest.mark.rare)]
+)
 def test_other_guides(family, data):
     model, guide = make(family)
     options = OPTIONS | {"estimator": "global", "num_epochs": 100}
@@ -221,7 +226,7 @@ def weights(result):
     [
         AutoNormal,
         pytest.param(AutoMultivariateNormal, marks=pytest.mark.rare),
-        lambda m: bmr.mean_field(m, gamma=["precision"]),
+        pytest.param(lambda m: bmr.mean_field(m, gamma=["precision"]), marks=pytest.mark.rare),
     ],
     ids=["normal", "multivariate", "gamma"],
 )
@@ -306,7 +311,10 @@ def test_a_checkpoint_of_another_run(data, tmp_path):
     assert path.read_text() == "not a checkpoint"
 
 
-@pytest.mark.parametrize("how", [[], ["--verb", "fit", "--writers", "2", "--interrupt"]])
+TWO_WRITERS = ["--verb", "fit", "--writers", "2", "--interrupt"]
+
+
+@pytest.mark.parametrize("how", [[], pytest.param(TWO_WRITERS, marks=pytest.mark.rare)])
 def test_killed_and_resumed(how):
     """Twice; `benchmarks/kill_and_resume.py` does it as often as one likes."""
     script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
@@ -316,7 +324,10 @@ def test_killed_and_resumed(how):
     assert "the results are the same" in done.stdout
 
 
-@pytest.mark.parametrize("estimator", ["global", TraceEnum_ELBO(max_plate_nesting=1)])
+@pytest.mark.parametrize(
+    "estimator",
+    ["global", pytest.param(TraceEnum_ELBO(max_plate_nesting=1), marks=pytest.mark.rare)],
+)
 def test_discrete_sites_are_summed_out_in_training_and_in_measuring(estimator):
     pair = ROWS_APART["outliers"]
     guide = pair.guide(X, Y)

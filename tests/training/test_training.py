@@ -277,6 +277,7 @@ def test_a_model_that_changes_between_steps_is_noticed(compiled):
         bmr.fit(changing, AutoNormal(changing), X, Y, num_epochs=3)
 
 
+@pytest.mark.rare
 def test_batch_normalisation_in_training_mode_is_trained_without_compiling(compiled):
     network = Network("cpu")
     args = torch.randn(20, 4), torch.randn(20)
