@@ -122,7 +122,7 @@ __all__ = [
 ]
 
 # Modules that are loaded when they are asked for, as `bmr.datasets`.
-_ON_ACCESS = ("datasets", "testing")
+_ON_ACCESS = ("datasets", "sklearn", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,7 @@ def alone(
     def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
         @wraps(function)
         def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-            with _alone(verb):
+            with hold(verb):
                 return function(*args, **kwargs)
 
         return call
@@ -46,7 +46,8 @@ _ONLY_WATCH = (TraceMessenger, BlockMessenger, SeedMessenger)
 
 
 @contextmanager
-def _alone(verb: str) -> Iterator[None]:
+def hold(verb: str) -> Iterator[None]:
+    """Be alone in a block."""
     global _OWNER  # noqa: PLW0603
     with _LOCK:
         outer, owner = list(_PYRO_STACK), _OWNER
