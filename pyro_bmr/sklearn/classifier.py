@@ -94,7 +94,7 @@ class PrunedClassifier(ClassifierMixin, PrunedNetwork):
         check_classification_targets(targets)
         encoder = LabelEncoder().fit(column_or_1d(targets, warn=True))
         if len(encoder.classes_) < 2:
-            msg = f"got one class, {encoder.classes_[0]!r}. Expected rows of two classes or more"
+            msg = f"got one class, {encoder.classes_[0]}. Expected rows of two classes or more"
             raise ValueError(msg)
         self.classes_ = encoder.classes_
         labels = torch.as_tensor(encoder.transform(targets), device="cpu")
@@ -136,4 +136,5 @@ class PrunedClassifier(ClassifierMixin, PrunedNetwork):
         ndarray
             Of each row.
         """
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        most_probable = self.predict_proba(X).argmax(1)
+        return self.classes_[most_probable]

@@ -50,7 +50,7 @@ class PrunedNetwork(BaseEstimator):
         learning_rate_init: float = 0.02,
         max_iter: int = 400,
         max_rounds: int = 1,
-        num_samples: int = 200,
+        num_samples: int = 100,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
@@ -77,8 +77,7 @@ class PrunedNetwork(BaseEstimator):
         sizes = [x.shape[1], *self._read_hidden(), outputs]
         check_choice("activation", self.activation, ACTIVATIONS)
         scale = read_positive("prior_scale", self.prior_scale)
-        read_count("num_samples", self.num_samples)
-        options = self._read_options(len(x))
+        options = self._read_options(len(x), hidden=len(sizes) > 2)
         self._seed = int(check_random_state(self.random_state).randint(_MOST_SEED))
         self._scaler = StandardScaler().fit(x)
         table: Any = self._scaler.transform(x).astype(np.float32)
@@ -114,7 +113,7 @@ class PrunedNetwork(BaseEstimator):
         sizes = [sizes] if isinstance(sizes, Integral) else sizes
         return [read_count("hidden_layer_sizes", size) for size in sizes]
 
-    def _read_options(self, rows: int) -> dict[str, Any]:
+    def _read_options(self, rows: int, hidden: bool) -> dict[str, Any]:
         """Return options of `prune`."""
         size = self.batch_size
         if size == "auto":
@@ -128,8 +127,9 @@ class PrunedNetwork(BaseEstimator):
             "num_epochs": epochs,
             "refit_epochs": ceil(epochs / 2),
             "max_rounds": read_count("max_rounds", self.max_rounds, 0),
-            "groups": [units, elements],
+            "groups": [units, elements] if hidden else elements,
             "estimator": "local",
+            "num_samples": read_count("num_samples", self.num_samples, 2),
             "progress": self.verbose,
         }
 

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoGuide, AutoNormal
-from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 from torch import Tensor, nn
 
 from pyro_bmr.conversion.bayesian import bayesianize
@@ -20,7 +20,10 @@ from pyro_bmr.conversion.weight_priors import fan_in_normal
 from pyro_bmr.guides.auto_gamma import mean_field
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
-_START: dict[str, Any] = {"init_loc_fn": init_to_sample, "init_scale": 0.05}
+# Standard deviations of posteriors before training.
+_START = 0.05
+# Of the precision's Gamma prior: as much as a sum of squares of 0.02 in standardised targets.
+_RATE = 0.01
 # Of activations that are held at a time, over rows, draws and the units of a layer.
 _MOST_NUMBERS = 20_000_000
 
@@ -54,7 +57,7 @@ class Network(ABC):
 
     def make_guide(self) -> AutoGuide:
         """Return one with an independent posterior for every weight."""
-        return AutoNormal(self, **_START)
+        return AutoNormal(self, init_loc_fn=init_to_sample, init_scale=_START)
 
     def outputs(self, x: Tensor, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Return ``(draws, rows, outputs)`` at draws of the weights, some rows at a time."""
@@ -74,15 +77,16 @@ class Regression(Network):
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the mean of each row."""
         mean = self.bayesian(x).squeeze(-1)
-        one = x.new_ones(())
-        precision = pyro.sample("precision", dist.Gamma(one, one))
+        precision = pyro.sample("precision", dist.Gamma(x.new_tensor(1.0), x.new_tensor(_RATE)))
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(mean, precision.rsqrt()), obs=y)
         return mean
 
     def make_guide(self) -> AutoGuide:
         """Return one with a Gamma posterior of the precision."""
-        return mean_field(self, gamma=["precision"], **_START)
+        one = torch.ones((), device="cpu")
+        start = init_to_value(values={"precision": one}, fallback=init_to_sample)
+        return mean_field(self, gamma=["precision"], init_loc_fn=start, init_scale=_START)
 
 
 class Classification(Network):

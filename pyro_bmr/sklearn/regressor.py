@@ -23,7 +23,7 @@ class PrunedRegressor(RegressorMixin, PrunedNetwork):
     r"""A Bayesian network for regression, pruned by its free energy.
 
     .. math:: y \sim N(f_w(x), 1 / \tau), \qquad w \sim N(0, \text{scale}^2 / \text{fan-in}),
-              \qquad \tau \sim \text{Gamma}(1, 1)
+              \qquad \tau \sim \text{Gamma}(1, 0.01)
 
     of standardised inputs and targets. The posterior of every weight is Normal, that of
     :math:`\tau` Gamma. It is trained by `prune`: what goes is what lowers the measured free energy,
@@ -46,7 +46,7 @@ class PrunedRegressor(RegressorMixin, PrunedNetwork):
     max_rounds : int
         Reductions at most; 0 prunes nothing.
     num_samples : int
-        Draws of the posterior that predictions are averaged over.
+        Draws of the posterior that predictions are averaged over, and free energies.
     random_state : int, RandomState instance or None
         Of initial values, batches and draws. As in scikit-learn, None takes one number from numpy's
         generator; those of torch, Pyro and Python are left alone.
