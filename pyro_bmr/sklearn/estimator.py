@@ -23,6 +23,7 @@ from pyro_bmr.arguments.checks import (
     check_choice,
     check_switch,
     read_count,
+    read_optional,
     read_positive,
     refuse_kind,
 )
@@ -45,7 +46,7 @@ class PrunedNetwork(BaseEstimator):
         hidden_layer_sizes: int | Sequence[int] = (50,),
         *,
         activation: str = "relu",
-        prior_scale: float = 1.0,
+        prior_scale: float | None = None,
         batch_size: int | str = "auto",
         learning_rate_init: float = 0.02,
         max_iter: int = 400,
@@ -76,7 +77,7 @@ class PrunedNetwork(BaseEstimator):
         """Set what was learned."""
         sizes = [x.shape[1], *self._read_hidden(), outputs]
         check_choice("activation", self.activation, ACTIVATIONS)
-        scale = read_positive("prior_scale", self.prior_scale)
+        scale = read_optional(self.prior_scale, read_positive, "prior_scale")
         options = self._read_options(len(x), hidden=len(sizes) > 2)
         self._seed = int(check_random_state(self.random_state).randint(_MOST_SEED))
         self._scaler = StandardScaler().fit(x)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -44,12 +44,15 @@ class Network(ABC):
 
     plain: nn.Sequential
     bayesian: Any
+    # Of the prior of weights, on the scale of what the network puts out.
+    usual_scale: ClassVar[float] = 1.0
 
     @classmethod
-    def of(cls, sizes: Sequence[int], activation: str, prior_scale: float) -> Network:
+    def of(cls, sizes: Sequence[int], activation: str, prior_scale: float | None) -> Network:
         """Make one with the prior of `fan_in_normal`."""
         plain = dense_layers(sizes, activation)
-        return cls(plain, bayesianize(plain, prior=fan_in_normal(prior_scale)))
+        prior = fan_in_normal(cls.usual_scale if prior_scale is None else prior_scale)
+        return cls(plain, bayesianize(plain, prior=prior))
 
     @abstractmethod
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -92,6 +95,8 @@ class Regression(Network):
 class Classification(Network):
     """One of many classes, an output for each."""
 
+    usual_scale = 3.0
+
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the logits of each row."""
         logits = self.bayesian(x)
@@ -102,6 +107,8 @@ class Classification(Network):
 
 class BinaryClassification(Network):
     """One of two classes, with one output for the second."""
+
+    usual_scale = 3.0
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the logit of each row."""

@@ -35,8 +35,9 @@ class PrunedRegressor(RegressorMixin, PrunedNetwork):
         Units of each hidden layer; ``()`` is a linear model.
     activation : str
         ``"relu"`` or ``"tanh"``.
-    prior_scale : float
-        See `pyro_bmr.nn.fan_in_normal`.
+    prior_scale : float, optional
+        See `pyro_bmr.nn.fan_in_normal`. None is 1 for standardised targets, and 3 for the logits of
+        classes, whose scale is larger.
     batch_size : int or str
         Rows of a step; ``"auto"`` takes all of up to 1,000 rows, about 256 of more.
     learning_rate_init : float
