@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_value
 
 import pyro_bmr as bmr
 from pyro_bmr import testing
+from pyro_bmr.sklearn import PrunedClassifier, PrunedRegressor
 
 X = torch.linspace(-1, 1, 40).reshape(20, 2)
 Y = 2 * X[:, 0] + 1.0
@@ -160,6 +161,7 @@ PUBLIC = [
     *(bmr.plots.data, bmr.plots.plot_presence, bmr.plots.plot_sites),
     *(bmr.baselines.snr, bmr.baselines.spr, bmr.baselines.magnitude, bmr.baselines.random),
     *(bmr.nn.normal, bmr.nn.fan_in_normal, bmr.nn.learned_normal, testing.check_guide_family),
+    *(PrunedClassifier, PrunedRegressor),
 ]
 # What Pyro calls, in Pyro's way.
 PROGRAMS = {"forward", "median", "quantiles", "split_loss", "loss"}

@@ -49,6 +49,7 @@ ELSEWHERE = {
     *(f"extend.{name}" for name in pyro_bmr.extend.__all__ if name not in pyro_bmr.__all__),
     *(f"types.{name}" for name in pyro_bmr.types.__all__),
     *("plots.data", "plots.plot_presence", "plots.plot_sites"),
+    *("sklearn.PrunedClassifier", "sklearn.PrunedRegressor"),
     *("load", "nn.fan_in_normal", "nn.learned_normal", "nn.normal"),
 }
 HELD = {"AveragedGuide", "Check", "Cost", "LayerSummary", "Round", "SiteSummary", "Sparsity"}
