@@ -109,7 +109,7 @@ class PrunedNetwork(BaseEstimator):
 
     def _read_hidden(self) -> list[int]:
         sizes: Any = self.hidden_layer_sizes
-        if isinstance(sizes, str) or not isinstance(sizes, Sequence | np.ndarray | Integral):
+        if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence | np.ndarray | Integral):
             refuse_kind("hidden_layer_sizes", sizes, "numbers of units, as in (50,)")
         sizes = [sizes] if isinstance(sizes, Integral) else sizes
         return [read_count("hidden_layer_sizes", size) for size in sizes]
@@ -117,7 +117,7 @@ class PrunedNetwork(BaseEstimator):
     def _read_options(self, rows: int, hidden: bool) -> dict[str, Any]:
         """Return options of `prune`."""
         size = self.batch_size
-        if size == "auto":
+        if isinstance(size, str) and size == "auto":
             size = rows if rows <= _ALL_ROWS else ceil(rows / round(rows / _ABOUT))
         size = min(rows, read_count("batch_size", size, expected="a number of rows, or 'auto'"))
         epochs = read_count("max_iter", self.max_iter)

@@ -24,6 +24,7 @@ from torch import nn
 
 import pyro_bmr as bmr
 from pyro_bmr import datasets, testing
+from pyro_bmr.sklearn import PrunedRegressor
 
 BAD = {
     "None": None,
@@ -71,6 +72,21 @@ def model(x, y=None):
 def written(x, y=None):
     loc = pyro.param("loc", torch.zeros(4))
     pyro.sample("w", dist.Normal(loc, 0.1).to_event(1))
+
+
+def fit_estimator(
+    hidden_layer_sizes=(),
+    activation="relu",
+    prior_scale=None,
+    batch_size="auto",
+    learning_rate_init=0.02,
+    max_iter=1,
+    max_rounds=0,
+    num_samples=2,
+    verbose=False,
+):
+    """Options of estimators, which are read where they are fitted."""
+    PrunedRegressor(**locals()).fit(np.eye(4), np.arange(4.0))
 
 
 @cache
@@ -136,6 +152,7 @@ def known():
         group.leave_one_out().plot: {},
         bmr.delta_f: dict(zip(("posterior", "prior", "reduced"), three, strict=True)),
         bmr.reduced_posterior: dict(zip(("posterior", "prior", "reduced"), three, strict=True)),
+        fit_estimator: {},
         bmr.bayesianize: {"module": nn.Linear(4, 2)},
         bmr.init_to_pretrained: {"net": net},
         bmr.mean_field: {"model": model, "gamma": ()},
