@@ -109,7 +109,9 @@ class PrunedNetwork(BaseEstimator):
 
     def _read_hidden(self) -> list[int]:
         sizes: Any = self.hidden_layer_sizes
-        if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence | np.ndarray | Integral):
+        if isinstance(sizes, str | bytes) or not isinstance(
+            sizes, Sequence | np.ndarray | Integral
+        ):
             refuse_kind("hidden_layer_sizes", sizes, "numbers of units, as in (50,)")
         sizes = [sizes] if isinstance(sizes, Integral) else sizes
         return [read_count("hidden_layer_sizes", size) for size in sizes]
