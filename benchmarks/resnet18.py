@@ -10,6 +10,7 @@ the outputs of the masked network and of the smaller one, of their size.
 from __future__ import annotations
 
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -30,6 +31,8 @@ try:
 except (ImportError, RuntimeError):
     resnet18, NETWORK = None, "the same layers"
 
+PAGE = Path(__file__).parents[1] / "docs" / "guide" / "integrations.md"
+PLACE = re.compile(r"(<!-- benchmarks/resnet18.csv -->\n).*?(<!-- end -->)", re.DOTALL)
 CLASSES, IMAGES, PIXELS = 10, 4, 64
 
 
@@ -111,14 +114,25 @@ def _main() -> None:
     small = result.compact(x)
     clock.lap("compact", channels=kept, elements=count(small.guide.median()))
     masked, cut = (one.to_module(x)(x) for one in (result, small))
-    difference = float((masked - cut).abs().max() / masked.abs().max())
+    difference = float((masked - cut).detach().abs().max() / masked.detach().abs().max())
     clock.lap("to_module, twice", difference=difference)
     table = pd.DataFrame(clock.rows)
     table["network"] = NETWORK
     table["torch"] = torch.__version__
     table["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    table.to_csv(Path(__file__).with_suffix(".csv"), index=False, float_format="%.4g")
-    print(table.to_string(index=False))
+    path = Path(__file__).with_suffix(".csv")
+    table.to_csv(path, index=False, float_format="%.8g")
+    PAGE.write_text(fill(PAGE.read_text(), pd.read_csv(path)))
+
+
+def fill(page: str, table: pd.DataFrame) -> str:
+    """Write the table into the page."""
+    lines = ["| step | seconds | elements |", "| --- | --- | --- |"]
+    for row in table.itertuples():
+        elements = "" if pd.isna(row.elements) else f"{row.elements:,.0f}"
+        lines.append(f"| {row.step} | {row.seconds:.1f} | {elements} |")
+    text = "\n".join(["", *lines, "", ""])
+    return PLACE.sub(lambda found: found[1] + text + found[2], page)
 
 
 class Clock:
