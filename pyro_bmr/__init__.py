@@ -123,6 +123,8 @@ __all__ = [
 
 # Modules that are loaded when they are asked for, as `bmr.datasets`.
 _ON_ACCESS = ("datasets", "sklearn", "testing")
+# What else is public.
+_BESIDE = ("__version__", "baselines", "extend", "load", "nn", "plots", "types")
 
 
 def __getattr__(name: str) -> Any:
@@ -133,4 +135,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_ACCESS})
+    return sorted({*__all__, *_BESIDE, *_ON_ACCESS})

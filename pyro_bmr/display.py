@@ -8,10 +8,20 @@ import warnings
 from abc import ABC, abstractmethod
 from html import escape
 from io import StringIO
+from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, RenderableType, RichCast
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,23 +91,89 @@ def _render(renderable: RichCast) -> str:
 
 def progress_bar(unit: str, wanted: bool = True) -> Progress:
     """Make a progress bar that is gone when it is done; its tasks have a ``note``."""
-    bar = Progress(
+    console = Console()
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn(f"{{task.completed}}/{{task.total}} {unit}  {{task.fields[note]}}"),
         TimeRemainingColumn(),
-        transient=True,
     )
-    bar.disable = not (wanted and (bar.console.is_terminal or bar.console.is_jupyter))
-    return bar
+    kind = _CellProgress if console.is_jupyter else Progress
+    shown = wanted and (console.is_terminal or console.is_jupyter)
+    return kind(*columns, console=console, transient=True, disable=not shown)
+
+
+class _CellProgress(Progress):
+    """A bar of HTML below a cell; rich's own needs ipywidgets, in the kernel and in the server."""
+
+    def start(self) -> None:
+        from IPython.display import display
+
+        if not self.disable:
+            self._drawn = monotonic()
+            self._place = display(_BLANK, raw=True, display_id=True)
+
+    def refresh(self) -> None:
+        if not self.disable:
+            self._drawn = monotonic()
+            self._place.update(_draw_bars(self), raw=True)
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._refresh_at_times()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._refresh_at_times()
+
+    def stop(self) -> None:
+        if not self.disable:
+            self._place.update(_BLANK, raw=True)
+
+    def _refresh_at_times(self) -> None:
+        if not self.disable and monotonic() - self._drawn >= _REFRESH:
+            self.refresh()
+
+
+_BLANK = {"text/html": "", "text/plain": ""}
+_REFRESH = 0.1  # seconds
+
+
+def _draw_bars(bars: Progress) -> dict[str, str]:
+    lines, html = [], []
+    for task in bars.tasks:
+        drawn = [column(task) for column in cast(tuple[ProgressColumn, ...], bars.columns)]
+        texts = [str(part) for part in drawn if isinstance(part, Text)]
+        lines.append(" ".join(texts))
+        bar = f'<progress max="{task.total}" value="{task.completed}"></progress>'
+        first, *others = map(escape, texts)
+        html.append(f"<div>{first} {bar} {' '.join(others)}</div>")
+    return {"text/html": "".join(html), "text/plain": "\n".join(lines)}
 
 
 def warn(message: str) -> None:
     """Warn at the line, outside of this package, torch and Pyro, that led here."""
     level, frame = 2, cast(Any, sys._getframe(1))
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+    while frame is not None and _is_inside(frame):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+def hide_frames(error: BaseException | None) -> None:
+    """Let IPython pass over frames inside of this package, torch and Pyro, but for the last."""
+    if "IPython" not in sys.modules:
+        return
+    while error is not None:
+        traceback = error.__traceback__
+        while traceback is not None:
+            if _is_inside(traceback.tb_frame):
+                traceback.tb_frame.f_locals["__tracebackhide__"] = True
+            traceback = traceback.tb_next
+        error = error.__cause__ or error.__context__
+
+
+def _is_inside(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE
 
 
 _INSIDE = {__name__.partition(".")[0], "contextlib", "functools", "pyro", "torch"}

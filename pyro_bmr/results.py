@@ -29,6 +29,7 @@ from pyro_bmr.export.portable import Portable
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.moments.no_program import NoProgram
 from pyro_bmr.priors.site_priors import OTHER_LEVEL
+from pyro_bmr.programs.alone import alone
 from pyro_bmr.programs.data import read_data
 from pyro_bmr.programs.handlers import PrunedModel
 from pyro_bmr.selection.decision import Decision
@@ -323,6 +324,7 @@ class Reduction(Portable, Tabular):
         pair = self.model, self.guide
         return run_audit(self.decision, pair, *read_data(*pair, args, kwargs), **options)
 
+    @alone("to_arviz")
     def to_arviz(
         self,
         *args: Any,

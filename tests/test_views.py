@@ -7,10 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from pyro.infer.autoguide import AutoNormal
 from rich.console import Console
+from traitlets.config import Config
 
 import pyro_bmr as bmr
+from pyro_bmr import display
 from pyro_bmr.selection.pictures import draw_kept
 from pyro_bmr.selection.summaries import SiteSummary
 
@@ -87,3 +90,87 @@ def test_a_printed_result_fits_the_terminal(result, monkeypatch):
     assert max(map(len, str(result).splitlines())) <= 80
     monkeypatch.setenv("COLUMNS", "300")
     assert max(map(len, str(result).splitlines())) <= 100
+
+
+@pytest.fixture(name="cell")
+def fixture_cell(monkeypatch):
+    """What a cell's display shows, one entry an update."""
+    shown = []
+
+    class Place:
+        def update(self, data, raw):
+            assert raw
+            shown.append(data)
+
+    def show(data, raw, display_id):
+        assert raw and display_id
+        shown.append(data)
+        return Place()
+
+    monkeypatch.setattr("IPython.display.display", show)
+    monkeypatch.setattr(display, "Console", lambda: Console(force_jupyter=True, file=StringIO()))
+    monkeypatch.setattr(display, "_REFRESH", 0.0)
+    return shown
+
+
+def test_a_bar_in_a_cell_needs_no_widgets_and_leaves_nothing(cell):
+    with display.progress_bar("epochs") as bar:
+        task = bar.add_task("compiling", total=4, note="")
+        bar.update(task, description="training", advance=1, note="F < 3.0")
+        bar.advance(task)
+    first, compiling, training, _, last = cell
+    assert first == last == {"text/html": "", "text/plain": ""}
+    assert Tags(compiling["text/html"]).seen == Tags(training["text/html"]).seen
+    assert "compiling 0/4 epochs" in compiling["text/plain"]
+    assert "training 1/4 epochs  F < 3.0" in training["text/plain"]
+    assert '<progress max="4" value="1.0">' in training["text/html"].replace('"1"', '"1.0"')
+    assert "F &lt; 3.0" in training["text/html"]
+
+
+def test_a_bar_that_nobody_wants_shows_nothing_in_a_cell(cell):
+    with display.progress_bar("epochs", wanted=False) as bar:
+        bar.advance(bar.add_task("training", total=4, note=""))
+    assert not cell
+
+
+def test_a_fit_in_a_cell_shows_how_far_it_is(cell):
+    def model():
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=torch.ones(()))
+
+    bmr.fit(model, AutoNormal(model), num_epochs=5, compile=False)
+    assert any("5/5 epochs  F = " in data["text/plain"] for data in cell)
+    assert cell[-1]["text/html"] == ""
+
+
+def test_completion_offers_what_is_public():
+    beside = {*dir(bmr)} - {*bmr.__all__}
+    modules = {"baselines", "datasets", "extend", "nn", "plots", "testing", "types"}
+    assert beside == modules | {"__version__", "load"}
+    assert all(hasattr(bmr, name) for name in dir(bmr))
+
+
+def tell(code):
+    """What IPython says of the error of a cell."""
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}), user_ns={"bmr": bmr})
+    error = shell.run_cell(code).error_in_exec
+    return "\n".join(
+        shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+    )
+
+
+BROKEN = """
+import torch, pyro, pyro.distributions as dist
+def model(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=torch.ones(5))
+bmr.fit(model, bmr.mean_field(model), torch.ones(5, 2), num_epochs=2)
+"""
+
+
+def test_errors_in_a_notebook_are_short_and_show_the_users_lines():
+    wrong = tell("bmr.reduce(3)")
+    assert len(wrong.splitlines()) <= 20 and "skipping hidden" in wrong
+    assert "Expected" in wrong.splitlines()[-1]
+    broken = tell(BROKEN)
+    assert len(broken.splitlines()) <= 60 and "x @ w" in broken

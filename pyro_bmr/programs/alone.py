@@ -14,6 +14,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.seed_messenger import SeedMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 
+from pyro_bmr.display import hide_frames
+
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -31,8 +33,12 @@ def alone(
     def decorate(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
         @wraps(function)
         def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-            with hold(verb):
-                return function(*args, **kwargs)
+            try:
+                with hold(verb):
+                    return function(*args, **kwargs)
+            except Exception as error:
+                hide_frames(error)
+                raise
 
         return call
 
