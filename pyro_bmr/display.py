@@ -78,7 +78,17 @@ def _table(frame: pd.DataFrame) -> str:
     if frame.index.nlevels == 1:  # its name in the row of the columns' names
         name, frame = frame.index.name, frame.rename_axis(None)
         frame.columns.name = name
-    return f'<div style="overflow-x:auto">{frame.to_html(na_rep="")}</div>'
+    words = [column for column in frame if column in _WORDS]
+    marked = frame.rename(columns={column: _MARK + column for column in words})
+    texts: Any = {_MARK + column: _MARK.__add__ for column in words}
+    html = marked.to_html(na_rep="", formatters=texts)
+    for cell in ("td", "th"):
+        html = html.replace(f"<{cell}>{_MARK}", f'<{cell} style="text-align:left">')
+    return f'<div style="overflow-x:auto">{html}</div>'
+
+
+_WORDS = {"conclusion", "kind", "note", "verdict"}
+_MARK = "\x02"  # of a cell that starts at the left
 
 
 def _render(renderable: RichCast) -> str:

@@ -18,7 +18,7 @@ from pyro_bmr.selection.pictures import draw_kept
 from pyro_bmr.selection.summaries import SiteSummary
 
 
-@pytest.fixture(name="result")
+@pytest.fixture(name="result", scope="module")
 def fixture_result():
     x = torch.randn(60, 4)
     y = 2 * x[:, 0] + 0.1 * torch.randn(60)
@@ -65,6 +65,8 @@ def test_a_notebook_shows_folds_and_a_picture(result):
     assert html.count("<details open>") == 1
     assert {"sites", "what came true", "w<1>", "1 of 4"} <= set(shown.text)
     assert "NaN" not in html and "None" not in html
+    assert '<td style="text-align:left">not reduced' in html and "\x02" not in html
+    assert '<th style="text-align:left">note</th>' in html
 
 
 def test_the_picture_shows_what_is_kept():

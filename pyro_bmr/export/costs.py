@@ -212,7 +212,10 @@ class Costs(Tabular):
         return table
 
     def _frames(self) -> dict[str, pd.DataFrame]:
-        return {self._title: self.summary().round(3)}
+        table = self.summary()
+        names = map(str, table.columns)
+        digits = {name: 1 if "%" in name else 2 if "speed-up" in name else 3 for name in names}
+        return {self._title: table.round(digits)}
 
     @property
     def _title(self) -> str:

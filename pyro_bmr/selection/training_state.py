@@ -41,7 +41,7 @@ def describe_scales(scores: ElementScores, flags: ScaleFlags) -> tuple[str, ...]
 def describe_training(scores: ElementScores, decision: Decision, meter: Meter) -> tuple[str, ...]:
     """Say in words if a guide is, as measured, far from the optimum of F."""
     fall, error = measure_step(decision, meter)
-    promised = -sum(float(one.clamp(max=0).sum()) for one in scores.delta_f.values())
+    promised = sum(-float(one.clamp(max=0).sum()) for one in scores.delta_f.values())
     if fall <= max(1.0, 3 * error, _MOST_FALL * promised):
         return ()
     return (
