@@ -61,7 +61,7 @@ class Tags(HTMLParser):
 def test_a_notebook_shows_folds_and_a_picture(result):
     html = result._repr_html_()
     shown = Tags(html)
-    assert shown.seen.count("svg") == 1 and shown.seen.count("details") == 2
+    assert "svg" not in shown.seen and shown.seen.count("details") == 2
     assert html.count("<details open>") == 1
     assert {"sites", "what came true", "w<1>", "1 of 4"} <= set(shown.text)
     assert "NaN" not in html and "None" not in html
@@ -71,10 +71,9 @@ def test_a_notebook_shows_folds_and_a_picture(result):
 
 def test_the_picture_shows_what_is_kept():
     html = draw_kept((SiteSummary("a", (10,), kept=5, delta_f=-1.0), SiteSummary("b", (), 1, 0.0)))
-    full, half = 'width="240.0"', 'width="120.0"'
-    assert html.count(full) == 1 and html.count(half) == 1
+    assert html.count("width:240px") == 3 and html.count("width:120px") == 1
     many = tuple(SiteSummary(f"layer{i}", (2,), 1, -1.0) for i in range(40))
-    assert "and 16 more" in draw_kept(many) and Tags(draw_kept(many)).seen.count("rect") == 48
+    assert "and 16 more" in draw_kept(many) and Tags(draw_kept(many)).seen.count("div") == 48
 
 
 @pytest.mark.parametrize("width", [80, 100])
