@@ -14,6 +14,8 @@ from pyro_bmr.arguments.checks import read_number, read_seed
 from pyro_bmr.selection.scores import Scores
 from pyro_bmr.selection.selections import Selection, check_called, count_items, drop_lowest
 
+__all__ = ["magnitude", "random", "snr", "spr"]
+
 
 def snr(fraction: float) -> Selection:
     r"""Drop the elements with the lowest signal-to-noise ratio :math:`|\mu| / \sigma`.
@@ -157,3 +159,7 @@ def _read_fraction(fraction: float) -> float:
 
 def _count(fraction: float, scores: Scores) -> int:
     return round(fraction * count_items(scores))
+
+
+def __dir__() -> list[str]:
+    return __all__

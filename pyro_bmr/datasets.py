@@ -20,6 +20,8 @@ from pyro_bmr.extras import import_extra
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["ImageData", "RegressionData", "load", "load_cifar10", "load_mnist", "load_splits"]
+
 # Columns to predict, in the CSV files; all others are inputs.
 TARGETS = {
     "boston": ("medv",),
@@ -371,3 +373,7 @@ def _data(name: str, frame: pd.DataFrame, targets: tuple[str, ...]) -> Regressio
         torch.tensor(frame[list(targets)].astype("float32").to_numpy(), device="cpu"),
         tuple(inputs.columns),
     )
+
+
+def __dir__() -> list[str]:
+    return __all__

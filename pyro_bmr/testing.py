@@ -24,6 +24,8 @@ from pyro_bmr.programs.data import convert_data
 from pyro_bmr.programs.distributions import find_element_support
 from pyro_bmr.programs.dry_run import dry_run
 
+__all__ = ["check_guide_family"]
+
 
 @alone("check_guide_family")
 def check_guide_family(
@@ -179,3 +181,7 @@ def _dense(factor: Factor) -> Dense:
         for what in ("loc", "scale")
     )
     return Dense(loc, scale.diag())
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -149,6 +149,9 @@ def test_completion_offers_what_is_public():
     modules = {"baselines", "datasets", "extend", "nn", "plots", "testing", "types"}
     assert beside == modules | {"__version__", "load"}
     assert all(hasattr(bmr, name) for name in dir(bmr))
+    assert dir(bmr.baselines) == ["magnitude", "random", "snr", "spr"]
+    assert "load_mnist" in dir(bmr.datasets) and "gzip" not in dir(bmr.datasets)
+    assert dir(bmr.testing) == ["check_guide_family"]
 
 
 def tell(code):
