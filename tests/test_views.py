@@ -146,7 +146,7 @@ def test_a_fit_in_a_cell_shows_how_far_it_is(cell):
 
 def test_completion_offers_what_is_public():
     beside = {*dir(bmr)} - {*bmr.__all__}
-    modules = {"baselines", "datasets", "extend", "nn", "plots", "testing", "types"}
+    modules = {"baselines", "datasets", "extend", "nn", "plots", "sklearn", "testing", "types"}
     assert beside == modules | {"__version__", "load"}
     assert all(hasattr(bmr, name) for name in dir(bmr))
     assert dir(bmr.baselines) == ["magnitude", "random", "snr", "spr"]

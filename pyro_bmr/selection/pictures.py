@@ -30,7 +30,7 @@ def _draw_row(site: SiteSummary) -> str:
     kept = _box(_WIDTH * site.kept / site.total, _BLUE, "")
     return (
         f"<tr><td>{escape(name)}</td><td>{_box(_WIDTH, _GREY, kept)}</td>"
-        f'<td style="text-align:left">{site.kept:,} of {site.total:,}</td></tr>'
+        f'<td style="text-align:left;white-space:nowrap">{site.kept:,} of {site.total:,}</td></tr>'
     )
 
 
