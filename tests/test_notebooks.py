@@ -8,6 +8,7 @@ import nbformat
 import pyro
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from nbclient import NotebookClient
 from traitlets.config import Config
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -36,3 +37,23 @@ def test_an_error_in_a_cell_is_one_of_the_test():
     shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}), user_ns={})
     with pytest.raises(AssertionError):
         shell.run_cell("assert 1 == 2").raise_error()
+
+
+FIGURES = """
+import torch, pyro, pyro.distributions as dist
+import pyro_bmr as bmr
+def model(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=torch.ones(5))
+guide = pyro.infer.autoguide.AutoNormal(model)
+guide(torch.ones(5, 3))
+result = bmr.reduce(guide)
+"""
+
+
+def test_a_kernel_shows_every_figure():
+    """Also those after the first, before which the backend is chosen."""
+    cells = map(nbformat.v4.new_code_cell, [FIGURES, *["bmr.plot_criteria(result);"] * 2])
+    notebook = nbformat.v4.new_notebook(cells=list(cells))
+    NotebookClient(notebook).execute()
+    assert ["image/png" in cell.outputs[0].data for cell in notebook.cells[1:]] == [True, True]

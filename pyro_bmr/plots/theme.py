@@ -35,8 +35,14 @@ def text_color() -> Any:
 
 
 def load_pyplot() -> Any:
-    """Import ``matplotlib.pyplot``, or say how to install it."""
-    return import_extra("matplotlib.pyplot", "matplotlib", "plots", "figures")
+    """Import ``matplotlib.pyplot``, or say how to install it.
+
+    With its backend, which is else loaded when a figure is made: under a theme, after which it
+    would not be interactive any more, and notebooks would show no other figure.
+    """
+    plt = import_extra("matplotlib.pyplot", "matplotlib", "plots", "figures")
+    plt.draw_if_interactive()
+    return plt
 
 
 def series_styles() -> Iterator[dict[str, Any]]:
