@@ -12,6 +12,7 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
+from rich import get_console
 from rich.console import Console, RenderableType, RichCast
 from rich.progress import (
     BarColumn,
@@ -101,15 +102,17 @@ def _render(renderable: RichCast) -> str:
 
 def progress_bar(unit: str, wanted: bool = True) -> Progress:
     """Make a progress bar that is gone when it is done; its tasks have a ``note``."""
-    console = Console()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn(f"{{task.completed}}/{{task.total}} {unit}  {{task.fields[note]}}"),
         TimeRemainingColumn(),
     )
+    console = get_console()
     kind = _CellProgress if console.is_jupyter else Progress
     shown = wanted and (console.is_terminal or console.is_jupyter)
+    # Before rich 14.3 also a bar that is disabled ends a line.
+    console = console if shown else Console(quiet=True)
     return kind(*columns, console=console, transient=True, disable=not shown)
 
 
