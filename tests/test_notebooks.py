@@ -1,6 +1,7 @@
 """Every cell of every notebook, in a shell of IPython."""
 
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,6 +23,8 @@ MARKED = [
 
 @pytest.mark.parametrize("path", MARKED)
 def test_every_cell_of_a_notebook(path, tmp_path, monkeypatch):
+    if path.stem == "arviz_for_svi" and version("arviz").startswith("1."):
+        pytest.skip("the notebook shows figures of ArviZ before 1.0, which have other names since")
     monkeypatch.chdir(tmp_path)
     pyro.clear_param_store()
     shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}), user_ns={})

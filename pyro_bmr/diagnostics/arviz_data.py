@@ -29,8 +29,6 @@ from pyro_bmr.versions import __version__
 if TYPE_CHECKING:
     import xarray as xr
 
-ARVIZ = int(version("arviz").partition(".")[0])
-
 
 def to_arviz(
     model: Callable[..., Any],
@@ -306,11 +304,16 @@ def _attributes() -> dict[str, str]:
     }
 
 
+def is_arviz_1() -> bool:
+    """Tell whether the installed ArviZ works on a ``DataTree``."""
+    return int(version("arviz").partition(".")[0]) >= 1
+
+
 def join_groups(datasets: Mapping[str, xr.Dataset]) -> Any:
     """Make an ``InferenceData`` or a ``DataTree``, whichever the installed ArviZ works on."""
     import xarray as xr
 
-    if ARVIZ >= 1:
+    if is_arviz_1():
         return xr.DataTree.from_dict(dict(datasets))
     with warnings.catch_warnings():
         # ArviZ 0.23 announces ArviZ 1.0 when it is imported. That takes seconds, which those who

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmr.diagnostics.arviz_data import ARVIZ, join_groups
+from pyro_bmr.diagnostics.arviz_data import is_arviz_1, join_groups
 
 
 def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
@@ -36,7 +36,7 @@ def leave_one_out(log_likelihood: Tensor) -> LeaveOneOut:
         # Of high k, which are counted.
         warnings.simplefilter("ignore")
         found: Any = import_module("arviz").loo(data, pointwise=True, reff=1.0)
-    terms = found.elpd_i if ARVIZ >= 1 else found.loo_i
+    terms = found.elpd_i if is_arviz_1() else found.loo_i
     k = torch.from_numpy(found.pareto_k.values.copy())
     limit = min(_LIMIT, 1 - 1 / math.log10(max(len(log_likelihood), 11)))
     bad, high = (int((k > threshold).sum()) for threshold in (limit, _LIMIT))

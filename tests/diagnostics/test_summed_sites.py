@@ -92,7 +92,7 @@ def test_where_rows_share_a_sum_there_is_no_log_likelihood(name, sites, reason):
     guide = pair.guide(X, Y)
     with pytest.warns(UserWarning, match=f"log likelihood of .*{reason}"):
         data = bmr.to_arviz(pair.summed, guide, X, Y, num_samples=20)
-    assert "log_likelihood" not in data.groups()
+    assert "log_likelihood" not in data
     assert sorted(data.posterior_predictive[one].name for one in sites) == sites
     comparison = bmr.compare((pair.summed, guide), X, Y, **QUIET)
     (scores,) = comparison.scores.values()
