@@ -34,8 +34,9 @@ def plot_weights(
     """Draw the posterior means of a site as a matrix before the reduction, and one after.
 
     The entries of the first axis, the units that a `torch.nn.Linear` computes, are sorted by how
-    many of their weights stay; both matrices have this order and one scale of colours. Axes after
-    the first are laid side by side: of a convolution, each filter in one line.
+    many of their weights stay; both matrices have this order and one scale of colours, and the
+    ticks are the indices in the site. Axes after the first are laid side by side: of a convolution,
+    each filter in one line. A site of one axis keeps its order.
 
     Parameters
     ----------
@@ -47,8 +48,9 @@ def plot_weights(
         The site of weights that read these units along its second axis. Units of which all these
         are pruned come last, right of a dashed line.
     labels : sequence of str, optional
-        Names along the second axis, such as the inputs of a first layer. Those of the columns of
-        the data otherwise, if they came as a table and only this axis has as many entries.
+        Names along the second axis, such as the inputs of a first layer, or along the only one.
+        Those of the columns of the data otherwise, if they came as a table and only this axis has
+        as many entries.
     axes : sequence of Axes, optional
         A pair to draw on; of a new figure otherwise.
 
@@ -84,15 +86,20 @@ def plot_weights(
     values = {"before": _matrix(one.loc), "after": _matrix(one.after)}
     units, others = values["before"].shape
     axis, columns = name_columns(result, sites).get(one.name, (None, ()))
-    if labels is None and axis == 1:
+    flat = one.loc.dim() < 2
+    if labels is None and axis == (0 if flat else 1):
         labels = columns
     place = f" for the site {one.name!r} of shape {tuple(one.loc.shape)}"
-    labels = read_labels(labels, others, "one per entry of its second axis", place)
+    expected = f"one per entry of its {'only' if flat else 'second'} axis"
+    labels = read_labels(labels, units if flat else others, expected, place)
     everything = torch.ones(units, dtype=torch.bool, device="cpu")
     read = everything if reader is None else _is_read(sites, reader, units)
-    order = (masks["after"].sum(1) + (others + 1) * read).argsort(descending=True, stable=True)
+    kept = torch.zeros_like(read, dtype=torch.int64) if flat else masks["after"].sum(1)
+    order = (kept + (others + 1) * read).argsort(descending=True, stable=True)
+    sorting = "index" if flat else "index along the first axis,\nsorted by weights kept"
     wide = units >= others
     axes = two_axes(axes, 8.0, 5.2, nrows=2, sharex=True, sharey=True)
+    marked = False
     limit, clipped = _color_limit(torch.cat(list(values.values())))
     for ax, when in zip(axes, values, strict=True):
         shown = torch.where(masks[when], values[when], torch.nan)[order]
@@ -106,10 +113,11 @@ def plot_weights(
         )
         ax.patch.set(facecolor="0.8", edgecolor="0.65", hatch="////")
         along, across = (ax.xaxis, ax.yaxis) if wide else (ax.yaxis, ax.xaxis)
-        _label(along, "", units, None)
-        _label(across, "second axis" if wide or ax is axes[-1] else "", others, labels)
+        _label_units(along, order, labels if flat else None)
+        name = "second axis" if wide or ax is axes[-1] else ""
+        _label(across, name, others, None if flat else labels)
         if not wide:
-            ax.set_ylabel("first axis,\nsorted by weights kept")
+            ax.set_ylabel(sorting)
         gone = 1 - float(masks[when].double().mean()) if masks[when].numel() else 0.0
         ax.set_title(
             f"{one.name} {when}{f': {gone:.1%} pruned (grey)' if gone else ''}", loc="left"
@@ -117,14 +125,14 @@ def plot_weights(
         if not read.all():
             line = ax.axvline if wide else ax.axhline
             line(int(read.sum()) - 0.5, color="black", linewidth=1, linestyle="--")
-        _mark_negative(ax, shown.T if wide else shown)
-    notes = ["first axis, sorted by weights kept"] if wide else [axes[-1].get_xlabel()]
+        marked |= _mark_negative(ax, shown.T if wide else shown)
+    notes = [sorting.replace("\n", " ")] if wide else [axes[-1].get_xlabel()]
     if not read.all():
         where = "beyond" if wide else "below"
         notes.append(f"{where} the line: {reader} prunes all that reads them")
     axes[-1].set_xlabel("; ".join(filter(None, notes)))
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
-    bar.set_label("posterior mean")
+    bar.set_label(f"posterior mean{'; a white dash: negative' if marked else ''}")
     record(axes, _frame(one))
     return axes
 
@@ -154,10 +162,12 @@ def _is_read(sites: dict[str, ReducedSite], reader: str, units: int) -> Tensor:
     return kept.transpose(0, 1).flatten(1).any(1)
 
 
-def _mark_negative(ax: Axes, shown: Tensor) -> None:
+def _mark_negative(ax: Axes, shown: Tensor) -> bool:
     across, along = (shown < 0).nonzero().T.numpy()
-    if int(shown.isfinite().sum()) <= _MOST_MARKS:
+    few = int(shown.isfinite().sum()) <= _MOST_MARKS and len(across) > 0
+    if few:
         ax.plot(along, across, "_", color="white", markersize=6, markeredgewidth=1.4)
+    return few
 
 
 def _frame(one: ReducedSite) -> pd.DataFrame:
@@ -179,6 +189,19 @@ def _color_limit(values: Tensor) -> tuple[float, bool]:
     most = float(sizes.max()) if len(sizes) else 1.0
     limit = float(np.quantile(sizes.numpy(), 0.999)) if len(sizes) > 5000 else most
     return limit or 1.0, limit < most
+
+
+def _label_units(axis: Any, order: Tensor, labels: Sequence[str] | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    indices, size = order.tolist(), len(order)
+    if labels is not None:
+        _label(axis, "", size, [labels[index] for index in indices])
+    elif size <= _MOST_LABELS:
+        axis.set_ticks(range(size), indices)
+    else:
+        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_formatter(lambda at, _: str(indices[int(at)]) if 0 <= at < size else "")
 
 
 def _label(axis: Any, name: str, size: int, labels: Sequence[str] | None) -> None:

@@ -373,6 +373,42 @@ def test_weights(guide, result):
     limit = float(mean.abs().max())
     assert all(ax.images[0].get_clim() == pytest.approx((-limit, limit)) for ax in (before, after))
     assert [label.get_text() for label in after.get_yticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in after.get_xticklabels()] == [
+        str(i) for i in order.tolist()
+    ]
+    assert "index along the first axis, sorted by weights kept" in after.get_xlabel()
+
+
+def test_weights_along_one_axis_keep_its_order(guide):
+    mask = torch.tensor([False, True, False, True, True])
+    result = bmr.reduce(guide, select=lambda _: {"b": mask})
+    before, after = bmr.plot_weights(result, "b")
+    np.testing.assert_allclose(before.images[0].get_array()[0], guide.median()["b"], rtol=1e-6)
+    np.testing.assert_array_equal(np.ma.getmaskarray(after.images[0].get_array())[0], ~mask)
+    assert after.get_xlabel() == "index"
+    assert [label.get_text() for label in after.get_xticklabels()] == ["0", "1", "2", "3", "4"]
+    _, after = bmr.plot_weights(result, "b", labels=list("abcde"))
+    assert [label.get_text() for label in after.get_xticklabels()] == list("abcde")
+    with pytest.raises(
+        ValueError, match="got 1 labels for the site 'b' .* one per entry of its only"
+    ):
+        bmr.plot_weights(result, "b", labels=["a"])
+
+
+def test_weights_of_many_units_say_their_indices_and_what_a_dash_is():
+    guide = AutoNormal(lambda: pyro.sample("w", dist.Normal(0.0, 1.0).expand([40, 3]).to_event(2)))
+    guide()
+    guide.locs.w = torch.linspace(-1, 1, 120).reshape(40, 3)
+    mask = torch.ones(40, 3, dtype=torch.bool)
+    mask[:20] = False
+    before, after = bmr.plot_weights(bmr.reduce(guide, select=lambda _: {"w": mask}))
+    after.figure.canvas.draw()
+    ticks = {int(at): after.xaxis.get_major_formatter()(at) for at in (0, 19, 20, 39)}
+    assert ticks == {0: "20", 19: "39", 20: "0", 39: "19"}
+    assert after.figure.axes[-1].get_ylabel() == "posterior mean; a white dash: negative"
+    guide.locs.w = torch.linspace(0, 1, 120).reshape(40, 3)
+    before, _ = bmr.plot_weights(bmr.reduce(guide))
+    assert before.figure.axes[-1].get_ylabel() == "posterior mean"
 
 
 def test_weights_that_nothing_reads(guide):
