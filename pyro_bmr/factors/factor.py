@@ -70,6 +70,8 @@ class Prior:
         What the reader of a reduction should know of it.
     divergence : Divergence, optional
         Of a positive site that is set to zero as F is measured, where both densities vanish.
+    note_if_reduced : str
+        The same, where something of the site goes.
     joint : Moments, optional
         Of a prior whose elements are correlated, mean and covariance of all elements of the site;
         then ``log_density_at_zero`` is that of each by itself, and ``gaussian`` is None.
@@ -86,6 +88,7 @@ class Prior:
     note: str = ""
     divergence: Divergence | None = None
     joint: Moments | None = None
+    note_if_reduced: str = ""
 
 
 @dataclass(frozen=True)

@@ -354,18 +354,27 @@ def _priors(
             reasons[name] = "its prior density at zero is infinite"
             continue
         correlated = beside[name].intersection(found.parents)
-        note = _note(found.site, reading, infinite, error, correlated)
-        joint = reading.joint
-        priors[name] = Prior(prior.log_density_at_zero, prior.gaussian, note, joint=joint)
+        priors[name] = Prior(
+            prior.log_density_at_zero,
+            prior.gaussian,
+            _note(found.site, reading, infinite, error),
+            joint=reading.joint,
+            note_if_reduced=_note_expected(correlated),
+        )
     return priors
 
 
 _MEASURED = "set to zero; predicted to second order in each element"
 
 
-def _note(
-    site: Site, reading: Reading, infinite: Tensor, error: Tensor, correlated: Collection[str]
-) -> str:
+def _note_expected(correlated: Collection[str]) -> str:
+    """Say what moves as elements go that are correlated with it, and their prior with it."""
+    if not correlated:
+        return ""
+    return f"ΔF averages the prior over {_listed(correlated)}: reduce in one call, not in two"
+
+
+def _note(site: Site, reading: Reading, infinite: Tensor, error: Tensor) -> str:
     masked, unbounded = (
         int(t.count_nonzero()) * (site.shape.numel() // max(1, t.numel()))
         for t in (reading.masked, infinite)
@@ -379,10 +388,6 @@ def _note(
         f"{masked} without a prior, kept" if masked else "",
         f"{unbounded} with an infinite prior density at zero, kept" if unbounded else "",
         f"prior at zero known to ±{largest:.2f} nats" if largest > 0.1 else "",
-        f"prior expected over {_listed(correlated)}, which moves as correlated elements go: in two "
-        "steps, ΔF is not that of one"
-        if correlated
-        else "",
     ]
     return "; ".join(filter(None, notes))
 

@@ -40,17 +40,23 @@ def summarize(
     for before, after in zip(scores.factors, remaining, strict=True):
         shrunk = before.reduced if isinstance(before, SwitchedFactor) else {}
         taken = after.kept() if shrunk else {}
+        shrinks = {name: int((taken[name] & ~chosen[name]).sum()) for name in shrunk}
+        reduced = {
+            site.name
+            for site in before.sites
+            if shrinks.get(site.name) or kept[site.name] < kept_before[site.name]
+        }
         rows += [
             SiteSummary(
                 site.name,
                 tuple(site.shape),
                 kept[site.name],
                 delta_f.get(site.name, 0.0) + released.get(site.name, 0.0),
-                _note(site.name, scores, wide.get(site.name, 0), reasons),
+                _note(site.name, scores, wide.get(site.name, 0), reasons, site.name in reduced),
                 scores.unscored.get(site.name, 0),
                 wide.get(site.name, 0),
                 site.shape.numel() - kept_before[site.name],
-                int((taken[site.name] & ~chosen[site.name]).sum()) if site.name in shrunk else 0,
+                shrinks.get(site.name, 0),
                 None if realised is None else realised.get(site.name, 0.0),
             )
             for site in before.sites
@@ -262,8 +268,12 @@ def _count_kept(factors: tuple[Factor, ...]) -> dict[str, int]:
     return counts | dict(zip(masks, found, strict=True))
 
 
-def _note(name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str]) -> str:
+def _note(
+    name: str, scores: ElementScores, wide: int, reasons: Mapping[str, str], reduced: bool
+) -> str:
     if name in reasons:
         return f"{_WHOLE}{reasons[name]}"
+    (prior,) = (factor.priors[name] for factor in scores.factors if name in factor.priors)
+    told = [prior.note_if_reduced] if reduced and prior.note_if_reduced else []
     wider = [f"{wide:,} wider than the prior"] if wide else []
-    return "; ".join(scores.obstacles(name) + wider)
+    return "; ".join(scores.obstacles(name) + told + wider)

@@ -21,6 +21,9 @@ from pyro_bmr.selection.scores import ElementScores
 # Of what the evidence promises, the part that F may still fall by in one step.
 _MOST_FALL = 0.5
 _MOST_WIDE = 0.05
+# In nats, what F may fall by in any case: more where the evidence promises next to nothing, as
+# after a reduction, which leaves of a trained guide's optimum a little to train.
+_LITTLE, _LITTLE_OF_NOTHING = 1.0, 2.0
 
 
 def describe_scales(scores: ElementScores, flags: ScaleFlags) -> tuple[str, ...]:
@@ -41,12 +44,14 @@ def describe_scales(scores: ElementScores, flags: ScaleFlags) -> tuple[str, ...]
 def describe_training(scores: ElementScores, decision: Decision, meter: Meter) -> tuple[str, ...]:
     """Say in words if a guide is, as measured, far from the optimum of F."""
     fall, error = measure_step(decision, meter)
-    promised = sum(-float(one.clamp(max=0).sum()) for one in scores.delta_f.values())
-    if fall <= max(1.0, 3 * error, _MOST_FALL * promised):
+    promised = sum(float((-one).clamp(min=0).sum()) for one in scores.delta_f.values())
+    little = _LITTLE_OF_NOTHING if promised < _LITTLE else _LITTLE
+    if fall <= max(little, 3 * error, _MOST_FALL * promised):
         return ()
+    beside = f", where the evidence promises {promised:,.0f}" if promised >= _LITTLE else ""
     return (
-        f"F still falls by {fall:,.0f} nats in one step down its gradient, where the evidence "
-        f"promises {promised:,.0f}: train the guide on, with a learning rate that falls",
+        f"F still falls by {fall:,.{0 if fall >= 10 else 1}f} nats in one step down its gradient"
+        f"{beside}: train the guide on, with a learning rate that falls",
     )
 
 

@@ -295,7 +295,9 @@ def test_two_steps_add_up_to_one_or_it_is_noted_that_they_do_not(family):
         assert (difference, note) == (pytest.approx(0, abs=1e-6), "")
         return
     assert abs(difference) > 0.01
-    assert note.startswith("prior expected over 'tau', which moves as correlated elements go")
+    assert note == "ΔF averages the prior over 'tau': reduce in one call, not in two"
+    nothing = bmr.reduce(once.guide, select=keep(True, False, False))
+    assert (nothing.delta_f, nothing.summary().loc["w", "note"]) == (0, "")
     for one, other in zip(read_guide(second.guide), read_guide(once.guide), strict=True):
         torch.testing.assert_close(one.posterior.loc, other.posterior.loc)
 

@@ -65,3 +65,24 @@ def test_guides_of_other_families_have_none_of_equal_scales():
     guide = AutoMultivariateNormal(ObservedRegression().model, init_scale=0.1)
     guide()
     assert bmr.reduce(guide).notes == ()
+
+
+@pytest.mark.parametrize(("steps", "told"), [(1.6, False), (4.0, True)])
+def test_where_nothing_is_promised_a_nat_or_two_are_left_to_train(steps, told):
+    """Off by so much that F is as many nats above its optimum, with nothing left to drop."""
+    problem = ObservedRegression()
+    loc, covariance = problem.posterior()
+    keep = torch.tensor([True] * 3 + [False] * 3)
+    result = bmr.reduce(problem.diagonal(), *problem.data, select=lambda _: {"w": keep})
+    precision = covariance.inverse()[:3, :3]
+    kept = torch.linalg.solve(precision, (covariance.inverse() @ loc)[:3])
+    away = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    away = away * (2 * steps / precision[0, 0]).sqrt()
+    result.guide.parts[0].loc_unconstrained.data[:3] = kept + away
+    again = bmr.reduce(result.guide, *problem.data)
+    assert again.delta_f == 0
+    if told:
+        (note,) = again.notes
+        assert "F still falls by" in note and "promises" not in note
+    else:
+        assert again.notes == ()
