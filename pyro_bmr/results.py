@@ -349,6 +349,9 @@ class Reduction(Portable, Tabular):
         - ``{site}_keeps_prior``: for a site that was shrunk, True for elements whose prior is the
           old one.
 
+        Its attributes are ``delta_f``, ``sparsity`` and, where F was measured, ``realised`` and
+        ``realised_error``.
+
         Parameters
         ----------
         *args

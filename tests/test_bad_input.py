@@ -228,6 +228,11 @@ def test_blocks_are_small(size):
 def test_what_is_not_a_guide_but_has_one(guide):
     with pytest.raises(TypeError, match=r"got a Reduction. Pass its guide"):
         bmr.reduce(bmr.reduce(guide))
+    x = torch.ones(2)
+    with pytest.raises(TypeError, match=r"reduce\(result.guide, x, y\)$"):
+        bmr.reduce(bmr.reduce(guide), x)
+    with pytest.raises(TypeError, match=r"presence\(result.guide, x, y, kwargs=\{...\}\)$"):
+        bmr.presence(bmr.reduce(guide), x, kwargs={"y": x})
     with pytest.raises(TypeError, match="the AveragedGuide is a mixture"):
         bmr.reduce(bmr.average(guide).guide)
 

@@ -172,7 +172,7 @@ class Audit(Tabular):
         Of all together, right after masking.
     later : tuple of Check
         The same after training, if the guide was trained since, and after the refit, if there was
-        one: F should be lower still.
+        one: F should be lower still. The prediction was not about these, and has no verdict.
     notes : tuple of str
         What is not as the reduction had it.
     remarks : tuple of str
@@ -223,13 +223,15 @@ class Audit(Tabular):
         -------
         DataFrame
             Indexed by site; columns ``predicted``, ``realised``, ``error``, ``excess`` and
-            ``bound`` (nats), and ``verdict``.
+            ``bound`` (nats), and ``verdict``, which is empty of what happened later.
         """
         import pandas as pd
 
         names = ["predicted", "realised", "error", "excess", "bound", "verdict"]
         rows = [{"site": c.name} | {name: getattr(c, name) for name in names} for c in self._all]
-        return pd.DataFrame(rows).set_index("site")
+        table = pd.DataFrame(rows).set_index("site")
+        table.loc[[check.name for check in self.later], "verdict"] = ""
+        return table
 
     def __rich__(self) -> Table:
         table = Table("site", title=self._title, title_justify="left")
@@ -240,11 +242,12 @@ class Audit(Tabular):
         for check in self._all:
             if check is self.total:
                 table.add_section()
+            judged = check not in self.later
             table.add_row(
                 check.name,
-                f"{check.predicted:+.2f}",
+                f"{check.predicted:+.2f}" if judged else "",
                 f"{check.realised:+.2f} ± {check.error:.2f}",
-                check.verdict,
+                check.verdict if judged else "",
             )
         return table
 

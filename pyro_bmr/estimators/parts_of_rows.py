@@ -19,7 +19,7 @@ from pyro_bmr.programs.batches import Batches, BatchModel
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.enumeration import find_enumerated, sum_log_likelihood
 from pyro_bmr.programs.pairs import Pair
-from pyro_bmr.programs.site_kinds import is_likelihood
+from pyro_bmr.programs.site_kinds import is_latent, is_likelihood
 
 # Estimates that are made at once.
 BLOCK = 4
@@ -115,7 +115,12 @@ def _trace_plates(
         model = poutine.trace(replayed).get_trace(*args, **kwargs)
     sites = {name: site for name, site in model.nodes.items() if site["type"] == "sample"}
     if not any(map(is_likelihood, sites.values())):
-        msg = f"the model observes nothing with these arguments; its sites are {sorted(sites)}"
+        latent = (name for name, site in sites.items() if is_latent(site))
+        unheld = ", ".join(repr(name) for name in latent if name not in guide.nodes)
+        asked = f"did you forget to pass the data for {unheld}? " if unheld else ""
+        msg = (
+            f"the model observes nothing with these arguments; {asked}its sites are {sorted(sites)}"
+        )
         raise ValueError(msg)
     fns = {name: site["fn"] for name, site in sites.items() if site_is_subsample(site)}
     taken = {name: (int(fn.size), int(fn.subsample_size or fn.size)) for name, fn in fns.items()}

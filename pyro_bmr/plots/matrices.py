@@ -130,7 +130,7 @@ def plot_weights(
     if not read.all():
         where = "beyond" if wide else "below"
         notes.append(f"{where} the line: {reader} prunes all that reads them")
-    axes[-1].set_xlabel("; ".join(filter(None, notes)))
+    axes[-1].set_xlabel(";\n".join(filter(None, notes)))
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend="both" if clipped else "neither")
     bar.set_label(f"posterior mean{'; a white dash: negative' if marked else ''}")
     record(axes, _frame(one))

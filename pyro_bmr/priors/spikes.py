@@ -90,7 +90,22 @@ def find_vanishing(
     factors: Sequence[Factor], reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
 ) -> list[Site]:
     """Find positive sites whose spike is at zero, where only the free energy can be measured."""
-    sites = (f.site for f in factors if isinstance(f, IndependentFactor | GammaFactor))
+    return _find_positive(factors, (IndependentFactor, GammaFactor), reduced_prior)
+
+
+def find_correlated_positive(
+    factors: Sequence[Factor], reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]
+) -> list[Site]:
+    """Find those that would be such sites, were their posterior not correlated."""
+    return _find_positive(factors, (JointFactor,), reduced_prior)
+
+
+def _find_positive(
+    factors: Sequence[Factor],
+    kinds: tuple[type[Factor], ...],
+    reduced_prior: ReducedPrior | Mapping[str, ReducedPrior],
+) -> list[Site]:
+    sites = (site for factor in factors if isinstance(factor, kinds) for site in factor.sites)
     positive = (site for site in sites if is_positive(find_element_support(site.support)))
     locs = ((site, _find_loc(site, reduced_prior)) for site in positive)
     return [site for site, loc in locs if isinstance(loc, float | int) and loc == 0]

@@ -30,7 +30,12 @@ from pyro_bmr.moments.factors import to_factors
 from pyro_bmr.moments.no_program import NoProgram, check_program
 from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.priors.site_priors import check_named, read_priors
-from pyro_bmr.priors.spikes import find_centers, find_vanishing, set_rests
+from pyro_bmr.priors.spikes import (
+    find_centers,
+    find_correlated_positive,
+    find_vanishing,
+    set_rests,
+)
 from pyro_bmr.programs.pairs import check_guide
 from pyro_bmr.programs.refusals import explained_refusals
 from pyro_bmr.programs.streams import read_stream_or_data
@@ -97,7 +102,7 @@ def read_problem(
     Coordinates are measured from where the spike of ``reduced_prior`` is. Of a reduction, which
     measures F, positive sites that are named, or that one of ``groupings`` labels, can become zero.
     """
-    _check_guide(verb, guide)
+    _check_guide(verb, guide, args, kwargs)
     if isinstance(guide, Posterior) and model is None:
         return _read_moments(verb, guide, args or kwargs, sites, reduced_prior)
     if model is not None:
@@ -200,6 +205,9 @@ def _read(
         for site in find_vanishing(factors, reduced_prior)
         if site.name in {*also, *(named or ())} or any(gives_labels(g, site) for g in labelled)
     }
+    for site in find_correlated_positive(factors, reduced_prior):
+        if site.name in {*also, *(named or ())}:
+            measured[site.name] = _correlated(obstacles[site.name])
     read = read_priors(*program, factors, named, failures, {*also, *measured}, measured)
     _check_rests(factors, read[0], reduced_prior)
     return Problem(factors, origin, *read, named)
@@ -344,13 +352,23 @@ def _count_names(names: list[str]) -> str:
     return f"{', '.join(names[:2])} and {len(names) - 2:,} others"
 
 
+def _correlated(why: str) -> str:
+    return (
+        f"{why or 'it is positive'}; this guide has it correlated with others, and F without it is "
+        "measured only where its posterior is independent, as in AutoNormal"
+    )
+
+
 def _unmeasured(name: str, why: str) -> str:
     return f"{why}; with the data, reduce(guide, x, y, sites=[{name!r}]) measures F without it"
 
 
-def _check_guide(verb: str, guide: Any) -> None:
+def _check_guide(
+    verb: str, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+) -> None:
     if not callable(guide) and hasattr(guide, "guide"):
-        msg = f"got a {type(guide).__name__}. Pass its guide: {verb}(result.guide)"
+        data = (", x, y" if args else "") + (", kwargs={...}" if kwargs else "")
+        msg = f"got a {type(guide).__name__}. Pass its guide: {verb}(result.guide{data})"
         raise TypeError(msg)
 
 

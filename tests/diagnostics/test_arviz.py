@@ -126,6 +126,11 @@ def test_groups_shapes_and_dims(guide, result, data):
     assert np.shares_memory(*shared)
     without = result.to_arviz(X, Y, num_samples=2, prior=False)
     assert not hasattr(without, "prior")
+    assert "realised" not in data["bmr"].attrs
+    measured = bmr.reduce(guide, X, Y, sites=["net.weight"])
+    totals = measured.to_arviz(X, Y, num_samples=2, prior=False)["bmr"].attrs
+    for name in ("delta_f", "sparsity", "realised", "realised_error"):
+        assert totals[name] == getattr(measured, name)
 
 
 def test_pruned_elements_are_zero_in_every_draw(guide, result, data):

@@ -173,6 +173,9 @@ def test_a_refit_leaves_all_as_it_was(trained):
     audit = result.audit(*data, num_samples=20, refit=refit)
     later = rows(audit)["after refit"]
     assert later.realised < audit.total.realised - 5 * later.error
+    assert audit.summary()["verdict"].eq("").tolist() == [False] * (len(audit.sites) + 1) + [True]
+    (printed,) = (line for line in str(audit).splitlines() if "after refit" in line)
+    assert "istic" not in printed and f"{audit.total.predicted:+.2f}" not in printed
     assert seen[0][0] is not result.model and seen[0][1] is not result.guide
     torch.testing.assert_close(
         [p.state_dict() for p in (guide, result.model, result.guide)], state, rtol=0, atol=0

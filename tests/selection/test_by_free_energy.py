@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 
 import never_worse
@@ -68,6 +69,21 @@ def test_a_model_that_observes_nothing():
     assert any(note.startswith("not measured: the model observes nothing") for note in result.notes)
     with pytest.raises(ValueError, match="nothing to measure"):
         bmr.reduce(guide, x, select=bmr.by_free_energy())
+
+
+@pytest.mark.parametrize("likelihood", [dist.Poisson, partial(dist.Normal, scale=1.0)])
+def test_data_that_were_forgotten(likelihood):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("rows", len(x)):
+            rate = pyro.deterministic("rate", (x @ w).exp())
+            pyro.sample("y", likelihood(rate), obs=y)
+
+    x = torch.ones(5, 3)
+    guide = AutoNormal(model, init_scale=0.1)
+    guide(x, torch.ones(5))
+    (note,) = (one for one in bmr.reduce(guide, x).notes if one.startswith("not measured"))
+    assert "arguments; did you forget to pass the data for 'y'? its sites" in note
 
 
 def test_data_with_nan():

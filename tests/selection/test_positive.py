@@ -177,8 +177,13 @@ def test_correlated_positive_elements_are_left_whole(loadings):
     _, x, y, _ = loadings
     guide = AutoMultivariateNormal(loadings_model)
     guide(x, y)
-    with pytest.raises(ValueError, match="'w': it is positive"):
+    message = "'w': it is positive.*; this guide has it correlated with others.* as in AutoNormal"
+    with pytest.raises(ValueError, match=message):
         bmr.reduce(guide, x, y, sites=["w"])
+    with pytest.raises(ValueError, match=message):
+        bmr.reduce(guide, sites=["w"])
+    with pytest.warns(UserWarning, match="no site of this guide can be reduced"):
+        assert "correlated" not in str(bmr.reduce(guide, x, y))
 
 
 def test_a_prior_that_depends_on_another_site():
