@@ -383,8 +383,8 @@ class Reduction(Portable, Tabular):
         options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "prior": prior}
         known = {name: self._elements(name) for name in self.scores}
         totals = {"delta_f": self.delta_f, "sparsity": self.sparsity}
-        if self.realised is not None:
-            totals |= {"realised": self.realised, "realised_error": self.realised_error}
+        measured = {"realised": self.realised, "realised_error": self.realised_error}
+        totals |= {name: value for name, value in measured.items() if value is not None}
         options |= {"coords": coords, "dims": dims, "elements": known, "attributes": totals}
         options["columns"] = columns
         return convert(self.model, self.guide, args, kwargs, **options)
