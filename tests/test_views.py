@@ -109,7 +109,7 @@ def fixture_cell(monkeypatch):
         return Place()
 
     monkeypatch.setattr("IPython.display.display", show)
-    monkeypatch.setattr(display, "Console", lambda: Console(force_jupyter=True, file=StringIO()))
+    monkeypatch.setattr(display, "get_console", lambda: Console(force_jupyter=True, file=StringIO()))
     monkeypatch.setattr(display, "_REFRESH", 0.0)
     return shown
 
