@@ -109,7 +109,9 @@ def fixture_cell(monkeypatch):
         return Place()
 
     monkeypatch.setattr("IPython.display.display", show)
-    monkeypatch.setattr(display, "get_console", lambda: Console(force_jupyter=True, file=StringIO()))
+    monkeypatch.setattr(
+        display, "get_console", lambda: Console(force_jupyter=True, file=StringIO())
+    )
     monkeypatch.setattr(display, "_REFRESH", 0.0)
     return shown
 
