@@ -85,8 +85,10 @@ def reduce(
     model : callable, optional
         The model that the guide was trained for, if the guide does not know it.
     sites : iterable of str, optional
-        Sample sites to reduce; all that can be otherwise. With the data, elements of positive sites
-        that are named here, or that ``groups`` labels, may be set to zero.
+        Sample sites to reduce; all that can be otherwise. By name; by field, as ``"A"`` of the
+        sites ``A(1,2)`` and ``A(2,1)``; or by a pattern such as ``"A*"``; of the last two, those
+        that can be reduced. With the data, elements of positive sites that are named here, or that
+        ``groups`` labels, may be set to zero.
     groups : callable or list of callable
         What lives or dies together: `elements`; `units` (all that produces or reads a unit of the
         model), `channels`, `heads` or `inputs`, which have options, as in ``units(round_to=8)``; or

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_count, read_names, read_number, read_seed, refuse
+from pyro_bmr.arguments.patterns import find_names
 from pyro_bmr.averaging.averaged_guide import AveragedGuide
 from pyro_bmr.averaging.contrasts import Probability, add_up, read_contrast
 from pyro_bmr.averaging.element_names import ElementNames, read_names_of
@@ -249,7 +250,7 @@ class Average(Tabular):
         Parameters
         ----------
         sites : iterable of str
-            Their names.
+            Their names, fields or patterns, as in `reduce`.
 
         Returns
         -------
@@ -262,8 +263,9 @@ class Average(Tabular):
         ValueError
             If a site is not in the guide, or there are more than 16,384 elements.
         """
-        names = read_names("sites", sites) or ()
         shapes = self._shapes
+        given = read_names("sites", sites) or ()
+        names = [one for name in given for one in find_names(name, shapes) or [name]]
         if any(name not in shapes for name in names) or len({*names}) < len(names):
             refuse("sites", names, f"different ones of {sorted(shapes)}")
         needed = [f for f in self.factors if {site.name for site in f.sites} & {*names}]

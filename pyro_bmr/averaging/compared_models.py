@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, read_number, refuse
-from pyro_bmr.averaging.element_names import refuse_name
+from pyro_bmr.arguments.patterns import refuse_name
 from pyro_bmr.averaging.model_table import Families
 from pyro_bmr.display import Tabular
 from pyro_bmr.mathematics.normal_mixtures import quantiles

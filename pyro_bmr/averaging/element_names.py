@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 
 from pyro_bmr.arguments.checks import refuse
+from pyro_bmr.arguments.patterns import find_names, refuse_name
 from pyro_bmr.moments.names import Layout
 from pyro_bmr.moments.posterior import Posterior
 
@@ -25,27 +25,6 @@ def read_names_of(guide: Any, shapes: Mapping[str, torch.Size]) -> ElementNames:
     """Name the elements of some sites of a guide: by its labels if it is a posterior with some."""
     labels = guide.layout.labels if isinstance(guide, Posterior) else {}
     return ElementNames(Layout(shapes, labels))
-
-
-def match_names(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the names that a pattern matches: ``*`` stands for any text, ``?`` for a letter."""
-    parts = ({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
-    matches = re.compile("".join(parts), re.DOTALL).fullmatch
-    return [name for name in names if matches(name)]
-
-
-def refuse_name(place: str, name: Any, known: Iterable[str], expected: str) -> NoReturn:
-    """Raise the ValueError for a name that is not known; it says which are alike."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, 3) if len(known) <= _MANY else []
-    told = ", ".join(map(repr, known[:_LISTED])) + (", ..." if len(known) > _LISTED else "")
-    meant = f". Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    msg = f"got {name!r} in {place}. Expected {expected} of {told}{meant}"
-    raise ValueError(msg)
-
-
-# So many names are compared to one that is not known, and so many are listed.
-_MANY, _LISTED = 20_000, 12
 
 
 @dataclass(frozen=True)
@@ -109,9 +88,9 @@ class ElementNames:
         if name in self.elements:
             return self.elements[name]
         found = np.zeros(self.layout.size, dtype=bool)
-        for site in match_names(name, self.sites):
+        for site in find_names(name, self.sites):
             found[self.sites[site]] = True
-        found[[self.elements[one] for one in match_names(name, self.elements)]] = True
+        found[[self.elements[one] for one in find_names(name, self.elements)]] = True
         if not found.any():
             known = dict.fromkeys([*self.sites, *self.elements])
             refuse_name(place, name, known, "a site, an element, or a pattern such as 'A*',")

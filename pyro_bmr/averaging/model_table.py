@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_bmr.arguments.arrays import check_tensor
 from pyro_bmr.arguments.checks import check_kind, read_positive, refuse, refuse_kind
-from pyro_bmr.averaging.element_names import ElementNames, match_names, refuse_name
+from pyro_bmr.arguments.patterns import match_names, refuse_name
+from pyro_bmr.averaging.element_names import ElementNames
 from pyro_bmr.averaging.named_models import ModelGrid
 from pyro_bmr.moments.names import read_numbers
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse, refuse_kind
+from pyro_bmr.arguments.patterns import find_names
 from pyro_bmr.display import warn
 
 # Distributions that only shape another one.
@@ -93,12 +94,17 @@ def _choose(wanted: tuple[str, ...] | None, reasons: Mapping[str, str]) -> list[
     if wanted is not None:
         if not wanted:
             refuse("sites", wanted, f"some of {sorted(reasons)}")
+        chosen: dict[str, None] = {}
         for name in wanted:
-            if name not in reasons:
+            found = find_names(name, reasons)
+            if not found:
                 refuse("sites", name, f"some of {sorted(reasons)}")
-            if reasons[name]:
-                refuse("sites", name, f"sites that a Gaussian prior fits, but {reasons[name]}")
-        return list(dict.fromkeys(wanted))
+            readable = [one for one in found if not reasons[one]]
+            if not readable:
+                why = reasons[found[0]]
+                refuse("sites", name, f"sites that a Gaussian prior fits, but {why}")
+            chosen |= dict.fromkeys(readable)
+        return list(chosen)
     left = {name: reason for name, reason in reasons.items() if reason}
     if len(left) == len(reasons):
         msg = f"no site can be read, {left}. Expected Normal priors, or that prior_scale= is given"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse
+from pyro_bmr.arguments.patterns import find_names
 from pyro_bmr.display import warn
 from pyro_bmr.moments.draws import find_group, read_draws
 from pyro_bmr.moments.names import Layout, read_numbers
@@ -51,10 +53,11 @@ def _choose(
 ) -> dict[str, None]:
     """Choose variables: those that are asked for, or of which there is a prior, or all."""
     if sites is not None:
-        unknown = [name for name in sites if name not in draws]
+        found = {name: find_names(name, draws) for name in sites}
+        unknown = [name for name, meant in found.items() if not meant]
         if unknown or not sites:
             refuse("sites", unknown or list(sites), f"some of {sorted(draws)}")
-        return dict.fromkeys(sites)
+        return dict.fromkeys(itertools.chain(*found.values()))
     for hint in hints:
         if isinstance(hint, Mapping) and (held := [name for name in draws if name in hint]):
             return dict.fromkeys(held)

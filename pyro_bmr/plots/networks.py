@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_names
+from pyro_bmr.arguments.patterns import find_names
 from pyro_bmr.plots.canvas import read_labels, two_axes
 from pyro_bmr.plots.posteriors import ReducedSite, choose_site, find_decision, read_sites
 from pyro_bmr.plots.sources import record
@@ -78,7 +79,8 @@ def plot_network(
     if sites is None:
         chosen = [one for one in by_name.values() if one.loc.dim() == 2]
     else:
-        chosen = [choose_site(by_name, name) for name in sites]
+        meant = [one for name in sites for one in find_names(name, by_name) or [name]]
+        chosen = [choose_site(by_name, name) for name in meant]
     _check_chain(chosen)
     sizes = [chosen[0].loc.shape[1], *(one.loc.shape[0] for one in chosen)]
     columns = find_decision(result).origin.columns

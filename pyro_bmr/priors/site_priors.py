@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_bmr.arguments.patterns import find_names, list_some, suggest
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.factors.program import ProgramFactor
 from pyro_bmr.priors.all_rows import read_unchecked
@@ -121,6 +122,19 @@ def read_priors(
     return priors, reasons, {name: find_full_shape(node) for name, node in absent.items()}
 
 
+def choose_named(
+    named: Iterable[str], readable: Collection[str], reasons: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Return the sites that are meant by ``sites=``: of fields and patterns, those that can go."""
+    known = sorted({*readable, *reasons})
+    chosen: dict[str, None] = {}
+    for name in named:
+        found = find_names(name, known) or [name]
+        chosen |= dict.fromkeys([one for one in found if one in readable] or found)
+    check_named(chosen, readable, reasons)
+    return tuple(chosen)
+
+
 def check_named(
     named: Collection[str],
     readable: Collection[str],
@@ -134,13 +148,14 @@ def check_named(
     known = sorted({*readable, *reasons})
     unknown = sorted(set(named).difference(known))
     if unknown:
-        msg = f"{option}= names {unknown}. Expected some of {known}"
-        raise ValueError(msg)
-    whole = "; ".join(f"{n!r}: {reasons[n]}" for n in sorted(set(named) & reasons.keys()))
+        msg = f"{option}= names {unknown}. Expected some of [{list_some(known)}]"
+        raise ValueError(msg + suggest(unknown[0], known))
+    refused = sorted(set(named) & reasons.keys())
+    whole = "; ".join(f"{name!r}: {reasons[name]}" for name in refused[:5])
     if whole:
         msg = (
             f"{option}= names sites that cannot be reduced: {whole}. Expected some of "
-            f"{sorted(readable)}; leave these out"
+            f"[{list_some(sorted(readable))}]; leave these out"
         )
         raise ValueError(msg)
 
@@ -291,8 +306,7 @@ def _choose(
         wanted = {name for name, found in readable.items() if found.support is constraints.real}
         wanted = (wanted - set(missing)) | (readable.keys() & set(also))
     else:
-        wanted = {sites} if isinstance(sites, str) else set(sites)
-        check_named(wanted, readable, reasons)
+        wanted = set(choose_named(sites, readable, reasons))
     chosen: list[str] = []
     for name, found in reversed(list(readable.items())):
         children = [child for child in chosen if name in readable[child].parents]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind, read_names, refuse, refuse_kind
+from pyro_bmr.arguments.patterns import find_names
 from pyro_bmr.mathematics.likelihoods import Likelihoods, exchange_marginal, read_likelihood
 from pyro_bmr.moments.posterior import Posterior
 
@@ -189,19 +188,6 @@ def choose_parameters(posteriors: Mapping[str, Posterior], parameters: Any) -> t
     if not found:
         refuse("parameters", parameters, "at least one name")
     return tuple(name for name in known if name in found)
-
-
-def find_names(pattern: str, names: Sequence[str]) -> list[str]:
-    """Find names by name, by field, or by a pattern with ``*`` and ``?``."""
-    if pattern in names:
-        return [pattern]
-    plain = pattern.replace("[", "[[]")
-    return [name for name in names if field(name) == pattern or fnmatchcase(name, plain)]
-
-
-def field(name: str) -> str:
-    """Return what comes before the index: ``A`` of ``A(2,1)`` or ``A[2,1]``."""
-    return re.split(r"[(\[]", name, maxsplit=1)[0].strip() or name
 
 
 def _find(subject: str, posterior: Posterior, chosen: Sequence[str]) -> Tensor:

@@ -17,10 +17,11 @@ from pyro_bmr.arguments.checks import (
     refuse,
     refuse_kind,
 )
+from pyro_bmr.arguments.patterns import field, find_names
 from pyro_bmr.mathematics.two_levels import SecondLevel
 from pyro_bmr.moments.names import read_numbers
 from pyro_bmr.second_level.designs import Design
-from pyro_bmr.second_level.first_levels import FirstLevels, field, find_names
+from pyro_bmr.second_level.first_levels import FirstLevels
 
 # The least precision between subjects, as a part of its prior expectation: SPM's.
 _FLOOR = 1 / 4096

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_function, read_names, refuse
 from pyro_bmr.arguments.columns import read_columns
+from pyro_bmr.arguments.patterns import find_names
 from pyro_bmr.display import warn
 from pyro_bmr.factors.centering import recenter, value_locations
 from pyro_bmr.factors.factor import Factor, Prior
@@ -29,7 +30,7 @@ from pyro_bmr.mathematics.reduced_priors import Laplace, ReducedPrior, Spike
 from pyro_bmr.moments.factors import to_factors
 from pyro_bmr.moments.no_program import NoProgram, check_program
 from pyro_bmr.moments.posterior import Posterior
-from pyro_bmr.priors.site_priors import check_named, read_priors
+from pyro_bmr.priors.site_priors import check_named, choose_named, read_priors
 from pyro_bmr.priors.spikes import (
     find_centers,
     find_correlated_positive,
@@ -52,7 +53,7 @@ class Problem:
     """A posterior, the priors of the sites that may be reduced, and why others may not.
 
     ``absent`` are the shapes of sites that the posterior does not hold. ``sites`` are those that
-    the user named; None stands for all.
+    the user named, as they were given; None stands for all.
     """
 
     factors: tuple[Factor, ...]
@@ -152,7 +153,7 @@ def _read_moments(
     factors, priors, reasons = to_factors(posterior, _read_rest(reduced_prior))
     named = read_names("sites", sites)
     if named is not None:
-        check_named(named, priors, reasons)
+        choose_named(named, priors, reasons)
     absent = {name: posterior.layout.shapes[name] for name in reasons}
     return Problem(factors, Origin(moments=posterior), priors, reasons, absent, named)
 
@@ -198,15 +199,17 @@ def _read(
     centers, failures = find_centers(*program, factors, reduced_prior)
     factors = recenter(factors, centers)
     also = reduced_prior if isinstance(reduced_prior, Mapping) else ()
+    held = [site.name for factor in factors for site in factor.sites]
+    meant = {one for name in named or () for one in find_names(name, held)}
     obstacles = {site.name: f.obstacle for f in factors for site in f.sites} | failures
     labelled = () if named or also else tuple(groupings or ())
     measured = {
         site.name: "" if groupings and given else _unmeasured(site.name, obstacles[site.name])
         for site in find_vanishing(factors, reduced_prior)
-        if site.name in {*also, *(named or ())} or any(gives_labels(g, site) for g in labelled)
+        if site.name in {*also, *meant} or any(gives_labels(g, site) for g in labelled)
     }
     for site in find_correlated_positive(factors, reduced_prior):
-        if site.name in {*also, *(named or ())}:
+        if site.name in {*also, *meant}:
             measured[site.name] = _correlated(obstacles[site.name])
     read = read_priors(*program, factors, named, failures, {*also, *measured}, measured)
     _check_rests(factors, read[0], reduced_prior)
@@ -340,7 +343,8 @@ def assign(
         unfit = _unfit(problem, dict.fromkeys(problem.priors, reduced_prior))
         problem = problem.without(unfit)
         if problem.sites is not None:
-            problem = problem.choose(problem.sites, "sites")
+            chosen = choose_named(problem.sites, problem.priors, problem.reasons)
+            problem = problem.choose(chosen, "sites")
         by_site = dict.fromkeys(problem.priors, reduced_prior)
     _check_shapes(problem, {name: by_site[name] for name in problem.priors})
     return problem, {name: by_site[name] for name in problem.priors}
