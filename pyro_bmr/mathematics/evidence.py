@@ -56,8 +56,9 @@ def delta_f(posterior: Family, prior: Family, reduced: Family) -> Tensor:
     Raises
     ------
     ValueError
-        If the reduced posterior :math:`q r / p` cannot be normalised, or the three do not go
-        together.
+        If the reduced posterior :math:`q r / p` cannot be normalised, the three do not go
+        together, or the ``scale_tril`` of a `Dense` is not lower triangular with a positive
+        diagonal.
 
     References
     ----------
@@ -189,12 +190,6 @@ def _delta_f_diagonal(posterior: Diagonal, prior: Diagonal, reduced: Diagonal) -
 
 
 def _delta_f_dense(posterior: Dense, prior: Dense, reduced: Dense) -> Tensor:
-    if any((g.scale_tril.diagonal() == 0).any() for g in (posterior, prior, reduced)):
-        msg = (
-            "got a Dense Gaussian with a scale of zero. Expected positive scales; "
-            "delta_f_spike_chain scores point masses of correlated elements"
-        )
-        raise ValueError(msg)
     # ΔF does not depend on where zero lies; measured from the reduced mean, its terms are smallest.
     q, p, r = (
         Dense(g.loc - reduced.loc, g.scale_tril).natural() for g in (posterior, prior, reduced)

@@ -61,7 +61,9 @@ class Dense:
     loc : Tensor
         Mean, of shape ``(n,)``.
     scale_tril : Tensor
-        Lower Cholesky factor of the covariance, of shape ``(n, n)``.
+        Lower Cholesky factor of the covariance, of shape ``(n, n)``: not the covariance, of which
+        it is ``torch.linalg.cholesky(covariance)``. `delta_f` and `reduced_posterior` refuse
+        another.
 
     Examples
     --------

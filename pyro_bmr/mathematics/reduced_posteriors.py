@@ -33,7 +33,7 @@ def reduced_posterior(posterior: Family, prior: Family, reduced: Family) -> Fami
     Raises
     ------
     ValueError
-        If it cannot be normalised, or the three do not go together.
+        If it cannot be normalised, or the three do not go together, as for `delta_f`.
 
     References
     ----------

@@ -18,10 +18,13 @@ def common_kind(known: Iterable[type], posterior: Any, prior: Any, reduced: Any)
     """Return the family, of those ``known``, that three densities have in common.
 
     An unknown one is a TypeError; different families or shapes are a ValueError, but shapes of
-    distributions may broadcast.
+    distributions may broadcast; so is a `Dense` of anything but a Cholesky factor.
     """
     three = (posterior, prior, reduced)
     kinds = [_kind(tuple(known), one) for one in three]
+    for one in three:
+        if isinstance(one, Dense):
+            _check_factor(one)
     shapes = {_shape(one) for one in three}
     if len(set(kinds)) == 1 and (len(shapes) == 1 or _broadcast(*three)):
         return kinds[0]
@@ -59,7 +62,29 @@ def _kind(known: tuple[type, ...], family: Any) -> type:
             return kind
     names = ", ".join(kind.__name__ for kind in known)
     msg = f"got a {type(family).__name__}. Expected one of {names}"
+    if hasattr(family, "prior_covariance"):
+        msg += (
+            "; of a Posterior, reduce(posterior) and compare_models(posterior, {'without': "
+            "{'A(2,1)': False}}) score what is off"
+        )
     raise TypeError(msg)
+
+
+def _check_factor(dense: Dense) -> None:
+    tril, size = dense.scale_tril, len(dense.loc)
+    if tril.shape != (size, size) or bool(tril.triu(1).any() | (tril.diagonal() < 0).any()):
+        msg = (
+            f"got Dense with a scale_tril of shape {tuple(tril.shape)} that is no Cholesky factor "
+            f"of {size} elements. Expected one that is lower triangular with a positive diagonal: "
+            "of a covariance, torch.linalg.cholesky(covariance)"
+        )
+        raise ValueError(msg)
+    if (tril.diagonal() == 0).any():
+        msg = (
+            "got a Dense Gaussian with a scale of zero. Expected positive scales; "
+            "delta_f_spike_chain scores point masses of correlated elements"
+        )
+        raise ValueError(msg)
 
 
 def _shape(family: Any) -> tuple[int, ...]:
