@@ -42,8 +42,9 @@ from pyro_bmr.display import Tabular
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.guides.pruned_guide import PrunedGuide
 from pyro_bmr.moments.names import Layout
+from pyro_bmr.mathematics.reduced_priors import Spike
 from pyro_bmr.programs.alone import alone
-from pyro_bmr.selection.problem import read_scores
+from pyro_bmr.selection.problem import read_scores, read_spike
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,7 @@ def average(
     max_models: int = 1000,
     model: Callable[..., Any] | None = None,
     sites: Iterable[str] | None = None,
+    reduced_prior: Spike = Spike(),
     num_samples: int = 2000,
     seed: int = 0,
 ) -> Average:
@@ -101,6 +103,8 @@ def average(
         How many to list of a correlated factor; the most probable ones stay.
     model, sites : optional
         As in `reduce`.
+    reduced_prior : Spike
+        At zero; its ``rest`` says what a correlated prior leaves of what stays.
     num_samples, seed : int
         As in `presence`.
 
@@ -137,7 +141,9 @@ def average(
     told = "a ratio of probabilities of at least 1, such as 20"
     window = read_number("window", window, lambda ratio: ratio >= 1, told)
     max_models = read_count("max_models", max_models)
-    problem, scores = read_scores("average", guide, args, kwargs, model, sites)
+    problem, scores = read_scores(
+        "average", guide, args, kwargs, model, sites, read_spike(reduced_prior)
+    )
     spaces = read_spaces(scores, num_samples, seed)
     names = read_names_of(guide, {name: one.shape for name, one in scores.delta_f.items()})
     log_odds = find_log_odds(spaces, scores, prior, expected, names)

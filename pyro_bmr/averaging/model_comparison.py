@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.averaging.compared_models import ModelComparison
 from pyro_bmr.averaging.element_names import ElementNames
 from pyro_bmr.averaging.model_table import PriorReader, read_families
@@ -21,7 +20,7 @@ from pyro_bmr.mathematics.reduced_priors import Spike
 from pyro_bmr.moments.names import Layout
 from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.programs.alone import alone
-from pyro_bmr.selection.problem import read_scores
+from pyro_bmr.selection.problem import read_scores, read_spike
 from pyro_bmr.selection.scores import ElementScores
 
 
@@ -116,15 +115,12 @@ def compare_models(
     >>> found.best, found.summary()["probability"].round(3).tolist()
     ('forward', [0.662, 0.338, 0.0])
     """
-    if not isinstance(reduced_prior, Spike) or _is_elsewhere(reduced_prior):
-        refuse("reduced_prior", reduced_prior, "Spike() at zero, or Spike(rest='marginal')")
+    spike = read_spike(reduced_prior)
     listed = list_models(models)
     if families is None and isinstance(models, ModelGrid):
         families = models.families
     partitions = read_families(families, tuple(listed))
-    problem, scores = read_scores(
-        "compare_models", guide, args, kwargs, model, sites, reduced_prior
-    )
+    problem, scores = read_scores("compare_models", guide, args, kwargs, model, sites, spike)
     layout = _read_layout(guide, scores)
     names = ElementNames(layout)
     reader = read_reader(scores, names, problem.reasons)
@@ -198,12 +194,6 @@ def _reduce_factor(
     cost = torch.where(factor.kept()[name] & ~kept, scores.delta_f[name].double(), 0)
     delta_f = cost.reshape(count, -1).sum(1)
     return _FactorModels(delta_f, {name: kept * loc}, {name: kept * square})
-
-
-def _is_elsewhere(spike: Spike) -> bool:
-    if isinstance(spike.loc, str):
-        return True
-    return bool(torch.as_tensor(spike.loc, device="cpu").count_nonzero())
 
 
 def _read_layout(guide: Any, scores: ElementScores) -> Layout:

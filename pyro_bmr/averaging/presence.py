@@ -15,8 +15,9 @@ from pyro_bmr.averaging.element_names import read_names_of
 from pyro_bmr.averaging.model_priors import LearnedPrior, check_options, find_log_odds
 from pyro_bmr.averaging.model_space import read_spaces
 from pyro_bmr.display import Tabular
+from pyro_bmr.mathematics.reduced_priors import Spike
 from pyro_bmr.programs.alone import alone
-from pyro_bmr.selection.problem import read_scores
+from pyro_bmr.selection.problem import read_scores, read_spike
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,7 @@ def presence(
     expected: float | None = None,
     model: Callable[..., Any] | None = None,
     sites: Iterable[str] | None = None,
+    reduced_prior: Spike = Spike(),
     num_samples: int = 2000,
     seed: int = 0,
 ) -> Presence:
@@ -69,6 +71,8 @@ def presence(
         that can go, each has :math:`\pi =` ``expected`` :math:`/ n`.
     model, sites : optional
         As in `reduce`.
+    reduced_prior : Spike
+        At zero; its ``rest`` says what a correlated prior leaves of what stays.
     num_samples : int
         Steps of each of the 4 chains where there are more than 16 correlated elements.
     seed : int
@@ -105,7 +109,9 @@ def presence(
     tensor([0.3333, 0.2910])
     """
     check_options(prior, expected, num_samples, seed)
-    _, scores = read_scores("presence", guide, args, kwargs, model, sites)
+    _, scores = read_scores(
+        "presence", guide, args, kwargs, model, sites, read_spike(reduced_prior)
+    )
     spaces = read_spaces(scores, num_samples, seed)
     names = read_names_of(guide, {name: one.shape for name, one in scores.delta_f.items()})
     log_odds = find_log_odds(spaces, scores, prior, expected, names)

@@ -163,11 +163,7 @@ def _read_rest(reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]) -> str:
     by_site = reduced_prior if isinstance(reduced_prior, Mapping) else {"": reduced_prior}
     every = by_site.values()
     spikes = [one for one in every if isinstance(one, Spike)]
-    at_zero = (
-        not isinstance(one.loc, str) and not torch.as_tensor(one.loc, device="cpu").any()
-        for one in spikes
-    )
-    if any(isinstance(one, Laplace) for one in every) or not all(at_zero):
+    if any(isinstance(one, Laplace) for one in every) or not all(map(_is_at_zero, spikes)):
         expected = "Spike() at zero or Gaussian(loc, scale) for a Posterior"
         refuse("reduced_prior", reduced_prior, expected)
     rests = {one.rest for one in spikes} or {"conditional"}
@@ -232,6 +228,17 @@ def _check_rests(
                 "before with rest='conditional'. Expected the same as before"
             )
             raise ValueError(msg)
+
+
+def read_spike(reduced_prior: Any) -> Spike:
+    """Read a spike at zero, of any meaning of what is left."""
+    if not isinstance(reduced_prior, Spike) or not _is_at_zero(reduced_prior):
+        refuse("reduced_prior", reduced_prior, "Spike() at zero, or Spike(rest='marginal')")
+    return reduced_prior
+
+
+def _is_at_zero(spike: Spike) -> bool:
+    return not isinstance(spike.loc, str) and not torch.as_tensor(spike.loc, device="cpu").any()
 
 
 def read_scores(
