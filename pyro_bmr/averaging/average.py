@@ -35,14 +35,14 @@ from pyro_bmr.averaging.model_space import (
     read_spaces,
 )
 from pyro_bmr.averaging.occam_window import Window, WindowTally, window_of_all
-from pyro_bmr.averaging.presence import count_present
+from pyro_bmr.averaging.presence import are_single, count_present, draw_elements
 from pyro_bmr.averaging.subset_mixtures import SubsetMixture, SubsetTally, mix_all
 from pyro_bmr.averaging.window_tables import draw_window, frame_window, note_rest, title_window
 from pyro_bmr.display import Tabular
 from pyro_bmr.factors.joint import JointFactor
 from pyro_bmr.guides.pruned_guide import PrunedGuide
-from pyro_bmr.moments.names import Layout
 from pyro_bmr.mathematics.reduced_priors import Spike
+from pyro_bmr.moments.names import Layout
 from pyro_bmr.programs.alone import alone
 from pyro_bmr.selection.problem import read_scores, read_spike
 
@@ -387,7 +387,31 @@ class Average(Tabular):
         rows = {name: count_present(p) for name, p in self.presence.items()}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("site")
 
+    def parameters(self) -> pd.DataFrame:
+        """Return a table with one row per element of sites of one element, as SPM's are.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by element; columns ``P``, the probability that it is present, NaN where it
+            cannot go or was not asked for; ``mean`` and ``sd`` under the average.
+        """
+        import pandas as pd
+
+        single = [name for name, one in self.mean.items() if one.numel() == 1]
+        columns = {
+            "P": [
+                float(self.presence[name]) if name in self.presence else math.nan for name in single
+            ],
+            "mean": [float(self.mean[name]) for name in single],
+            "sd": [float(self.variance[name]) ** 0.5 for name in single],
+        }
+        return pd.DataFrame(columns, index=pd.Index(single, name="element"))
+
     def __rich__(self) -> Group:
+        windows = [draw_window(window) for window in self.windows]
+        if are_single(self.mean):
+            return Group(draw_elements(self.parameters(), self._title), *windows)
         sites = Table("site", title=self._title, title_justify="left")
         for column in ("total", "expected", "P > 1/2", "P > 0.95"):
             sites.add_column(column, justify="right")
@@ -399,14 +423,15 @@ class Average(Tabular):
                 f"{row['P > 1/2']:,.0f}",
                 f"{row['P > 0.95']:,.0f}",
             )
-        return Group(sites, *(draw_window(window) for window in self.windows))
+        return Group(sites, *windows)
 
     def _frames(self) -> dict[str, pd.DataFrame]:
         windows = {title_window(w): frame_window(w) for w in self.windows}
         rounded = {
             title: frame.round({"weight": 3, "delta_f": 2}) for title, frame in windows.items()
         }
-        return {self._title: self.summary().round(3)} | rounded
+        frame = self.parameters() if are_single(self.mean) else self.summary()
+        return {self._title: frame.round(3)} | rounded
 
     @property
     def _notes(self) -> tuple[str, ...]:

@@ -183,7 +183,30 @@ class Presence(Tabular):
         names = ["site", *columns, "standard_error", "found by"]
         return pd.DataFrame(rows, columns=names).set_index("site")
 
+    def parameters(self) -> pd.DataFrame:
+        """Return a table with one row per element of sites of one element, as SPM's are.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by element; columns ``P``, the probability that it is present, ``prior``, what
+            that was before the data, and ``standard_error``, 0 where exact.
+        """
+        import pandas as pd
+
+        single = [name for name, p in self.probability.items() if p.numel() == 1]
+        index = pd.Index(single, name="element")
+        summary = self.summary().loc[single]
+        columns = {
+            "P": summary["expected"],
+            "prior": summary["prior"],
+            "standard_error": summary["standard_error"],
+        }
+        return pd.DataFrame({name: one.to_numpy() for name, one in columns.items()}, index=index)
+
     def __rich__(self) -> Table:
+        if are_single(self.probability):
+            return draw_elements(self.parameters(), self._title)
         table = Table("site", title=self._title, title_justify="left")
         columns = ("total", "prior π", "expected", "P > 1/2", "P > 0.95", "largest std. error")
         for column in columns:
@@ -203,12 +226,38 @@ class Presence(Tabular):
         return table
 
     def _frames(self) -> dict[str, pd.DataFrame]:
-        return {self._title: self.summary().round(3)}
+        single = are_single(self.probability)
+        return {self._title: (self.parameters() if single else self.summary()).round(3)}
 
     @property
     def _title(self) -> str:
         total = sum(p.numel() for p in self.probability.values())
         return f"{self.expected_kept:,.1f} of {total:,} elements expected to be present"
+
+
+def are_single(by_site: Mapping[str, Tensor]) -> bool:
+    """Tell whether each site is one element, as those of a vector with names are."""
+    return bool(by_site) and all(one.numel() == 1 for one in by_site.values())
+
+
+def draw_elements(frame: pd.DataFrame, title: str) -> Table:
+    """Make a table with a row per element; what is not known, or is exact, stays empty."""
+    table = Table("element", title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(_HEADS.get(column, column), justify="right")
+    for name, row in frame.iterrows():
+        cells = (_write(column, row[column]) for column in frame.columns)
+        table.add_row(str(name), *cells)
+    return table
+
+
+_HEADS = {"prior": "prior π", "standard_error": "std. error"}
+
+
+def _write(column: str, value: float) -> str:
+    if value != value or (column == "standard_error" and not value):
+        return ""
+    return f"{value:.3f}" if column == "P" else f"{value:.4g}"
 
 
 def count_present(probability: Tensor) -> dict[str, float]:

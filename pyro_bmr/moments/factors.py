@@ -140,13 +140,25 @@ def _on_one_subspace(posterior: Posterior) -> tuple[Moments, Moments]:
     if basis.shape[-1] == len(loc):
         return own, Moments(loc, covariance)
     warn(
-        f"the posterior has no variance in {len(loc) - basis.shape[-1]} directions, which are "
-        "taken as fixed: the prior is that on what varies"
+        f"the posterior has no variance in {len(loc) - basis.shape[-1]} directions, combinations "
+        f"of {_name_tied(posterior, basis)}, which are taken as fixed: the prior is that on what "
+        "varies"
     )
     projection = basis @ basis.mT
     moved = own.loc + projection @ (loc - own.loc)
     projected = projection @ covariance @ projection
     return own, Moments(moved, (projected + projected.mT) / 2)
+
+
+def _name_tied(posterior: Posterior, basis: Tensor) -> str:
+    """Name the elements that have a part in directions without variance."""
+    missing = 1 - basis.square().sum(1)
+    tied = [posterior.names[i] for i in (missing > _PART).nonzero()[:, 0].tolist()]
+    return ", ".join(tied[:8]) + (f" and {len(tied) - 8} others" if len(tied) > 8 else "")
+
+
+# The least part, squared, of an element in a direction of length 1 that is told.
+_PART = 1e-3
 
 
 def _check_fixed(posterior: Posterior, rest: str) -> None:

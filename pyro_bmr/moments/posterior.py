@@ -420,14 +420,22 @@ class Posterior(Tabular):
         return {self._title: self._shown()}
 
     def _shown(self) -> pd.DataFrame:
-        """Return the summary, of many elements without those between the first and the last."""
+        """Return the summary; of many elements, fixed ones are one line, and the middle is cut."""
         import pandas as pd
 
-        frame = self.summary()
+        frame, varies = self.summary(), (self.free | ~self.kept).cpu().numpy()
         if len(frame) <= _MOST_ROWS:
             return frame
-        gap = pd.DataFrame("", index=pd.Index(["…"], name="element"), columns=frame.columns)
-        parts = (frame.iloc[:_FIRST_ROWS], gap, frame.iloc[-_LAST_ROWS:])
+
+        def line(told: str) -> pd.DataFrame:
+            return pd.DataFrame("", index=pd.Index([told], name="element"), columns=frame.columns)
+
+        fixed = int((~varies).sum())
+        frame = frame[varies]
+        parts = [frame]
+        if len(frame) > _MOST_ROWS:
+            parts = [frame.iloc[:_FIRST_ROWS], line("…"), frame.iloc[-_LAST_ROWS:]]
+        parts += [line(f"and {fixed:,} fixed")] if fixed else []
         return pd.concat([part.astype(object) for part in parts])
 
     @property

@@ -1,4 +1,4 @@
-"""`presence` and `average` where what is left has its marginal prior, against all models in numpy."""
+"""`presence` and `average` of both meanings of what is left, against all models in numpy."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def gaussians():
 
 
 def by_hand(rest):
-    """Log evidence, mean and second moment of each subset, from its own prior and the likelihood."""
+    """Log evidence and moments of each subset, from its own prior and the likelihood."""
     prior, information, covariance, mean = gaussians()
     linear = np.linalg.solve(covariance, mean)
     for kept in itertools.product([False, True], repeat=SIZE):
@@ -64,15 +64,14 @@ def test_other_reduced_priors_are_refused(function):
             function(q, reduced_prior=wrong)
 
 
-@pytest.mark.parametrize("rest", ["conditional", "marginal"])
-def test_a_walk_finds_the_same(monkeypatch, rest):
+def test_a_walk_finds_the_same(monkeypatch):
     monkeypatch.setattr("pyro_bmr.averaging.model_space.MOST_ELEMENTS", 2)
     prior, _, covariance, mean = gaussians()
     q = bmr.Posterior(mean, covariance, prior_covariance=prior, names=NAMES)
-    kept, evidence, means, _ = map(np.array, zip(*by_hand(rest), strict=True))
+    kept, evidence, means, _ = map(np.array, zip(*by_hand("marginal"), strict=True))
     weight = np.exp(evidence - evidence.max())
     weight /= weight.sum()
-    found = bmr.average(q, reduced_prior=bmr.Spike(rest=rest), num_samples=4000)
+    found = bmr.average(q, reduced_prior=bmr.Spike(rest="marginal"), num_samples=250)
     assert found.mean_error
     for i, name in enumerate(NAMES):
         error = 5 * float(found.presence_error[name]) + 1e-6
