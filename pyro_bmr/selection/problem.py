@@ -164,7 +164,10 @@ def _read_rest(reduced_prior: ReducedPrior | Mapping[str, ReducedPrior]) -> str:
     every = by_site.values()
     spikes = [one for one in every if isinstance(one, Spike)]
     if any(isinstance(one, Laplace) for one in every) or not all(map(_is_at_zero, spikes)):
-        expected = "Spike() at zero or Gaussian(loc, scale) for a Posterior"
+        expected = (
+            "Spike() at zero or Gaussian(loc, scale) for a Posterior; where both of its means are "
+            "less the prior mean, zero is the mean of the prior"
+        )
         refuse("reduced_prior", reduced_prior, expected)
     rests = {one.rest for one in spikes} or {"conditional"}
     if len(rests) > 1:
