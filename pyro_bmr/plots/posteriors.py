@@ -35,7 +35,8 @@ def check_reduction(result: Any) -> None:
     if not isinstance(result, Reduction):
         msg = (
             f"got a {type(result).__name__}. Expected a Reduction. Pass what "
-            "pyro_bmr.reduce(guide) or prune returned"
+            "pyro_bmr.reduce(guide) or prune returned; of a fitted estimator that is its result_, "
+            "of a pipeline pipeline[-1].result_"
         )
         raise TypeError(msg)
 

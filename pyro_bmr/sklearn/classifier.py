@@ -12,6 +12,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
+from torch import Tensor
 
 from pyro_bmr.sklearn.estimator import PrunedNetwork
 from pyro_bmr.sklearn.networks import BinaryClassification, Classification
@@ -40,7 +41,8 @@ class PrunedClassifier(ClassifierMixin, PrunedNetwork):
     classes_ : ndarray
         The classes, sorted.
     result_ : Reduction
-        What `prune` returned: the table, model and guide, in standardised units.
+        What `prune` returned: the table, model and guide, in standardised units. Its functions take
+        data from `to_tensors`.
     support_ : ndarray of bool
         Which inputs a prediction still depends on.
     selected_features_ : ndarray of str
@@ -92,14 +94,14 @@ class PrunedClassifier(ClassifierMixin, PrunedNetwork):
         """
         rows, targets = validate_data(self, X, y)
         check_classification_targets(targets)
-        encoder = LabelEncoder().fit(column_or_1d(targets, warn=True))
-        if len(encoder.classes_) < 2:
-            msg = f"got one class, {encoder.classes_[0]}. Expected rows of two classes or more"
+        self._encoder = LabelEncoder().fit(column_or_1d(targets, warn=True))
+        self.classes_ = self._encoder.classes_
+        if len(self.classes_) < 2:
+            msg = f"got one class, {self.classes_[0]}. Expected rows of two classes or more"
             raise ValueError(msg)
-        self.classes_ = encoder.classes_
-        labels = torch.as_tensor(encoder.transform(targets), device="cpu")
+        labels = self._read_targets(targets)
         if len(self.classes_) == 2:
-            self._train(rows, labels.float(), BinaryClassification, 1)
+            self._train(rows, labels, BinaryClassification, 1)
         else:
             self._train(rows, labels, Classification, len(self.classes_))
         return self
@@ -138,3 +140,7 @@ class PrunedClassifier(ClassifierMixin, PrunedNetwork):
         """
         most_probable = self.predict_proba(X).argmax(1)
         return self.classes_[most_probable]
+
+    def _read_targets(self, targets: np.ndarray) -> Tensor:
+        labels = torch.as_tensor(self._encoder.transform(targets), device="cpu")
+        return labels.float() if len(self.classes_) == 2 else labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
@@ -72,6 +73,33 @@ class PrunedNetwork(BaseEstimator):
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
         return np.asarray(names, dtype=object)[self.support_]
+
+    def to_tensors(self, X: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
+        """Return data as the network reads them, for functions of ``result_``.
+
+        Those take standardised data, as in ``model.result_.audit(*model.to_tensors(X, y))``.
+
+        Parameters
+        ----------
+        X : array-like
+            Inputs, ``(rows, inputs)``.
+        y : array-like
+            Targets or classes, ``(rows,)``.
+
+        Returns
+        -------
+        tuple of Tensor
+            Inputs, with the mean and scale of those of `fit` taken away; and targets likewise, or
+            numbers of classes, in the order of ``classes_``.
+        """
+        check_is_fitted(self)
+        rows, targets = validate_data(self, X, y, reset=False)
+        x = self._scaler.transform(rows).astype(np.float32)
+        return torch.as_tensor(x, device="cpu"), self._read_targets(targets)
+
+    @abstractmethod
+    def _read_targets(self, targets: np.ndarray) -> Tensor:
+        """Return them as the network observes them."""
 
     def _train(self, x: np.ndarray, y: Tensor, network_type: type[Network], outputs: int) -> None:
         """Set what was learned."""

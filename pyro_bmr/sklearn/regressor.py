@@ -11,6 +11,7 @@ from scipy.special import ndtr, ndtri
 from sklearn.base import RegressorMixin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import validate_data
+from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_switch, read_number
 from pyro_bmr.sklearn.estimator import PrunedNetwork
@@ -52,12 +53,13 @@ class PrunedRegressor(RegressorMixin, PrunedNetwork):
         Of initial values, batches and draws. As in scikit-learn, None takes one number from numpy's
         generator; those of torch, Pyro and Python are left alone.
     verbose : bool
-        Show a progress bar, if there is a terminal or a notebook.
+        Show a progress bar while it trains, if there is a terminal or a notebook.
 
     Attributes
     ----------
     result_ : Reduction
-        What `prune` returned: the table, model and guide, in standardised units.
+        What `prune` returned: the table, model and guide, in standardised units. Its functions take
+        data from `to_tensors`.
     support_ : ndarray of bool
         Which inputs a prediction still depends on.
     selected_features_ : ndarray of str
@@ -100,10 +102,8 @@ class PrunedRegressor(RegressorMixin, PrunedNetwork):
             Itself.
         """
         rows, targets = validate_data(self, X, y, y_numeric=True, ensure_min_samples=2)
-        column = np.reshape(targets, (-1, 1))
-        self._target = StandardScaler().fit(column)
-        standard = self._target.transform(column).squeeze(1).astype(np.float32)
-        self._train(rows, torch.as_tensor(standard, device="cpu"), Regression, 1)
+        self._target = StandardScaler().fit(np.reshape(targets, (-1, 1)))
+        self._train(rows, self._read_targets(targets), Regression, 1)
         return self
 
     def predict(
@@ -155,6 +155,10 @@ class PrunedRegressor(RegressorMixin, PrunedNetwork):
         level = read_number("level", level, lambda value: 0 < value < 1, expected)
         means, scales = self._components(X)
         return np.stack([_quantile(means, scales, (1 + s * level) / 2) for s in (-1, 1)], 1)
+
+    def _read_targets(self, targets: np.ndarray) -> Tensor:
+        standard = self._target.transform(np.reshape(targets, (-1, 1))).squeeze(1)
+        return torch.as_tensor(standard.astype(np.float32), device="cpu")
 
     def _components(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Means ``(draws, rows)`` and standard deviations ``(draws, 1)`` of the mixture."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import norm
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import BayesianRidge
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -143,6 +144,37 @@ def test_inside_a_pipeline():
     pipeline.fit(X, Y)
     assert pipeline[-1].n_features_in_ == 14
     assert "dose^2" in pipeline[-1].feature_names_in_
+
+
+def test_a_result_takes_standardised_tensors(linear, classifier):
+    """Free energies and audits of them are those of the training."""
+    x, y = linear.to_tensors(X, Y)
+    assert x.mean(0).numpy() == pytest.approx(0, abs=1e-5)
+    assert float(y.std(correction=0)) == pytest.approx(1)
+    found = linear.result_.audit(x, y, progress=False)
+    assert found.total.realised == pytest.approx(linear.result_.realised, abs=1.0)
+    few = linear.to_tensors(X.iloc[:3], Y.iloc[:3])
+    assert torch.equal(few[0], x[:3])
+    assert torch.equal(few[1], y[:3])
+    x, y = classifier.to_tensors(X, WORDS)
+    assert y.tolist() == list((WORDS == "low").astype(float))
+    result = classifier.result_
+    again, error = bmr.free_energy(result.model, result.guide, x, y)
+    assert again == pytest.approx(result.free_energy, abs=5 * error)
+    many = PrunedClassifier((), **LITTLE).fit(X, LEVELS)
+    assert many.to_tensors(X, LEVELS)[1].tolist() == list(LEVELS)
+    for bad in (X.drop(columns="age"), X.rename(columns={"age": "years"})):
+        with pytest.raises(ValueError, match="feature"):
+            linear.to_tensors(bad, Y)
+    with pytest.raises(ValueError, match="previously unseen labels"):
+        classifier.to_tensors(X, ["middle"] * 120)
+    with pytest.raises(NotFittedError):
+        PrunedRegressor().to_tensors(X, Y)
+
+
+def test_figures_ask_for_the_result(linear):
+    with pytest.raises(TypeError, match="got a PrunedRegressor.* that is its result_"):
+        bmr.plot_network(linear)
 
 
 @pytest.mark.rare
