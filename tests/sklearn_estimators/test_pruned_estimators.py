@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import BayesianRidge
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 import pyro_bmr as bmr
 from pyro_bmr.sklearn import PrunedClassifier, PrunedRegressor
@@ -144,6 +144,19 @@ def test_inside_a_pipeline():
     pipeline.fit(X, Y)
     assert pipeline[-1].n_features_in_ == 14
     assert "dose^2" in pipeline[-1].feature_names_in_
+
+
+def test_names_and_intervals_behind_a_scaler():
+    """Which is not needed: the last step of a pipeline takes what the steps before it return."""
+    plain = make_pipeline(StandardScaler(), PrunedRegressor((), **QUICK)).fit(X, Y)
+    assert list(plain[-1].selected_features_) == ["x0", "x1"]
+    assert list(plain[:-1].get_feature_names_out()[plain[-1].support_]) == ["age", "dose"]
+    named = make_pipeline(StandardScaler(), PrunedRegressor((), **QUICK))
+    named.set_output(transform="pandas").fit(X, Y)
+    assert list(named[-1].selected_features_) == ["age", "dose"]
+    mean, std = named.predict(X, return_std=True)
+    ends = named[-1].predict_interval(named[:-1].transform(X))
+    assert ends == pytest.approx(norm(mean[:, None], std[:, None]).ppf([0.05, 0.95]), rel=1e-3)
 
 
 def test_a_result_takes_standardised_tensors(linear, classifier):
