@@ -233,7 +233,7 @@ def test_splits_come_from_a_directory(tmp_path, monkeypatch):
 def test_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace, outputs = run_blocks(ROOT / "README.md")
-    assert len(outputs) == 4
+    assert len(outputs) == 5
     for printed, shown in outputs:
         check_same(printed, shown)
     result = namespace["result"]

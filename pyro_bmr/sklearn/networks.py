@@ -74,7 +74,7 @@ class Network(ABC):
             )(chosen)
 
 
-class Regression(Network):
+class RegressionNetwork(Network):
     """Normal targets around one output, with a precision that is learned."""
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:

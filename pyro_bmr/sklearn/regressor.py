@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_switch, read_number
 from pyro_bmr.sklearn.estimator import PrunedNetwork
-from pyro_bmr.sklearn.networks import Regression
+from pyro_bmr.sklearn.networks import RegressionNetwork
 
 _HALVINGS = 50
 
@@ -103,7 +103,7 @@ class PrunedRegressor(RegressorMixin, PrunedNetwork):
         """
         rows, targets = validate_data(self, X, y, y_numeric=True, ensure_min_samples=2)
         self._target = StandardScaler().fit(np.reshape(targets, (-1, 1)))
-        self._train(rows, self._read_targets(targets), Regression, 1)
+        self._train(rows, self._read_targets(targets), RegressionNetwork, 1)
         return self
 
     def predict(

@@ -638,7 +638,7 @@ def test_what_a_result_shows_of_groups():
     assert table["delta_f"].sum() == pytest.approx(result.delta_f, rel=1e-5)
     text = str(result)
     assert "groups" in text and "input" in text and "site" in text
-    assert result._repr_html_().count("<table") == 2
+    assert result._repr_html_().count("<table") == 3  # one is the picture
 
 
 @pytest.mark.parametrize(
