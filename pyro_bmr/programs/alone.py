@@ -10,9 +10,10 @@ from threading import RLock, get_ident
 from typing import ParamSpec, TypeVar
 
 from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.seed_messenger import SeedMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
+from torch._C import _functorch
 
 from pyro_bmr.display import hide_frames
 
@@ -57,6 +58,7 @@ def hold(verb: str) -> Iterator[None]:
     global _OWNER  # noqa: PLW0603
     with _LOCK:
         outer, owner = list(_PYRO_STACK), _OWNER
+        plates, levels = list(_DIM_ALLOCATOR._stack), _functorch.get_dynamic_layer_stack_depth()
         _check(verb, outer)
         try:
             _OWNER = get_ident()
@@ -64,6 +66,10 @@ def hold(verb: str) -> Iterator[None]:
             yield
         finally:
             _PYRO_STACK[:] = outer
+            # An interrupt leaves them where it comes just as a plate begins or a vmap ends.
+            _DIM_ALLOCATOR._stack[:] = plates
+            while _functorch.get_dynamic_layer_stack_depth() > levels:
+                _functorch._vmap_decrement_nesting()
             _OWNER = owner
 
 

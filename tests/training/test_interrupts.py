@@ -17,7 +17,8 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from torch._C import _functorch
 from torch.nn.modules import module as torch_module
 from torch.overrides import _len_torch_function_stack
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
@@ -75,6 +76,8 @@ def state_outside():
     """What no verb changes, whatever stops it."""
     return {
         "handlers": list(_PYRO_STACK),
+        "plates": list(_DIM_ALLOCATOR._stack),
+        "levels of vmap": _functorch.get_dynamic_layer_stack_depth(),
         "function modes": _len_torch_function_stack(),
         "dispatch modes": _len_torch_dispatch_stack(),
         "gradients": torch.is_grad_enabled(),
@@ -121,6 +124,7 @@ class Interrupt:
 
 @pytest.mark.parametrize("verb", [fit, prune, reduce, compare])
 def test_an_interrupt_leaves_everything_as_it_should_be(problem, verb):
+    verb(*problem)  # imports what is imported late, which may filter warnings
     model, guide, x, y = problem
     before, model_before, outside = values(guide), values(model), state_outside()
     stored = sorted(pyro.get_param_store())
