@@ -116,6 +116,7 @@ def group_level(
 
     Examples
     --------
+    >>> import pandas as pd
     >>> means = [[0.9, 0.1], [1.1, -0.2], [0.3, 0.0], [0.1, 0.1]]
     >>> posteriors = [
     ...     Posterior(mean, scale=[0.2, 0.2], prior_scale=1.0, names=["A(1,1)", "A(2,1)"])
@@ -270,6 +271,7 @@ class GroupLevel(Tabular):
 
         Examples
         --------
+        >>> import pandas as pd
         >>> posteriors = [
         ...     Posterior([mean], scale=[0.2], prior_scale=1.0, names=["A(1,1)"])
         ...     for mean in (0.9, 1.1, 0.8, 0.1, -0.1, 0.3)
