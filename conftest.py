@@ -1,7 +1,10 @@
 """What every test and every example in a docstring starts from."""
 
+import matplotlib
 import pyro
 import pytest
+
+matplotlib.use("Agg")
 
 # By time: none of these files shall begin when the other workers are nearly done.
 LONGEST = (

@@ -13,23 +13,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from accelerator import pretended_accelerator
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule
+from torch.utils._device import _device_constructors
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import pyro  # noqa: E402
-import pyro.distributions as dist  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from accelerator import pretended_accelerator  # noqa: E402
-from pyro import poutine  # noqa: E402
-from pyro.distributions import constraints  # noqa: E402
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal  # noqa: E402
-from pyro.nn import PyroModule  # noqa: E402
-from torch.utils._device import _device_constructors  # noqa: E402
-
-import pyro_bmr as bmr  # noqa: E402
+import pyro_bmr as bmr
 
 PACKAGE = Path(bmr.__file__).parent
 FACTORIES = {function.__name__ for function in _device_constructors()} | {"Generator"}

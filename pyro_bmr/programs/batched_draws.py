@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
-from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
@@ -121,23 +119,11 @@ def _batched(
     batched = torch.vmap(one, randomness="different")
 
     def run(inputs: Mapping[str, Tensor]) -> _Tensors:
-        with warnings.catch_warnings(), _no_level_left():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
             return batched(inputs, torch.zeros(len(next(iter(inputs.values()))), device="cpu"))
 
     return run
-
-
-@contextmanager
-def _no_level_left() -> Iterator[None]:
-    """End the levels that torch leaves where an interrupt comes just as it ends one."""
-    before = _functorch.get_dynamic_layer_stack_depth()
-    try:
-        yield
-    except BaseException:
-        while _functorch.get_dynamic_layer_stack_depth() > before:
-            _functorch._vmap_decrement_nesting()
-        raise
 
 
 class _OwnMemory(TorchFunctionMode):

@@ -1,17 +1,13 @@
 """Covariates of subjects that were left out, against the joint Gaussian of all data."""
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hierarchies import simulate
+from scipy.stats import multivariate_normal, norm, ttest_ind
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-from hierarchies import simulate  # noqa: E402
-from scipy.stats import multivariate_normal, norm, ttest_ind  # noqa: E402
-
-import pyro_bmr as bmr  # noqa: E402
+import pyro_bmr as bmr
 
 
 def study(seed=0, subjects=8, scale=1.0):

@@ -4,27 +4,23 @@ import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact_regression import ExactRegression
+from matplotlib.colors import to_rgb
+from pyro.infer.autoguide import AutoNormal, init_to_value
+from torch.distributions import Normal
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pyro  # noqa: E402
-import pyro.distributions as dist  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from exact_regression import ExactRegression  # noqa: E402
-from matplotlib.colors import to_rgb  # noqa: E402
-from pyro.infer.autoguide import AutoNormal, init_to_value  # noqa: E402
-from torch.distributions import Normal  # noqa: E402
-
-import pyro_bmr as bmr  # noqa: E402
-from pyro_bmr.plots.theme import series_styles  # noqa: E402
-from pyro_bmr.plots.unit_order import count_crossings, order_units  # noqa: E402
+import pyro_bmr as bmr
+from pyro_bmr.plots.theme import series_styles
+from pyro_bmr.plots.unit_order import count_crossings, order_units
 from pyro_bmr.selection.summaries import (
-    LayerSummary,  # noqa: E402
+    LayerSummary,
     Round,
 )
 from pyro_bmr.sparsities import Sparsity
