@@ -24,7 +24,8 @@ from pyro_bmr.selection.by_free_energy import by_free_energy
 from pyro_bmr.selection.decision import Decision, decide
 from pyro_bmr.selection.flags import flag_scales, naive_delta_f
 from pyro_bmr.selection.groups import Grouping, elements, list_groupings
-from pyro_bmr.selection.problem import Problem, UnitsOnDemand, assign, read_problem
+from pyro_bmr.selection.model_units import UnitsOnDemand
+from pyro_bmr.selection.problem import Problem, assign, read_problem
 from pyro_bmr.selection.realised import ROWS, make_meter, measure_realised
 from pyro_bmr.selection.scores import ElementScores, Scores, score
 from pyro_bmr.selection.selections import Selection, by_evidence

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.mathematics.transfers import to_numbers
-from pyro_bmr.selection.problem import UnitsOnDemand
+from pyro_bmr.selection.model_units import UnitsOnDemand
 from pyro_bmr.units.producers_and_readers import Axis
 
 

@@ -25,7 +25,7 @@ from pyro_bmr.mathematics.group_evidence import Coupling, GroupEvidence, GroupWa
 from pyro_bmr.mathematics.group_search import search_groups
 from pyro_bmr.mathematics.group_subsets import search_all_groups
 from pyro_bmr.mathematics.membership import Membership
-from pyro_bmr.selection.problem import read_units
+from pyro_bmr.selection.model_units import read_units
 
 SIZES = (3, 4, 3, 2)
 
@@ -216,7 +216,7 @@ def one_structure(monkeypatch):
         found[:] = found or [read_units(*arguments)]
         return found[0]
 
-    monkeypatch.setattr("pyro_bmr.selection.problem.read_units", read)
+    monkeypatch.setattr("pyro_bmr.selection.model_units.read_units", read)
 
 
 def flat(masks):
