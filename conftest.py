@@ -1,5 +1,7 @@
 """What every test and every example in a docstring starts from."""
 
+from importlib import import_module
+
 import matplotlib
 import pyro
 import pytest
@@ -28,6 +30,12 @@ LONGEST = (
     "test_guides.py",
     "test_hierarchical.py",
 )
+
+
+def pytest_configure(config):
+    """Import ArviZ before two workers do at once, which fails where it writes a file of the day."""
+    if not hasattr(config, "workerinput"):
+        import_module("arviz")
 
 
 def pytest_collection_modifyitems(items):

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock, get_ident
+from traceback import clear_frames
 from typing import ParamSpec, TypeVar
 
 from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.seed_messenger import SeedMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch._C import _functorch
 
 from pyro_bmr.display import hide_frames
+from pyro_bmr.programs.process_state import ProcessState
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -57,19 +58,18 @@ def hold(verb: str) -> Iterator[None]:
     """Be alone in a block."""
     global _OWNER  # noqa: PLW0603
     with _LOCK:
-        outer, owner = list(_PYRO_STACK), _OWNER
-        plates, levels = list(_DIM_ALLOCATOR._stack), _functorch.get_dynamic_layer_stack_depth()
-        _check(verb, outer)
+        before, owner = ProcessState.now(), _OWNER
+        _check(verb, before.handlers)
         try:
             _OWNER = get_ident()
             _PYRO_STACK.clear()
             yield
+        except KeyboardInterrupt as interrupt:
+            # Blocks that it stopped as they ended are ended now, not when it is forgotten.
+            clear_frames(interrupt.__traceback__)
+            raise
         finally:
-            _PYRO_STACK[:] = outer
-            # An interrupt leaves them where it comes just as a plate begins or a vmap ends.
-            _DIM_ALLOCATOR._stack[:] = plates
-            while _functorch.get_dynamic_layer_stack_depth() > levels:
-                _functorch._vmap_decrement_nesting()
+            before.restore()
             _OWNER = owner
 
 

@@ -15,9 +15,13 @@ from torch import Tensor
 
 _RATES = 33
 _AT_ONCE = 1 << 16
-# A multiplier and a shift that mix bits: Steele et al. 2014, "Fast splittable pseudorandom number
-# generators", SplitMix64.
-_MULTIPLIER, _SHIFT = np.uint64(0xBF58476D1CE4E5B9), np.uint64(27)
+# Shifts and multipliers after which each bit depends on all: Steele et al. 2014, "Fast splittable
+# pseudorandom number generators", SplitMix64.
+_MIXING = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+    (np.uint64(31), np.uint64(1)),
+)
 
 
 def fingerprint_run(guide: Any, data: Iterable[Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,8 +41,9 @@ def fingerprint_rows(tensors: Iterable[Tensor]) -> int:
         padded = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8)))
         mixed = np.ones(len(padded), dtype=np.uint64)
         for words in padded.view(np.uint64).T:
-            mixed = (mixed ^ words) * _MULTIPLIER
-            mixed ^= mixed >> _SHIFT
+            mixed ^= words
+            for shift, multiplier in _MIXING:
+                mixed = (mixed ^ (mixed >> shift)) * multiplier
         total += int(mixed.sum(dtype=np.uint64))
     return total % 2**64
 

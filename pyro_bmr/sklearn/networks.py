@@ -87,7 +87,7 @@ class RegressionNetwork(Network):
 
     def make_guide(self) -> AutoGuide:
         """Return one with a Gamma posterior of the precision."""
-        one = torch.ones((), device="cpu")
+        one = torch.ones((), device="cpu", dtype=torch.float32)
         start = init_to_value(values={"precision": one}, fallback=init_to_sample)
         return mean_field(self, gamma=["precision"], init_loc_fn=start, init_scale=_START)
 

@@ -103,20 +103,30 @@ def values(program):
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt when the so-manieth function is called; counts them without."""
+    """Raises KeyboardInterrupt when the so-manieth function is called; counts them without.
+
+    Not where Pyro writes one parameter into its store, or `warnings` ends a block: they would be
+    done by half. What is raised while Python throws a generator away goes no further.
+    """
 
     def __init__(self, at=None):
-        self.at, self.count = at, 0
+        self.at, self.count, self.lost = at, 0, False
 
     def __enter__(self):
+        self.hook, sys.unraisablehook = sys.unraisablehook, self.lose
         sys.settrace(self)
         return self
 
     def __exit__(self, *exc):
         sys.settrace(None)
+        sys.unraisablehook = self.hook
+
+    def lose(self, unraisable):
+        assert unraisable.exc_type is KeyboardInterrupt
+        self.lost = True
 
     def __call__(self, frame, event, arg):
-        self.count += 1
+        self.count += frame.f_globals.get("__name__") not in {"warnings", "pyro.params.param_store"}
         if self.count == self.at:
             sys.settrace(None)
             raise KeyboardInterrupt
@@ -140,7 +150,7 @@ def test_an_interrupt_leaves_everything_as_it_should_be(problem, verb):
         with suppress(KeyboardInterrupt), Interrupt(at) as interrupt:
             verb(*problem)
             # What is kept for later runs makes them shorter.
-            assert interrupt.count < at
+            assert interrupt.lost or interrupt.count < at
         assert state_outside() == outside, at
         if changed:
             assert all(value.isfinite().all() for value in values(guide).values())

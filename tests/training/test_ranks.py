@@ -139,6 +139,14 @@ def test_rows_are_told_from_others_in_any_order():
     assert whole not in {fingerprint_rows(other) for other in others}
 
 
+def test_signs_of_rows_that_cancel_in_a_sum_are_told():
+    """Of the last column, whose sign is the first bit of a word; half of them up, half down."""
+    for seed in range(40):
+        rows = torch.randn(48, 2, generator=torch.Generator().manual_seed(seed))
+        other = rows * torch.tensor([1.0, -1.0])
+        assert fingerprint_rows([rows]) != fingerprint_rows([other]), seed
+
+
 def test_seeds():
     own, same = (
         [Ranks(rank=rank, size=2, noise=noise).draw_seeds() for rank in range(2)]
