@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from often import often
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_sample
@@ -154,10 +155,12 @@ def assert_same(model, guide, compaction, args, tolerance=1e-6):
             assert (expected - found).abs().max() <= tolerance * expected.abs().max()
 
 
-MASKED = ("module_mlp", "lenet", "gru_cell", "residual_cnn")
-MASKED += ("functional_gru", "residual_cnn_with_norms", "vit")
+MASKED = ("module_mlp", "lenet", "gru_cell", "residual_cnn", "functional_gru")
 MASKS = [(name, 40 if name == "gru_cell" else 20) for name in MASKED]
-MASKS += [pytest.param(name, 200, marks=pytest.mark.rare) for name in MASKED]
+MASKS += [
+    pytest.param(name, 200, marks=pytest.mark.rare)
+    for name in (*MASKED, "residual_cnn_with_norms", "vit")
+]
 
 
 @pytest.mark.parametrize(("name", "examples"), MASKS)
@@ -201,7 +204,7 @@ def random_masks(scores, share=0.3, seed=0):
     }
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", often(NETWORKS, *MASKED))
 def test_every_network(name):
     network, result = make_result(name, share=0.2)
     with warnings.catch_warnings():

@@ -51,6 +51,7 @@ def test_the_demo(capsys, tmp_path):
         assert part in output
 
 
+@pytest.mark.rare
 @needs_uci
 def test_the_demo_on_boston(capsys, tmp_path):
     output = run_demo(capsys, tmp_path, "--data", "boston", "--data-dir", str(SHARED))

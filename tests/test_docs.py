@@ -10,7 +10,10 @@ from pyro_bmr import testing
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-SLOW = ("guide/many-runs.md", "guide/priors.md", "guide/rounds.md")
+SLOW = tuple(
+    f"guide/{page}.md"
+    for page in ("many-runs", "mixed-guides", "own-model", "priors", "rounds", "scikit-learn")
+)
 AROUND = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 

@@ -158,6 +158,7 @@ def test_learned_scales_are_pickled_and_saved(network, data, tmp_path):
         torch.testing.assert_close(found[name], scale)
 
 
+@pytest.mark.rare
 def test_prune_learns_the_scales(data):
     """As long as it trains: they follow the posterior of what is kept."""
     model, guide = train_network(data)

@@ -72,6 +72,7 @@ def test_a_slice_runs(data, whole):
     assert not output, "everything is there"
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("method", "trained"),
     [pytest.param("bmr", "round-0.seconds", marks=pytest.mark.rare), ("magnitude", "round-1.pt")],

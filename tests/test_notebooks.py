@@ -14,7 +14,7 @@ from traitlets.config import Config
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # The other notebooks call what these, the pages of the documentation or other tests call too.
-OFTEN = {"arviz_for_svi", "group_study", "own_model", "quickstart"}
+OFTEN = {"group_study", "quickstart"}
 MARKED = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in OFTEN else pytest.mark.rare)
     for path in NOTEBOOKS

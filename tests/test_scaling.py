@@ -78,6 +78,7 @@ def test_a_ring_sends_so_much(ranks):
     assert page.ring_bytes(weights, ranks) == pytest.approx(sent * (8 * weights + 4))
 
 
+@pytest.mark.rare
 def test_a_run_that_was_stopped_goes_on(tmp_path, capsys):
     call = ["--quick", "--verbs", "reduce, correlated", "--output", str(tmp_path / "found.csv")]
     scaling.main(call)

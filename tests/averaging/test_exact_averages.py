@@ -283,6 +283,7 @@ def walked(monkeypatch):
     return bmr.average(oracle.guide(), num_samples=3000), oracle
 
 
+@pytest.mark.rare
 def test_an_average_by_a_walk_agrees_with_all_models_within_its_errors(walked):
     found, oracle = walked
     for mine, error, exact in (

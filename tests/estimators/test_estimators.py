@@ -122,6 +122,7 @@ def local_draws(network):
     return draws(bmr.LocalELBO(), *network, count=40_000)
 
 
+@pytest.mark.rare
 def test_global_and_local_have_the_same_expectation(network, local_draws):
     """Within three standard errors of 10,000 draws or more: F, and almost all of its gradients."""
     first, second = draws(bmr.GlobalELBO(), *network, count=10_000), local_draws
@@ -462,6 +463,7 @@ class SmallRecurrent(PyroModule):
             pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
 
 
+@pytest.mark.rare
 def test_local_draws_a_recurrent_network_once_a_row(recwarn):
     """F and almost all of its gradients are within three standard errors of global."""
     x = torch.randn(12, 4)
@@ -508,6 +510,7 @@ def test_moments_of_a_gated_step(first):
     assert ((ours.variance.sqrt() / spread - 1).abs() < slack).all()
 
 
+@pytest.mark.rare
 def test_moments_train_a_recurrent_network():
     x = torch.randn(20, 4)
     model = SmallRecurrent()

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from networks import NETWORKS, Network, Regression
+from often import often
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -47,10 +48,10 @@ def close(first, second, tolerance=1e-5):
     return (first - second).abs().max() <= tolerance * second.abs().max().clamp(min=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["functional_mlp", "plated_mlp", "lenet", "residual_cnn", "gru_cell", "vit", "embedding_mlp"],
-)
+OFTEN = ("functional_mlp", "lenet", "gru_cell", "embedding_mlp")
+
+
+@pytest.mark.parametrize("name", often([*OFTEN, "plated_mlp", "residual_cnn", "vit"], *OFTEN))
 def test_same_numbers(name):
     """At the location and in draws, also on other numbers of data."""
     net = NETWORKS[name]()
@@ -411,9 +412,8 @@ assert not {"torch", "pyro", "pyro_bmr"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "num_samples"), [("lenet", 3), pytest.param("gru_cell", None, marks=pytest.mark.rare)]
-)
+@pytest.mark.rare
+@pytest.mark.parametrize(("name", "num_samples"), [("lenet", 3), ("gru_cell", None)])
 def test_onnx_without_torch(name, num_samples, tmp_path):
     """A process with numpy and ONNX Runtime alone gives the outputs of the masked network."""
     net = NETWORKS[name]()

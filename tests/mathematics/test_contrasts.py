@@ -213,6 +213,7 @@ def test_searches_find_the_best(kind, seed):
     assert path.isfinite().all()
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("meaning", MEANINGS)
 def test_random_walks_visit_as_the_evidence_says(meaning):
     contrast = MEANINGS[meaning](*Regression(2).gaussians())

@@ -175,6 +175,7 @@ def test_float32_is_scored_like_float64(log_scale, loc, log_prior_scale, prior_l
     torch.testing.assert_close(delta_f(*single, spike).double(), expected, rtol=1e-5, atol=floor)
 
 
+@pytest.mark.rare
 def test_a_sum_over_100_million_float32_scores_keeps_six_digits():
     n = 100_000_000
     scores = torch.full((n,), -0.1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from often import often
 from snippets import run_snippet
 
 import pyro_bmr as bmr
@@ -49,11 +50,10 @@ def vector(guide, values):
 
 @pytest.mark.parametrize(
     "family",
-    [
+    often(
+        ["AutoDiagonalNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal"],
         "AutoDiagonalNormal",
-        "AutoMultivariateNormal",
-        "AutoLowRankMultivariateNormal",
-    ],
+    ),
 )
 def test_guides_over_all_sites(family):
     guide, params = prepare(family)
@@ -108,6 +108,7 @@ def test_a_guide_by_site():
     assert given.prior_covariance.diagonal().tolist() == [1.0, 4.0]
 
 
+@pytest.mark.rare
 def test_sites_in_plates():
     def plated(x, y=None):
         with numpyro.plate("rows", 2, dim=-2), numpyro.plate("inputs", 3, dim=-1):
@@ -121,6 +122,7 @@ def test_sites_in_plates():
         assert (posterior.prior_covariance == 4 * torch.eye(6)).all()
 
 
+@pytest.mark.rare
 def test_the_hessian_of_a_linear_model():
     def linear(x, y=None):
         w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from often import often
 from pyro.infer import Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import kl_divergence
@@ -96,7 +97,7 @@ def test_steps_of_a_centered_guide_go_on_from_its_values():
     assert float(trace.nodes["w_unconstrained"]["log_prob_sum"]) == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.rare), 2, 6])
+@pytest.mark.parametrize("size", often([1, 2, 6], 2))
 @pytest.mark.parametrize("elsewhere", ["prior", "numbers"])
 def test_in_a_plate_of_which_a_run_sees_a_part(size, elsewhere):
     means = torch.linspace(-2.0, 3.0, 6)

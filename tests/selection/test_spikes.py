@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact_regression import ObservedRegression
+from often import often
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 from pyro.infer.autoguide import (
@@ -92,7 +93,7 @@ def pool(pooled):
 TO_MEAN = {"a": bmr.Spike(loc="prior")}
 
 
-@pytest.mark.parametrize("count", range(1, COUNTIES + 1))
+@pytest.mark.parametrize("count", often(range(1, COUNTIES + 1), 1, 3))
 def test_spikes_at_a_group_mean_are_exact(y, guide, count):
     full, *_ = solve(y, [])
     for pooled in itertools.combinations(range(COUNTIES), count):
@@ -194,6 +195,7 @@ def test_copies_and_files_hold_centers(y, guide, tmp_path):
     assert loss == pytest.approx(-float(solve(y, [0, 3])[0]), abs=1e-6)
 
 
+@pytest.mark.rare
 def test_audit_arviz_and_compaction(y, guide):
     result = bmr.reduce(guide, y, reduced_prior=TO_MEAN)
     assert result.audit(y).total.realised == pytest.approx(result.delta_f, abs=1e-6)

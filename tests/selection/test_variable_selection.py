@@ -77,6 +77,7 @@ def test_inclusion_probabilities_equal_enumeration(data, prior):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("problem", [logistic, poisson])
 def test_the_chosen_set_against_importance_sampling(problem):
     glm = problem()

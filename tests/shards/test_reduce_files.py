@@ -445,6 +445,7 @@ def test_no_ties_are_left_over():
     assert rule.ties == 0
 
 
+@pytest.mark.rare
 def test_memory_does_not_grow_with_a_shard(tmp_path):
     """Locations and scales would take 460 MiB."""
     code = f"""if True:

@@ -40,6 +40,7 @@ def classifier():
     return PrunedClassifier((4,), **QUICK).fit(X, WORDS)
 
 
+@pytest.mark.rare
 def test_inputs_that_matter_are_named(linear, classifier):
     assert list(linear.feature_names_in_) == NAMES
     assert list(linear.selected_features_) == ["age", "dose"]

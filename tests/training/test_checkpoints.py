@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from often import often
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
@@ -107,7 +108,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", often(CASES, "eager", "all rows", "state of its own"))
 def test_an_interrupted_training_ends_as_one_that_was_not(kind, tmp_path, monkeypatch):
     make, options = CASES[kind]
     options = {"lr": falling, **options}

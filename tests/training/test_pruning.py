@@ -131,6 +131,7 @@ def test_goes_on_from_a_reduction(data, tmp_path):
     assert again.rounds == second.rounds
 
 
+@pytest.mark.rare
 def test_a_finished_run_is_not_trained_again(data, tmp_path, monkeypatch):
     options = OPTIONS | {"max_rounds": 1, "num_epochs": 30, "checkpoint": tmp_path / "run.pt"}
     rate = {"lr": lambda done: 0.02 * (1 - done)}
@@ -142,9 +143,8 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path, monkeypatch):
         bmr.prune(*make(), *data, **options | {"lr": lambda done: 0.01 * (1 - done)})
 
 
-@pytest.mark.parametrize(
-    "family", [AutoNormal, pytest.param(AutoMultivariateNormal, marks=pytest.mark.rare)]
-)
+@pytest.mark.rare
+@pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
 def test_a_resumed_run_knows_what_its_last_reduction_decided(data, tmp_path, family):
     """Audit and figures ask for the posterior before it."""
     options = OPTIONS | {"max_rounds": 2, "num_epochs": 30, "algorithm": "paper", "seed": 0}
@@ -161,6 +161,7 @@ def test_a_resumed_run_knows_what_its_last_reduction_decided(data, tmp_path, fam
     assert whole.delta_f == resumed.delta_f < whole.decision.predicted["fc1.weight"]
 
 
+@pytest.mark.rare
 def test_layers_of_one_name_add_up(data):
     """Two groupings over one site, each with a layer of its name."""
 
@@ -207,9 +208,8 @@ def test_what_is_left_is_trained_as_long_as_it_falls(data):
     assert [r.counts for r in ended.rounds] == [True, False]
 
 
-@pytest.mark.parametrize(
-    "family", [AutoDiagonalNormal, pytest.param(AutoMultivariateNormal, marks=pytest.mark.rare)]
-)
+@pytest.mark.rare
+@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
 def test_other_guides(family, data):
     model, guide = make(family)
     options = OPTIONS | {"estimator": "global", "num_epochs": 100}
@@ -259,6 +259,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(family, data, tmp_path, monk
     assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
 
 
+@pytest.mark.rare
 def test_learnable_layers_of_the_model_are_in_the_state(data, tmp_path):
     """The kept round's own parameters of the model come back, also from a checkpoint."""
     path = tmp_path / "run.pt"
@@ -324,10 +325,8 @@ def test_killed_and_resumed(how):
     assert "the results are the same" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    ["global", pytest.param(TraceEnum_ELBO(max_plate_nesting=1), marks=pytest.mark.rare)],
-)
+@pytest.mark.rare
+@pytest.mark.parametrize("estimator", ["global", TraceEnum_ELBO(max_plate_nesting=1)])
 def test_discrete_sites_are_summed_out_in_training_and_in_measuring(estimator):
     pair = ROWS_APART["outliers"]
     guide = pair.guide(X, Y)
@@ -479,6 +478,7 @@ def linear(x, y):
         pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
 
 
+@pytest.mark.rare
 def test_many_rows_are_measured_in_parts(monkeypatch):
     """All once where that tells which F is lower, and again where it does not."""
     monkeypatch.setattr(free_energies, "ROWS", 20)

@@ -122,6 +122,7 @@ def test_compiled_steps_of_a_loader():
     torch.testing.assert_close(fit(True), fit(False), atol=0.15, rtol=0)
 
 
+@pytest.mark.rare
 def test_compiled_steps_of_batches_that_are_padded_to_other_widths(monkeypatch):
     monkeypatch.setattr(fitting, "_COMPILE_FROM", 1)
 

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from often import often
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from torch import nn
@@ -45,7 +46,7 @@ def compiled(monkeypatch):
 
 
 @pytest.mark.parametrize("estimator", ["global", "local", "moments"])
-@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("compile", often([True, False], False))
 def test_finds_the_exact_mean_field_posterior(estimator, compile, compiled, recwarn):
     """With batches of 8 of 30 rows: the last batch is smaller, the scale must be right."""
     guide = AutoNormal(model)
@@ -124,6 +125,7 @@ def test_same_seed_same_result(compiled):
     assert len(set(results[0][0])) == 5
 
 
+@pytest.mark.rare
 def test_pruned_elements_stay_pruned(compiled):
     network = Regression(3, hidden=4)
     guide = AutoNormal(network)
@@ -203,6 +205,7 @@ def test_which_observed_sites_are_scaled():
         BatchModel(loops, Batches((Y,), {}, 5))
 
 
+@pytest.mark.rare
 def test_random_numbers_of_other_kinds_are_compiled_too(compiled, recwarn):
     """Dropout, sub-sampling and Gamma draws come from torch's generator in every step."""
 
@@ -220,6 +223,7 @@ def test_random_numbers_of_other_kinds_are_compiled_too(compiled, recwarn):
     assert sum(losses[-20:]) < sum(losses[:20])
 
 
+@pytest.mark.rare
 def test_a_model_that_changes_during_the_training_is_noticed(compiled):
     scale = [1.0]
 
@@ -317,6 +321,7 @@ def test_a_loss_that_turns_nan_leaves_the_last_finite_state(compile, compiled):
     assert guide.locs.w.abs().max() < 100
 
 
+@pytest.mark.rare
 def test_learnable_layers_of_the_model_are_trained_too(compiled):
     layer = nn.Linear(3, 3)
 

@@ -109,6 +109,7 @@ def test_a_prior_without_draws_is_not_drawn_from(program, value):
         assert all(map(math.isfinite, losses))
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("program", "family"), [(level, AutoNormal), (noise, AutoMultivariateNormal)]
 )
