@@ -24,7 +24,7 @@ from pyro_bmr.cutting.planning import (
 )
 from pyro_bmr.cutting.program import Cut, Parameter
 from pyro_bmr.cutting.rewriting import plan_rewrites
-from pyro_bmr.display import Tabular
+from pyro_bmr.display import Tabular, a_or_an
 from pyro_bmr.export.portable import Portable
 from pyro_bmr.factors.factor import Factor
 from pyro_bmr.graphs.capture import Capture
@@ -241,7 +241,7 @@ def _check(model: Any, guide: Any) -> None:
     check_program(model)
     if not isinstance(model, PrunedModel) or not isinstance(guide, PrunedGuide):
         msg = (
-            f"got a {type(model).__name__} and a {type(guide).__name__}. Expected the model and "
+            f"got {a_or_an(model)} and {a_or_an(guide)}. Expected the model and "
             "the guide of a reduction: result.compact(), or compact(result.model, result.guide)"
         )
         raise TypeError(msg)

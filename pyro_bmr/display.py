@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def a_or_an(value: object) -> str:
+    """Return the name of its type, with its article."""
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "AEIOaeio" else f"a {name}"
+
+
 class Tabular(ABC):
     """What shows its numbers as tables: at the prompt, in notebooks, and as a data frame."""
 

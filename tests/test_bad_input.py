@@ -278,7 +278,7 @@ def test_a_model_in_the_place_of_the_guide(verb, wrap):
 
 @pytest.mark.parametrize("verb", OF_BOTH.values(), ids=OF_BOTH)
 def test_a_guide_in_the_place_of_the_model(verb, guide):
-    with pytest.raises(TypeError, match="got a AutoNormal in the place of the model. Expected"):
+    with pytest.raises(TypeError, match="got an AutoNormal in the place of the model. Expected"):
         verb(guide, model)
     reduced = bmr.reduce(guide)
     with pytest.raises(TypeError, match="the model in the place of the guide"):

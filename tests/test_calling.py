@@ -141,6 +141,7 @@ def test_files(guide, result, tmp_path):
     testing.check_guide_family(guide, X, Y, **GIVEN, num_samples=100)
 
 
+@pytest.mark.rare
 def test_onnx(guide, result, tmp_path):
     """Of a result, a pair, or a module that was made from one."""
     path = tmp_path / "network.onnx"

@@ -171,6 +171,7 @@ def test_measured_free_energies_agree():
     assert abs(full - small) < 5 * (error**2 + other**2) ** 0.5
 
 
+@pytest.mark.rare
 def test_groups_coarse_to_fine():
     _, guide, args = start()
     for _ in range(2):

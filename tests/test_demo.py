@@ -288,6 +288,7 @@ def test_the_map_names_every_module():
     assert named == {path.stem for path in modules | folders}
 
 
+@pytest.mark.rare
 def test_the_benchmark_of_the_makefile_can_be_collected():
     path = re.search(r"pytest (\S+) --benchmark-only", (ROOT / "Makefile").read_text())[1]
     done = subprocess.run(

@@ -10,10 +10,8 @@ from pyro_bmr import testing
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-SLOW = tuple(
-    f"guide/{page}.md"
-    for page in ("many-runs", "mixed-guides", "own-model", "priors", "rounds", "scikit-learn")
-)
+SLOW = ("audit", "many-runs", "mixed-guides", "own-model", "priors", "rounds", "scikit-learn")
+SLOW += ("variable-selection",)
 AROUND = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
@@ -22,7 +20,7 @@ def name(page):
 
 
 WITH_CODE = [
-    pytest.param(page, id=name(page), marks=[pytest.mark.rare] * name(page).endswith(SLOW))
+    pytest.param(page, id=name(page), marks=[pytest.mark.rare] * (page.stem in SLOW))
     for page in PAGES
     if "```python" in page.read_text()
 ]

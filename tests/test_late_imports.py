@@ -100,6 +100,7 @@ def test_a_reduction_needs_no_extra():
     assert "predicted, not measured" in printed and "realised" in printed
 
 
+@pytest.mark.rare
 def test_what_needs_an_extra_says_which():
     missing = ["matplotlib", "sklearn"]
     *figures, data = run(

@@ -54,6 +54,7 @@ result = bmr.reduce(guide)
 """
 
 
+@pytest.mark.rare
 def test_a_kernel_shows_every_figure():
     """Also those after the first, before which the backend is chosen."""
     cells = map(nbformat.v4.new_code_cell, [FIGURES, *["bmr.plot_criteria(result);"] * 2])

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_bmr.display import a_or_an
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -121,4 +123,4 @@ def _refuse(value: Any, place: str, what: str, expected: str) -> ValueError:
 
     shape = getattr(value, "shape", None)
     size = "" if shape is None or isinstance(value, xr.Dataset) else f" of shape {tuple(shape)}"
-    return ValueError(f"got {place}, a {type(value).__name__}{size} {what}. Expected {expected}")
+    return ValueError(f"got {place}, {a_or_an(value)}{size} {what}. Expected {expected}")

@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 
+from pyro_bmr.display import a_or_an
+
 _MOST = 2**63 - 1
 _MOST_SEED = 2**32 - 1
 _LONGEST = 60
@@ -29,11 +31,11 @@ def show(value: object) -> str:
         return f"the class {value.__name__}"
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and not isinstance(value, np.generic):
-        return f"a {type(value).__name__} of shape {tuple(shape)}"
+        return f"{a_or_an(value)} of shape {tuple(shape)}"
     text = repr(value)
     plain = value is None or isinstance(value, Real | str | bytes | list | tuple | dict | set)
     fits = len(text) <= _LONGEST and "\n" not in text
-    return text if fits and (plain or not text.startswith("<")) else f"a {type(value).__name__}"
+    return text if fits and (plain or not text.startswith("<")) else a_or_an(value)
 
 
 def refuse(name: str, value: object, expected: str) -> NoReturn:

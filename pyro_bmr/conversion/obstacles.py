@@ -10,12 +10,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_bmr.arguments.checks import refuse_kind
 from pyro_bmr.conversion.layers import LOOKUPS, NOT_BAYESIAN, trainable_parameters
+from pyro_bmr.display import a_or_an
 
 
 def check_module(module: Any, layers: tuple[type[nn.Module], ...]) -> None:
     """Refuse what cannot be converted."""
     if not isinstance(module, nn.Module):
-        msg = f"bayesianize got a {type(module).__name__}. Expected a torch.nn.Module"
+        msg = f"bayesianize got {a_or_an(module)}. Expected a torch.nn.Module"
         raise TypeError(msg)
     if (
         not isinstance(layers, tuple)
@@ -34,7 +35,7 @@ def check_module(module: Any, layers: tuple[type[nn.Module], ...]) -> None:
     if not any(trainable_parameters(layer) for layer in asked):
         names = ", ".join(layer.__name__ for layer in layers)
         msg = (
-            f"bayesianize got a {type(module).__name__} in which no layer of layers= has trainable "
+            f"bayesianize got {a_or_an(module)} in which no layer of layers= has trainable "
             f"parameters. Expected some of {names}; unfreeze them, or name other types in layers="
         )
         raise ValueError(msg)

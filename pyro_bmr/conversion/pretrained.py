@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_bmr.arguments.checks import check_function, check_kind
 from pyro_bmr.conversion.layers import buffer_name, site_name
+from pyro_bmr.display import a_or_an
 
 
 def init_to_pretrained(
@@ -51,7 +52,7 @@ def init_to_pretrained(
     check_function("fallback", fallback, "a function of pyro.infer.autoguide.initialization")
     if not any(True for _ in _pretrained(net)):
         msg = (
-            f"init_to_pretrained got a {type(net).__name__} that holds no pretrained weights. "
+            f"init_to_pretrained got {a_or_an(net)} that holds no pretrained weights. "
             "Expected what pyro_bmr.nn.bayesianize returned, or a module that holds it"
         )
         raise ValueError(msg)

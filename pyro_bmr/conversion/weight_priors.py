@@ -49,7 +49,7 @@ def fan_in_normal(scale: float = 1.0) -> WeightPrior:
     >>> fan_in_normal()("weight", layer.weight, layer).scale
     tensor(0.5000)
     """
-    return partial(_fan_in_normal, scale=_read_scale(scale))
+    return _Prior(_fan_in_normal, scale=_read_scale(scale))
 
 
 def normal(loc: float = 0.0, scale: float = 1.0) -> WeightPrior:
@@ -72,7 +72,7 @@ def normal(loc: float = 0.0, scale: float = 1.0) -> WeightPrior:
     Normal(loc: 0.0, scale: 0.1...)
     """
     loc = read_number("loc", loc, isfinite, "a finite mean")
-    return partial(_normal, loc=loc, scale=_read_scale(scale))
+    return _Prior(_normal, loc=loc, scale=_read_scale(scale))
 
 
 def learned_normal(scale: float = 1.0) -> WeightPrior:
@@ -112,10 +112,17 @@ def learned_normal(scale: float = 1.0) -> WeightPrior:
     >>> [(name, tuple(scales.shape)) for name, scales in net.named_parameters()]
     [('weight_prior_scale_unconstrained', (2, 4)), ('bias_prior_scale_unconstrained', (2,))]
     """
-    return partial(_learned_normal, scale=_read_scale(scale))
+    return _Prior(_learned_normal, scale=_read_scale(scale))
 
 
-# Priors are partials of these, not closures, so that a network can be pickled.
+class _Prior(partial[Any]):
+    """Shown as the call that made it; no closure, so that a network can be pickled."""
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())
+        return f"{self.func.__name__.removeprefix('_')}({given})"
+
+
 def _normal(_name: str, parameter: Tensor, _layer: nn.Module, *, loc: float, scale: float) -> Any:
     return dist.Normal(parameter.new_full((), loc), parameter.new_full((), scale))
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.graphs.operations import is_random
 from pyro_bmr.programs.dry_run import dry_run
 from pyro_bmr.programs.given_values import ValueMessenger, take_rows
@@ -168,7 +169,7 @@ def _find_place(error: BaseException) -> str:
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get("self")
         if isinstance(module, torch.nn.Module) and not isinstance(module, ModelWrapper):
-            place = f"a {type(module).__name__}"
+            place = a_or_an(module)
         elif not frame.f_globals.get("__name__", "").startswith(("torch", "pyro")):
             place = f"{frame.f_code.co_filename}, line {line}"
     return place

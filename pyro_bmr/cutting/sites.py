@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 from torch.distributions.constraints import Constraint
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.sites import Indices
 from pyro_bmr.programs.switching import SwitchedDistribution
@@ -30,7 +31,7 @@ def cut_distribution(fn: Any, full: torch.Size, kept: Indices) -> Any:
             continue
         if dim > len(shape):
             msg = (
-                f"got a {type(fn).__name__} of shape {tuple(shape)}. Expected {tuple(full)}, or "
+                f"got {a_or_an(fn)} of shape {tuple(shape)}. Expected {tuple(full)}, or "
                 "what is left of it"
             )
             raise ValueError(msg)
@@ -46,7 +47,7 @@ def _cut(fn: Any, todo: dict[int, Tensor]) -> Any:
     todo = {dim + fn.event_dim: index for dim, index in todo.items()}
     if max(todo) >= 0:
         msg = (
-            f"elements of a {type(fn).__name__} cannot be cut one by one, because they are not "
+            f"elements of {a_or_an(fn)} cannot be cut one by one, because they are not "
             "independent. Expected univariate elements, such as Normal(...).to_event(n)"
         )
         raise ValueError(msg)

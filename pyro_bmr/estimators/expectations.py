@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.estimators.gaussian_tensor import GaussianTensor, UnknownOperationError
 from pyro_bmr.estimators.nonlinearities import quadrature_points
 
@@ -37,7 +38,7 @@ def expected_log_prob(fn: td.Distribution, value: Tensor) -> Tensor:
     if not found:
         return fn.log_prob(value)
     msg = (
-        f"the log density of a {type(fn).__name__} has no expectation here over a Gaussian "
+        f"the log density of {a_or_an(fn)} has no expectation here over a Gaussian "
         f"{' and '.join(found)}. Expected a Normal with a Gaussian loc, or a Categorical, "
         "OneHotCategorical or Bernoulli with Gaussian logits. Use estimator 'local' or 'global', "
         f"or add a rule with @expected_log_prob.register({type(fn).__name__})"

@@ -10,6 +10,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.distributions import find_core
 from pyro_bmr.programs.site_kinds import is_computed
 
@@ -100,7 +101,7 @@ def _checked(leaf: Any) -> Any:
     if leaf is None or isinstance(leaf, Tensor | bool | int | float | str):
         return leaf
     msg = (
-        f"the model returns a {type(leaf).__name__}. Expected tensors, or tuples, lists and dicts "
+        f"the model returns {a_or_an(leaf)}. Expected tensors, or tuples, lists and dicts "
         "of these; pass output= the name of a site, or a parameter of the observed site's "
         "distribution such as 'logits'"
     )

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_bmr.cutting.program import CompactedModel
+from pyro_bmr.display import a_or_an
 from pyro_bmr.files.centers import pack_center, unpack_center
 from pyro_bmr.files.compacted import pack_compacted, unpack_compacted
 from pyro_bmr.files.supports import pack_support, unpack_support
@@ -50,7 +51,7 @@ def pack_handlers(model: Any) -> tuple[list[dict[str, Any]], Any]:
             }
             packed.append({"kind": "switched", "priors": priors})
         else:
-            msg = f"cannot save a {type(wrapper).__name__} around the model"
+            msg = f"cannot save {a_or_an(wrapper)} around the model"
             raise TypeError(msg)
     return packed, unwrap(model)
 

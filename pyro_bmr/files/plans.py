@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.files.whole_files import check_file, replace_file
 from pyro_bmr.versions import __version__
 
@@ -114,7 +115,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     msg = (
-        f"cannot save a {type(value).__name__} at {path}. Expected tensors, numbers, strings, "
+        f"cannot save {a_or_an(value)} at {path}. Expected tensors, numbers, strings, "
         "None, and lists and mappings of these"
     )
     raise TypeError(msg)

@@ -13,6 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from pyro_bmr.display import a_or_an
+
 Check = Callable[[Any, str], None]
 
 
@@ -25,7 +27,7 @@ def refuse(value: Any, where: str, expected: str) -> StructureError:
     if isinstance(value, Tensor):
         got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     else:
-        got = repr(value) if len(repr(value)) < _LONG else f"a {type(value).__name__}"
+        got = repr(value) if len(repr(value)) < _LONG else a_or_an(value)
     return StructureError(f"got {got} at {where or 'the top'}, expected {expected}")
 
 

@@ -27,6 +27,7 @@ from torch.distributions.transforms import (
     _InverseTransform,
 )
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal, LowRank
 from pyro_bmr.programs.distributions import POSITIVE, find_core, find_element_support
 from pyro_bmr.programs.sites import Site
@@ -101,7 +102,7 @@ def read_statement(
         core, ahead = _apply_affine(core, ahead)
     if ahead:
         chain = ", ".join(type(t).__name__ for t in (transforms or ahead))
-        why = f"it is a {type(core).__name__} seen through {chain} on the support {support}"
+        why = f"it is {a_or_an(core)} seen through {chain} on the support {support}"
         raise site_refusal(name, why)
     loc, spread, posterior = family(core)
     event_dim = fn.event_dim + loc.dim() - len(fn.shape())
@@ -129,10 +130,10 @@ def site_refusal(name: str, why: str) -> NotGaussianError:
 
 def _kind(core: Any) -> str:
     if getattr(core.support, "is_discrete", False):
-        return f"it is a {type(core).__name__}, which is discrete; sum it out (TraceEnum_ELBO)"
+        return f"it is {a_or_an(core)}, which is discrete; sum it out (TraceEnum_ELBO)"
     if isinstance(core, dist.Delta):
         return "it is a point mass (Delta), which has no variance"
-    return f"it is a {type(core).__name__}"
+    return f"it is {a_or_an(core)}"
 
 
 def _unwrap(fn: Any) -> tuple[Any, list[Transform]]:

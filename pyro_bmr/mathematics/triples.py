@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.mathematics.gaussian import Dense, Diagonal
 
 Family = TypeVar("Family", Diagonal, Dense, Distribution)
@@ -61,7 +62,7 @@ def _kind(known: tuple[type, ...], family: Any) -> type:
         if isinstance(family, kind):
             return kind
     names = ", ".join(kind.__name__ for kind in known)
-    msg = f"got a {type(family).__name__}. Expected one of {names}"
+    msg = f"got {a_or_an(family)}. Expected one of {names}"
     if hasattr(family, "prior_covariance"):
         msg += (
             "; of a Posterior, reduce(posterior) and compare_models(posterior, {'without': "

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from pyro_bmr.arguments.checks import check_kind
+from pyro_bmr.display import a_or_an
 
 # A kernel is a weight to its prior, as it is to torch.
 _WEIGHTS = {"weight": "weight", "kernel": "weight", "bias": "bias"}
@@ -27,7 +28,7 @@ def read_bayesian_torch(module: Any) -> dict[str, Any]:
                 found.setdefault(moment, {})[f"{path}.{name}" if path else name] = value
     if not found:
         msg = (
-            f"got a {type(module).__name__} without mean-field layers. Expected layers of "
+            f"got {a_or_an(module)} without mean-field layers. Expected layers of "
             "bayesian-torch, such as LinearReparameterization; dnn_to_bnn makes them"
         )
         raise ValueError(msg)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_bmr.arguments.checks import check_kind
+from pyro_bmr.display import a_or_an
 from pyro_bmr.plots.canvas import legend_below, one_axes, signed, two_axes
 from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import BLUE, GREY, LEGEND, VERMILION, text_color
@@ -138,7 +139,7 @@ def plot_rounds(result: Reduction, axes: Any = None) -> np.ndarray:
     import pandas as pd
 
     if not isinstance(result, Reduction):
-        msg = f"got a {type(result).__name__}. Expected what pyro_bmr.prune() returned"
+        msg = f"got {a_or_an(result)}. Expected what pyro_bmr.prune() returned"
         raise TypeError(msg)
     rounds, kept = result.rounds, result.kept_round
     if kept is None:

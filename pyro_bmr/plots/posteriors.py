@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bmr.arguments.checks import refuse
 from pyro_bmr.arguments.columns import find_axis
+from pyro_bmr.display import a_or_an
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.moments.posterior import Posterior
 from pyro_bmr.results import Reduction
@@ -34,7 +35,7 @@ def check_reduction(result: Any) -> None:
     """Raise a ``TypeError`` if something is not what `reduce` returns."""
     if not isinstance(result, Reduction):
         msg = (
-            f"got a {type(result).__name__}. Expected a Reduction. Pass what "
+            f"got {a_or_an(result)}. Expected a Reduction. Pass what "
             "pyro_bmr.reduce(guide) or prune returned; of a fitted estimator that is its result_, "
             "of a pipeline pipeline[-1].result_"
         )

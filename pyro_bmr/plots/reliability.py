@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.plots.canvas import one_axes
 from pyro_bmr.plots.sources import record
 from pyro_bmr.plots.theme import GREY, LEGEND, SMALL, series_styles
@@ -125,7 +126,7 @@ def _check(comparison: Any) -> dict[str, Any]:
     calibration = getattr(comparison, "calibration", None)
     if not isinstance(calibration, Mapping):
         msg = (
-            f"got a {type(comparison).__name__} without calibration. Expected what "
+            f"got {a_or_an(comparison)} without calibration. Expected what "
             "pyro_bmr.compare() returned for models whose observations are classes"
         )
         raise TypeError(msg)

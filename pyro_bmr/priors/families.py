@@ -32,6 +32,7 @@ from torch.distributions import (
 )
 
 from pyro_bmr.arguments.checks import check_kind
+from pyro_bmr.display import a_or_an
 from pyro_bmr.mathematics.gaussian import Diagonal
 from pyro_bmr.mathematics.moments import Moments
 from pyro_bmr.mathematics.transfers import to_host
@@ -235,18 +236,17 @@ def _read_joint(node: Any, core: Any) -> Moments:
     """Read the mean and covariance of all elements of a site, whose last axis is correlated."""
     if any(frame.full_size not in (None, frame.size) for frame in node["cond_indep_stack"]):
         msg = (
-            f"its prior is a {type(core).__name__}, of which a sub-sampling plate shows only some "
+            f"its prior is {a_or_an(core)}, of which a sub-sampling plate shows only some "
             "rows; pass arguments that show all rows"
         )
         raise UnreadablePriorError(msg)
     if _is_masked(node):
-        msg = f"its prior is a {type(core).__name__}, of which some is masked"
+        msg = f"its prior is {a_or_an(core)}, of which some is masked"
         raise UnreadablePriorError(msg)
     shape = node["fn"].shape()
     if shape.numel() > MOST_JOINT:
         msg = (
-            f"its prior is a {type(core).__name__} of {shape.numel():,} elements, more than "
-            f"{MOST_JOINT:,}"
+            f"its prior is {a_or_an(core)} of {shape.numel():,} elements, more than {MOST_JOINT:,}"
         )
         raise UnreadablePriorError(msg)
     loc, covariance = (
@@ -276,7 +276,7 @@ def _marginals(prior: Any) -> Normal:
 
 def _unregistered(prior: Any) -> str:
     return (
-        f"its prior is a {type(prior).__name__}, whose density at zero is not registered "
+        f"its prior is {a_or_an(prior)}, whose density at zero is not registered "
         "(pyro_bmr.extend.log_density_at_zero.register adds a family)"
     )
 

@@ -27,6 +27,7 @@ from pyro_bmr.arguments.arrays import (
     to_tensor,
 )
 from pyro_bmr.arguments.checks import read_keywords
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.calls import check_call
 from pyro_bmr.programs.dry_run import dry_run, find_modules
 from pyro_bmr.programs.failures import ALL_DATA, running
@@ -116,7 +117,7 @@ class _Given:
         for key, value in places:
             if isinstance(value, DataLoader | Dataset):
                 msg = (
-                    f"got a {type(value).__name__} as argument {key!r}. Expected arrays or "
+                    f"got {a_or_an(value)} as argument {key!r}. Expected arrays or "
                     "tensors: fit, prune and reduce alone read data a batch at a time, and take a "
                     "loader as the only argument"
                 )

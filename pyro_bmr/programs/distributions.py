@@ -25,6 +25,7 @@ from torch.distributions import (
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 from typing_extensions import override
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.centers import Center
 
 _ELSEWHERE = (
@@ -176,7 +177,7 @@ def prune_distribution(
         return PrunedMultivariateNormal(fn, mask, marginal)
     if fn.event_dim:
         msg = (
-            f"elements of a {type(fn).__name__} cannot be put at zero one by one, because they "
+            f"elements of {a_or_an(fn)} cannot be put at zero one by one, because they "
             "are not independent. Expected univariate elements, such as Normal(...).to_event(n)"
         )
         raise ValueError(msg)

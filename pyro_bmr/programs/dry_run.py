@@ -32,25 +32,28 @@ def dry_run(*programs: Any) -> Iterator[None]:
 
     for module in (module for program in programs for module in find_modules(program)):
         remember(module)
-    random_state = get_rng_state()
-    store = pyro.get_param_store()
+    random_state, store = get_rng_state(), pyro.get_param_store()
+    entries = store.get_state()
     # Modules that a program finds in other ways are seen when they run.
     hook = register_module_forward_pre_hook(remember)
-    try:
-        with (
-            torch.random.fork_rng(),
-            torch.enable_grad(),
-            pyro.validation_enabled(False),
-            store.scope(store.get_state()),
-        ):
-            try:
-                yield
-            finally:
-                set_rng_state(random_state)
-    finally:
+
+    def put_back() -> None:
         hook.remove()
+        store.clear()
+        store.set_state(entries)
+        set_rng_state(random_state)
         for buffer, value in before.values():
             overwrite(buffer, value)
+
+    try:
+        with torch.random.fork_rng(), torch.enable_grad(), pyro.validation_enabled(False):
+            yield
+    finally:
+        try:
+            put_back()
+        except KeyboardInterrupt:
+            put_back()
+            raise
 
 
 def unconstrained_parameters(trace: Any) -> dict[str, Tensor]:

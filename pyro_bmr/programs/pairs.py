@@ -9,6 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.many_processes import check_one_process
 from pyro_bmr.programs.wrapped import is_same_program, peel
 from pyro_bmr.programs.wrappers import ModelWrapper
@@ -39,7 +40,7 @@ def read_pair(value: Any, place: str = "", expected: str = _PAIR) -> Pair:
     else:
         model, guide = (getattr(value, what, None) for what in ("model", "guide"))
     if not (callable(model) and callable(guide)) or isinstance(value, torch.nn.Module):
-        msg = f"got a {type(value).__name__}{place}. {expected}"
+        msg = f"got {a_or_an(value)}{place}. {expected}"
         raise TypeError(msg)
     check_guide(model, guide)
     return model, guide
@@ -49,7 +50,7 @@ def check_programs(verb: str, model: Any, guide: Any) -> None:
     """Raise a TypeError if what a verb was given are no programs, but a result and data, say."""
     if not (callable(model) and callable(guide)):
         msg = (
-            f"{verb} got a {type(model).__name__} and a {type(guide).__name__}. Expected a model "
+            f"{verb} got {a_or_an(model)} and {a_or_an(guide)}. Expected a model "
             f"and its guide, as in {verb}(model, guide, x, y), or of a result, "
             f"{verb}(result.model, result.guide, x, y)"
         )
@@ -68,7 +69,7 @@ def check_guide(model: Any, guide: Any) -> None:
             raise TypeError(msg)
     if isinstance(peel(model).program, AutoGuide | GuideMessenger):
         msg = (
-            f"got a {type(peel(model).program).__name__} in the place of the model. Expected the "
+            f"got {a_or_an(peel(model).program)} in the place of the model. Expected the "
             "model, and the guide after it or as guide="
         )
         raise TypeError(msg)

@@ -24,6 +24,8 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_bmr.display import a_or_an
+
 _LOG_2PI = math.log(2 * math.pi)
 # Nodes of Gauss-Hermite quadrature.
 _NODES = 48
@@ -39,7 +41,7 @@ def divergence(posterior: LogNormal | Gamma, prior: Any) -> Tensor:
     except NotImplementedError:
         if isinstance(posterior, LogNormal):
             return _integrate(posterior, prior)
-        msg = f"the divergence of a Gamma posterior from a {type(prior).__name__} is not known"
+        msg = f"the divergence of a Gamma posterior from {a_or_an(prior)} is not known"
         raise NotImplementedError(msg) from None
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import (
 
 from pyro_bmr.arguments.arrays import is_array, to_tensor
 from pyro_bmr.arguments.checks import read_keywords
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.batches import Batches
 from pyro_bmr.programs.data import Arguments, convert_data
 from pyro_bmr.programs.dry_run import dry_run
@@ -157,13 +158,13 @@ def _read_stream(
 def _check_dataset(dataset: Any) -> None:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         msg = (
-            f"got a {type(dataset).__name__}, whose rows are not counted, so that a batch cannot "
+            f"got {a_or_an(dataset)}, whose rows are not counted, so that a batch cannot "
             "stand for all of them. Expected a Dataset with __len__ and __getitem__; or train by "
             "pyro.infer.SVI, with the likelihood scaled by rows / batch"
         )
         raise TypeError(msg)
     if not len(dataset):
-        msg = f"got a {type(dataset).__name__} without any rows. Expected one row or more"
+        msg = f"got {a_or_an(dataset)} without any rows. Expected one row or more"
         raise ValueError(msg)
 
 
@@ -182,7 +183,7 @@ def _find_indices(loader: DataLoader[Any]) -> Sequence[int]:
     if batches is None:
         told, expected = "without batches", "DataLoader(dataset, batch_size=...)"
     elif type(batches) is not BatchSampler:
-        told = f"with a {type(batches).__name__}, whose rows may not be equally probable"
+        told = f"with {a_or_an(batches)}, whose rows may not be equally probable"
         expected = "batch_size= and shuffle=True; or write the loop over pyro.infer.SVI.step"
     elif kind not in _SAMPLERS:
         told = f"with a {kind.__name__}, whose rows may not be equally probable"
@@ -210,7 +211,7 @@ def _reading(loader: DataLoader[Any]) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         msg = (
-            f"got rows of a {type(loader.dataset).__name__} that make no batch "
+            f"got rows of {a_or_an(loader.dataset)} that make no batch "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Expected tensors, "
             "arrays or numbers from every row, as many and of the same shapes and names, or a "
             "collate_fn= that makes them so"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 from typing_extensions import override
 
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.distributions import PrunedDistribution
 from pyro_bmr.programs.handlers import SiteBuffers
 from pyro_bmr.programs.sites import Indices, take
@@ -182,7 +183,7 @@ def switch_prior(fn: Any, new: NewPrior) -> Any:
     shape = fn.batch_shape
     if fn.event_dim or torch.broadcast_shapes(new.mask.shape, shape) != shape:
         msg = (
-            f"cannot give elements of a {type(fn).__name__} of shape {tuple(fn.shape())} another "
+            f"cannot give elements of {a_or_an(fn)} of shape {tuple(fn.shape())} another "
             f"prior by a mask of shape {tuple(new.mask.shape)}. Expected univariate elements, such "
             "as Normal(...).to_event(n), and a mask of the shape of the sample site"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import read_count, read_names, refuse_kind
+from pyro_bmr.display import a_or_an
 from pyro_bmr.programs.failures import running
 from pyro_bmr.programs.sites import Site
 
@@ -136,7 +137,7 @@ def read_labels(
     got = (
         f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype}"
         if isinstance(labels, Tensor)
-        else f"a {type(labels).__name__}"
+        else a_or_an(labels)
     )
     msg = (
         f"the function in {option}= returned {got} for the site {name!r}. Expected a tensor of "

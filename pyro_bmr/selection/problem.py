@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_bmr.arguments.checks import check_function, read_names, refuse
 from pyro_bmr.arguments.columns import read_columns
 from pyro_bmr.arguments.patterns import find_names
-from pyro_bmr.display import warn
+from pyro_bmr.display import a_or_an, warn
 from pyro_bmr.factors.centering import recenter
 from pyro_bmr.factors.factor import Factor, Prior
 from pyro_bmr.factors.joint import meet_priors
@@ -296,7 +296,7 @@ def _check_guide(
 ) -> None:
     if not callable(guide) and hasattr(guide, "guide"):
         data = (", x, y" if args else "") + (", kwargs={...}" if kwargs else "")
-        msg = f"got a {type(guide).__name__}. Pass its guide: {verb}(result.guide{data})"
+        msg = f"got {a_or_an(guide)}. Pass its guide: {verb}(result.guide{data})"
         raise TypeError(msg)
 
 

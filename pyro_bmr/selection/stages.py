@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmr.arguments.checks import check_kind
-from pyro_bmr.display import warn
+from pyro_bmr.display import a_or_an, warn
 from pyro_bmr.selection.group_members import form_groups
 from pyro_bmr.selection.group_scores import GroupScores
 from pyro_bmr.selection.groups import Grouping
@@ -59,7 +59,7 @@ def checked_masks(select: Selection, scores: Scores) -> dict[str, Tensor]:
     masks = select(scores)
     if not isinstance(masks, Mapping):
         msg = (
-            f"select returned a {type(masks).__name__}. Expected a function from scores to a "
+            f"select returned {a_or_an(masks)}. Expected a function from scores to a "
             "mapping of site names to masks; those of this package are called first, as in "
             "select=by_evidence()"
         )

@@ -193,6 +193,7 @@ def test_numbers_far_from_zero():
     np.testing.assert_allclose(moved.posterior.mean[:4] - 1e6, near.posterior.mean[:4], atol=1e-6)
 
 
+@pytest.mark.rare
 def test_intervals_cover():
     """Over 200 studies drawn from the priors, 90 % intervals cover 85 to 95 % of the effects."""
     hits = []

@@ -135,6 +135,7 @@ def test_the_hessian_of_a_linear_model():
     assert (posterior.prior_covariance == torch.eye(3)).all()
 
 
+@pytest.mark.rare
 def test_the_snippet_of_the_documentation():
     names = run_snippet("numpyro")
     posterior = names["posterior"]

@@ -684,6 +684,7 @@ def three_units(x):
     return bends + 1.5 * (x[:, 2] - x[:, 0]).relu()
 
 
+@pytest.mark.rare
 def test_of_ten_hidden_units_those_stay_that_are_needed(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(200, 5)

@@ -138,6 +138,7 @@ def test_parameters_that_come_later(tmp_path, monkeypatch):
     assert losses[:4] == whole[0][:4]
 
 
+@pytest.mark.rare
 def test_compiled_and_not(tmp_path, monkeypatch):
     """The one goes on from the other, since a machine may have no compiler."""
     path = tmp_path / "run.fit"

@@ -7,7 +7,6 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import numpy as np
 import pyro
@@ -27,7 +26,7 @@ import pyro_bmr as bmr
 
 QUIET = {"compile": False, "progress": False}
 # Where a run is interrupted: at so many functions that it calls, from few to all.
-POINTS = 300 if "FUZZ" in os.environ else 8
+POINTS = 300 if "FUZZ" in os.environ else 4
 
 
 class Regression(PyroModule):
@@ -106,7 +105,8 @@ class Interrupt:
     """Raises KeyboardInterrupt when the so-manieth function is called; counts them without.
 
     Not where Pyro writes one parameter into its store, or `warnings` ends a block: they would be
-    done by half. What is raised while Python throws a generator away goes no further.
+    done by half. What is raised while Python throws a generator away goes no further, and the
+    block that it was the end of is not ended.
     """
 
     def __init__(self, at=None):
@@ -147,10 +147,16 @@ def test_an_interrupt_leaves_everything_as_it_should_be(problem, verb):
         at = 1 + (whole.count - 1) * i // POINTS
         torch.manual_seed(0)
         random_before = generators()
-        with suppress(KeyboardInterrupt), Interrupt(at) as interrupt:
-            verb(*problem)
+        interrupt = Interrupt(at)
+        try:
+            with interrupt:
+                verb(*problem)
             # What is kept for later runs makes them shorter.
             assert interrupt.lost or interrupt.count < at
+        except KeyboardInterrupt:
+            pass
+        except RuntimeError:
+            assert interrupt.lost, at
         assert state_outside() == outside, at
         if changed:
             assert all(value.isfinite().all() for value in values(guide).values())

@@ -315,7 +315,8 @@ def test_a_checkpoint_of_another_run(data, tmp_path):
 TWO_WRITERS = ["--verb", "fit", "--writers", "2", "--interrupt"]
 
 
-@pytest.mark.parametrize("how", [[], pytest.param(TWO_WRITERS, marks=pytest.mark.rare)])
+@pytest.mark.rare
+@pytest.mark.parametrize("how", [[], TWO_WRITERS])
 def test_killed_and_resumed(how):
     """Twice; `benchmarks/kill_and_resume.py` does it as often as one likes."""
     script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
