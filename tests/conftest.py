@@ -383,7 +383,7 @@ OF_CASES = [*MODELS, "network by units"]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Try each law of each guide for a third of the models, and those of AutoNormal for all.
+    """Try each law of each guide for a fifth of the models, and those of AutoNormal for all.
 
     The others are rare.
     """
@@ -393,7 +393,7 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
             params = item.callspec.params
             law = laws.setdefault(item.originalname, len(laws))
             place = law + list(GUIDES).index(params["guide_name"]) + OF_CASES.index(params["case"])
-            if place % 3 and params["guide_name"] != "AutoNormal":
+            if place % 5 and params["guide_name"] != "AutoNormal":
                 item.add_marker(pytest.mark.rare)
 
 

@@ -106,7 +106,7 @@ def test_programs(verb, guide):
     if verb is not PROGRAMS["reduce"]:
         with pytest.raises(TypeError, match="Expected"):
             verb(None, guide)
-    with pytest.raises(TypeError, match="got model=3|got a int|a tuple. Expected"):
+    with pytest.raises(TypeError, match="got model=3|got an int|a tuple. Expected"):
         verb(3, guide)
 
 
@@ -181,6 +181,6 @@ def test_what_came_in_is_shown_in_a_few_words():
         "a Tensor of shape (2, 3)",
         "a ndarray of shape (2,)",
         "'a'",
-        "a object",
+        "an object",
         "a list",
     }

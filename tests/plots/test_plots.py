@@ -615,7 +615,7 @@ def test_predictions_that_cannot_be_drawn():
         bmr.plot_predictions({}, x)
     with pytest.raises(TypeError, match="got a tuple. Expected a pair"):
         bmr.plot_predictions((None, None), x)
-    with pytest.raises(TypeError, match="got a int as 'full'. Expected a pair"):
+    with pytest.raises(TypeError, match="got an int as 'full'. Expected a pair"):
         bmr.plot_predictions({"full": 3}, x)
     with pytest.raises(ValueError, match=r"site='z' for the model 'full'. Expected one of \['y'\]"):
         bmr.plot_predictions(pairs, x, site="z")
