@@ -113,7 +113,7 @@ def test_verbs_of_pairs(verb, guide, result):
         assert verb(pairs, X, Y, **GIVEN) is not None
     expected = r"Expected a pair: what reduce or prune returned, or \(model, guide\); or a mapping"
     for nothing, got in ((guide, "AutoNormal. "), ({"full": model}, "function as 'full'. ")):
-        with pytest.raises(TypeError, match=f"got a {got}{expected}"):
+        with pytest.raises(TypeError, match=f"got an? {got}{expected}"):
             verb(nothing, X, Y, **GIVEN)
     with pytest.raises(ValueError, match="got no models. Expected a pair"):
         verb({}, X, Y, **GIVEN)
