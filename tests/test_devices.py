@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,9 @@ PLACES = {
     "cuda": ("cuda", nullcontext, nullcontext),
     "cuda by default": ("cuda", nullcontext, partial(torch.device, "cuda")),
 }
+TRAINED = {"fit in batches", "reduce, measured", "units", "units and elements", "inputs"}
+TRAINED |= {"hierarchy", "mixture", "sub-sampling"}
+COUNTS_THERE = 'device="cpu"' not in getsource(torch.optim.Adam._init_group)
 # A pretended accelerator has no graphs that are captured, of which these are made.
 CAPTURED = {
     "units",
@@ -483,6 +487,8 @@ GPU = [
 )
 def test_every_verb_works(verb, place, tmp_path):
     device, throughout, during = PLACES[place]
+    if device == "cpu" and verb in TRAINED and COUNTS_THERE:
+        pytest.skip("this torch's Adam counts its steps on the default device")
     if place == "accelerator" and verb in CAPTURED:
         pytest.skip("captures a graph")
     if device == "cpu" and verb not in IN_EVERY_RUN and "FUZZ" not in os.environ:

@@ -45,7 +45,7 @@ def read_plan(path: str | Path, check: Callable[[Any], None] | None = None) -> A
     path = check_file(path)
     path.open("rb").close()  # says what is wrong with a path, which safe_open does not
     try:
-        with safe_open(path, "pt") as file:
+        with torch.device("cpu"), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             content = json.loads(metadata[_KEY])
             names = file.keys()

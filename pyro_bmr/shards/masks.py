@@ -84,7 +84,7 @@ def read_bits(path: Path) -> dict[str, Tensor]:
 def read_about(path: Path) -> Any:
     """Read what was said about the masks in a file; None if it holds none."""
     try:
-        with safe_open(path, "pt") as file:
+        with torch.device("cpu"), safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(_KEY)
     except SafetensorError:
         return None

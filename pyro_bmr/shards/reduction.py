@@ -101,8 +101,8 @@ def reduce_files(
     >>> tensors = {"w.loc": torch.tensor([0.0, 0.5, 2.0]), "w.scale": torch.tensor([0.1, 0.5, 0.5])}
     >>> save_file(tensors, folder / "part-1.safetensors")
     >>> table = reduce_files(folder / "part-1.safetensors", folder / "out", prior=dist.Normal(0, 1))
-    >>> table.loc["w", ["elements", "kept"]].tolist()
-    [3, 1]
+    >>> table[["elements", "kept"]].values.tolist()
+    [[3, 1]]
     >>> from pyro_bmr import read_masks
     >>> read_masks(folder / "out" / "part-1.masks.safetensors")["w"]
     tensor([False, False,  True])

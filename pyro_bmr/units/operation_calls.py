@@ -153,6 +153,8 @@ ELEMENTWISE: dict[Any, Rule] = {
             aten.mish_,
             aten.hardswish,
             aten.hardswish_,
+            aten.leaky_relu,
+            aten.leaky_relu_,
         ),
         combine,
     ),
