@@ -48,8 +48,9 @@ def find_unread(
 
 def _dropped_slices(mask: Tensor) -> Iterator[Tensor]:
     """Tell of each axis whether a slice along it is dropped whole."""
-    for dim in range(mask.dim()):
-        yield ~mask.any(dim).all()
+    for dim in range(mask.dim() if mask.numel() else 0):
+        # As `any`, of which bytes have a kernel that is ten times as fast.
+        yield (mask.view(torch.uint8).amax(dim) == 0).any()
 
 
 def _belonging(
