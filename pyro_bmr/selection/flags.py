@@ -31,6 +31,7 @@ from pyro_bmr.mathematics.transfers import find_extremes, to_numbers
 from pyro_bmr.selection.scores import ElementScores
 
 NOISE = 0.05
+_FEW = 1000
 
 
 def count_undecided(delta_f: Tensor, pruned_before: int) -> int:
@@ -51,27 +52,23 @@ class ScaleFlags:
 
 
 def flag_scales(factors: Sequence[Factor]) -> ScaleFlags:
-    """Look at all scales; those of independent elements are mostly told by their extremes."""
-    independent = [f for f in factors if type(f) is IndependentFactor and f.scale.numel()]
-    ends = find_extremes([factor.scale for factor in independent])
-    highest = {f.site.name: high for f, (_, high) in zip(independent, ends, strict=True)}
-    equal = tuple(
-        factor.site.name
-        for factor, (low, high) in zip(independent, ends, strict=True)
-        if low == high and factor.mask is None and factor.scale.numel() > 1
-    )
-    limits = [(factor, _limits(factor)) for factor in factors]
-    by_site = {name: limit for _, mine in limits for name, limit in mine.items() if limit.numel()}
-    lowest = dict(zip(by_site, to_numbers([t.amin() for t in by_site.values()]), strict=True))
-    wider = {
-        name: one
-        for factor, mine in limits
-        if any(not highest.get(name, math.inf) <= lowest.get(name, math.inf) for name in mine)
-        for name, one in _WIDER.get(type(factor), _wider)(factor, mine).items()
+    """Look at all scales, one pass over each."""
+    wide = {
+        name: wider.count_nonzero()
+        for factor in factors
+        for name, wider in _WIDER.get(type(factor), _wider)(factor, _limits(factor)).items()
     }
-    counts = to_numbers([one.count_nonzero() for one in wider.values()])
-    none = dict.fromkeys((name for _, mine in limits for name in mine), 0)
-    return ScaleFlags(none | dict(zip(wider, counts, strict=True)), equal)
+    counts = dict(zip(wide, to_numbers(list(wide.values())), strict=True))
+    alike = [
+        factor
+        for factor in factors
+        if type(factor) is IndependentFactor and factor.mask is None and factor.scale.numel() > 1
+    ]
+    # Of most sites already some of the first differ.
+    for number in (_FEW, None):
+        ends = find_extremes([factor.scale.flatten()[:number] for factor in alike])
+        alike = [factor for factor, (low, high) in zip(alike, ends, strict=True) if low == high]
+    return ScaleFlags(counts, tuple(factor.site.name for factor in alike))
 
 
 def naive_delta_f(
