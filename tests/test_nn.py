@@ -1,6 +1,7 @@
 """Networks from torch: they compute what torch computes, and behave as Pyro modules."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -479,3 +480,14 @@ def test_reduce_finds_the_priors_of_all_networks_constant(case):
     sites = bmr.reduce(guide, select=bmr.top_k(3)).masks
     assert set(sites) == set(latent_sites(net, x))
     assert sum(int(mask.sum()) for mask in sites.values()) == 3
+
+
+def test_a_prior_is_shown_as_the_call_that_made_it():
+    """Also after it was pickled, and in the signature that a notebook shows."""
+    for prior, shown in (
+        (bmr.nn.normal(scale=0.1), "normal(loc=0.0, scale=0.1)"),
+        (bmr.nn.learned_normal(2.0), "learned_normal(scale=2.0)"),
+    ):
+        assert repr(prior) == repr(pickle.loads(pickle.dumps(prior))) == shown
+    default = inspect.signature(bmr.bayesianize).parameters["prior"].default
+    assert repr(default) == "fan_in_normal(scale=1.0)"

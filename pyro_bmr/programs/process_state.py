@@ -39,6 +39,9 @@ class ProcessState:
 
     def restore(self) -> None:
         """End what has begun since."""
+        # First, since what is left of these is asked about the rest.
+        while _len_torch_function_stack() > self.modes:
+            _pop_torch_function_stack()
         _PYRO_STACK[:] = self.handlers
         _DIM_ALLOCATOR._stack[:] = self.plates
         if pyro.distributions.is_validation_enabled() != self.validation:
@@ -46,7 +49,5 @@ class ProcessState:
         torch.set_grad_enabled(self.gradients)
         while _functorch.get_dynamic_layer_stack_depth() > self.levels:
             _functorch._vmap_decrement_nesting()
-        while _len_torch_function_stack() > self.modes:
-            _pop_torch_function_stack()
         for hook in _global_forward_pre_hooks.keys() - self.hooks:
             del _global_forward_pre_hooks[hook]
